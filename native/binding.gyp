@@ -1,0 +1,23 @@
+{
+  "targets": [
+    {
+      "target_name": "addon",
+      "sources": [
+        "addon.cc",
+        "socket.cc",
+        "file.cc",
+        "memory.cc",
+        "eventfd.cc",
+        "poll.cc",
+        "relay.cc",
+        "ioctl.cc",
+        "mmio.cc"
+      ],
+      "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
+      "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],
+      "cflags!": ["-fno-exceptions"],
+      "cflags_cc!": ["-fno-exceptions", "-fno-rtti"],
+      "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"]
+    }
+  ]
+}

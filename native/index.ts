@@ -1,0 +1,168 @@
+/**
+ * System calls and the few loops that may not wait for a garbage collection; all policy is in TypeScript.
+ *
+ * Conventions: a failing call throws a `SystemError` (an Error with `errno` (positive), `code` such as "ENOENT" and
+ * `syscall`). What is no failure but "not now" is a return value, -1. All fds are made close-on-exec, sockets also
+ * non-blocking. fd 0 is a valid fd. Nothing here busy-waits, exits the process or keeps state shared between environments,
+ * so every worker thread may load the addon. Offsets and lengths are bytes and are checked against the buffers they
+ * go with (RangeError).
+ */
+import { createRequire } from "node:module";
+
+const addon = createRequire(import.meta.url)("./addon.node") as Addon;
+
+/** Which conditions a Poll waits for, as bits. */
+export const POLL_READABLE = 1;
+export const POLL_WRITABLE = 2;
+/** Reported along with the others when the peer hung up. */
+export const POLL_DISCONNECT = 4;
+
+/** Seals of a memfd (fcntl F_GET_SEALS). */
+export const F_SEAL_SEAL = 0x1;
+export const F_SEAL_SHRINK = 0x2;
+export const F_SEAL_GROW = 0x4;
+export const F_SEAL_WRITE = 0x8;
+
+/** Page protections of a map. */
+export const PROT_READ = 1;
+export const PROT_WRITE = 2;
+
+/**
+ * A range of address space that is reserved once, filled with zero pages, and into which memory is mapped with MAP_FIXED.
+ * Its ArrayBuffers are made once, one for each piece, and stay valid for ever: an unmapped part reads as zeros and swallows
+ * writes, and so does a page whose file was truncated by its owner (the SIGBUS is caught and a zero page put there).
+ */
+export interface Reservation {
+  readonly size: number;
+  /** The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use. The last may be shorter. */
+  piece(index: number): ArrayBuffer;
+  /** mmap(MAP_SHARED | MAP_FIXED) of fd's [fdOffset, fdOffset + length) at `offset`; all three page-aligned. */
+  map(offset: number, length: number, fd: number, fdOffset: number, protection: number): void;
+  /** Puts anonymous zero pages there. */
+  unmap(offset: number, length: number): void;
+  /** The address of the first byte in this process, for system calls that take one (VFIO_IOMMU_MAP_DMA, pagemap). */
+  readonly address: number;
+  /** Puts zero pages everywhere; the address space itself stays reserved as long as an ArrayBuffer of it lives. */
+  release(): void;
+}
+
+/** uv_poll on the environment's own loop. The callback gets the events' bits, or a negative errno. */
+export interface Poll {
+  start(events: number): void;
+  stop(): void;
+  /** Stops for good; the fd stays open and may be closed right after. */
+  close(): void;
+  /** Whether it keeps the process alive (it does at first). */
+  ref(): void;
+  unref(): void;
+}
+
+/**
+ * A native thread that moves eventfd signals: each read of a source fd that returns a count adds 1 to its target eventfd.
+ * The thread starts with the first `add`. Both fds are duplicated, so the caller keeps its own.
+ */
+export interface Relay {
+  /** Returns an id for remove and count. */
+  add(source: number, target: number): number;
+  /** When it returns, the thread no longer touches the pair. */
+  remove(id: number): void;
+  /** Signals relayed by this pair so far; by all pairs, removed ones included, when id is left out. */
+  count(id?: number): number;
+  /** Ends the thread and drops all pairs. */
+  close(): void;
+}
+
+/** fstat's part that matters for memory handed over by a peer. */
+export interface FileStatus {
+  readonly device: number;
+  readonly inode: number;
+  readonly size: number;
+  readonly kind: "file" | "socket" | "other";
+}
+
+interface Addon {
+  listen(path: string, backlog: number): number;
+  connect(path: string): number;
+  accept(fd: number): number;
+  socketPair(): [number, number];
+  receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array): number;
+  send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
+  duplicate(fd: number): number;
+  fileStatus(fd: number): FileStatus;
+  getSeals(fd: number): number;
+  addSeals(fd: number, seals: number): void;
+  isEventfd(fd: number): boolean;
+  isWritable(fd: number): boolean;
+  createMemory(name: string, size: number, hugePages: boolean): number;
+  Reservation: new (size: number, pieceSize: number) => Reservation;
+  eventfd(count: number): number;
+  eventfdRead(fd: number): number;
+  eventfdWrite(fd: number): void;
+  Poll: new (fd: number, callback: (events: number) => void) => Poll;
+  Relay: new () => Relay;
+  ioctl(fd: number, request: number, argument: Uint8Array | number): number;
+  mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
+  addressOf(buffer: ArrayBuffer): number;
+  load8(buffer: ArrayBuffer, offset: number): number;
+  load16(buffer: ArrayBuffer, offset: number): number;
+  load32(buffer: ArrayBuffer, offset: number): number;
+  store8(buffer: ArrayBuffer, offset: number, value: number): void;
+  store16(buffer: ArrayBuffer, offset: number, value: number): void;
+  store32(buffer: ArrayBuffer, offset: number, value: number): void;
+}
+
+export const {
+  /** A listening AF_UNIX stream socket. A stale socket file (nobody listens: ECONNREFUSED) is replaced; a served one is EADDRINUSE. */
+  listen,
+  /** Connects to an AF_UNIX stream socket (blocking connect, then non-blocking). */
+  connect,
+  /** The next connection, or -1 when none waits. */
+  accept,
+  /** Two connected AF_UNIX stream sockets. */
+  socketPair,
+  /**
+   * recvmsg into bytes[offset, offset + length): the byte count, 0 at the end of the stream, -1 when nothing waits.
+   * fds[0] becomes the count of fds that came along, which follow from fds[1] on; fds that do not fit are closed by the
+   * kernel or here and the call throws EMSGSIZE after closing the rest too.
+   */
+  receive,
+  /** sendmsg of bytes[offset, offset + length) with fds on the first byte: the byte count, or -1 when the socket is full. MSG_NOSIGNAL. */
+  send,
+  /** fcntl F_DUPFD_CLOEXEC. */
+  duplicate,
+  fileStatus,
+  /** fcntl F_GET_SEALS; 0 for a file that cannot be sealed. */
+  getSeals,
+  addSeals,
+  /** True when the fd is an eventfd (and no other anonymous inode). */
+  isEventfd,
+  /** True when the fd was opened for writing. */
+  isWritable,
+  /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
+  createMemory,
+  /** new Reservation(size, pieceSize) */
+  Reservation,
+  /** A non-blocking eventfd with that initial count. */
+  eventfd,
+  /** Takes the count (which becomes 0); 0 when it was 0. */
+  eventfdRead,
+  /** Adds 1. A full counter is no error: the reader has a signal waiting. */
+  eventfdWrite,
+  /** new Poll(fd, callback) */
+  Poll,
+  /** new Relay() */
+  Relay,
+  /** ioctl with a structure in place, or with a number by value. Returns the call's result. */
+  ioctl,
+  /** mmap(MAP_SHARED) of a file or device; unmapped when the ArrayBuffer is collected. */
+  mapFile,
+  /** The address of an ArrayBuffer's first byte in this process. */
+  addressOf,
+  /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
+  load8,
+  load16,
+  load32,
+  store8,
+  store16,
+  store32,
+} = addon;

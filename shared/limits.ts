@@ -1,0 +1,43 @@
+/** Everything that a peer can make us keep or wait for, bounded in one place. Sizes in bytes, times in milliseconds. */
+export const KiB = 1024;
+export const MiB = 1024 * KiB;
+export const GiB = 1024 * MiB;
+
+export const PAGE_SIZE = 4096;
+
+/** vfio-user: `max_data_xfer_size` that we offer and enforce. */
+export const MAX_DATA_XFER_SIZE = 1 * MiB;
+/** The largest vfio-user message: the largest payload, and room for the largest fixed part in front of it. */
+export const MAX_MESSAGE_SIZE = MAX_DATA_XFER_SIZE + 4 * KiB;
+/** VERSION's JSON. */
+export const MAX_VERSION_JSON_SIZE = 4 * KiB;
+/** File descriptors on one message: what Linux's SCM_RIGHTS carries. */
+export const MAX_MESSAGE_FDS = 253;
+/** DMA maps of one session. */
+export const MAX_DMA_MAPS = 65535;
+/** Commands that a client may have sent before the reply to the first; reading stops above it. */
+export const MAX_PENDING_COMMANDS = 256;
+/** Vectors of one interrupt index (MSI-X's own limit). */
+export const MAX_IRQ_VECTORS = 2048;
+
+/** Bytes that may wait in a socket's send queue before the peer counts as gone. */
+export const MAX_SEND_BACKLOG = 4 * MiB;
+/** vhost-user: messages are small; the memory table of 8 regions is the largest. */
+export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
+/** vhost-user without CONFIGURE_MEM_SLOTS: regions of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS. */
+export const MAX_VHOST_USER_REGIONS = 8;
+/** Queues of the virtio-vfio-user device: three for messages and copies, the rest are doorbells. */
+export const MAX_QUEUES = 256;
+export const MAX_QUEUE_SIZE = 1024;
+
+/** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
+export const REPLY_DEADLINE_MS = 4000;
+/** How long VERSION's reply waits for a device to be there. */
+export const DEVICE_WAIT_MS = 4000;
+
+/** Default size of the window of driver-VM memory; a power of two. */
+export const WINDOW_SIZE = 64 * GiB;
+/** One ArrayBuffer of the window: Node 20 allows at most 4 GiB each. */
+export const WINDOW_PIECE_SIZE = 1 * GiB;
+/** Maps at least this large are aligned to it in the window, so that large pages can be used. */
+export const LARGE_PAGE_SIZE = 2 * MiB;
