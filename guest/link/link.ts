@@ -1,0 +1,66 @@
+/**
+ * The link: all that a device knows of its driver VM. Two implementations: local.ts (the device sits straight on a
+ * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
+ */
+import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backend.js";
+
+/** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
+export interface Window {
+  /** Bytes. */
+  readonly size: number;
+  /** Bytes of each piece but the last; a power of two. No DMA map of at most this size crosses from one piece to the next. */
+  readonly pieceSize: number;
+  piece(index: number): ArrayBuffer;
+}
+
+/** A DMA map as the device sees it. */
+export interface DmaMapping {
+  /** The address that the driver VM uses (IOVA), and the size, in bytes. */
+  readonly address: number;
+  readonly size: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  /** Where it is in the window, or -1: then it is reached by DMA messages only. */
+  readonly windowOffset: number;
+}
+
+/** An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. */
+export interface IrqChange {
+  readonly flags: number;
+  readonly index: number;
+  readonly start: number;
+  readonly count: number;
+  /** DATA_BOOL's bytes. */
+  readonly bools?: Uint8Array;
+  /** DATA_EVENTFD: whether each vector now has a doorbell. */
+  readonly bound?: readonly boolean[];
+}
+
+/** The device's end of the link: what a link calls. */
+export interface Endpoint {
+  readonly summary: DeviceSummary;
+  /** A client is there; nothing is mapped yet. */
+  connected(maxDataXferSize: number): void;
+  /** The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards. */
+  disconnected(): Promise<void>;
+  map(mapping: DmaMapping): void;
+  /** Resolves when no DMA to or from it is under way. @throws ProtocolError ENOENT when there is no such map */
+  unmap(address: number, size: number): Promise<void>;
+  setIrqs(change: IrqChange): void;
+  /** Any other command; see PendingCommand for the duties. */
+  handle(command: PendingCommand): void;
+}
+
+export interface Link {
+  readonly window: Window;
+  /** Starts to serve `endpoint`; resolves when clients can connect. */
+  open(endpoint: Endpoint): Promise<void>;
+  /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */
+  trigger(index: number, vector: number): void;
+  /** DMA by message, for maps outside the window; at most maxDataXferSize bytes. Rejects with ProtocolError or PeerGone. */
+  readMemory(address: number, target: Uint8Array): Promise<void>;
+  writeMemory(address: number, source: Uint8Array): Promise<void>;
+  /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left. */
+  readonly closed: Promise<void>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,74 @@
+/**
+ * The virtio-vfio-user device: config space, queues and the link's own messages (docs/virtio-vfio-user.md).
+ *
+ * Messages are vfio-user's own framing (spec/vfio-user), little-endian. Where vfio-user passes an fd, the link passes a
+ * handle of the bridge's:
+ * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; there is no fd.
+ * - SET_IRQS with DATA_EVENTFD: `count` little-endian u32 doorbell numbers follow, NO_DOORBELL where there is none.
+ * VERSION does not occur on the link; CLIENT_CONNECTED takes its place.
+ */
+import { struct } from "../struct/struct.js";
+
+/** "vvfu" in config space tells our device from others with the same VIRTIO id. */
+export const MAGIC = 0x75667676;
+export const ABI_VERSION = 1;
+
+/** Device configuration layout; bytes past it read as zeros. */
+export const Config = struct({
+  magic: "u32",
+  abiVersion: "u16",
+  doorbells: "u16",
+  status: "u32",
+  /** Counts the clients so far; changes whenever a client connects. */
+  generation: "u32",
+  windowSize: "u64",
+  maxMessageSize: "u32",
+  reserved: 4,
+  uuid: 16,
+  /** UTF-8, NUL-padded. */
+  name: 32,
+});
+export const ConfigStatus = { BRIDGE_UP: 1, CLIENT_CONNECTED: 2 } as const;
+
+export const Queue = {
+  /** Bridge to device process; the driver offers writable buffers. */
+  TO_DEVICE: 0,
+  /** Device process to bridge; readable buffers. */
+  FROM_DEVICE: 1,
+  /** DMA copies done by the bridge. */
+  COPY: 2,
+  /** The first doorbell; a kick of queue FIRST_DOORBELL + n rings doorbell n. No buffers are ever put there. */
+  FIRST_DOORBELL: 3,
+} as const;
+
+/** The id of the shared memory region that is the window. */
+export const WINDOW_SHMID = 0;
+
+export const NO_DOORBELL = 0xffffffff;
+
+/** Commands of the link's own, beside vfio-user's. */
+export const LinkCommand = {
+  /** Device process to bridge, first message after DRIVER_OK: what the device is. */
+  HELLO: 0x101,
+  /** Bridge to device process: a client is there. The reply says that the device is ready for its DMA maps. */
+  CLIENT_CONNECTED: 0x102,
+  /** Bridge to device process: the client is gone. The reply says that all its memory was let go. */
+  CLIENT_GONE: 0x103,
+  /** Device process to bridge, before it resets the device: after the reply the bridge maps and unmaps nothing more. */
+  QUIESCE: 0x104,
+} as const;
+
+/**
+ * HELLO: `postedRegions` has a bit for each region whose writes the bridge answers as soon as they are queued. Behind it
+ * follow NUM_PCI_REGIONS u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no body.
+ */
+export const Hello = struct({ abiVersion: "u32", postedRegions: "u32" });
+
+export const ClientConnected = struct({
+  generation: "u32",
+  major: "u16",
+  minor: "u16",
+  maxDataXferSize: "u32",
+  reserved: 4,
+});
+export const ClientGone = struct({ generation: "u32", reserved: 4 });

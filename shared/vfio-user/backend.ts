@@ -1,0 +1,96 @@
+/**
+ * The seam between a vfio-user termination (server.ts) and what stands behind it: the device in this process (the local
+ * link) or the bridge's half of the virtio link. The termination owns the socket, VERSION, the DMA table, the checks of
+ * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
+ */
+
+/** What a termination must know of the device to check commands before it passes them on. */
+export interface DeviceSummary {
+  /** Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX; 0 where there is none. */
+  readonly regionSizes: readonly number[];
+  /** Bit n: writes to region n may be answered as soon as they are queued (a memory BAR). */
+  readonly postedRegions: number;
+  /** Vectors of each interrupt index (VFIO_PCI_*_IRQ_INDEX); 0 where there is none. */
+  readonly irqCounts: readonly number[];
+}
+
+/** One DMA map of the client's, addresses and sizes in bytes. */
+export interface MemoryMap {
+  readonly address: number;
+  readonly size: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  /** Memory that may be mapped (checked: large enough, sealed against shrinking, page-aligned), or -1. The termination keeps and closes it. */
+  readonly fd: number;
+  readonly fdOffset: number;
+  /** Where the backend put it in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
+  windowOffset: number;
+}
+
+/** A checked SET_IRQS: `start` and `count` lie within the index's vectors. */
+export interface IrqSetRequest {
+  /** IrqSetFlags: one DATA_* and one ACTION_* bit. */
+  readonly flags: number;
+  readonly index: number;
+  readonly start: number;
+  readonly count: number;
+  /** DATA_BOOL: one byte for each vector. */
+  readonly bools?: Uint8Array;
+  /**
+   * DATA_EVENTFD: one checked eventfd for each vector, -1 where there is none (all -1 takes the binding away). The
+   * backend owns them from this call on and closes each when it is replaced, unbound, or the client is gone.
+   */
+  readonly eventfds?: readonly number[];
+}
+
+/**
+ * One command under way. The object is reused for the next command, so it must not be kept past `reply` or `fail`, of
+ * which exactly one is called, at once or later. (With NO_REPLY they are called too, and send nothing.)
+ */
+export interface PendingCommand {
+  /** vfio-user's command number. */
+  readonly command: number;
+  /** The request's body is bytes[offset, offset + length); `data` views the same buffer. Valid until reply or fail. */
+  readonly bytes: Uint8Array;
+  readonly data: DataView;
+  readonly offset: number;
+  readonly length: number;
+  /** Where the reply's body is to be written: replyBytes from replyOffset on. Call `reserve` first. */
+  readonly replyBytes: Uint8Array;
+  readonly replyData: DataView;
+  readonly replyOffset: number;
+  /** Makes room for a reply body of that many bytes (zeros are not promised); replyBytes and replyData may change. */
+  reserve(length: number): void;
+  /** Sends the reply with the first `length` reserved bytes as its body. fds are sent along and stay the caller's. */
+  reply(length: number, fds?: readonly number[]): void;
+  /** Sends an error reply. */
+  fail(errno: number): void;
+}
+
+export interface ClientVersion {
+  readonly major: number;
+  readonly minor: number;
+  /** The client's max_data_xfer_size: the most that one DMA_READ or DMA_WRITE to it may carry, in bytes. */
+  readonly maxDataXferSize: number;
+}
+
+/** Sends DMA_READ and DMA_WRITE to the client; rejects with ProtocolError (its errno) or PeerGone. */
+export interface ClientMemory {
+  read(address: number, target: Uint8Array): Promise<void>;
+  write(address: number, source: Uint8Array): Promise<void>;
+}
+
+export interface Backend {
+  /** The device, or undefined while none is there. */
+  readonly device: DeviceSummary | undefined;
+  /** A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply and ends the session. */
+  connect(version: ClientVersion, memory: ClientMemory): Promise<void>;
+  /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */
+  disconnect(): Promise<void>;
+  map(map: MemoryMap): Promise<void>;
+  /** Resolves when nothing touches the memory any more. */
+  unmap(map: MemoryMap): Promise<void>;
+  setIrqs(request: IrqSetRequest): Promise<void>;
+  /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
+  handle(command: PendingCommand): void;
+}
