@@ -1,0 +1,44 @@
+/**
+ * What `npm test` runs: lint, then every AVA test, the ones with VMs last and one at a time (two VMs fill a small machine).
+ * Arguments are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
+ */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+
+const VM_TESTS = "build/test/vm/**";
+
+let passed = 0;
+let failed = 0;
+
+async function lint(): Promise<void> {
+  const child = spawn("npx", ["--no-install", "biome", "check", "--error-on-warnings", "."], { stdio: "inherit" });
+  const [code] = (await once(child, "exit")) as [number | null];
+  code === 0 ? passed++ : failed++;
+}
+
+/** Runs AVA with TAP output, which is passed on line by line and counted; a crash of AVA itself counts as a failure. */
+async function ava(...args: string[]): Promise<void> {
+  const child = spawn("npx", ["--no-install", "ava", "--tap", ...args], { stdio: ["ignore", "pipe", "inherit"] });
+  const exited = once(child, "exit") as Promise<[number | null]>;
+  let failedHere = 0;
+  for await (const line of createInterface({ input: child.stdout })) {
+    console.log(line);
+    if (line.startsWith("ok ") && !/# (SKIP|TODO)/.test(line)) passed++;
+    else if (line.startsWith("not ok ")) failedHere++;
+  }
+  const [code] = await exited;
+  if (code !== 0 && failedHere === 0) failedHere = 1;
+  failed += failedHere;
+}
+
+const patterns = process.argv.slice(2);
+if (patterns.length > 0) {
+  await ava(...patterns);
+} else {
+  await lint();
+  await ava(`!${VM_TESTS}`);
+  await ava("--serial", "--concurrency=1", "--no-worker-threads", "--timeout=15m", VM_TESTS);
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed === 0 && passed > 0 ? 0 : 1;
