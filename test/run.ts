@@ -12,14 +12,14 @@ let passed = 0;
 let failed = 0;
 
 async function lint(): Promise<void> {
-  const child = spawn("npx", ["--no-install", "biome", "check", "--error-on-warnings", "."], { stdio: "inherit" });
+  const child = spawn("node_modules/.bin/biome", ["check", "--error-on-warnings", "."], { stdio: "inherit" });
   const [code] = (await once(child, "exit")) as [number | null];
   code === 0 ? passed++ : failed++;
 }
 
 /** Runs AVA with TAP output, which is passed on line by line and counted; a crash of AVA itself counts as a failure. */
 async function ava(...args: string[]): Promise<void> {
-  const child = spawn("npx", ["--no-install", "ava", "--tap", ...args], { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn("node_modules/.bin/ava", ["--tap", ...args], { stdio: ["ignore", "pipe", "inherit"] });
   const exited = once(child, "exit") as Promise<[number | null]>;
   let failedHere = 0;
   for await (const line of createInterface({ input: child.stdout })) {

@@ -33,16 +33,16 @@ gyp_options=()
 [[ -f $prefix/include/node/node_api.h ]] && gyp_options+=("--nodedir=$prefix")
 if [[ ! -f native/build/Makefile || native/binding.gyp -nt native/build/Makefile ]]; then
   say "configuring the addon"
-  npx --no-install node-gyp configure -C native "${gyp_options[@]}" --loglevel=error >&2
+  node_modules/.bin/node-gyp configure -C native "${gyp_options[@]}" --loglevel=error >&2
 fi
 mkdir -p build/native
 addon=native/build/Release/addon.node
 if ! make -q -C native/build BUILDTYPE=Release >/dev/null 2>&1 || [[ ! -f build/native/addon.node ]]; then
   say "compiling the addon"
-  npx --no-install node-gyp build -C native "${gyp_options[@]}" --loglevel=error >&2
+  node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >&2
   cp "$addon" build/native/addon.node
 fi
 
 say "compiling TypeScript"
-npx --no-install tsc -b
+node_modules/.bin/tsc -b
 chmod +x build/host/main.js build/guest/main.js
