@@ -7,9 +7,11 @@
         "socket.cc",
         "file.cc",
         "memory.cc",
+        "guard.cc",
         "eventfd.cc",
         "poll.cc",
         "relay.cc",
+        "relay_thread.cc",
         "ioctl.cc",
         "mmio.cc"
       ],
@@ -17,7 +19,8 @@
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],
       "cflags!": ["-fno-exceptions"],
       "cflags_cc!": ["-fno-exceptions", "-fno-rtti"],
-      "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"]
+      "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"],
+      "ldflags": ["-Wl,-z,nodelete"]
     }
   ]
 }

@@ -1,0 +1,88 @@
+// What can be asked of a file descriptor that a peer handed over, before anything trusts it, and memory files of our own.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "addon.h"
+#include "arguments.h"
+#include "error.h"
+#include "eventfd.h"
+
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
+
+namespace {
+
+Napi::Value Duplicate(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  return Napi::Number::New(env, Check(env, fcntl(Fd(info[0]), F_DUPFD_CLOEXEC, 0), "fcntl"));
+}
+
+Napi::Value FileStatus(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  struct stat status;
+  Check(env, fstat(Fd(info[0]), &status), "fstat");
+  const char* kind = S_ISREG(status.st_mode) ? "file" : S_ISSOCK(status.st_mode) ? "socket" : "other";
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("device", Napi::Number::New(env, static_cast<double>(status.st_dev)));
+  result.Set("inode", Napi::Number::New(env, static_cast<double>(status.st_ino)));
+  result.Set("size", Napi::Number::New(env, static_cast<double>(status.st_size)));
+  result.Set("kind", Napi::String::New(env, kind));
+  return result;
+}
+
+Napi::Value GetSeals(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int seals = fcntl(Fd(info[0]), F_GET_SEALS);
+  if (seals == -1 && errno == EINVAL) seals = 0;
+  return Napi::Number::New(env, Check(env, seals, "fcntl"));
+}
+
+Napi::Value AddSeals(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Check(env, fcntl(Fd(info[0]), F_ADD_SEALS, static_cast<int>(Integer(info[1], "seals", 0, INT32_MAX))), "fcntl");
+  return env.Undefined();
+}
+
+Napi::Value IsEventfdExport(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int error = CheckEventfd(Fd(info[0]));
+  if (error != 0 && error != EINVAL) throw SystemError(env, error, "readlink");
+  return Napi::Boolean::New(env, error == 0);
+}
+
+Napi::Value IsWritable(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int flags = Check(env, fcntl(Fd(info[0]), F_GETFL), "fcntl");
+  return Napi::Boolean::New(env, (flags & O_ACCMODE) != O_RDONLY);
+}
+
+Napi::Value CreateMemory(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::string name = Text(info[0], "name");
+  off_t size = Integer(info[1], "size");
+  if (!info[2].IsBoolean()) throw Napi::TypeError::New(env, "hugePages must be a boolean");
+  unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+  if (info[2].As<Napi::Boolean>()) flags |= MFD_HUGETLB | MFD_HUGE_2MB;
+  int fd = Check(env, memfd_create(name.c_str(), flags), "memfd_create");
+  if (ftruncate(fd, size) != 0) {
+    int error = errno;
+    close(fd);
+    throw SystemError(env, error, "ftruncate");
+  }
+  return Napi::Number::New(env, fd);
+}
+
+}  // namespace
+
+void InitFile(Napi::Env env, Napi::Object exports) {
+  Export<Duplicate>(env, exports, "duplicate");
+  Export<FileStatus>(env, exports, "fileStatus");
+  Export<GetSeals>(env, exports, "getSeals");
+  Export<AddSeals>(env, exports, "addSeals");
+  Export<IsEventfdExport>(env, exports, "isEventfd");
+  Export<IsWritable>(env, exports, "isWritable");
+  Export<CreateMemory>(env, exports, "createMemory");
+}

@@ -1,0 +1,235 @@
+// AF_UNIX stream sockets with file descriptors on their messages (unix(7), SCM_RIGHTS). Sockets are close-on-exec and
+// non-blocking, and so are the descriptors that arrive close-on-exec. No abstract names.
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "addon.h"
+#include "arguments.h"
+#include "error.h"
+
+namespace {
+
+constexpr size_t kMaxFds = 253;  // SCM_MAX_FD
+constexpr time_t kConnectSeconds = 5;
+
+// Closes its descriptor unless it was handed on.
+class OwnedFd {
+ public:
+  explicit OwnedFd(int fd) : fd_(fd) {}
+  OwnedFd(const OwnedFd&) = delete;
+  OwnedFd& operator=(const OwnedFd&) = delete;
+  ~OwnedFd() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int get() const { return fd_; }
+  int release() {
+    int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+
+ private:
+  int fd_;
+};
+
+sockaddr_un Address(Napi::Env env, const std::string& path, const char* syscall) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  // An empty path would mean an abstract name.
+  if (path.empty()) throw SystemError(env, ENOENT, syscall, path);
+  if (path.size() >= sizeof address.sun_path) throw SystemError(env, ENAMETOOLONG, syscall, path);
+  memcpy(address.sun_path, path.data(), path.size());
+  return address;
+}
+
+int Bind(int fd, const sockaddr_un& address) {
+  return bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+}
+
+int Connect(int fd, const sockaddr_un& address) {
+  return connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+}
+
+// Whether the path holds a socket that nobody listens on. Anything that is not sure counts as in use.
+bool IsStale(const sockaddr_un& address) {
+  struct stat status;
+  if (lstat(address.sun_path, &status) != 0 || !S_ISSOCK(status.st_mode)) return false;
+  OwnedFd probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  return probe.get() >= 0 && Connect(probe.get(), address) != 0 && errno == ECONNREFUSED;
+}
+
+Napi::Value Listen(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::string path = Text(info[0], "path");
+  int backlog = static_cast<int>(Integer(info[1], "backlog", 0, INT32_MAX));
+  sockaddr_un address = Address(env, path, "bind");
+  OwnedFd fd(Check(env, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), "socket"));
+  // The socket file takes its mode from here, less the umask: whatever the umask is, only the owner may connect.
+  Check(env, fchmod(fd.get(), 0600), "fchmod");
+  int result = Bind(fd.get(), address);
+  // Two processes that start at the same instant on one path may still take it from each other: their supervisor's matter.
+  if (result != 0 && errno == EADDRINUSE) {
+    if (!IsStale(address)) throw SystemError(env, EADDRINUSE, "bind", path);
+    if (unlink(address.sun_path) != 0 && errno != ENOENT) throw SystemError(env, errno, "unlink", path);
+    result = Bind(fd.get(), address);
+  }
+  if (result != 0) throw SystemError(env, errno, "bind", path);
+  if (listen(fd.get(), backlog) != 0) {
+    int error = errno;
+    unlink(address.sun_path);
+    throw SystemError(env, error, "listen", path);
+  }
+  return Napi::Number::New(env, fd.release());
+}
+
+Napi::Value ConnectTo(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  std::string path = Text(info[0], "path");
+  sockaddr_un address = Address(env, path, "connect");
+  OwnedFd fd(Check(env, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
+  // A listener that does not accept must not hold this thread for ever: a full backlog becomes EAGAIN.
+  timeval timeout{kConnectSeconds, 0};
+  timeval forever{};
+  Check(env, setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout), "setsockopt");
+  while (Connect(fd.get(), address) != 0) {
+    if (errno != EINTR) throw SystemError(env, errno, "connect", path);
+  }
+  Check(env, setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &forever, sizeof forever), "setsockopt");
+  int flags = Check(env, fcntl(fd.get(), F_GETFL), "fcntl");
+  Check(env, fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK), "fcntl");
+  return Napi::Number::New(env, fd.release());
+}
+
+Napi::Value Accept(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int listener = Fd(info[0]);
+  int fd;
+  do {
+    fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0 && errno != EAGAIN && errno != ECONNABORTED) throw SystemError(env, errno, "accept");
+  return Napi::Number::New(env, fd);
+}
+
+Napi::Value SocketPair(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int fds[2];
+  Check(env, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds), "socketpair");
+  Napi::Array result = Napi::Array::New(env, 2);
+  result.Set(0u, Napi::Number::New(env, fds[0]));
+  result.Set(1u, Napi::Number::New(env, fds[1]));
+  return result;
+}
+
+// Room for the most descriptors that one message can carry, so that a peer can neither overflow nor truncate it.
+union ControlBuffer {
+  char bytes[CMSG_SPACE(sizeof(int) * kMaxFds)];
+  cmsghdr header;
+};
+
+Napi::Value Receive(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int fd = Fd(info[0]);
+  Bytes bytes = Slice(info[1], info[2], info[3]);
+  napi_typedarray_type type;
+  size_t capacity;
+  void* data;
+  if (napi_get_typedarray_info(env, info[4], &type, &capacity, &data, nullptr, nullptr) != napi_ok ||
+      type != napi_int32_array) {
+    throw Napi::TypeError::New(env, "fds must be an Int32Array");
+  }
+  if (capacity == 0) throw Napi::RangeError::New(env, "fds has no room for the count");
+  int32_t* fds = static_cast<int32_t*>(data);
+  fds[0] = 0;
+
+  ControlBuffer control;
+  iovec vector{bytes.data, bytes.length};
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control.bytes;
+  message.msg_controllen = sizeof control.bytes;
+  ssize_t received;
+  do {
+    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  } while (received < 0 && errno == EINTR);
+  if (received < 0) {
+    if (errno != EAGAIN) throw SystemError(env, errno, "recvmsg");
+    return Napi::Number::New(env, -1);
+  }
+
+  size_t count = 0;
+  bool truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    size_t arrived = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < arrived; i++) {
+      int one;
+      memcpy(&one, CMSG_DATA(part) + i * sizeof(int), sizeof one);
+      if (count + 1 < capacity) {
+        fds[++count] = one;
+      } else {
+        close(one);
+        truncated = true;
+      }
+    }
+  }
+  if (truncated) {
+    for (size_t i = 1; i <= count; i++) close(fds[i]);
+    throw SystemError(env, EMSGSIZE, "recvmsg");
+  }
+  fds[0] = static_cast<int32_t>(count);
+  return Napi::Number::New(env, static_cast<double>(received));
+}
+
+Napi::Value Send(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int fd = Fd(info[0]);
+  ControlBuffer control;
+  msghdr message{};
+  if (!info[4].IsUndefined()) {
+    if (!info[4].IsArray()) throw Napi::TypeError::New(env, "fds must be an array");
+    Napi::Array fds = info[4].As<Napi::Array>();
+    size_t count = fds.Length();
+    if (count > kMaxFds) throw Napi::RangeError::New(env, "at most 253 fds fit on one message");
+    if (count > 0) {
+      memset(&control, 0, CMSG_SPACE(sizeof(int) * count));
+      control.header.cmsg_level = SOL_SOCKET;
+      control.header.cmsg_type = SCM_RIGHTS;
+      control.header.cmsg_len = CMSG_LEN(sizeof(int) * count);
+      for (size_t i = 0; i < count; i++) {
+        int one = Fd(fds.Get(static_cast<uint32_t>(i)), "fds");
+        memcpy(CMSG_DATA(&control.header) + i * sizeof(int), &one, sizeof one);
+      }
+      message.msg_control = control.bytes;
+      message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+    }
+  }
+  // Taken last: reading the array above may have run JavaScript, which may have detached the bytes.
+  Bytes bytes = Slice(info[1], info[2], info[3]);
+  iovec vector{bytes.data, bytes.length};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  ssize_t sent;
+  do {
+    sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  } while (sent < 0 && errno == EINTR);
+  if (sent < 0 && errno != EAGAIN) throw SystemError(env, errno, "sendmsg");
+  return Napi::Number::New(env, static_cast<double>(sent));
+}
+
+}  // namespace
+
+void InitSocket(Napi::Env env, Napi::Object exports) {
+  Export<Listen>(env, exports, "listen");
+  Export<ConnectTo>(env, exports, "connect");
+  Export<Accept>(env, exports, "accept");
+  Export<SocketPair>(env, exports, "socketPair");
+  Export<Receive>(env, exports, "receive");
+  Export<Send>(env, exports, "send");
+}
