@@ -1,0 +1,34 @@
+/**
+ * A PCI function as a driver outside the kernel sees it: registers, DMA memory, an interrupt. The guest's VFIO is one
+ * implementation; the tests' front-end that plays stock QEMU is another.
+ */
+
+/** Registers of a BAR or of config space; offset in bytes; each access is exactly one of its width. */
+export interface Registers {
+  read8(offset: number): number;
+  read16(offset: number): number;
+  read32(offset: number): number;
+  write8(offset: number, value: number): void;
+  write16(offset: number, value: number): void;
+  write32(offset: number, value: number): void;
+}
+
+/** Memory that the device can reach by DMA: one ArrayBuffer, contiguous for the device from `address` on. */
+export interface DmaMemory {
+  readonly buffer: ArrayBuffer;
+  readonly address: number;
+}
+
+export interface PciFunction {
+  readonly config: Registers;
+  registers(bar: number): Registers;
+  /** A memory BAR mapped piece by piece: [offset, offset + length). */
+  memory(bar: number, offset: number, length: number): ArrayBuffer;
+  /** Bytes; 0 where there is no BAR. */
+  barSize(bar: number): number;
+  /** Zeroed, page-aligned. */
+  allocate(bytes: number): DmaMemory;
+  /** Enables MSI-X vector 0 and calls back on each interrupt. */
+  interrupt(callback: () => void): void;
+  close(): void;
+}

@@ -1,0 +1,216 @@
+/**
+ * The device side of a split virtqueue (VIRTIO 1.2, 2.7), over memory that the driver can rewrite at any time.
+ *
+ * Ring indices go through Atomics; each field of a descriptor is read once, checked, then used. A chain may have at most
+ * as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the chain under way is kept in
+ * arrays of the queue's own. A ring that breaks the rules throws `QueueBroken` and stays unusable until `start`.
+ * Left out: indirect descriptors, event indices and packed rings, which are not offered.
+ */
+import { inBounds, isAligned, isPowerOfTwo } from "../bits.js";
+import {
+  AVAILABLE_ENTRY_SIZE,
+  AvailableFlags,
+  availableRingBytes,
+  Descriptor,
+  DescriptorFlags,
+  descriptorTableBytes,
+  RING_ENTRIES_OFFSET,
+  RING_FLAGS_OFFSET,
+  RING_INDEX_OFFSET,
+  UsedEntry,
+  usedRingBytes,
+} from "../spec/virtio.js";
+import { copyBytes, type RingMemory } from "./memory.js";
+
+/** The driver broke the ring; the device needs a reset. */
+export class QueueBroken extends Error {
+  override readonly name = "QueueBroken";
+}
+
+/** Where a queue is: `size` descriptors, and the flat memory offset of each part (-1 where the address is not mapped). */
+export interface QueueLayout {
+  readonly size: number;
+  readonly descriptors: number;
+  readonly available: number;
+  readonly used: number;
+  /** The available index from which to go on. */
+  readonly base: number;
+}
+
+const INDEX = RING_INDEX_OFFSET / 2;
+const FLAGS = RING_FLAGS_OFFSET / 2;
+const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
+
+export class DeviceQueue {
+  /** Bytes of the chain under way that the device may read, and may write. */
+  readable = 0;
+  writable = 0;
+
+  #running = false;
+  #size = 0;
+  #descriptors: DataView = new DataView(new ArrayBuffer(0));
+  readonly #descriptor = Descriptor.view();
+  #available = new Uint16Array(0);
+  #used = new Uint16Array(0);
+  #usedEntries: DataView = this.#descriptors;
+  readonly #usedEntry = UsedEntry.view();
+  #nextAvailable = 0;
+  #nextUsed = 0;
+  /** The chain under way: its head, or -1; then its segments, the readable ones first, as VIRTIO demands (2.7.4.2). */
+  #head = -1;
+  #readSegments = 0;
+  #segments = 0;
+  #offsets = new Float64Array(0);
+  #lengths = new Float64Array(0);
+
+  constructor(readonly memory: RingMemory) {}
+
+  get running(): boolean {
+    return this.#running;
+  }
+
+  /** @throws QueueBroken when the layout is not one that VIRTIO allows, or not mapped */
+  start(layout: QueueLayout): void {
+    this.stop();
+    const { size } = layout;
+    if (!isPowerOfTwo(size) || size > 32768) throw new QueueBroken(`a split queue cannot have ${size} descriptors`);
+    const { pieceSize } = this.memory;
+    const place = (name: string, offset: number, length: number, alignment: number) => {
+      if (offset < 0) throw new QueueBroken(`the ${name} is not in mapped memory`);
+      if (!isAligned(offset, alignment)) throw new QueueBroken(`the ${name} is not aligned to ${alignment} bytes`);
+      const start = offset % pieceSize;
+      const whole = this.memory.bytes(Math.floor(offset / pieceSize));
+      if (!inBounds(start, length, whole.length)) throw new QueueBroken(`the ${name} crosses a memory piece's end`);
+      return [whole.buffer as ArrayBuffer, whole.byteOffset + start] as const;
+    };
+    const descriptors = place("descriptor table", layout.descriptors, descriptorTableBytes(size), 16);
+    const available = place("available ring", layout.available, availableRingBytes(size), 2);
+    const used = place("used ring", layout.used, usedRingBytes(size), 4);
+
+    this.#descriptors = new DataView(...descriptors, descriptorTableBytes(size));
+    this.#available = new Uint16Array(...available, ENTRIES + size);
+    this.#used = new Uint16Array(...used, ENTRIES);
+    this.#usedEntries = new DataView(used[0], used[1] + RING_ENTRIES_OFFSET, UsedEntry.size * size);
+    this.#size = size;
+    if (this.#offsets.length < size) {
+      this.#offsets = new Float64Array(size);
+      this.#lengths = new Float64Array(size);
+    }
+    this.#nextAvailable = layout.base & 0xffff;
+    this.#nextUsed = Atomics.load(this.#used, INDEX);
+    this.#running = true;
+  }
+
+  /** Stops, and returns the available index at which a new start is to go on. A chain under way counts as not taken. */
+  stop(): number {
+    const base = this.#head < 0 ? this.#nextAvailable : (this.#nextAvailable - 1) & 0xffff;
+    this.#running = false;
+    this.#head = -1;
+    return base;
+  }
+
+  /** Chains that wait; 0 when stopped. @throws QueueBroken when the index jumped further than the queue is long */
+  waiting(): number {
+    if (!this.#running) return 0;
+    const count = (Atomics.load(this.#available, INDEX) - this.#nextAvailable) & 0xffff;
+    if (count > this.#size) this.#break(`the available index is ${count} ahead in a queue of ${this.#size}`);
+    return count;
+  }
+
+  /** Takes the next chain: `readable` and `writable` tell its sizes. False when none waits. @throws QueueBroken */
+  next(): boolean {
+    if (this.#head >= 0) throw new Error("the previous chain was not completed");
+    if (this.waiting() === 0) return false;
+    const head = this.#available[ENTRIES + (this.#nextAvailable & (this.#size - 1))];
+    this.readable = 0;
+    this.writable = 0;
+    this.#readSegments = 0;
+    this.#segments = 0;
+    let index = head;
+    for (;;) {
+      if (index >= this.#size) this.#break(`descriptor ${index} is outside a queue of ${this.#size}`);
+      if (this.#segments === this.#size)
+        this.#break(`the chain from descriptor ${head} is longer than the queue: a loop`);
+      const descriptor = this.#descriptor.at(this.#descriptors, index * Descriptor.size);
+      const { address, length, flags } = descriptor;
+      index = descriptor.next;
+      if (flags & DescriptorFlags.INDIRECT) this.#break("an indirect descriptor, which is not negotiated");
+      const offset = this.memory.locate(address, length);
+      if (offset < 0) this.#break(`a buffer at 0x${address.toString(16)} of ${length} bytes is not in mapped memory`);
+      this.#offsets[this.#segments] = offset;
+      this.#lengths[this.#segments] = length;
+      this.#segments++;
+      if (flags & DescriptorFlags.WRITE) {
+        this.writable += length;
+      } else {
+        if (this.#readSegments !== this.#segments - 1) this.#break("a readable descriptor follows a writable one");
+        this.#readSegments++;
+        this.readable += length;
+      }
+      if (!(flags & DescriptorFlags.NEXT)) break;
+    }
+    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
+    this.#head = head;
+    return true;
+  }
+
+  /** Copies from the chain's readable bytes. @throws RangeError when it has fewer */
+  read(from: number, target: Uint8Array, to: number, length: number): void {
+    if (!inBounds(from, length, this.readable) || !inBounds(to, length, target.length)) {
+      throw new RangeError(`read of ${length} bytes at ${from} of ${this.readable}`);
+    }
+    this.#copy(0, from, target, to, length, false);
+  }
+
+  /** Copies into the chain's writable bytes. @throws RangeError when it has fewer */
+  write(to: number, source: Uint8Array, from: number, length: number): void {
+    if (!inBounds(to, length, this.writable) || !inBounds(from, length, source.length)) {
+      throw new RangeError(`write of ${length} bytes at ${to} of ${this.writable}`);
+    }
+    this.#copy(this.#readSegments, to, source, from, length, true);
+  }
+
+  /** Gives the chain back with the number of bytes that were written into it. */
+  complete(written: number): void {
+    if (this.#head < 0) throw new Error("no chain is under way");
+    const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.#size - 1)) * UsedEntry.size);
+    entry.id = this.#head;
+    entry.length = written;
+    this.#head = -1;
+    this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
+    Atomics.store(this.#used, INDEX, this.#nextUsed);
+  }
+
+  /** Whether the driver wants to be interrupted for what was completed. */
+  get wantsCall(): boolean {
+    return this.#running && (Atomics.load(this.#available, FLAGS) & AvailableFlags.NO_INTERRUPT) === 0;
+  }
+
+  /** Moves bytes between `bytes` and the chain, from segment `segment` on, skipping `skip` bytes of it. */
+  #copy(segment: number, skip: number, bytes: Uint8Array, at: number, length: number, toGuest: boolean): void {
+    const { memory } = this;
+    const { pieceSize } = memory;
+    while (length > 0) {
+      const left = this.#lengths[segment] - skip;
+      if (left <= 0) {
+        skip -= this.#lengths[segment++];
+        continue;
+      }
+      const offset = this.#offsets[segment] + skip;
+      const inPiece = offset % pieceSize;
+      const run = Math.min(length, left, pieceSize - inPiece);
+      const guest = memory.bytes((offset - inPiece) / pieceSize);
+      if (toGuest) copyBytes(bytes, at, guest, inPiece, run);
+      else copyBytes(guest, inPiece, bytes, at, run);
+      at += run;
+      skip += run;
+      length -= run;
+    }
+  }
+
+  #break(why: string): never {
+    this.#running = false;
+    this.#head = -1;
+    throw new QueueBroken(why);
+  }
+}

@@ -1,0 +1,25 @@
+/**
+ * What the device side of a virtqueue needs of the memory that its driver lives in: a lookup of guest-physical addresses
+ * and the bytes behind them, as a row of ArrayBuffers ("pieces"). Regions are kept by whoever maps them.
+ */
+
+/** Guest memory as one flat range of offsets, cut into pieces of one ArrayBuffer each. */
+export interface RingMemory {
+  /** Bytes of each piece but the last; a power of two. */
+  readonly pieceSize: number;
+  /** The flat offset of `address` when [address, address + length) lies in one mapped region, else -1. Any numbers are safe. */
+  locate(address: number, length: number): number;
+  bytes(piece: number): Uint8Array;
+}
+
+/** Up to this length, a loop beats making the subarray that TypedArray.set wants, and leaves no garbage. */
+const SHORT_COPY = 64;
+
+/** Copies without allocating where the length is that of a control message. Ranges are the caller's to check. */
+export function copyBytes(source: Uint8Array, from: number, target: Uint8Array, to: number, length: number): void {
+  if (length <= SHORT_COPY) {
+    for (let i = 0; i < length; i++) target[to + i] = source[from + i];
+  } else {
+    target.set(source.subarray(from, from + length), to);
+  }
+}
