@@ -1,0 +1,58 @@
+/**
+ * The guests' first process: a shell script that mounts what every program expects, loads the modules, runs the lines it
+ * was given, and then powers off or takes commands from the console. It reports by lines that begin with "@@":
+ *
+ *     @@booted           all is mounted and loaded
+ *     @@failed WHAT      a module did not load
+ *     @@done STATUS      the last of the lines has ended with that status
+ *     @@ready            commands are taken
+ *     @@end N STATUS     command number N has ended with that status (Vm.run waits for it)
+ */
+import type { Entry } from "./cpio.js";
+
+export interface InitOptions {
+  /** Shell lines; the first that fails ends them. */
+  readonly lines?: readonly string[];
+  /** What follows: the power goes off, or Vm.run's commands are taken from the console. */
+  readonly afterwards: "poweroff" | "commands";
+}
+
+const PROLOGUE = `#!/bin/busybox sh
+/bin/busybox mkdir -p /usr/bin /usr/sbin /sbin
+/bin/busybox --install -s
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs tmp /tmp
+stty -echo
+ip link set lo up
+while read -r module; do
+  insmod "/modules/$module" || echo "@@failed $module"
+done </modules/order
+echo "@@booted"
+sh -e /lines </dev/null
+echo "@@done $?"
+`;
+
+const COMMANDS = `echo "@@ready"
+while read -r number command; do
+  echo "$command" | base64 -d >"/tmp/command-$number"
+  sh "/tmp/command-$number" </dev/null
+  echo "@@end $number $?"
+  rm -f "/tmp/command-$number"
+done
+`;
+
+const POWEROFF = `sync
+poweroff -f
+`;
+
+/** The files of the guest's first process, to go into the run's part of the initramfs. */
+export function initScript(options: InitOptions): Entry[] {
+  const end = options.afterwards === "commands" ? COMMANDS + POWEROFF : POWEROFF;
+  return [
+    { path: "/init", data: PROLOGUE + end, mode: 0o755 },
+    { path: "/lines", data: `${(options.lines ?? []).join("\n")}\n` },
+  ];
+}
