@@ -26,8 +26,6 @@ export type Fields<T extends Table> = { -readonly [K in keyof T as T[K] extends 
 export interface View {
   /** Places the view `offset` bytes into `data`; bounds are checked by each access. Returns the view itself. */
   at(data: DataView, offset?: number): this;
-  readonly data: DataView;
-  readonly offset: number;
 }
 
 export interface Struct<T extends Table> {
@@ -41,16 +39,17 @@ export interface Struct<T extends Table> {
   encode(values: Partial<Fields<T>>): Uint8Array<ArrayBuffer>;
 }
 
+/** Where the view rests; the names are not such as a specification gives to a field ("offset", "data"). */
 class Base implements View {
-  data: DataView;
-  offset: number;
+  $data: DataView;
+  $offset: number;
   constructor(data: DataView, offset: number) {
-    this.data = data;
-    this.offset = offset;
+    this.$data = data;
+    this.$offset = offset;
   }
   at(data: DataView, offset = 0): this {
-    this.data = data;
-    this.offset = offset;
+    this.$data = data;
+    this.$offset = offset;
     return this;
   }
 }
@@ -72,46 +71,46 @@ function property(type: Scalar, at: number): PropertyDescriptor & ThisType<Base>
     case "u8":
       return {
         get() {
-          return this.data.getUint8(this.offset + at);
+          return this.$data.getUint8(this.$offset + at);
         },
         set(value: number) {
-          this.data.setUint8(this.offset + at, value);
+          this.$data.setUint8(this.$offset + at, value);
         },
       };
     case "u16":
       return {
         get() {
-          return this.data.getUint16(this.offset + at, true);
+          return this.$data.getUint16(this.$offset + at, true);
         },
         set(value: number) {
-          this.data.setUint16(this.offset + at, value, true);
+          this.$data.setUint16(this.$offset + at, value, true);
         },
       };
     case "u32":
       return {
         get() {
-          return this.data.getUint32(this.offset + at, true);
+          return this.$data.getUint32(this.$offset + at, true);
         },
         set(value: number) {
-          this.data.setUint32(this.offset + at, value, true);
+          this.$data.setUint32(this.$offset + at, value, true);
         },
       };
     case "u64":
       return {
         get() {
-          return getU64(this.data, this.offset + at);
+          return getU64(this.$data, this.$offset + at);
         },
         set(value: number) {
-          setU64(this.data, this.offset + at, value);
+          setU64(this.$data, this.$offset + at, value);
         },
       };
     case "u64big":
       return {
         get() {
-          return this.data.getBigUint64(this.offset + at, true);
+          return this.$data.getBigUint64(this.$offset + at, true);
         },
         set(value: bigint) {
-          this.data.setBigUint64(this.offset + at, value, true);
+          this.$data.setBigUint64(this.$offset + at, value, true);
         },
       };
   }
