@@ -1,0 +1,13 @@
+/** What a device's author imports: the interface to implement, and parts to build from. */
+export type { Log } from "../shared/log.js";
+export {
+  type BarOptions,
+  type Device,
+  type DeviceContext,
+  type Dma,
+  DmaError,
+  type Interrupts,
+  type PciIdentity,
+  type Segment,
+} from "./device.js";
+export { type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";

@@ -1,0 +1,125 @@
+/**
+ * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state is
+ * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. Left out: eventfds that mask or
+ * unmask an interrupt (a hypervisor's short cut, which it does without when refused), and MSI.
+ */
+import { Errno, ProtocolError } from "../shared/errors.js";
+import { Irq, IrqSetFlags } from "../shared/spec/vfio-user.js";
+import type { Interrupts } from "./device.js";
+import type { IrqChange, Link } from "./link/link.js";
+
+/** A vector's state, as bits. */
+const BOUND = 1;
+const MASKED = 2;
+const PENDING = 4;
+
+export class InterruptController implements Interrupts {
+  count = 0;
+  /** By index, a byte of state for each vector. */
+  readonly #states: readonly Uint8Array[];
+  #intxEnabled = false;
+  #msixEnabled = false;
+
+  constructor(
+    irqCounts: readonly number[],
+    readonly link: Pick<Link, "trigger">,
+  ) {
+    this.#states = irqCounts.map((count) => new Uint8Array(count));
+  }
+
+  trigger(vector: number): void {
+    const vectors = this.#states[Irq.MSIX].length;
+    if (!(vector >= 0 && vector < Math.max(vectors, 1))) throw new RangeError(`there is no vector ${vector}`);
+    if (this.#msixEnabled) this.#signal(Irq.MSIX, vector);
+    else if (this.#intxEnabled) this.#signal(Irq.INTX, 0);
+  }
+
+  /** Whether an interrupt waits for its MSI-X vector to be bound or unmasked. */
+  pending(vector: number): boolean {
+    return (this.#states[Irq.MSIX][vector] & PENDING) !== 0;
+  }
+
+  /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
+  change(change: IrqChange): void {
+    const states = this.#states[change.index];
+    const action = change.flags & IrqSetFlags.ACTIONS_MASK;
+    const data = change.flags & IrqSetFlags.DATA_MASK;
+    if (data === IrqSetFlags.DATA_NONE && action === IrqSetFlags.ACTION_TRIGGER && change.count === 0) {
+      this.#disable(change.index);
+      return;
+    }
+    if (data === IrqSetFlags.DATA_EVENTFD && action !== IrqSetFlags.ACTION_TRIGGER) {
+      throw new ProtocolError("eventfds that mask or unmask an interrupt are not supported", Errno.ENOTSUP);
+    }
+    for (let n = 0; n < change.count; n++) {
+      if (data === IrqSetFlags.DATA_BOOL && !change.bools?.[n]) continue;
+      const vector = change.start + n;
+      if (data === IrqSetFlags.DATA_EVENTFD) this.#bind(change.index, vector, change.bound?.[n] === true);
+      else if (action === IrqSetFlags.ACTION_TRIGGER) this.#signal(change.index, vector);
+      else if (action === IrqSetFlags.ACTION_MASK) states[vector] |= MASKED;
+      else this.#unmask(change.index, vector);
+    }
+    if (action === IrqSetFlags.ACTION_TRIGGER) this.#enable(change);
+  }
+
+  /** The client is gone or the function was reset: nothing is set up. */
+  reset(): void {
+    for (const index of this.#states.keys()) this.#disable(index);
+  }
+
+  /** The client may reset the function and keep its eventfds: only what waits is forgotten. */
+  forgetPending(): void {
+    for (const states of this.#states) {
+      for (let vector = 0; vector < states.length; vector++) states[vector] &= ~PENDING;
+    }
+  }
+
+  inspect(): unknown {
+    const bound = this.#states.map((states) => states.reduce((sum, state) => sum + (state & BOUND), 0));
+    return { intx: this.#intxEnabled, msix: this.#msixEnabled, bound, count: this.count };
+  }
+
+  /** A vector that is not bound yet keeps its interrupt, as masked MSI-X vectors do: QEMU binds each at its first unmask. */
+  #signal(index: number, vector: number): void {
+    const states = this.#states[index];
+    const state = states[vector];
+    if ((state & (BOUND | MASKED)) !== BOUND) {
+      states[vector] = state | PENDING;
+      return;
+    }
+    // INTx is level-triggered: it stays quiet until the client unmasks it (VFIO_IRQ_INFO_AUTOMASKED).
+    states[vector] = index === Irq.INTX ? BOUND | MASKED : BOUND;
+    this.count++;
+    this.link.trigger(index, vector);
+  }
+
+  #bind(index: number, vector: number, bound: boolean): void {
+    const states = this.#states[index];
+    if (bound) states[vector] |= BOUND;
+    else states[vector] &= ~BOUND;
+    if (bound) this.#deliver(index, vector);
+  }
+
+  #unmask(index: number, vector: number): void {
+    this.#states[index][vector] &= ~MASKED;
+    this.#deliver(index, vector);
+  }
+
+  #deliver(index: number, vector: number): void {
+    if ((this.#states[index][vector] & PENDING) !== 0) this.#signal(index, vector);
+  }
+
+  #enable(change: IrqChange): void {
+    // MSI-X is enabled by naming vectors, with or without an eventfd; INTx only by an eventfd.
+    if (change.index === Irq.MSIX) this.#msixEnabled = true;
+    if (change.index === Irq.INTX && (change.flags & IrqSetFlags.DATA_EVENTFD) !== 0) {
+      this.#intxEnabled = change.bound?.[0] === true;
+    }
+  }
+
+  #disable(index: number): void {
+    this.#states[index].fill(0);
+    if (index === Irq.MSIX) this.#msixEnabled = false;
+    if (index === Irq.INTX) this.#intxEnabled = false;
+  }
+}

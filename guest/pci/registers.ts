@@ -1,0 +1,126 @@
+/**
+ * A register file as data: the table reads like a data sheet, and one place turns accesses of any size and alignment into
+ * accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them, as on a 32-bit bus.
+ * Bytes that no register covers read as zero and ignore writes.
+ */
+
+/** One line of a data sheet. Values and masks are unsigned. */
+export interface Register {
+  /** From the start of the file, in bytes; a multiple of `size`. */
+  readonly offset: number;
+  readonly size: 1 | 2 | 4;
+  /** The value after reset; 0 when left out. */
+  readonly reset?: number;
+  /** Bits that software can write; none when left out. */
+  readonly writable?: number;
+  /** Bits that software clears by writing 1 to them. */
+  readonly writeOneToClear?: number;
+  /** Computes the value that software reads, instead of the stored one. */
+  readonly onRead?: () => number;
+  /** Called after software's write took effect, once for each access, with the register's whole new and old value and the bits as they were written. */
+  readonly onWrite?: (value: number, previous: number, written: number) => void;
+}
+
+export type RegisterTable<Name extends string = string> = Readonly<Record<Name, Register>>;
+
+const NONE = -1;
+
+export class RegisterFile<Name extends string = string> {
+  readonly #registers: readonly Register[];
+  readonly #indexOf: Readonly<Record<string, number>>;
+  readonly #values: Uint32Array;
+  /** The register that covers each byte, or NONE. */
+  readonly #at: Int16Array;
+
+  /** @throws RangeError when the table contradicts itself: an author's bug */
+  constructor(
+    readonly size: number,
+    table: RegisterTable<Name>,
+  ) {
+    this.#registers = Object.values<Register>(table);
+    this.#indexOf = Object.fromEntries(Object.keys(table).map((name, index) => [name, index]));
+    this.#values = new Uint32Array(this.#registers.length);
+    this.#at = new Int16Array(size).fill(NONE);
+    for (const [name, register] of Object.entries<Register>(table)) {
+      const end = register.offset + register.size;
+      if (register.offset % register.size !== 0 || register.offset < 0 || end > size) {
+        throw new RangeError(`register ${name} at 0x${register.offset.toString(16)} is misplaced`);
+      }
+      if (this.#at.subarray(register.offset, end).some((index) => index !== NONE)) {
+        throw new RangeError(`register ${name} at 0x${register.offset.toString(16)} overlaps another`);
+      }
+      this.#at.fill(this.#indexOf[name], register.offset, end);
+    }
+    this.reset();
+  }
+
+  /** Puts every register to its reset value; calls no hooks. */
+  reset(): void {
+    for (const [index, register] of this.#registers.entries()) this.#values[index] = register.reset ?? 0;
+  }
+
+  /** The stored value, as the device sees it: no hooks. */
+  get(name: Name): number {
+    return this.#values[this.#indexOf[name]];
+  }
+
+  /** Sets the whole value, as the device does: no masks, no hooks. */
+  set(name: Name, value: number): void {
+    this.#values[this.#indexOf[name]] = value;
+  }
+
+  /** Software reads 1, 2 or 4 bytes. The range must lie within the file. */
+  read(offset: number, size: number): number {
+    const end = offset + size;
+    let result = 0;
+    for (let at = offset; at < end; ) {
+      const index = this.#at[at];
+      if (index === NONE) {
+        at++;
+        continue;
+      }
+      const register = this.#registers[index];
+      const skipped = at - register.offset;
+      const value = register.onRead === undefined ? this.#values[index] : register.onRead();
+      const taken = Math.min(register.size - skipped, end - at);
+      // The part that was asked for, moved from its place in the register to its place in the access.
+      result |= ((value >>> (skipped * 8)) & lowBytes(taken)) << ((at - offset) * 8);
+      at += taken;
+    }
+    return result >>> 0;
+  }
+
+  /** Software writes 1, 2 or 4 bytes. The range must lie within the file. */
+  write(offset: number, size: number, value: number): void {
+    const end = offset + size;
+    for (let at = offset; at < end; ) {
+      const index = this.#at[at];
+      if (index === NONE) {
+        at++;
+        continue;
+      }
+      const register = this.#registers[index];
+      const skipped = at - register.offset;
+      const taken = Math.min(register.size - skipped, end - at);
+      const lanes = lowBytes(taken) << (skipped * 8);
+      const written = ((value >>> ((at - offset) * 8)) << (skipped * 8)) & lanes;
+      const writable = (register.writable ?? 0) & lanes;
+      const previous = this.#values[index];
+      const next = ((previous & ~writable) | (written & writable)) & ~(written & (register.writeOneToClear ?? 0));
+      this.#values[index] = next;
+      register.onWrite?.(next >>> 0, previous, written >>> 0);
+      at += taken;
+    }
+  }
+
+  /** Every register's stored value by name, for people. */
+  inspect(): Record<string, string> {
+    const lines = Object.entries(this.#indexOf).map(([name, index]) => [name, `0x${this.#values[index].toString(16)}`]);
+    return Object.fromEntries(lines);
+  }
+}
+
+/** A mask of the low `bytes` bytes, 1 to 4. */
+function lowBytes(bytes: number): number {
+  return 0xffffffff >>> (32 - bytes * 8);
+}
