@@ -45,4 +45,6 @@ fi
 
 say "compiling TypeScript"
 node_modules/.bin/tsc -b
-chmod +x build/host/main.js build/guest/main.js
+for program in build/host/main.js build/guest/main.js; do
+  if [[ -f $program ]]; then chmod +x "$program"; fi
+done
