@@ -2,6 +2,7 @@
 #include "eventfd.h"
 
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -39,51 +40,57 @@ int TakeCount(int fd, uint64_t* count) {
 
 namespace {
 
-constexpr unsigned kRequests = 64;
+constexpr unsigned kRequests = 256;
+
+// One for the process, for ever: it holds nothing but completions that nobody reads, and io_destroy() takes 40 ms. 0 when
+// the machine forbids asynchronous I/O or has none left (fs.aio-max-nr).
+aio_context_t AioContext() {
+  static const aio_context_t context = [] {
+    aio_context_t created = 0;
+    return syscall(SYS_io_setup, kRequests, &created) == 0 ? created : 0;
+  }();
+  return context;
+}
+
+// What remains without asynchronous I/O has a race that a hostile peer can win: it fills the counter between these two
+// calls, and the write waits until the peer takes the count.
+int SignalByWrite(int fd) {
+  pollfd writable{fd, POLLOUT, 0};
+  int ready;
+  do {
+    ready = poll(&writable, 1, 0);
+  } while (ready < 0 && errno == EINTR);
+  if (ready < 0) return errno;
+  if (writable.revents & POLLNVAL) return EBADF;
+  if (!(writable.revents & POLLOUT)) return 0;
+  uint64_t one = 1;
+  return write(fd, &one, sizeof one) == sizeof one || errno == EAGAIN ? 0 : errno;
+}
 
 }  // namespace
 
-Signaller::Signaller() {
-  // Something that is always readable, so that the request completes, and signals, within io_submit.
-  ready_ = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (ready_ >= 0 && syscall(SYS_io_setup, kRequests, &context_) != 0) context_ = 0;
-}
-
-Signaller::~Signaller() {
-  if (context_ != 0) syscall(SYS_io_destroy, context_);
-  if (ready_ >= 0) close(ready_);
-}
-
-int Signaller::Signal(int fd) {
-  if (context_ == 0) {
-    // A machine that forbids asynchronous I/O (or has none left, see fs.aio-max-nr). What remains is a race that a hostile
-    // peer can win: fill the counter between these two calls, and the write waits until it takes the count.
-    pollfd writable{fd, POLLOUT, 0};
-    int ready;
-    do {
-      ready = poll(&writable, 1, 0);
-    } while (ready < 0 && errno == EINTR);
-    if (ready < 0) return errno;
-    if (writable.revents & POLLNVAL) return EBADF;
-    if (!(writable.revents & POLLOUT)) return 0;
-    uint64_t one = 1;
-    return write(fd, &one, sizeof one) == sizeof one || errno == EAGAIN ? 0 : errno;
-  }
+int Signal(int fd) {
+  aio_context_t context = AioContext();
+  if (context == 0) return SignalByWrite(fd);
+  // A request that completes within io_submit: an eventfd is always readable, writable or both.
   iocb request{};
   request.aio_lio_opcode = IOCB_CMD_POLL;
-  request.aio_fildes = ready_;
-  request.aio_buf = POLLIN;
+  request.aio_fildes = fd;
+  request.aio_buf = POLLIN | POLLOUT;
   request.aio_flags = IOCB_FLAG_RESFD;
   request.aio_resfd = fd;
   iocb* requests[] = {&request};
-  while (syscall(SYS_io_submit, context_, 1, requests) != 1) {
-    if (errno != EAGAIN) return errno;
-    // The ring of completions is full. Nobody needs them: empty it, once for many signals.
+  int error = 0;
+  for (int attempt = 0; attempt < 16; attempt++) {
+    if (syscall(SYS_io_submit, context, 1, requests) == 1) return 0;
+    error = errno;
+    if (error != EAGAIN) break;
+    // The ring of completions is full: empty it, once for many signals. Another thread may be faster.
     io_event events[kRequests];
     timespec now{};
-    if (syscall(SYS_io_getevents, context_, 1, kRequests, events, &now) <= 0) return EAGAIN;
+    syscall(SYS_io_getevents, context, 1, kRequests, events, &now);
   }
-  return 0;
+  return error;
 }
 
 namespace {
@@ -105,7 +112,7 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
 
 Napi::Value Write(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  int error = static_cast<Signaller*>(info.Data())->Signal(Fd(info[0]));
+  int error = Signal(Fd(info[0]));
   if (error != 0) throw SystemError(env, error, "write");
   return env.Undefined();
 }
@@ -115,7 +122,5 @@ Napi::Value Write(const Napi::CallbackInfo& info) {
 void InitEventfd(Napi::Env env, Napi::Object exports) {
   Export<Create>(env, exports, "eventfd");
   Export<Read>(env, exports, "eventfdRead");
-  Signaller* signaller = new Signaller();
-  exports.Set("eventfdWrite", Napi::Function::New<Write>(env, "eventfdWrite", signaller));
-  env.AddCleanupHook([](Signaller* one) { delete one; }, signaller);
+  Export<Write>(env, exports, "eventfdWrite");
 }

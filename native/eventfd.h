@@ -7,8 +7,6 @@
 //   kernel add 1 itself, and that never waits: on a full counter it does nothing.
 #pragma once
 
-#include <linux/aio_abi.h>
-
 #include <cstdint>
 
 // 0 for an eventfd, EINVAL for something else, another errno when that can't be told.
@@ -17,18 +15,5 @@ int CheckEventfd(int fd);
 // Takes the count. Returns 0, EAGAIN when there was none, or another errno.
 int TakeCount(int fd, uint64_t* count);
 
-// Adds 1 to eventfds. One thread at a time.
-class Signaller {
- public:
-  Signaller();
-  ~Signaller();
-  Signaller(const Signaller&) = delete;
-  Signaller& operator=(const Signaller&) = delete;
-
-  // Returns 0, also for a full counter, or an errno.
-  int Signal(int fd);
-
- private:
-  aio_context_t context_ = 0;
-  int ready_ = -1;
-};
+// Adds 1. Returns 0, also for a full counter, or an errno. Any thread.
+int Signal(int fd);

@@ -18,7 +18,7 @@ class GuardedRange {
   // False when the process has as many guarded ranges as it can have.
   bool registered() const { return slot_ >= 0; }
 
-  // [offset, offset + length) is now one map, or is no map any more. Both may throw bad_alloc, and only change the record.
+  // [offset, offset + length) is now one map, or is no map any more. Both only change the record.
   void Mapped(size_t offset, size_t length);
   void Unmapped(size_t offset, size_t length);
 

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
@@ -45,8 +44,6 @@ void* Reserve(size_t size) {
   if (base > start) munmap(found, base - start);
   size_t rest = alignment - (base - start);
   if (rest > 0) munmap(reinterpret_cast<void*>(base + size), rest);
-  // A dump of this process must not hold the driver VM's memory.
-  madvise(reinterpret_cast<void*>(base), size, MADV_DONTDUMP);
   return reinterpret_cast<void*>(base);
 }
 
@@ -111,14 +108,16 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
     off_t fd_offset = Integer(info[3], "fdOffset", 0, kMaxSafeInteger - static_cast<double>(length));
     int protection = static_cast<int>(Integer(info[4], "protection", 0, PROT_READ | PROT_WRITE));
     if (fd_offset % kPage != 0) throw Napi::RangeError::New(env, "fdOffset must be a multiple of the page size");
-    // Recorded first, for this may run out of memory; a record of what is not mapped does no harm.
-    Record([&] { region_->guard->Mapped(offset, length); });
+    // Recorded first: a record of what is not mapped does no harm.
+    region_->guard->Mapped(offset, length);
     if (mmap(base + offset, length, protection, MAP_SHARED | MAP_FIXED, fd, fd_offset) == MAP_FAILED) {
       int error = errno;
       // What was there before may be gone: nothing but zeros is known to be right.
       mmap(base + offset, length, PROT_READ | PROT_WRITE, kZeroFlags | MAP_FIXED, -1, 0);
       throw SystemError(env, error, "mmap");
     }
+    // A dump of this process must not hold a VM's memory.
+    madvise(base + offset, length, MADV_DONTDUMP);
     return env.Undefined();
   }
 
@@ -126,14 +125,14 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
     uint8_t* base = Base(info.Env());
     auto [offset, length] = Part(info);
     PutZeros(info.Env(), base + offset, length);
-    Record([&] { region_->guard->Unmapped(offset, length); });
+    region_->guard->Unmapped(offset, length);
     return info.Env().Undefined();
   }
 
   Napi::Value Release(const Napi::CallbackInfo& info) {
     if (region_ == nullptr) return info.Env().Undefined();
     PutZeros(info.Env(), Base(info.Env()), size_);
-    Record([&] { region_->guard->Unmapped(0, size_); });
+    region_->guard->Unmapped(0, size_);
     pieces_.clear();
     region_ = nullptr;
     return info.Env().Undefined();
@@ -156,16 +155,6 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
   void PutZeros(Napi::Env env, void* place, size_t length) {
     if (mmap(place, length, PROT_READ | PROT_WRITE, kZeroFlags | MAP_FIXED, -1, 0) == MAP_FAILED) {
       throw SystemError(env, errno, "mmap");
-    }
-    madvise(place, length, MADV_DONTDUMP);
-  }
-
-  template <typename Change>
-  void Record(Change change) {
-    try {
-      change();
-    } catch (const std::bad_alloc&) {
-      throw SystemError(Env(), ENOMEM, "mmap");
     }
   }
 

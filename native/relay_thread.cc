@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include "eventfd.h"
+
 namespace {
 
 constexpr int kBatch = 64;
@@ -103,7 +105,6 @@ void RelayThread::Close() {
     close(pair.target);
   }
   pairs_.clear();
-  signaller_.reset();
   if (epoll_ >= 0) close(epoll_);
   if (wake_ >= 0) close(wake_);
   epoll_ = wake_ = -1;
@@ -125,7 +126,6 @@ int RelayThread::Start() {
       return error;
     }
   }
-  if (!signaller_) signaller_.emplace();
   // The thread inherits this mask: signals are for the threads that expect them.
   sigset_t all;
   sigset_t before;
@@ -165,7 +165,7 @@ void RelayThread::Relay(uint32_t id) {
   uint64_t taken;
   int error = TakeCount(pair.source, &taken);
   if (error == EAGAIN) return;
-  if (error == 0) error = signaller_->Signal(pair.target);
+  if (error == 0) error = Signal(pair.target);
   if (error == 0) {
     pair.count++;
     total_.fetch_add(1, std::memory_order_relaxed);

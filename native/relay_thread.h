@@ -9,8 +9,6 @@
 #include <thread>
 #include <unordered_map>
 
-#include "eventfd.h"
-
 class RelayThread {
  public:
   RelayThread() = default;
@@ -55,6 +53,5 @@ class RelayThread {
   bool closed_ = false;
   int epoll_ = -1;
   int wake_ = -1;
-  std::optional<Signaller> signaller_;
   std::thread thread_;
 };
