@@ -20,6 +20,13 @@ Napi::Value Duplicate(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, Check(env, fcntl(Fd(info[0]), F_DUPFD_CLOEXEC, 0), "fcntl"));
 }
 
+Napi::Value Close(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  // Linux has closed it also when it says EINTR.
+  if (close(Fd(info[0])) != 0 && errno != EINTR) throw SystemError(env, errno, "close");
+  return env.Undefined();
+}
+
 Napi::Value FileStatus(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   struct stat status;
@@ -79,6 +86,7 @@ Napi::Value CreateMemory(const Napi::CallbackInfo& info) {
 
 void InitFile(Napi::Env env, Napi::Object exports) {
   Export<Duplicate>(env, exports, "duplicate");
+  Export<Close>(env, exports, "close");
   Export<FileStatus>(env, exports, "fileStatus");
   Export<GetSeals>(env, exports, "getSeals");
   Export<AddSeals>(env, exports, "addSeals");

@@ -30,24 +30,41 @@ export const PROT_WRITE = 2;
 /**
  * A range of address space that is reserved once, filled with zero pages, and into which memory is mapped with MAP_FIXED.
  * Its ArrayBuffers are made once, one for each piece, and stay valid for ever: an unmapped part reads as zeros and swallows
- * writes, and so does a page whose file was truncated by its owner (the SIGBUS is caught and a zero page put there).
+ * writes. A file that its owner truncates does no harm either: the first access beyond its end (a SIGBUS, which is caught)
+ * puts zero pages there and in all that follows in the same map.
+ *
+ * Left to the caller: a write through an ArrayBuffer to a part that was mapped without PROT_WRITE ends the process.
  */
 export interface Reservation {
   readonly size: number;
-  /** The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use. The last may be shorter. */
+  /**
+   * The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use. The last may be shorter. Making
+   * one costs a full garbage collection (V8 counts all of its bytes): touch those that matter before there is traffic.
+   */
   piece(index: number): ArrayBuffer;
-  /** mmap(MAP_SHARED | MAP_FIXED) of fd's [fdOffset, fdOffset + length) at `offset`; all three page-aligned. */
+  /**
+   * mmap(MAP_SHARED | MAP_FIXED) of fd's [fdOffset, fdOffset + length) at `offset`; all three page-aligned. It replaces what
+   * was mapped there; when it fails, zero pages are there.
+   */
   map(offset: number, length: number, fd: number, fdOffset: number, protection: number): void;
   /** Puts anonymous zero pages there. */
   unmap(offset: number, length: number): void;
   /** The address of the first byte in this process, for system calls that take one (VFIO_IOMMU_MAP_DMA, pagemap). */
   readonly address: number;
-  /** Puts zero pages everywhere; the address space itself stays reserved as long as an ArrayBuffer of it lives. */
+  /**
+   * Puts zero pages everywhere; the address space itself stays reserved as long as an ArrayBuffer of it lives. Nothing but
+   * `size` and `release` may be used afterwards.
+   */
   release(): void;
 }
 
-/** uv_poll on the environment's own loop. The callback gets the events' bits, or a negative errno. */
+/**
+ * uv_poll on the environment's own loop; one for each fd. The callback gets the events' bits, or a negative errno: -EBADF
+ * when the fd is in an error state (a connection that was reset), and then the Poll has stopped. What the callback throws
+ * becomes an uncaughtException. An open Poll is not garbage-collected.
+ */
 export interface Poll {
+  /** May be called again to wait for other events. */
   start(events: number): void;
   stop(): void;
   /** Stops for good; the fd stays open and may be closed right after. */
@@ -59,14 +76,16 @@ export interface Poll {
 
 /**
  * A native thread that moves eventfd signals: each read of a source fd that returns a count adds 1 to its target eventfd.
- * The thread starts with the first `add`. Both fds are duplicated, so the caller keeps its own.
+ * The thread starts with the first `add`. Both fds are duplicated, so the caller keeps its own. Signals of one source stay in
+ * order, several that come close together become one, as they do in the eventfd. Neither a blocking fd nor a full counter
+ * nor a source that is readable all the time stops the others.
  */
 export interface Relay {
-  /** Returns an id for remove and count. */
+  /** Returns an id for remove and count. Throws EINVAL for what is no eventfd. */
   add(source: number, target: number): number;
-  /** When it returns, the thread no longer touches the pair. */
+  /** When it returns, the thread no longer touches the pair. An unknown id is ignored. */
   remove(id: number): void;
-  /** Signals relayed by this pair so far; by all pairs, removed ones included, when id is left out. */
+  /** Signals relayed by this pair so far (RangeError if it is unknown); by all pairs, removed ones too, without an id. */
   count(id?: number): number;
   /** Ends the thread and drops all pairs. */
   close(): void;
@@ -88,6 +107,7 @@ interface Addon {
   receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array): number;
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   duplicate(fd: number): number;
+  close(fd: number): void;
   fileStatus(fd: number): FileStatus;
   getSeals(fd: number): number;
   addSeals(fd: number, seals: number): void;
@@ -112,24 +132,32 @@ interface Addon {
 }
 
 export const {
-  /** A listening AF_UNIX stream socket. A stale socket file (nobody listens: ECONNREFUSED) is replaced; a served one is EADDRINUSE. */
+  /**
+   * A listening AF_UNIX stream socket, which only this user may connect to. A stale socket file (nobody listens:
+   * ECONNREFUSED) is replaced; a served one, and anything that is not a socket, is EADDRINUSE.
+   */
   listen,
-  /** Connects to an AF_UNIX stream socket (blocking connect, then non-blocking). */
+  /** Connects to an AF_UNIX stream socket (blocking connect, then non-blocking). EAGAIN when its backlog is full for 5 s. */
   connect,
   /** The next connection, or -1 when none waits. */
   accept,
   /** Two connected AF_UNIX stream sockets. */
   socketPair,
   /**
-   * recvmsg into bytes[offset, offset + length): the byte count, 0 at the end of the stream, -1 when nothing waits.
+   * recvmsg into bytes[offset, offset + length), at least one byte: the byte count, 0 at the end of the stream, -1 when nothing waits.
    * fds[0] becomes the count of fds that came along, which follow from fds[1] on; fds that do not fit are closed by the
    * kernel or here and the call throws EMSGSIZE after closing the rest too.
    */
   receive,
-  /** sendmsg of bytes[offset, offset + length) with fds on the first byte: the byte count, or -1 when the socket is full. MSG_NOSIGNAL. */
+  /**
+   * sendmsg of bytes[offset, offset + length), at least one byte, with at most 253 fds on the first: the byte count, or -1
+   * when the socket is full. MSG_NOSIGNAL.
+   */
   send,
   /** fcntl F_DUPFD_CLOEXEC. */
   duplicate,
+  /** Closes an fd that came from here. (In a worker fs.closeSync warns of fds that Node did not open.) */
+  close,
   fileStatus,
   /** fcntl F_GET_SEALS; 0 for a file that cannot be sealed. */
   getSeals,
@@ -144,9 +172,9 @@ export const {
   Reservation,
   /** A non-blocking eventfd with that initial count. */
   eventfd,
-  /** Takes the count (which becomes 0); 0 when it was 0. */
+  /** Takes the count (which becomes 0); 0 when it was 0. Never waits, whoever made the eventfd blocking. */
   eventfdRead,
-  /** Adds 1. A full counter is no error: the reader has a signal waiting. */
+  /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite,
   /** new Poll(fd, callback) */
   Poll,
@@ -154,7 +182,10 @@ export const {
   Relay,
   /** ioctl with a structure in place, or with a number by value. Returns the call's result. */
   ioctl,
-  /** mmap(MAP_SHARED) of a file or device; unmapped when the ArrayBuffer is collected. */
+  /**
+   * mmap(MAP_SHARED) of a file or device, at most 4 GiB; unmapped when the ArrayBuffer is collected. A truncated file reads
+   * as zeros, as in a Reservation.
+   */
   mapFile,
   /** The address of an ArrayBuffer's first byte in this process. */
   addressOf,
