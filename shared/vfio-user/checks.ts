@@ -1,0 +1,108 @@
+/**
+ * Checks of the requests that go on to the device: indices, sizes and offsets against what the device has. Done on the
+ * bytes in the receive buffer, which only we can change.
+ */
+import { inBounds } from "../bits.js";
+import { Errno, ProtocolError } from "../errors.js";
+import { MAX_DATA_XFER_SIZE } from "../limits.js";
+import {
+  Command,
+  DeviceFeature,
+  DeviceInfo,
+  IrqInfo,
+  MigData,
+  RegionAccess,
+  RegionInfo,
+  RegionIoFds,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../spec/vfio-user.js";
+import type { DeviceSummary } from "./backend.js";
+import type { Frame } from "./connection.js";
+
+const access = RegionAccess.view();
+const multi = WriteMulti.view();
+const entry = WriteMultiEntry.view();
+const regionIoFds = RegionIoFds.view();
+const irqInfo = IrqInfo.view();
+const migData = MigData.view();
+
+function refuse(command: number, what: string): never {
+  throw new ProtocolError(`command ${command}: ${what}`, Errno.EINVAL, command);
+}
+
+function checkAccess(command: number, device: DeviceSummary, region: number, offset: number, count: number): void {
+  if (region >= device.regionSizes.length) refuse(command, `region ${region}`);
+  if (count > MAX_DATA_XFER_SIZE) refuse(command, `${count} bytes at once`);
+  if (!inBounds(offset, count, device.regionSizes[region])) {
+    refuse(command, `${count} bytes at ${offset} of region ${region} of ${device.regionSizes[region]} bytes`);
+  }
+}
+
+function checkArgsz(frame: Frame, least: number): void {
+  const argsz = frame.data.getUint32(frame.offset, true);
+  if (argsz < least) refuse(frame.command, `argsz ${argsz}, needed are ${least}`);
+}
+
+function checkIndex(frame: Frame, index: number, count: number): void {
+  if (index >= count) refuse(frame.command, `index ${index} of ${count}`);
+}
+
+/**
+ * Checks a command that is for the device, whose body has a proper length (bodies.ts).
+ * @throws ProtocolError EINVAL
+ */
+export function checkRequest(frame: Frame, device: DeviceSummary): void {
+  const { command, data, offset, length } = frame;
+  switch (command) {
+    case Command.REGION_READ:
+      access.at(data, offset);
+      checkAccess(command, device, access.region, access.offset, access.count);
+      return;
+    case Command.REGION_WRITE:
+      access.at(data, offset);
+      if (length !== RegionAccess.size + access.count) refuse(command, `${access.count} bytes in a body of ${length}`);
+      checkAccess(command, device, access.region, access.offset, access.count);
+      return;
+    case Command.REGION_WRITE_MULTI: {
+      const { writes } = multi.at(data, offset);
+      if (length !== WriteMulti.size + writes * WriteMultiEntry.size) refuse(command, `${writes} writes`);
+      for (let at = WriteMulti.size; at < length; at += WriteMultiEntry.size) {
+        entry.at(data, offset + at);
+        if (entry.count > WRITE_MULTI_MAX_DATA) refuse(command, `${entry.count} bytes in one write`);
+        checkAccess(command, device, entry.region, entry.offset, entry.count);
+      }
+      return;
+    }
+    case Command.DEVICE_GET_INFO:
+      checkArgsz(frame, DeviceInfo.size);
+      return;
+    case Command.DEVICE_GET_REGION_INFO:
+      checkArgsz(frame, RegionInfo.size);
+      checkIndex(frame, data.getUint32(offset + RegionInfo.offsets.index, true), device.regionSizes.length);
+      return;
+    case Command.DEVICE_GET_REGION_IO_FDS:
+      checkArgsz(frame, RegionIoFds.size);
+      regionIoFds.at(data, offset);
+      if (regionIoFds.flags !== 0 || regionIoFds.count !== 0) refuse(command, "flags or count that are not 0");
+      checkIndex(frame, regionIoFds.index, device.regionSizes.length);
+      return;
+    case Command.DEVICE_GET_IRQ_INFO:
+      checkArgsz(frame, IrqInfo.size);
+      checkIndex(frame, irqInfo.at(data, offset).index, device.irqCounts.length);
+      return;
+    case Command.DEVICE_FEATURE:
+      checkArgsz(frame, DeviceFeature.size);
+      return;
+    case Command.MIG_DATA_READ:
+    case Command.MIG_DATA_WRITE: {
+      const { argsz, size } = migData.at(data, offset);
+      if (size > MAX_DATA_XFER_SIZE || argsz < MigData.size + size) refuse(command, `size ${size}, argsz ${argsz}`);
+      if (command === Command.MIG_DATA_WRITE && length !== MigData.size + size) {
+        refuse(command, `${size} bytes in a body of ${length}`);
+      }
+      return;
+    }
+  }
+}

@@ -1,0 +1,460 @@
+/**
+ * A vfio-user client: what a VMM does, as promises. For tests, drivers that run without a VM, and tools.
+ *
+ * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or with
+ * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
+ */
+import { connect } from "../../native/index.js";
+import { Errno, PeerGone, ProtocolError } from "../errors.js";
+import {
+  Command,
+  DeviceFeature,
+  DeviceInfo,
+  DmaMap,
+  DmaMapFlags,
+  DmaUnmap,
+  DmaUnmapFlags,
+  Header,
+  HeaderFlags,
+  IrqInfo,
+  IrqSet,
+  IrqSetFlags,
+  MigData,
+  RegionAccess,
+  RegionCap,
+  RegionCapHeader,
+  RegionInfo,
+  RegionInfoFlags,
+  SparseMmap,
+  SparseMmapArea,
+  VERSION_MINOR,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../spec/vfio-user.js";
+import { ClientDma } from "./client-dma.js";
+import type { DmaLayout } from "./client-memory.js";
+import { Connection, type Frame, putHeader } from "./connection.js";
+import { closeAll, systemCalls } from "./syscalls.js";
+import {
+  type Capabilities,
+  DEFAULT_CAPABILITIES,
+  encodeVersion,
+  parseVersion,
+  type VersionMessage,
+} from "./version.js";
+
+export interface ClientOptions {
+  readonly minor?: number;
+  readonly capabilities?: Partial<Capabilities>;
+  /** How long a reply may take; 0 for ever. */
+  readonly timeoutMs?: number;
+  /** How DMA messages are understood: as the specification has it, or as stock QEMU does. */
+  readonly dmaLayout?: DmaLayout;
+}
+
+export interface RequestOptions {
+  /** Sent along; they stay the caller's. */
+  readonly fds?: readonly number[];
+  /** HeaderFlags; with NO_REPLY the promise resolves as soon as the request is sent. */
+  readonly flags?: number;
+  /** How many fds a reply may carry; more are an error. */
+  readonly maxFds?: number;
+}
+
+export interface Reply {
+  readonly body: Uint8Array;
+  readonly data: DataView;
+  /** The caller's from now on. */
+  readonly fds: number[];
+}
+
+export interface RegionDescription {
+  readonly index: number;
+  readonly flags: number;
+  readonly size: number;
+  /** For mmap of `fd`. */
+  readonly offset: number;
+  readonly areas: readonly { readonly offset: number; readonly size: number }[];
+  /** The file to map, the caller's from now on; -1 when there is none. */
+  readonly fd: number;
+}
+
+/** What SET_IRQS is to do; the data follows from which of `bools` and `eventfds` is there. */
+export interface IrqSetting {
+  readonly index: number;
+  readonly start?: number;
+  readonly count?: number;
+  readonly action?: "mask" | "unmask" | "trigger";
+  readonly bools?: readonly boolean[];
+  /** [] with a count takes the bindings away. The fds stay the caller's. */
+  readonly eventfds?: readonly number[];
+}
+
+export interface RegionWriteEntry {
+  readonly region: number;
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+}
+
+interface Request {
+  readonly command: number;
+  readonly maxFds: number;
+  readonly deadline: number;
+  readonly resolve: (reply: Reply) => void;
+  readonly reject: (error: Error) => void;
+}
+
+const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayBuffer(0)), fds: [] };
+const NO_BODY = new Uint8Array(0);
+const MAX_IDS = 0x10000;
+const DEFAULT_TIMEOUT_MS = 5000;
+const MAX_ARGSZ = 64 * 1024;
+const ACTIONS = {
+  mask: IrqSetFlags.ACTION_MASK,
+  unmask: IrqSetFlags.ACTION_UNMASK,
+  trigger: IrqSetFlags.ACTION_TRIGGER,
+} as const;
+
+export class Client {
+  /** Resolves with the reason when the connection has ended. */
+  readonly closed: Promise<PeerGone>;
+  /** What the server agreed to. */
+  version: VersionMessage = { major: 0, minor: 0, capabilities: DEFAULT_CAPABILITIES };
+  private readonly connection: Connection;
+  private readonly dma: ClientDma;
+  private readonly requests = new Map<number, Request>();
+  private readonly timeoutMs: number;
+  private clock: NodeJS.Timeout | undefined;
+  private out = new Uint8Array(4096);
+  private outData = new DataView(this.out.buffer);
+  private nextId = 1;
+  private gone: PeerGone | undefined;
+  private end!: (reason: PeerGone) => void;
+
+  private constructor(fd: number, options: ClientOptions) {
+    this.closed = new Promise((resolve) => {
+      this.end = resolve;
+    });
+    this.timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    this.connection = new Connection(fd, {
+      command: (frame) => this.dma.command(frame),
+      reply: (frame) => this.handleReply(frame),
+      gone: (reason) => this.handleGone(reason),
+    });
+    this.dma = new ClientDma(this.connection, options.dmaLayout ?? "specification");
+  }
+
+  /** Connects to the socket at `target`, or takes over a connected one, and agrees on a version. */
+  static async connect(target: string | number, options: ClientOptions = {}): Promise<Client> {
+    const client = Client.connectRaw(target, options);
+    try {
+      await client.negotiate(options);
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+    return client;
+  }
+
+  /** Connects without a VERSION, for those who want to see what happens. @throws SystemError */
+  static connectRaw(target: string | number, options: ClientOptions = {}): Client {
+    return new Client(typeof target === "number" ? target : connect(target), options);
+  }
+
+  async negotiate(options: ClientOptions = {}): Promise<void> {
+    const minor = options.minor ?? VERSION_MINOR;
+    const body = encodeVersion(minor, { ...DEFAULT_CAPABILITIES, writeMultiple: true, ...options.capabilities });
+    const reply = await this.request(Command.VERSION, body);
+    const version = parseVersion(reply.body, 0, reply.body.length);
+    if (version.minor > minor) this.bad(Command.VERSION, `minor version ${version.minor}`);
+    this.version = version;
+  }
+
+  close(): void {
+    this.connection.close(new PeerGone("the client closed the connection"));
+  }
+
+  /** Sends any command with any body: the ground for all others. */
+  request(command: number, body: Uint8Array = NO_BODY, options: RequestOptions = {}): Promise<Reply> {
+    return new Promise((resolve, reject) => {
+      if (this.gone !== undefined) return reject(this.gone);
+      const flags = options.flags ?? 0;
+      const id = this.takeId();
+      if (!(flags & HeaderFlags.NO_REPLY)) {
+        const deadline = this.timeoutMs > 0 ? performance.now() + this.timeoutMs : Number.POSITIVE_INFINITY;
+        this.requests.set(id, { command, maxFds: options.maxFds ?? 0, deadline, resolve, reject });
+        if (this.timeoutMs > 0) this.clock ??= setInterval(() => this.expire(), Math.max(10, this.timeoutMs / 8));
+      }
+      const size = Header.size + body.length;
+      if (this.out.length < size) {
+        this.out = new Uint8Array(size);
+        this.outData = new DataView(this.out.buffer);
+      }
+      putHeader(this.outData, 0, id, command, size, flags);
+      this.out.set(body, Header.size);
+      this.connection.send(this.out, 0, size, options.fds);
+      if (flags & HeaderFlags.NO_REPLY) resolve(NO_REPLY);
+    });
+  }
+
+  /** Lets the server read and write `bytes` by DMA_READ and DMA_WRITE at `address`. Returns how to take it back. */
+  registerMemory(address: number, bytes: Uint8Array): () => void {
+    return this.dma.register(address, bytes);
+  }
+
+  /** DMA_MAP; without fd the server reaches the memory by messages (registerMemory). */
+  async mapMemory(map: {
+    readonly address: number;
+    readonly size: number;
+    readonly fd?: number;
+    readonly fdOffset?: number;
+    readonly readable?: boolean;
+    readonly writable?: boolean;
+  }): Promise<void> {
+    const { address, size, fd, fdOffset = 0, readable = true, writable = true } = map;
+    const flags = (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0);
+    const body = DmaMap.encode({ argsz: DmaMap.size, flags, offset: fdOffset, address, size });
+    await this.request(Command.DMA_MAP, body, fd === undefined ? {} : { fds: [fd] });
+  }
+
+  async unmapMemory(address: number, size: number): Promise<void> {
+    await this.sendUnmap(0, address, size);
+  }
+
+  async unmapAll(): Promise<void> {
+    await this.sendUnmap(DmaUnmapFlags.ALL, 0, 0);
+  }
+
+  async getInfo(): Promise<{ flags: number; numRegions: number; numIrqs: number }> {
+    const { data } = await this.fixed(
+      Command.DEVICE_GET_INFO,
+      DeviceInfo.encode({ argsz: DeviceInfo.size }),
+      DeviceInfo.size,
+    );
+    const { flags, numRegions, numIrqs } = DeviceInfo.view(data);
+    return { flags, numRegions, numIrqs };
+  }
+
+  async getRegionInfo(index: number): Promise<RegionDescription> {
+    const command = Command.DEVICE_GET_REGION_INFO;
+    let argsz: number = RegionInfo.size;
+    for (;;) {
+      const reply = await this.request(command, RegionInfo.encode({ argsz, index }), { maxFds: 16 });
+      const needed = reply.data.byteLength < RegionInfo.size ? 0 : RegionInfo.view(reply.data).argsz;
+      if (needed > argsz && needed <= MAX_ARGSZ) {
+        closeAll(systemCalls, reply.fds);
+        argsz = needed;
+        continue;
+      }
+      try {
+        return this.parseRegionInfo(index, reply);
+      } finally {
+        closeAll(systemCalls, reply.fds);
+      }
+    }
+  }
+
+  async getIrqInfo(index: number): Promise<{ flags: number; count: number }> {
+    const body = IrqInfo.encode({ argsz: IrqInfo.size, index });
+    const { data } = await this.fixed(Command.DEVICE_GET_IRQ_INFO, body, IrqInfo.size);
+    const { flags, count } = IrqInfo.view(data);
+    return { flags, count };
+  }
+
+  async setIrqs(setting: IrqSetting): Promise<void> {
+    const { index, start = 0, action = "trigger", bools, eventfds } = setting;
+    const count = setting.count ?? bools?.length ?? eventfds?.length ?? 0;
+    const data = bools ? IrqSetFlags.DATA_BOOL : eventfds ? IrqSetFlags.DATA_EVENTFD : IrqSetFlags.DATA_NONE;
+    const tail = Uint8Array.from(bools ?? [], Number);
+    const fixed = IrqSet.encode({
+      argsz: IrqSet.size + tail.length,
+      flags: data | ACTIONS[action],
+      index,
+      start,
+      count,
+    });
+    const body = Buffer.concat([fixed, tail]);
+    await this.request(Command.DEVICE_SET_IRQS, body, eventfds?.length ? { fds: eventfds } : {});
+  }
+
+  /** Reads from a region, into `target` if given (its length is the count). Returns the bytes read. */
+  async regionRead(region: number, offset: number, countOrTarget: number | Uint8Array): Promise<Uint8Array> {
+    const count = typeof countOrTarget === "number" ? countOrTarget : countOrTarget.length;
+    const request = RegionAccess.encode({ offset, region, count });
+    const reply = await this.fixed(Command.REGION_READ, request, RegionAccess.size + count);
+    this.checkAccess(Command.REGION_READ, reply, region, offset, count);
+    const bytes = reply.body.subarray(RegionAccess.size);
+    if (typeof countOrTarget === "number") return bytes;
+    countOrTarget.set(bytes);
+    return countOrTarget;
+  }
+
+  /** Writes `bytes` to a region. With `posted` it resolves when the request is sent. */
+  async regionWrite(region: number, offset: number, bytes: Uint8Array, posted = false): Promise<void> {
+    const body = new Uint8Array(RegionAccess.size + bytes.length);
+    const view = RegionAccess.view(new DataView(body.buffer));
+    view.offset = offset;
+    view.region = region;
+    view.count = bytes.length;
+    body.set(bytes, RegionAccess.size);
+    if (posted) {
+      await this.request(Command.REGION_WRITE, body, { flags: HeaderFlags.NO_REPLY });
+      return;
+    }
+    const reply = await this.fixed(Command.REGION_WRITE, body, RegionAccess.size);
+    this.checkAccess(Command.REGION_WRITE, reply, region, offset, bytes.length);
+  }
+
+  /** REGION_WRITE_MULTI: several writes of at most 8 bytes each. Resolves with how many were done. */
+  async writeMulti(entries: readonly RegionWriteEntry[]): Promise<number> {
+    const body = new Uint8Array(WriteMulti.size + entries.length * WriteMultiEntry.size);
+    const data = new DataView(body.buffer);
+    WriteMulti.view(data).writes = entries.length;
+    const view = WriteMultiEntry.view();
+    entries.forEach(({ region, offset, bytes }, index) => {
+      const at = WriteMulti.size + index * WriteMultiEntry.size;
+      view.at(data, at);
+      view.offset = offset;
+      view.region = region;
+      view.count = bytes.length;
+      body.set(bytes.subarray(0, WRITE_MULTI_MAX_DATA), at + WriteMultiEntry.offsets.data);
+    });
+    const reply = await this.fixed(Command.REGION_WRITE_MULTI, body, WriteMulti.size);
+    return WriteMulti.view(reply.data).writes;
+  }
+
+  async reset(): Promise<void> {
+    await this.fixed(Command.DEVICE_RESET, NO_BODY, 0);
+  }
+
+  /** DEVICE_FEATURE: `flags` as in DeviceFeatureFlags. Resolves with the feature's data in the reply. */
+  async deviceFeature(flags: number, payload: Uint8Array = NO_BODY, maxReply = 4096): Promise<Uint8Array> {
+    const command = Command.DEVICE_FEATURE;
+    const fixed = DeviceFeature.encode({ argsz: DeviceFeature.size + Math.max(maxReply, payload.length), flags });
+    const reply = await this.request(command, Buffer.concat([fixed, payload]));
+    if (reply.body.length < DeviceFeature.size) this.bad(command, `${reply.body.length} bytes`);
+    return reply.body.subarray(DeviceFeature.size);
+  }
+
+  /** MIG_DATA_READ: at most `size` bytes; fewer are the end. */
+  async migDataRead(size: number): Promise<Uint8Array> {
+    const command = Command.MIG_DATA_READ;
+    const reply = await this.request(command, MigData.encode({ argsz: MigData.size + size, size }));
+    const got = reply.body.length < MigData.size ? -1 : MigData.view(reply.data).size;
+    if (got < 0 || got > size || reply.body.length < MigData.size + got)
+      this.bad(command, `${reply.body.length} bytes`);
+    return reply.body.subarray(MigData.size, MigData.size + got);
+  }
+
+  async migDataWrite(bytes: Uint8Array): Promise<void> {
+    const fixed = MigData.encode({ argsz: MigData.size + bytes.length, size: bytes.length });
+    await this.request(Command.MIG_DATA_WRITE, Buffer.concat([fixed, bytes]));
+  }
+
+  private async sendUnmap(flags: number, address: number, size: number): Promise<void> {
+    const body = DmaUnmap.encode({ argsz: DmaUnmap.size, flags, address, size });
+    const reply = await this.fixed(Command.DMA_UNMAP, body, DmaUnmap.size);
+    const echo = DmaUnmap.view(reply.data);
+    if (echo.address !== address || echo.size !== size) this.bad(Command.DMA_UNMAP, "another map");
+  }
+
+  /** A request whose reply has a body of exactly `length` bytes. */
+  private async fixed(command: number, body: Uint8Array, length: number): Promise<Reply> {
+    const reply = await this.request(command, body);
+    if (reply.body.length !== length) this.bad(command, `${reply.body.length} bytes, not ${length}`);
+    return reply;
+  }
+
+  private checkAccess(command: number, reply: Reply, region: number, offset: number, count: number): void {
+    const echo = RegionAccess.view(reply.data);
+    if (echo.region !== region || echo.offset !== offset || echo.count !== count) this.bad(command, "another access");
+  }
+
+  private parseRegionInfo(index: number, reply: Reply): RegionDescription {
+    const { body, data, fds } = reply;
+    const bad = (what: string) => this.bad(Command.DEVICE_GET_REGION_INFO, what);
+    if (body.length < RegionInfo.size) return bad(`${body.length} bytes`);
+    const info = RegionInfo.view(data);
+    if (info.index !== index) return bad(`region ${info.index}`);
+    const areas: { offset: number; size: number }[] = [];
+    // Each capability is behind the one before, so that the list ends.
+    let at = info.flags & RegionInfoFlags.CAPS ? info.capOffset : 0;
+    for (let from: number = RegionInfo.size; at !== 0; ) {
+      if (at < from || at + RegionCapHeader.size > body.length) return bad(`a capability at ${at}`);
+      const cap = RegionCapHeader.view(data, at);
+      from = at + RegionCapHeader.size;
+      if (cap.id === RegionCap.SPARSE_MMAP) {
+        if (from + SparseMmap.size > body.length) return bad("a cut capability");
+        const count = SparseMmap.view(data, from).areas;
+        from += SparseMmap.size;
+        if (from + count * SparseMmapArea.size > body.length) return bad(`${count} areas`);
+        for (let area = 0; area < count; area++, from += SparseMmapArea.size) {
+          const { offset, size } = SparseMmapArea.view(data, from);
+          if (!(offset + size <= info.size)) return bad(`an area of ${size} at ${offset}`);
+          areas.push({ offset, size });
+        }
+      }
+      at = cap.next;
+    }
+    const fd = fds.length > 0 ? fds[0] : -1;
+    if (fds.length > 0) fds[0] = -1;
+    return { index, flags: info.flags, size: info.size, offset: info.offset, areas, fd };
+  }
+
+  private bad(command: number, what: string): never {
+    throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
+  }
+
+  private takeId(): number {
+    if (this.requests.size >= MAX_IDS) throw new ProtocolError("too many requests at once", Errno.EBUSY);
+    let id = this.nextId;
+    while (this.requests.has(id)) id = (id + 1) % MAX_IDS;
+    this.nextId = (id + 1) % MAX_IDS;
+    return id;
+  }
+
+  private handleReply(frame: Frame): void {
+    const request = this.requests.get(frame.id);
+    if (request === undefined) return;
+    this.requests.delete(frame.id);
+    const { command } = frame;
+    if (frame.flags & HeaderFlags.ERROR) {
+      const errno = frame.errno || Errno.EIO;
+      request.reject(
+        new ProtocolError(`the server refused command ${request.command}: errno ${errno}`, errno, command),
+      );
+    } else if (command !== request.command || frame.fds.length > request.maxFds) {
+      const what = `the server's reply to command ${request.command}: command ${command}, ${frame.fds.length} fds`;
+      request.reject(new ProtocolError(what, Errno.EPROTO, request.command));
+    } else {
+      const body = frame.bytes.slice(frame.offset, frame.offset + frame.length);
+      const fds = frame.fds.slice();
+      frame.fds.fill(-1);
+      request.resolve({ body, data: new DataView(body.buffer), fds });
+    }
+  }
+
+  private expire(): void {
+    if (this.requests.size === 0) {
+      clearInterval(this.clock);
+      this.clock = undefined;
+      return;
+    }
+    const now = performance.now();
+    for (const [id, request] of this.requests) {
+      if (now < request.deadline) continue;
+      this.requests.delete(id);
+      const what = `the server does not answer command ${request.command}`;
+      request.reject(new ProtocolError(what, Errno.ETIMEDOUT, request.command));
+    }
+  }
+
+  private handleGone(reason: PeerGone): void {
+    this.gone = reason;
+    clearInterval(this.clock);
+    for (const request of this.requests.values()) request.reject(reason);
+    this.requests.clear();
+    this.end(reason);
+  }
+}

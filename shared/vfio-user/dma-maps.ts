@@ -1,0 +1,173 @@
+/**
+ * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when their
+ * map ends, and not before the backend let go of it.
+ *
+ * Dirty bitmaps (GET_DIRTY_BITMAP) are not kept: ENOTSUP.
+ */
+import { closeSync } from "node:fs";
+import { F_SEAL_SHRINK, fileStatus, getSeals, isWritable } from "../../native/index.js";
+import { inBounds, isAligned } from "../bits.js";
+import { Errno, ProtocolError } from "../errors.js";
+import { MAX_DATA_XFER_SIZE, PAGE_SIZE } from "../limits.js";
+import { Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
+import type { Backend, MemoryMap } from "./backend.js";
+import type { Frame } from "./connection.js";
+import { DmaTable } from "./dma-table.js";
+
+const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
+
+/** `changing`: the backend is still busy with mapping or unmapping it. */
+interface Entry extends MemoryMap {
+  changing: boolean;
+}
+
+export interface DmaMapsOptions {
+  readonly backend: Backend;
+  /** Map memory that its owner can shrink under us as well. */
+  readonly trustUnsealedMemory: boolean;
+  readonly maxMaps?: number;
+  /** Tells the operator what is better done otherwise. */
+  readonly warn: (message: string) => void;
+  readonly syscalls?: { close(fd: number): void };
+}
+
+function refuse(what: string, errno: number = Errno.EINVAL): never {
+  throw new ProtocolError(`DMA_MAP: ${what}`, errno, Command.DMA_MAP);
+}
+
+function refuseUnmap(what: string, errno: number = Errno.EINVAL): never {
+  throw new ProtocolError(`DMA_UNMAP: ${what}`, errno, Command.DMA_UNMAP);
+}
+
+const mapView = DmaMap.view();
+const unmapView = DmaUnmap.view();
+
+export class DmaMaps {
+  private readonly table: DmaTable<Entry>;
+  private readonly close: (fd: number) => void;
+  private ended = false;
+
+  constructor(private readonly options: DmaMapsOptions) {
+    this.table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
+    this.close = options.syscalls?.close ?? closeSync;
+  }
+
+  get length(): number {
+    return this.table.length;
+  }
+
+  /**
+   * DMA_MAP: resolves when the backend has it. `stillWanted` is asked then: when the client was told meanwhile that it
+   * failed, the map is taken away again.
+   * @throws ProtocolError at once when the request is bad; rejects with what the backend rejects with
+   */
+  map(frame: Frame, stillWanted: () => boolean): Promise<void> {
+    const entry = this.parseMap(frame);
+    try {
+      this.table.insert(entry);
+    } catch (error) {
+      if (entry.fd !== -1) this.close(entry.fd);
+      throw error;
+    }
+    return this.startMap(entry, stillWanted);
+  }
+
+  private async startMap(entry: Entry, stillWanted: () => boolean): Promise<void> {
+    try {
+      await this.options.backend.map(entry);
+    } catch (error) {
+      this.forget(entry);
+      throw error;
+    }
+    entry.changing = false;
+    if (!this.ended && !stillWanted()) await this.release(entry);
+  }
+
+  /**
+   * DMA_UNMAP: resolves when nothing uses the memory any more.
+   * @throws ProtocolError at once when the request is bad; rejects with what the backend rejects with
+   */
+  unmap(frame: Frame): Promise<void> {
+    const { argsz, flags, address, size } = unmapView.at(frame.data, frame.offset);
+    if (flags === DmaUnmapFlags.GET_DIRTY_BITMAP) refuseUnmap("there is no dirty bitmap", Errno.ENOTSUP);
+    if (flags !== 0 && flags !== DmaUnmapFlags.ALL) refuseUnmap(`flags ${flags}`);
+    if (frame.length !== DmaUnmap.size) refuseUnmap(`a body of ${frame.length} bytes`);
+    if (argsz < DmaUnmap.size || argsz > MAX_DATA_XFER_SIZE) refuseUnmap(`argsz ${argsz}`);
+    if (flags === DmaUnmapFlags.ALL) {
+      if (address !== 0 || size !== 0) refuseUnmap("all, with an address or a size");
+      return this.releaseAll();
+    }
+    const entry = this.table.get(address, size);
+    if (entry.changing) refuseUnmap("it is being mapped or unmapped already", Errno.EBUSY);
+    return this.release(entry);
+  }
+
+  /** The client is gone: from now on the backend lets go of everything by itself. */
+  end(): void {
+    this.ended = true;
+  }
+
+  /** The backend let go of everything: close all fds. */
+  clear(): void {
+    for (const entry of this.table) if (entry.fd !== -1) this.close(entry.fd);
+    this.table.clear();
+  }
+
+  private async release(entry: Entry): Promise<void> {
+    entry.changing = true;
+    try {
+      await this.options.backend.unmap(entry);
+    } catch (error) {
+      entry.changing = false;
+      throw error;
+    }
+    this.forget(entry);
+  }
+
+  private async releaseAll(): Promise<void> {
+    const releases: Promise<void>[] = [];
+    for (const entry of this.table) if (!entry.changing) releases.push(this.release(entry));
+    for (const result of await Promise.allSettled(releases)) {
+      if (result.status === "rejected") throw result.reason;
+    }
+  }
+
+  /** The entry may be gone already, after `clear`. */
+  private forget(entry: Entry): void {
+    if (this.table.at(entry.address) !== entry) return;
+    this.table.remove(entry.address, entry.size);
+    if (entry.fd !== -1) this.close(entry.fd);
+  }
+
+  /** The entry's fd, if any, was taken out of the frame. */
+  private parseMap(frame: Frame): Entry {
+    const { argsz, flags, offset, address, size } = mapView.at(frame.data, frame.offset);
+    if (argsz < DmaMap.size) refuse(`argsz ${argsz}`);
+    const readable = (flags & DmaMapFlags.READ) !== 0;
+    const writable = (flags & DmaMapFlags.WRITE) !== 0;
+    if ((flags & ~ALL_MAP_FLAGS) !== 0 || !(readable || writable)) refuse(`flags ${flags}`);
+    const fd = frame.fds.length > 0 ? frame.fds[0] : -1;
+    if (fd === -1 && (flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)) !== 0) refuse("no fd to map");
+    const entry = { address, size, readable, writable, windowOffset: -1, changing: true };
+    if (fd === -1 || !this.mayBeMapped(fd, offset, size, writable)) return { ...entry, fd: -1, fdOffset: 0 };
+    frame.fds[0] = -1;
+    return { ...entry, fd, fdOffset: offset };
+  }
+
+  /** False: good memory, but not to be mapped; it is then reached by messages. */
+  private mayBeMapped(fd: number, offset: number, size: number, writable: boolean): boolean {
+    const status = fileStatus(fd);
+    if (status.kind !== "file") refuse("the fd is not a file or a memfd");
+    if (!isAligned(offset, PAGE_SIZE)) refuse(`offset ${offset} is not on a page`);
+    if (!inBounds(offset, size, status.size)) refuse(`${size} bytes at ${offset} of a file of ${status.size}`);
+    if (writable && !isWritable(fd)) refuse("the fd is read-only, the map is not", Errno.EACCES);
+    // A mapping in a VM cannot be made read-only (see docs), so nothing read-only is ever put there.
+    if (!writable) return false;
+    if (this.options.trustUnsealedMemory || (getSeals(fd) & F_SEAL_SHRINK) !== 0) return true;
+    this.options.warn(
+      "the driver VM's memory can be shrunk by its owner, so it is not mapped and each DMA becomes a message: " +
+        "use memory-backend-memfd (with share=on), whose memory is sealed, or trust it by option",
+    );
+    return false;
+  }
+}

@@ -1,0 +1,125 @@
+/**
+ * A sorted table of address ranges that do not overlap: the DMA maps of a client. Looking up allocates nothing and costs a
+ * binary search, or nothing at all when it hits the same range as the last time.
+ */
+import { isAligned } from "../bits.js";
+import { Errno, ProtocolError } from "../errors.js";
+import { MAX_DMA_MAPS, PAGE_SIZE } from "../limits.js";
+
+/** What a table holds: something with an address and a size in bytes, neither of which ever changes. */
+export interface AddressRange {
+  readonly address: number;
+  readonly size: number;
+}
+
+export interface DmaTableOptions {
+  /** Addresses and sizes are multiples of it. */
+  readonly alignment?: number;
+  readonly maxEntries?: number;
+}
+
+export class DmaTable<Range extends AddressRange> {
+  private readonly alignment: number;
+  private readonly maxEntries: number;
+  /** Sorted, with the ranges at the same indices. */
+  private readonly addresses: number[] = [];
+  private readonly ranges: Range[] = [];
+  private last: Range | undefined;
+
+  constructor(options: DmaTableOptions = {}) {
+    this.alignment = options.alignment ?? PAGE_SIZE;
+    this.maxEntries = options.maxEntries ?? MAX_DMA_MAPS;
+  }
+
+  get length(): number {
+    return this.ranges.length;
+  }
+
+  /** By address. The table must not be changed meanwhile. */
+  [Symbol.iterator](): IterableIterator<Range> {
+    return this.ranges.values();
+  }
+
+  /** @throws ProtocolError EINVAL (size, alignment, past 2^53-1), EEXIST (overlap), ENOSPC (table full) */
+  insert(range: Range): void {
+    const { address, size } = range;
+    if (!isRange(address, size) || !isAligned(address, this.alignment) || !isAligned(size, this.alignment)) {
+      throw new ProtocolError(`not a range that can be mapped: address ${address}, size ${size}`, Errno.EINVAL);
+    }
+    const index = this.below(address);
+    const before = this.ranges[index];
+    const after = this.ranges[index + 1];
+    if ((before && before.address + before.size > address) || (after && after.address < address + size)) {
+      throw new ProtocolError(`a range at ${address} of ${size} overlaps another`, Errno.EEXIST);
+    }
+    if (this.ranges.length >= this.maxEntries) {
+      throw new ProtocolError(`more than ${this.maxEntries} ranges`, Errno.ENOSPC);
+    }
+    this.addresses.splice(index + 1, 0, address);
+    this.ranges.splice(index + 1, 0, range);
+  }
+
+  /** The range with exactly that address and size. @throws ProtocolError ENOENT */
+  get(address: number, size: number): Range {
+    const range = this.ranges[this.below(address)];
+    if (range === undefined || range.address !== address || range.size !== size) {
+      throw new ProtocolError(`no range at ${address} of ${size}`, Errno.ENOENT);
+    }
+    return range;
+  }
+
+  /** Takes away and returns the range with exactly that address and size. @throws ProtocolError ENOENT */
+  remove(address: number, size: number): Range {
+    const range = this.get(address, size);
+    const index = this.below(address);
+    this.addresses.splice(index, 1);
+    this.ranges.splice(index, 1);
+    this.last = undefined;
+    return range;
+  }
+
+  clear(): void {
+    this.addresses.length = 0;
+    this.ranges.length = 0;
+    this.last = undefined;
+  }
+
+  /** The range that holds `address`. */
+  at(address: number): Range | undefined {
+    const last = this.last;
+    if (last !== undefined && address >= last.address && address - last.address < last.size) return last;
+    const range = this.ranges[this.below(address)];
+    if (range === undefined || address - range.address >= range.size) return undefined;
+    this.last = range;
+    return range;
+  }
+
+  /** The one range that holds all of [address, address + length), for any untrusted numbers. */
+  find(address: number, length: number): Range | undefined {
+    const range = this.at(address);
+    return range !== undefined && length >= 0 && length <= range.size - (address - range.address) ? range : undefined;
+  }
+
+  /** Index of the last range that begins at or below `address`, or -1. */
+  private below(address: number): number {
+    const addresses = this.addresses;
+    let low = 0;
+    let high = addresses.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (addresses[middle] <= address) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
+  }
+}
+
+function isRange(address: number, size: number): boolean {
+  return (
+    Number.isSafeInteger(address) &&
+    Number.isSafeInteger(size) &&
+    address >= 0 &&
+    size > 0 &&
+    Number.isSafeInteger(address + size)
+  );
+}

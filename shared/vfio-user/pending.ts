@@ -1,0 +1,95 @@
+/**
+ * The command under way, as a backend sees it: where its reply is built, and how it is answered at most once.
+ *
+ * A session has one of these and uses it again and again. When a backend does not answer in time, the session leaves the
+ * object to it, buffers included, and goes on with a fresh one: what comes late finds a dead object and does nothing.
+ */
+import { Errno } from "../errors.js";
+import { KiB, MAX_MESSAGE_SIZE } from "../limits.js";
+import { Header, HeaderFlags } from "../spec/vfio-user.js";
+import type { PendingCommand } from "./backend.js";
+import { type Connection, type Frame, putHeader } from "./connection.js";
+
+const INITIAL_REPLY_SIZE = 4 * KiB;
+
+export class Pending implements PendingCommand {
+  command = 0;
+  id = 0;
+  bytes: Uint8Array;
+  data: DataView;
+  offset = 0;
+  length = 0;
+  replyBytes = new Uint8Array(INITIAL_REPLY_SIZE);
+  replyData = new DataView(this.replyBytes.buffer);
+  readonly replyOffset = Header.size;
+  /** When it began, in the session's ticks. */
+  startedAt = 0;
+  /** True from `begin` to the end of the command. */
+  active = false;
+  /** False when no reply is wanted, or when it was sent early. */
+  wantsReply = false;
+
+  constructor(
+    private readonly connection: Connection,
+    /** Called when the command is over, after its reply was sent. */
+    private readonly done: () => void,
+  ) {
+    this.bytes = this.replyBytes;
+    this.data = this.replyData;
+  }
+
+  begin(frame: Frame, now: number): void {
+    this.command = frame.command;
+    this.id = frame.id;
+    this.bytes = frame.bytes;
+    this.data = frame.data;
+    this.offset = frame.offset;
+    this.length = frame.length;
+    this.startedAt = now;
+    this.wantsReply = (frame.flags & HeaderFlags.NO_REPLY) === 0;
+    this.active = true;
+  }
+
+  reserve(length: number): void {
+    const needed = this.replyOffset + length;
+    if (needed <= this.replyBytes.length) return;
+    if (!(needed <= MAX_MESSAGE_SIZE)) throw new RangeError(`a reply of ${length} bytes is too long`);
+    let size = this.replyBytes.length;
+    while (size < needed) size *= 2;
+    this.replyBytes = new Uint8Array(size);
+    this.replyData = new DataView(this.replyBytes.buffer);
+  }
+
+  /** Sends the reply while the command goes on: for a posted write. */
+  replyEarly(length: number, fds?: readonly number[]): void {
+    if (!this.wantsReply) return;
+    this.wantsReply = false;
+    const size = this.replyOffset + length;
+    if (size > this.replyBytes.length) throw new RangeError(`a reply of ${length} bytes that were not reserved`);
+    putHeader(this.replyData, 0, this.id, this.command, size, HeaderFlags.TYPE_REPLY);
+    this.connection.send(this.replyBytes, 0, size, fds);
+  }
+
+  reply(length: number, fds?: readonly number[]): void {
+    if (!this.active) return;
+    this.replyEarly(length, fds);
+    this.active = false;
+    this.done();
+  }
+
+  /** Copies `body` and sends it as the reply. */
+  replyWith(body: Uint8Array): void {
+    if (!this.active) return;
+    this.reserve(body.length);
+    this.replyBytes.set(body, this.replyOffset);
+    this.reply(body.length);
+  }
+
+  fail(errno: number): void {
+    if (!this.active) return;
+    if (this.wantsReply) this.connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
+    this.wantsReply = false;
+    this.active = false;
+    this.done();
+  }
+}

@@ -1,0 +1,132 @@
+/**
+ * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
+ * Disconnection"). A second client waits in the socket's backlog until the first is gone and all its memory is let go.
+ */
+import { closeSync, statSync, unlinkSync } from "node:fs";
+import { accept, listen, POLL_READABLE, Poll } from "../../native/index.js";
+import { isSystemError, UserError } from "../errors.js";
+import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
+import { type Log, quietLog } from "../log.js";
+import type { Backend } from "./backend.js";
+import { Session, type SessionStats, TICKS_PER_DEADLINE } from "./session.js";
+
+const BACKLOG = 16;
+/** Pause after a failed accept, which is mostly for want of fds. */
+const ACCEPT_RETRY_MS = 100;
+
+export interface ServerOptions {
+  readonly backend: Backend;
+  /** Where to listen: a path, whose file is removed by `close`; or a listening AF_UNIX socket, which is closed by `close`. */
+  readonly socket: string | number;
+  readonly log?: Log;
+  /** Map also memory that its owner can shrink (its pages then read as zeros). */
+  readonly trustUnsealedMemory?: boolean;
+  readonly replyDeadlineMs?: number;
+  readonly deviceWaitMs?: number;
+}
+
+export interface ServerStats extends Readonly<SessionStats> {
+  /** Whether a client is connected now, and its DMA maps. */
+  readonly connected: boolean;
+  readonly maps: number;
+}
+
+export class Server {
+  private readonly log: Log;
+  private readonly counts: SessionStats = { clients: 0, commands: 0, reads: 0, writes: 0, errors: 0, timeouts: 0 };
+  private fd = -1;
+  private poll: Poll | undefined;
+  private inode: number | undefined;
+  private session: Session | undefined;
+  private clock: NodeJS.Timeout | undefined;
+  private retry: NodeJS.Timeout | undefined;
+  private serving: Promise<void> = Promise.resolve();
+
+  constructor(private readonly options: ServerOptions) {
+    this.log = options.log ?? quietLog;
+  }
+
+  get stats(): ServerStats {
+    return { ...this.counts, connected: this.session !== undefined, maps: this.session?.mapCount ?? 0 };
+  }
+
+  /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
+  open(): void {
+    const { socket } = this.options;
+    this.fd = typeof socket === "number" ? socket : this.listenAt(socket);
+    this.poll = new Poll(this.fd, () => this.acceptOne());
+    this.poll.start(POLL_READABLE);
+  }
+
+  /** Ends the session, if any, waits until its memory is let go, and takes the socket away. */
+  async close(): Promise<void> {
+    if (this.fd === -1) return;
+    this.poll?.close();
+    this.poll = undefined;
+    clearTimeout(this.retry);
+    closeSync(this.fd);
+    this.fd = -1;
+    this.removeSocketFile();
+    this.session?.close("the server ends");
+    await this.serving;
+  }
+
+  private listenAt(path: string): number {
+    try {
+      const fd = listen(path, BACKLOG);
+      this.inode = statSync(path).ino;
+      return fd;
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      if (error.code === "EADDRINUSE") {
+        throw new UserError(`${path} is served already: stop the process that serves it, or choose another path`);
+      }
+      throw new UserError(`cannot listen on ${path}: ${error.message}`);
+    }
+  }
+
+  /** Somebody may have replaced the file meanwhile; then it is theirs. */
+  private removeSocketFile(): void {
+    const { socket } = this.options;
+    if (typeof socket === "number") return;
+    try {
+      if (statSync(socket).ino === this.inode) unlinkSync(socket);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+    }
+  }
+
+  private acceptOne(): void {
+    let fd: number;
+    try {
+      fd = accept(this.fd);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.log.error({ err: error }, "cannot accept a client");
+      this.poll?.stop();
+      this.retry = setTimeout(() => this.poll?.start(POLL_READABLE), ACCEPT_RETRY_MS);
+      return;
+    }
+    if (fd === -1) return;
+    this.poll?.stop();
+    this.serving = this.serve(fd);
+  }
+
+  private async serve(fd: number): Promise<void> {
+    const { backend } = this.options;
+    const session = new Session(fd, {
+      backend,
+      log: this.log,
+      stats: this.counts,
+      trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
+      deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
+    });
+    this.session = session;
+    const tickMs = (this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS) / TICKS_PER_DEADLINE;
+    this.clock = setInterval(() => session.tick(), tickMs);
+    await session.ended;
+    clearInterval(this.clock);
+    this.session = undefined;
+    this.poll?.start(POLL_READABLE);
+  }
+}

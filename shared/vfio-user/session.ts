@@ -1,0 +1,276 @@
+/**
+ * One client's connection to a termination, from VERSION to the end: checks each command, answers those that are about the
+ * transport, and passes the rest on to the backend. Whatever the backend does, each command is answered in time: a
+ * read with all ones, as from a dead PCI device, anything else with ETIMEDOUT.
+ */
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
+import { MAX_DATA_XFER_SIZE } from "../limits.js";
+import type { Log } from "../log.js";
+import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import type { Backend } from "./backend.js";
+import { checkBody } from "./bodies.js";
+import { checkRequest } from "./checks.js";
+import { DmaMessages } from "./client-memory.js";
+import { Connection, type ConnectionHandler, type Frame } from "./connection.js";
+import { DmaMaps } from "./dma-maps.js";
+import { parseIrqSet } from "./irq-set.js";
+import { Pending } from "./pending.js";
+import { encodeVersionReply, parseVersion } from "./version.js";
+
+/** Ticks of a session's clock within one deadline; what is late is noticed at most one tick early. */
+export const TICKS_PER_DEADLINE = 8;
+const MAX_WARNINGS_PER_TICK = 4;
+
+export interface SessionStats {
+  clients: number;
+  commands: number;
+  reads: number;
+  writes: number;
+  errors: number;
+  timeouts: number;
+}
+
+export interface SessionOptions {
+  readonly backend: Backend;
+  readonly log: Log;
+  readonly stats: SessionStats;
+  readonly trustUnsealedMemory: boolean;
+  readonly deviceWaitMs: number;
+}
+
+const access = RegionAccess.view();
+
+export class Session implements ConnectionHandler {
+  /** Resolves when the client is gone, the backend has let go of everything, and all fds are closed. */
+  readonly ended: Promise<void>;
+  private readonly connection: Connection;
+  private readonly maps: DmaMaps;
+  private pending: Pending;
+  private memory: DmaMessages | undefined;
+  private state: "new" | "connecting" | "ready" | "gone" = "new";
+  private now = 0;
+  private warnings = 0;
+  private deviceWait: NodeJS.Timeout | undefined;
+  private end!: () => void;
+
+  constructor(
+    fd: number,
+    private readonly options: SessionOptions,
+  ) {
+    this.ended = new Promise((resolve) => {
+      this.end = resolve;
+    });
+    this.maps = new DmaMaps({
+      backend: options.backend,
+      trustUnsealedMemory: options.trustUnsealedMemory,
+      warn: (message) => this.warn(message),
+    });
+    this.connection = new Connection(fd, this);
+    this.pending = this.freshPending();
+  }
+
+  /** DMA maps that the client has now. */
+  get mapCount(): number {
+    return this.maps.length;
+  }
+
+  close(reason: string): void {
+    this.connection.close(new PeerGone(reason));
+  }
+
+  /** Called TICKS_PER_DEADLINE times within the reply deadline. */
+  tick(): void {
+    this.now++;
+    if (this.warnings > MAX_WARNINGS_PER_TICK) {
+      this.options.log.warn({ suppressed: this.warnings - MAX_WARNINGS_PER_TICK }, "more warnings about the client");
+    }
+    this.warnings = 0;
+    this.memory?.tick(this.now, TICKS_PER_DEADLINE);
+    const { pending } = this;
+    if (pending.active && this.state === "ready" && this.now - pending.startedAt >= TICKS_PER_DEADLINE) {
+      this.expire(pending);
+    }
+  }
+
+  command(frame: Frame): void {
+    const { pending } = this;
+    this.options.stats.commands++;
+    pending.begin(frame, this.now);
+    try {
+      if (this.state === "ready") this.dispatch(frame, pending);
+      else this.version(frame, pending);
+    } catch (error) {
+      this.failWith(pending, error);
+      if (this.state === "new") this.connection.close(new PeerGone("the client and we do not agree on a version"));
+    }
+  }
+
+  reply(frame: Frame): void {
+    if (!this.memory?.handleReply(frame)) this.warn(`a reply to nothing, command ${frame.command}, id ${frame.id}`);
+  }
+
+  gone(reason: PeerGone): void {
+    const connected = this.state === "connecting" || this.state === "ready";
+    this.state = "gone";
+    clearTimeout(this.deviceWait);
+    this.pending.active = false;
+    this.maps.end();
+    this.options.log.info({ reason: reason.message }, "client gone");
+    this.memory?.close(reason);
+    void this.tearDown(connected);
+  }
+
+  private async tearDown(connected: boolean): Promise<void> {
+    try {
+      if (connected) await this.options.backend.disconnect();
+    } catch (error) {
+      this.options.log.error({ err: error }, "the device could not let go of a client");
+    }
+    this.maps.clear();
+    this.end();
+  }
+
+  private freshPending(): Pending {
+    return new Pending(this.connection, () => this.connection.finish());
+  }
+
+  private version(frame: Frame, pending: Pending): void {
+    if (frame.command !== Command.VERSION) {
+      throw new ProtocolError(`the first command is ${frame.command}, not VERSION`, Errno.EINVAL, frame.command);
+    }
+    checkBody(frame.command, frame.length, frame.fds.length);
+    const { backend, deviceWaitMs, log, stats } = this.options;
+    const client = parseVersion(frame.bytes, frame.offset, frame.length);
+    const { maxDataXferSize } = client.capabilities;
+    log.info({ version: `${client.major}.${client.minor}`, ...client.capabilities }, "client connected");
+    stats.clients++;
+    this.memory = new DmaMessages(this.connection, maxDataXferSize);
+    this.state = "connecting";
+    this.deviceWait = setTimeout(() => {
+      this.refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
+    }, deviceWaitMs);
+    const { major, minor } = client;
+    backend.connect({ major, minor, maxDataXferSize }, this.memory).then(
+      () => {
+        if (this.state !== "connecting") return;
+        clearTimeout(this.deviceWait);
+        this.state = "ready";
+        pending.replyWith(encodeVersionReply(client));
+      },
+      (error) => this.refuseClient(pending, error),
+    );
+  }
+
+  private refuseClient(pending: Pending, error: unknown): void {
+    if (this.state !== "connecting") return;
+    // Not pending.fail: that would begin with the next command.
+    if (pending.wantsReply)
+      this.connection.sendError(pending.id, pending.command, this.errnoOf(error, pending.command));
+    this.connection.close(new PeerGone("no device for the client"));
+  }
+
+  private dispatch(frame: Frame, pending: Pending): void {
+    const { command } = frame;
+    if (command === Command.VERSION) throw new ProtocolError("a second VERSION", Errno.EINVAL, command);
+    checkBody(command, frame.length, frame.fds.length);
+    const { backend, stats } = this.options;
+    switch (command) {
+      case Command.DMA_MAP:
+        this.answer(
+          pending,
+          this.maps.map(frame, () => pending.active),
+        );
+        return;
+      case Command.DMA_UNMAP:
+        this.answer(pending, this.maps.unmap(frame), () => {
+          pending.replyWith(pending.bytes.subarray(pending.offset, pending.offset + DmaUnmap.size));
+        });
+        return;
+    }
+    const { device } = backend;
+    if (device === undefined) return this.answerWithoutDevice(pending);
+    if (command === Command.DEVICE_SET_IRQS) {
+      this.answer(pending, backend.setIrqs(parseIrqSet(frame, device.irqCounts)));
+      return;
+    }
+    checkRequest(frame, device);
+    if (command === Command.REGION_READ) {
+      stats.reads++;
+    } else if (command === Command.REGION_WRITE) {
+      stats.writes++;
+      const { region } = access.at(frame.data, frame.offset);
+      // A posted write: the client goes on while the device deals with it.
+      if ((device.postedRegions >>> region) & 1) {
+        this.copyAccess(pending);
+        pending.replyEarly(RegionAccess.size);
+        if (!pending.active) return;
+      }
+    }
+    backend.handle(pending);
+  }
+
+  /** Answers when the backend is done. */
+  private answer(pending: Pending, work: Promise<void>, reply = () => pending.reply(0)): void {
+    work.then(
+      () => {
+        if (pending.active) reply();
+      },
+      (error) => this.failWith(pending, error),
+    );
+  }
+
+  private answerWithoutDevice(pending: Pending): void {
+    if (pending.command !== Command.REGION_READ) return pending.fail(Errno.ENODEV);
+    if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) return pending.fail(Errno.EINVAL);
+    this.replyAllOnes(pending);
+  }
+
+  /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
+  private expire(late: Pending): void {
+    this.options.stats.timeouts++;
+    this.warn(`the device did not answer command ${late.command} in time`);
+    this.pending = this.freshPending();
+    const { pending } = this;
+    const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
+    const { id, command, bytes, data, offset, length } = late;
+    pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.now);
+    late.active = false;
+    this.connection.leaveBody();
+    if (command === Command.REGION_READ) this.replyAllOnes(pending);
+    else pending.fail(Errno.ETIMEDOUT);
+  }
+
+  private replyAllOnes(pending: Pending): void {
+    const { count } = access.at(pending.data, pending.offset);
+    pending.reserve(RegionAccess.size + count);
+    this.copyAccess(pending);
+    const from = pending.replyOffset + RegionAccess.size;
+    pending.replyBytes.fill(0xff, from, from + count);
+    pending.reply(RegionAccess.size + count);
+  }
+
+  /** The fixed part of a region access is the same in the reply. */
+  private copyAccess(pending: Pending): void {
+    const { bytes, offset, replyBytes, replyOffset } = pending;
+    for (let index = 0; index < RegionAccess.size; index++) replyBytes[replyOffset + index] = bytes[offset + index];
+  }
+
+  private failWith(pending: Pending, error: unknown): void {
+    pending.fail(this.errnoOf(error, pending.command));
+  }
+
+  /** Logs what went wrong with a command, and tells the errno for the client. */
+  private errnoOf(error: unknown, command: number): number {
+    this.options.stats.errors++;
+    if (error instanceof ProtocolError || isSystemError(error)) {
+      this.warn(error.message);
+      return error.errno;
+    }
+    if (!(error instanceof PeerGone)) this.options.log.error({ err: error, command }, "unexpected");
+    return Errno.EIO;
+  }
+
+  private warn(message: string): void {
+    if (++this.warnings <= MAX_WARNINGS_PER_TICK) this.options.log.warn(message);
+  }
+}

@@ -1,0 +1,101 @@
+/**
+ * Places in the window: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to the
+ * next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
+ */
+import { alignUp, isAligned } from "./bits.js";
+import { LARGE_PAGE_SIZE, PAGE_SIZE } from "./limits.js";
+
+interface Range {
+  start: number;
+  end: number;
+}
+
+export class WindowAllocator {
+  /** Sorted, and never two that touch. */
+  private readonly freeRanges: Range[];
+  private readonly allocated = new Map<number, number>();
+
+  /** `begin`: where the part that is handed out begins, in bytes; all are multiples of the page size. */
+  constructor(
+    readonly size: number,
+    private readonly pieceSize: number,
+    begin = 0,
+  ) {
+    this.freeRanges = begin < size ? [{ start: begin, end: size }] : [];
+  }
+
+  /** Allocations now. */
+  get count(): number {
+    return this.allocated.size;
+  }
+
+  /**
+   * Takes `size` bytes (rounded up to pages) and returns their window offset, or -1 when no place is left.
+   *
+   * A size from LARGE_PAGE_SIZE on is aligned to that, plus `phase`: give the offset of the memory in its file, since the
+   * kernel uses large pages only where address and file offset agree modulo their size.
+   */
+  allocate(size: number, phase = 0): number {
+    if (!(size > 0 && size <= this.size)) return -1;
+    const length = alignUp(size, PAGE_SIZE);
+    const large = length >= LARGE_PAGE_SIZE;
+    const alignment = large ? LARGE_PAGE_SIZE : PAGE_SIZE;
+    const shift = large && isAligned(phase, PAGE_SIZE) ? phase % LARGE_PAGE_SIZE : 0;
+    for (let index = 0; index < this.freeRanges.length; index++) {
+      const range = this.freeRanges[index];
+      const offset = this.fit(range, length, alignment, shift);
+      if (offset !== -1) {
+        this.take(index, offset, offset + length);
+        this.allocated.set(offset, length);
+        return offset;
+      }
+    }
+    return -1;
+  }
+
+  /** Gives back what `allocate` returned. @throws Error when it was not allocated, which is a bug of the caller's */
+  free(offset: number): void {
+    const length = this.allocated.get(offset);
+    if (length === undefined) throw new Error(`window offset ${offset} is not allocated`);
+    this.allocated.delete(offset);
+    const ranges = this.freeRanges;
+    let index = 0;
+    while (index < ranges.length && ranges[index].start < offset) index++;
+    const before = ranges[index - 1];
+    const after = ranges[index];
+    const end = offset + length;
+    const joinsBefore = before?.end === offset;
+    const joinsAfter = after?.start === end;
+    if (joinsBefore && joinsAfter) {
+      before.end = after.end;
+      ranges.splice(index, 1);
+    } else if (joinsBefore) {
+      before.end = end;
+    } else if (joinsAfter) {
+      after.start = offset;
+    } else {
+      ranges.splice(index, 0, { start: offset, end });
+    }
+  }
+
+  /** The lowest offset in `range` that suits, or -1. */
+  private fit(range: Range, length: number, alignment: number, shift: number): number {
+    const align = (at: number) => alignUp(at - shift, alignment) + shift;
+    let offset = align(Math.max(range.start, shift));
+    if (length <= this.pieceSize) {
+      const pieceEnd = (Math.floor(offset / this.pieceSize) + 1) * this.pieceSize;
+      // A shifted map of a whole piece fits in no piece; it gets an unshifted place.
+      if (offset + length > pieceEnd) offset = align(pieceEnd);
+      if (offset % this.pieceSize > this.pieceSize - length) offset = alignUp(offset, this.pieceSize);
+    }
+    return offset + length <= range.end ? offset : -1;
+  }
+
+  private take(index: number, start: number, end: number): void {
+    const range = this.freeRanges[index];
+    const rest: Range[] = [];
+    if (range.start < start) rest.push({ start: range.start, end: start });
+    if (end < range.end) rest.push({ start: end, end: range.end });
+    this.freeRanges.splice(index, 1, ...rest);
+  }
+}
