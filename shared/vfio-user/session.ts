@@ -188,7 +188,10 @@ export class Session implements ConnectionHandler {
         return;
     }
     const { device } = backend;
-    if (device === undefined) return this.answerWithoutDevice(pending);
+    if (device === undefined) {
+      this.answerWithoutDevice(pending);
+      return;
+    }
     if (command === Command.DEVICE_SET_IRQS) {
       this.answer(pending, backend.setIrqs(parseIrqSet(frame, device.irqCounts)));
       return;
@@ -220,9 +223,9 @@ export class Session implements ConnectionHandler {
   }
 
   private answerWithoutDevice(pending: Pending): void {
-    if (pending.command !== Command.REGION_READ) return pending.fail(Errno.ENODEV);
-    if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) return pending.fail(Errno.EINVAL);
-    this.replyAllOnes(pending);
+    if (pending.command !== Command.REGION_READ) pending.fail(Errno.ENODEV);
+    else if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) pending.fail(Errno.EINVAL);
+    else this.replyAllOnes(pending);
   }
 
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
