@@ -20,6 +20,7 @@ const TIMEOUT_HALF_SECONDS = 60;
 /** CAP.MPSMIN and MPSMAX, as powers of two above 4 KiB. */
 export const MPSMIN = 0;
 export const MPSMAX = 4;
+export const MINIMUM_PAGE_SIZE = 4096;
 
 /** 3.1.1 Controller Capabilities. CQR (bit 16): queues are contiguous. CSS (bit 37): the NVM command set. */
 const CAP_LOW = (MAX_QUEUE_ENTRIES - 1) | (1 << 16) | (TIMEOUT_HALF_SECONDS << 24);
@@ -30,7 +31,7 @@ export const Cc = {
   EN: 1 << 0,
   cssOf: (cc: number): number => (cc >>> 4) & 0x7,
   /** Memory page size in bytes. */
-  pageSizeOf: (cc: number): number => 2 ** (12 + ((cc >>> 7) & 0xf)),
+  pageSizeOf: (cc: number): number => MINIMUM_PAGE_SIZE * 2 ** ((cc >>> 7) & 0xf),
   mpsOf: (cc: number): number => (cc >>> 7) & 0xf,
   amsOf: (cc: number): number => (cc >>> 11) & 0x7,
   /** 0 no notification, 1 normal, 2 abrupt. */
@@ -86,7 +87,12 @@ export function registerTable(hooks: RegisterHooks): RegisterTable<RegisterName>
     VS: { offset: 0x08, size: 4, reset: VERSION },
     // Both read as the mask; each write acts on the bits that are 1.
     INTMS: { offset: 0x0c, size: 4, onRead: hooks.maskOf, onWrite: (_value, _previous, bits) => hooks.onMaskSet(bits) },
-    INTMC: { offset: 0x10, size: 4, onRead: hooks.maskOf, onWrite: (_value, _previous, bits) => hooks.onMaskClear(bits) },
+    INTMC: {
+      offset: 0x10,
+      size: 4,
+      onRead: hooks.maskOf,
+      onWrite: (_value, _previous, bits) => hooks.onMaskClear(bits),
+    },
     CC: { offset: 0x14, size: 4, writable: 0x00ff_fff1, onWrite: hooks.onConfiguration },
     CSTS: { offset: 0x1c, size: 4 },
     AQA: { offset: 0x24, size: 4, writable: 0x0fff_0fff },
