@@ -1,0 +1,172 @@
+/**
+ * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window, or,
+ * for maps that are not in it, by messages. PCI's bus master bit is honoured: while it is clear nothing can be reached.
+ */
+
+import { DmaTable } from "../shared/vfio-user/dma-table.js";
+import { copyBytes } from "../shared/virtqueue/memory.js";
+import { type Dma, DmaError, type Segment } from "./device.js";
+import type { DmaMapping, Link } from "./link/link.js";
+
+type Access = "read" | "write";
+
+export class WindowDma implements Dma {
+  bytesRead = 0;
+  bytesWritten = 0;
+  /** The most bytes of one DMA message to the client. */
+  maxMessageData = 0;
+  readonly #maps = new DmaTable<DmaMapping>();
+  readonly #link: Link;
+  readonly #busMaster: () => boolean;
+  /** Views of each piece of the window that a map was in. */
+  readonly #bytes: Uint8Array[] = [];
+  readonly #data: DataView[] = [];
+  readonly #segment: Segment = {
+    bytes: new Uint8Array(0),
+    data: new DataView(new ArrayBuffer(0)),
+    offset: 0,
+    length: 0,
+  };
+
+  constructor(link: Link, busMaster: () => boolean) {
+    this.#link = link;
+    this.#busMaster = busMaster;
+  }
+
+  /** @throws ProtocolError EINVAL, EEXIST, ENOSPC */
+  map(mapping: DmaMapping): void {
+    this.#maps.insert(mapping);
+    // Opening a piece costs a garbage collection: better now than at the first access.
+    const { windowOffset, size } = mapping;
+    const { pieceSize } = this.#link.window;
+    if (windowOffset < 0) return;
+    const last = Math.floor((windowOffset + size - 1) / pieceSize);
+    for (let index = Math.floor(windowOffset / pieceSize); index <= last; index++) {
+      if (this.#bytes[index] === undefined) this.#openPiece(index);
+    }
+  }
+
+  /**
+   * Nothing reaches the map through this object afterwards; segments given out before are the device's to end.
+   * @throws ProtocolError ENOENT when there is no such map
+   */
+  unmap(address: number, size: number): void {
+    this.#maps.remove(address, size);
+  }
+
+  unmapAll(): void {
+    this.#maps.clear();
+  }
+
+  locate(address: number, length: number, access: Access, into: Segment): number {
+    into.length = 0;
+    const mapping = this.#find(address, access);
+    if (mapping === undefined || mapping.windowOffset < 0) return 0;
+    const inMap = address - mapping.address;
+    const { pieceSize } = this.#link.window;
+    const windowOffset = mapping.windowOffset + inMap;
+    const offset = windowOffset % pieceSize;
+    const index = (windowOffset - offset) / pieceSize;
+    const bytes = this.#bytes[index];
+    into.bytes = bytes;
+    into.data = this.#data[index];
+    into.offset = offset;
+    into.length = Math.min(length, mapping.size - inMap, bytes.length - offset);
+    return into.length;
+  }
+
+  view(address: number, length: number, access: Access): Uint8Array | undefined {
+    const segment = this.#segment;
+    if (this.locate(address, length, access, segment) < length) return undefined;
+    return segment.bytes.subarray(segment.offset, segment.offset + length);
+  }
+
+  async read(address: number, target: Uint8Array): Promise<void> {
+    for (let done = 0; done < target.length; ) {
+      const copied = this.#copyFrom(address + done, target, done);
+      if (copied > 0) {
+        done += copied;
+        continue;
+      }
+      const length = this.#messageLength(address + done, target.length - done, "read");
+      await this.#link.readMemory(address + done, target.subarray(done, done + length));
+      done += length;
+    }
+  }
+
+  async write(address: number, source: Uint8Array): Promise<void> {
+    for (let done = 0; done < source.length; ) {
+      const copied = this.#copyTo(address + done, source, done);
+      if (copied > 0) {
+        done += copied;
+        continue;
+      }
+      const length = this.#messageLength(address + done, source.length - done, "write");
+      await this.#link.writeMemory(address + done, source.subarray(done, done + length));
+      done += length;
+    }
+  }
+
+  readSync(address: number, target: Uint8Array): void {
+    for (let done = 0; done < target.length; ) {
+      const copied = this.#copyFrom(address + done, target, done);
+      if (copied === 0) throw new DmaError(address + done, target.length - done, "read");
+      done += copied;
+    }
+  }
+
+  writeSync(address: number, source: Uint8Array): void {
+    for (let done = 0; done < source.length; ) {
+      const copied = this.#copyTo(address + done, source, done);
+      if (copied === 0) throw new DmaError(address + done, source.length - done, "write");
+      done += copied;
+    }
+  }
+
+  account(read: number, written: number): void {
+    this.bytesRead += read;
+    this.bytesWritten += written;
+  }
+
+  inspect(): unknown {
+    const maps = Array.from(this.#maps, (map) => ({ ...map, address: `0x${map.address.toString(16)}` }));
+    return { maps, busMaster: this.#busMaster(), bytesRead: this.bytesRead, bytesWritten: this.bytesWritten };
+  }
+
+  /** Copies as much as one segment holds; 0 when the address is not in the window. */
+  #copyFrom(address: number, target: Uint8Array, at: number): number {
+    const segment = this.#segment;
+    const length = this.locate(address, target.length - at, "read", segment);
+    copyBytes(segment.bytes, segment.offset, target, at, length);
+    this.bytesRead += length;
+    return length;
+  }
+
+  #copyTo(address: number, source: Uint8Array, at: number): number {
+    const segment = this.#segment;
+    const length = this.locate(address, source.length - at, "write", segment);
+    copyBytes(source, at, segment.bytes, segment.offset, length);
+    this.bytesWritten += length;
+    return length;
+  }
+
+  /** How much of an access one message may carry. @throws DmaError when the address is not reachable at all */
+  #messageLength(address: number, length: number, access: Access): number {
+    const mapping = this.#find(address, access);
+    if (mapping === undefined) throw new DmaError(address, length, access);
+    return Math.min(length, mapping.address + mapping.size - address, this.maxMessageData);
+  }
+
+  #find(address: number, access: Access): DmaMapping | undefined {
+    if (!Number.isSafeInteger(address) || !this.#busMaster()) return undefined;
+    const mapping = this.#maps.at(address);
+    if (mapping === undefined) return undefined;
+    return (access === "read" ? mapping.readable : mapping.writable) ? mapping : undefined;
+  }
+
+  #openPiece(index: number): void {
+    const piece = this.#link.window.piece(index);
+    this.#bytes[index] = new Uint8Array(piece);
+    this.#data[index] = new DataView(piece);
+  }
+}

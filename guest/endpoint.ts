@@ -1,0 +1,311 @@
+/**
+ * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
+ * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps.
+ * Nothing is allocated for a region access. Left out: mmap-able regions, ioeventfds, migration.
+ */
+import { inBounds } from "../shared/bits.js";
+import { Errno } from "../shared/errors.js";
+import type { Log } from "../shared/log.js";
+import {
+  Command,
+  DeviceInfo,
+  DeviceInfoFlags,
+  Irq,
+  IrqInfo,
+  IrqInfoFlags,
+  NUM_PCI_IRQS,
+  NUM_PCI_REGIONS,
+  Region,
+  RegionAccess,
+  RegionInfo,
+  RegionInfoFlags,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../shared/spec/vfio-user.js";
+import type { DeviceSummary, PendingCommand } from "../shared/vfio-user/backend.js";
+import type { Device } from "./device.js";
+import { WindowDma } from "./dma.js";
+import { InterruptController } from "./interrupts.js";
+import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
+import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
+import { MsixTable, msixLayout } from "./pci/msix.js";
+import { Regions } from "./pci/regions.js";
+
+/** Fixed part of each command's body; a shorter one is refused whatever the link checked. */
+const FIXED_SIZE: Readonly<Record<number, number>> = {
+  [Command.DEVICE_GET_INFO]: DeviceInfo.size,
+  [Command.DEVICE_GET_REGION_INFO]: RegionInfo.size,
+  [Command.DEVICE_GET_IRQ_INFO]: IrqInfo.size,
+  [Command.REGION_READ]: RegionAccess.size,
+  [Command.REGION_WRITE]: RegionAccess.size,
+  [Command.REGION_WRITE_MULTI]: WriteMulti.size,
+};
+
+export class DeviceEndpoint implements Endpoint {
+  readonly summary: DeviceSummary;
+  readonly dma: WindowDma;
+  readonly interrupts: InterruptController;
+  readonly #device: Device;
+  readonly #log: Log;
+  readonly #config: ConfigSpace;
+  readonly #msix: MsixTable | undefined;
+  readonly #regions: Regions;
+  /** Set by a config write that asks for a function-level reset. */
+  #resetRequested = false;
+  /** Resets one behind the other, so that none overlaps with another. */
+  #resetting: Promise<void> = Promise.resolve();
+
+  readonly #deviceInfo = DeviceInfo.view();
+  readonly #regionInfo = RegionInfo.view();
+  readonly #irqInfo = IrqInfo.view();
+  readonly #access = RegionAccess.view();
+  readonly #multi = WriteMulti.view();
+  readonly #multiEntry = WriteMultiEntry.view();
+
+  /** @throws RangeError when the device's identity contradicts itself: an author's bug */
+  constructor(device: Device, link: Link, log: Log) {
+    this.#device = device;
+    this.#log = log;
+    this.#config = createConfigSpace(device.identity, () => {
+      this.#resetRequested = true;
+    });
+    const layout = msixLayout(device.identity);
+    const irqCounts = Array.from({ length: NUM_PCI_IRQS }, () => 0);
+    irqCounts[Irq.INTX] = 1;
+    irqCounts[Irq.MSIX] = layout?.vectors ?? 0;
+    const regionSizes = Array.from({ length: NUM_PCI_REGIONS }, (_, index) => this.#config.barSizes[index] ?? 0);
+    regionSizes[Region.CONFIG] = this.#config.size;
+    const postedRegions = this.#config.barSizes.reduce((bits, size, bar) => (size > 0 ? bits | (1 << bar) : bits), 0);
+    this.summary = { regionSizes, postedRegions, irqCounts };
+    this.interrupts = new InterruptController(irqCounts, link);
+    this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
+    this.#regions = new Regions(device, this.#config, this.#msix);
+    this.dma = new WindowDma(link, () => this.#config.busMaster);
+  }
+
+  /** Starts the device; call it once, before the link is opened. */
+  async start(): Promise<void> {
+    await this.#device.start({ dma: this.dma, interrupts: this.interrupts, log: this.#log });
+  }
+
+  /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
+  async close(): Promise<void> {
+    await this.disconnected();
+    await this.#settle("close", () => this.#device.close());
+  }
+
+  connected(maxDataXferSize: number): void {
+    this.dma.maxMessageData = maxDataXferSize;
+  }
+
+  async disconnected(): Promise<void> {
+    this.dma.unmapAll();
+    this.interrupts.reset();
+    await this.#reset();
+  }
+
+  map(mapping: DmaMapping): void {
+    this.dma.map(mapping);
+  }
+
+  async unmap(address: number, size: number): Promise<void> {
+    this.dma.unmap(address, size);
+    await this.#settle("quiesce", () => this.#device.quiesce());
+  }
+
+  setIrqs(change: IrqChange): void {
+    this.interrupts.change(change);
+  }
+
+  handle(command: PendingCommand): void {
+    const errno = command.length < (FIXED_SIZE[command.command] ?? 0) ? Errno.EINVAL : this.#dispatch(command);
+    if (errno !== 0) command.fail(errno);
+  }
+
+  /** Each handler replies, at once or later, and returns 0; or returns the errno of the refusal. */
+  #dispatch(command: PendingCommand): number {
+    switch (command.command) {
+      case Command.REGION_READ:
+        return this.#regionRead(command);
+      case Command.REGION_WRITE:
+        return this.#regionWrite(command);
+      case Command.REGION_WRITE_MULTI:
+        return this.#regionWriteMulti(command);
+      case Command.DEVICE_GET_INFO:
+        return this.#getInfo(command);
+      case Command.DEVICE_GET_REGION_INFO:
+        return this.#getRegionInfo(command);
+      case Command.DEVICE_GET_IRQ_INFO:
+        return this.#getIrqInfo(command);
+      case Command.DEVICE_RESET:
+        return this.#replyAfter(this.#reset(), command, 0);
+      case Command.DEVICE_FEATURE:
+        return Errno.ENOTTY;
+      default:
+        return Errno.ENOTSUP;
+    }
+  }
+
+  /** The whole function's state as plain data, for people. */
+  inspect(): unknown {
+    return {
+      config: this.#config.inspect(),
+      dma: this.dma.inspect(),
+      interrupts: this.interrupts.inspect(),
+      device: this.#device.inspect?.(),
+    };
+  }
+
+  #getInfo(command: PendingCommand): number {
+    const request = this.#deviceInfo.at(command.data, command.offset);
+    if (request.argsz < DeviceInfo.size) return Errno.EINVAL;
+    command.reserve(DeviceInfo.size);
+    const reply = this.#deviceInfo.at(command.replyData, command.replyOffset);
+    reply.argsz = DeviceInfo.size;
+    reply.flags = DeviceInfoFlags.RESET | DeviceInfoFlags.PCI;
+    reply.numRegions = NUM_PCI_REGIONS;
+    reply.numIrqs = NUM_PCI_IRQS;
+    command.reply(DeviceInfo.size);
+    return 0;
+  }
+
+  #getRegionInfo(command: PendingCommand): number {
+    const request = this.#regionInfo.at(command.data, command.offset);
+    const index = request.index;
+    if (request.argsz < RegionInfo.size || index >= NUM_PCI_REGIONS) return Errno.EINVAL;
+    command.reserve(RegionInfo.size);
+    const reply = this.#regionInfo.at(command.replyData, command.replyOffset);
+    const size = this.summary.regionSizes[index];
+    reply.argsz = RegionInfo.size;
+    reply.flags = size > 0 ? RegionInfoFlags.READ | RegionInfoFlags.WRITE : 0;
+    reply.index = index;
+    reply.capOffset = 0;
+    reply.size = size;
+    reply.offset = 0;
+    command.reply(RegionInfo.size);
+    return 0;
+  }
+
+  #getIrqInfo(command: PendingCommand): number {
+    const request = this.#irqInfo.at(command.data, command.offset);
+    const index = request.index;
+    if (request.argsz < IrqInfo.size || index >= NUM_PCI_IRQS) return Errno.EINVAL;
+    command.reserve(IrqInfo.size);
+    const reply = this.#irqInfo.at(command.replyData, command.replyOffset);
+    reply.argsz = IrqInfo.size;
+    reply.flags = irqFlags(index, this.summary.irqCounts[index]);
+    reply.index = index;
+    reply.count = this.summary.irqCounts[index];
+    command.reply(IrqInfo.size);
+    return 0;
+  }
+
+  #regionRead(command: PendingCommand): number {
+    const request = this.#access.at(command.data, command.offset);
+    const { offset, region, count } = request;
+    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+    const length = RegionAccess.size + count;
+    command.reserve(length);
+    const reply = this.#access.at(command.replyData, command.replyOffset);
+    reply.offset = offset;
+    reply.region = region;
+    reply.count = count;
+    const start = command.replyOffset + RegionAccess.size;
+    try {
+      this.#regions.read(region, offset, count, command.replyData, start);
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count }, "the device threw in a register read");
+      command.replyBytes.fill(0xff, start, start + count);
+    }
+    command.reply(length);
+    return 0;
+  }
+
+  #regionWrite(command: PendingCommand): number {
+    const request = this.#access.at(command.data, command.offset);
+    const { offset, region, count } = request;
+    const start = command.offset + RegionAccess.size;
+    if (!inBounds(RegionAccess.size, count, command.length)) return Errno.EINVAL;
+    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+    if (!this.#tryWrite(region, offset, count, command.data, start)) return Errno.EIO;
+    command.reserve(RegionAccess.size);
+    const reply = this.#access.at(command.replyData, command.replyOffset);
+    reply.offset = offset;
+    reply.region = region;
+    reply.count = count;
+    return this.#replyToWrite(command, RegionAccess.size);
+  }
+
+  #regionWriteMulti(command: PendingCommand): number {
+    const writes = this.#multi.at(command.data, command.offset).writes;
+    // Division instead of multiplication: the count is the peer's, and may be anything up to 2^64.
+    if (writes > (command.length - WriteMulti.size) / WriteMultiEntry.size) return Errno.EINVAL;
+    const first = command.offset + WriteMulti.size;
+    const end = first + writes * WriteMultiEntry.size;
+    // All are checked before the first is done, so that a refused command changed nothing.
+    for (let at = first; at < end; at += WriteMultiEntry.size) {
+      const { offset, region, count } = this.#multiEntry.at(command.data, at);
+      if (count > WRITE_MULTI_MAX_DATA) return Errno.EINVAL;
+      if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+    }
+    for (let at = first; at < end; at += WriteMultiEntry.size) {
+      const { offset, region, count } = this.#multiEntry.at(command.data, at);
+      const data = at + WriteMultiEntry.offsets.data;
+      if (!this.#tryWrite(region, offset, count, command.data, data)) return Errno.EIO;
+    }
+    command.reserve(WriteMulti.size);
+    this.#multi.at(command.replyData, command.replyOffset).writes = writes;
+    return this.#replyToWrite(command, WriteMulti.size);
+  }
+
+  /** A config write may have asked for a function-level reset: then the reply waits for it. */
+  #replyToWrite(command: PendingCommand, length: number): number {
+    if (this.#resetRequested) return this.#replyAfter(this.#reset(), command, length);
+    command.reply(length);
+    return 0;
+  }
+
+  #replyAfter(work: Promise<void>, command: PendingCommand, length: number): number {
+    void work.then(() => command.reply(length));
+    return 0;
+  }
+
+  /** False when the device threw, which was logged. */
+  #tryWrite(region: number, offset: number, count: number, data: DataView, from: number): boolean {
+    try {
+      this.#regions.write(region, offset, count, data, from);
+      return true;
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count }, "the device threw in a register write");
+      return false;
+    }
+  }
+
+  /** The function's reset: the device first, while what it still reads through DMA is there. */
+  #reset(): Promise<void> {
+    this.#resetRequested = false;
+    this.#resetting = this.#resetting.then(async () => {
+      await this.#settle("reset", () => this.#device.reset());
+      this.#config.reset();
+      this.#msix?.reset();
+      this.interrupts.forgetPending();
+    });
+    return this.#resetting;
+  }
+
+  /** Waits for one of the device's promises; a failure is the device's bug, is logged, and goes no further. */
+  async #settle(what: string, action: () => void | Promise<void>): Promise<void> {
+    try {
+      await action();
+    } catch (error) {
+      this.#log.error({ err: error }, `the device's ${what} failed`);
+    }
+  }
+}
+
+function irqFlags(index: number, count: number): number {
+  if (count === 0) return 0;
+  if (index === Irq.INTX) return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED;
+  return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE;
+}

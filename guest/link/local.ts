@@ -1,0 +1,187 @@
+/**
+ * The link straight on a vfio-user socket: the device runs in the same process as the server, as it would with libvfio-user.
+ * The client's memory is mapped into a window of this process, its eventfds are written to directly.
+ */
+import { close, eventfdWrite, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import { IrqSetFlags } from "../../shared/spec/vfio-user.js";
+import type {
+  Backend,
+  ClientMemory,
+  ClientVersion,
+  DeviceSummary,
+  IrqSetRequest,
+  MemoryMap,
+  PendingCommand,
+} from "../../shared/vfio-user/backend.js";
+import { Server } from "../../shared/vfio-user/server.js";
+import { WindowAllocator } from "../../shared/window-allocator.js";
+import type { Endpoint, Link, Window } from "./link.js";
+
+export interface LocalLinkOptions {
+  /** Where to listen: a path, or a listening AF_UNIX socket. */
+  readonly socket: string | number;
+  readonly log: Log;
+  /** Bytes of address space for the client's memory; a multiple of the page size. */
+  readonly windowSize?: number;
+  /** Map also memory that the client can shrink. */
+  readonly trustUnsealedMemory?: boolean;
+}
+
+const UNBOUND = -1;
+
+export class LocalLink implements Link, Backend {
+  readonly window: Window;
+  /** Never resolves: a socket of one's own does not get lost. */
+  readonly closed = new Promise<void>(() => {});
+  readonly #server: Server;
+  readonly #log: Log;
+  readonly #reservation: Reservation;
+  readonly #places: WindowAllocator;
+  /** The maps that are in the window, and where: by map, as a late answer may come when its place is another's already. */
+  readonly #mapped = new Map<MemoryMap, number>();
+  /** By interrupt index, the eventfd of each vector, or UNBOUND. */
+  #eventfds: readonly Int32Array[] = [];
+  #endpoint: Endpoint | undefined;
+  #memory: ClientMemory | undefined;
+
+  constructor(options: LocalLinkOptions) {
+    const { socket, log, windowSize = WINDOW_SIZE, trustUnsealedMemory = false } = options;
+    const reservation = new Reservation(windowSize, WINDOW_PIECE_SIZE);
+    this.#log = log;
+    this.#reservation = reservation;
+    this.#places = new WindowAllocator(windowSize, WINDOW_PIECE_SIZE);
+    this.window = {
+      size: windowSize,
+      pieceSize: WINDOW_PIECE_SIZE,
+      piece: (index) => reservation.piece(index),
+    };
+    this.#server = new Server({ backend: this, socket, log, trustUnsealedMemory });
+  }
+
+  /** @throws UserError when the socket cannot be had */
+  async open(endpoint: Endpoint): Promise<void> {
+    this.#endpoint = endpoint;
+    this.#eventfds = endpoint.summary.irqCounts.map((count) => new Int32Array(count).fill(UNBOUND));
+    this.#server.open();
+  }
+
+  async close(): Promise<void> {
+    await this.#server.close();
+    this.#reservation.release();
+  }
+
+  trigger(index: number, vector: number): void {
+    const eventfd = this.#eventfds[index][vector];
+    if (eventfd !== UNBOUND) eventfdWrite(eventfd);
+  }
+
+  readMemory(address: number, target: Uint8Array): Promise<void> {
+    return this.#memory?.read(address, target) ?? Promise.reject(new PeerGone("the client is gone"));
+  }
+
+  writeMemory(address: number, source: Uint8Array): Promise<void> {
+    return this.#memory?.write(address, source) ?? Promise.reject(new PeerGone("the client is gone"));
+  }
+
+  get device(): DeviceSummary | undefined {
+    return this.#endpoint?.summary;
+  }
+
+  async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
+    this.#memory = memory;
+    this.#open().connected(version.maxDataXferSize);
+  }
+
+  async disconnect(): Promise<void> {
+    await this.#open().disconnected();
+    this.#memory = undefined;
+    for (const map of [...this.#mapped.keys()]) this.#release(map);
+    for (const index of this.#eventfds.keys()) this.#unbind(index);
+  }
+
+  async map(map: MemoryMap): Promise<void> {
+    const { address, size, readable, writable } = map;
+    const windowOffset = this.#place(map);
+    try {
+      this.#open().map({ address, size, readable, writable, windowOffset });
+    } catch (error) {
+      this.#release(map);
+      throw error;
+    }
+    map.windowOffset = windowOffset;
+  }
+
+  async unmap(map: MemoryMap): Promise<void> {
+    await this.#open().unmap(map.address, map.size);
+    this.#release(map);
+  }
+
+  async setIrqs(request: IrqSetRequest): Promise<void> {
+    const { flags, index, start, count, eventfds, bools } = request;
+    const endpoint = this.#open();
+    if (eventfds !== undefined) {
+      this.#bind(request, eventfds);
+      endpoint.setIrqs({ flags, index, start, count, bound: eventfds.map((fd) => fd !== UNBOUND) });
+      return;
+    }
+    endpoint.setIrqs(bools === undefined ? { flags, index, start, count } : { flags, index, start, count, bools });
+    if (count === 0 && (flags & IrqSetFlags.ACTION_TRIGGER) !== 0) this.#unbind(index);
+  }
+
+  handle(command: PendingCommand): void {
+    this.#open().handle(command);
+  }
+
+  #open(): Endpoint {
+    if (this.#endpoint === undefined) throw new ProtocolError("no device", Errno.ENODEV);
+    return this.#endpoint;
+  }
+
+  /** Maps the memory into the window. -1 where it has no fd, or the window is full: then it goes by messages. */
+  #place(map: MemoryMap): number {
+    const { fd, fdOffset, size } = map;
+    if (fd === -1) return -1;
+    const offset = this.#places.allocate(size, fdOffset);
+    if (offset === -1) {
+      this.#log.warn({ size }, "the window is full: this memory is reached by messages");
+      return -1;
+    }
+    try {
+      this.#reservation.map(offset, size, fd, fdOffset, PROT_READ | PROT_WRITE);
+    } catch (error) {
+      this.#places.free(offset);
+      throw error;
+    }
+    this.#mapped.set(map, offset);
+    return offset;
+  }
+
+  #release(map: MemoryMap): void {
+    const offset = this.#mapped.get(map);
+    if (offset === undefined) return;
+    this.#mapped.delete(map);
+    this.#reservation.unmap(offset, map.size);
+    this.#places.free(offset);
+    map.windowOffset = -1;
+  }
+
+  /** Takes the eventfds over. Those that mask or unmask are closed: the endpoint refuses them. */
+  #bind({ flags, index, start }: IrqSetRequest, eventfds: readonly number[]): void {
+    const vectors = this.#eventfds[index];
+    const signals = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
+    for (const [n, fd] of eventfds.entries()) {
+      const old = signals ? vectors[start + n] : fd;
+      if (signals) vectors[start + n] = fd;
+      if (old !== UNBOUND) close(old);
+    }
+  }
+
+  #unbind(index: number): void {
+    const vectors = this.#eventfds[index];
+    for (const fd of vectors) if (fd !== UNBOUND) close(fd);
+    vectors.fill(UNBOUND);
+  }
+}

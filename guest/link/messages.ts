@@ -1,0 +1,311 @@
+/**
+ * Messages over the two message queues of the virtio-vfio-user device (docs/virtio-vfio-user.md, "Messages"): buffers in
+ * DMA memory, messages that span several of them, and what waits while the bridge has all of ours.
+ *
+ * A received message is copied out of the memory that the bridge can still write before anybody looks at it. A message to
+ * send is built in its transmit buffer where it fits. When the bridge breaks the rings or the framing, `onBroken` is called
+ * once and nothing is sent or received any more; nothing is thrown for it, since replies are sent from everywhere.
+ */
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { KiB } from "../../shared/limits.js";
+import { Queue } from "../../shared/spec/link.js";
+import { Header } from "../../shared/spec/vfio-user.js";
+import { DriverQueue, RING_ALIGNMENT, ringBytes } from "../../shared/virtqueue/driver.js";
+import { copyBytes } from "../../shared/virtqueue/memory.js";
+import type { DmaMemory, PciFunction } from "../vfio/pci-function.js";
+import type { VirtioPci } from "../virtio-pci/transport.js";
+
+/** Buffers of each queue, where the device allows as many. */
+const MAX_BUFFERS = 128;
+/** Bytes of all buffers of a queue: more than the largest message, so that neither side needs to wait within one. */
+const BUFFER_SPACE = 1536 * KiB;
+const BUFFER_ALIGNMENT = 64;
+/** Messages taken at one go, before timers and other sockets get a turn. */
+const BATCH = 256;
+/** Messages that may wait to be sent before no more are received. */
+const MAX_WAITING = 64;
+
+/** A message being built: `size` bytes, header included, go into `bytes` from `offset` on; `data` views the same buffer. */
+export class Outgoing {
+  bytes = new Uint8Array(0);
+  data = new DataView(this.bytes.buffer);
+  offset = 0;
+  /** The transmit buffer that it is built in, or -1. */
+  buffer = -1;
+  /** Where it is built when it fits into no transmit buffer or none is free. */
+  scratch = this.data;
+}
+
+/** What becomes of received messages: `size` bytes, header included, valid until the call returns. */
+export type Receiver = (bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number) => void;
+
+/** Part of a message that waits for transmit buffers. */
+interface Waiting {
+  readonly parts: readonly Uint8Array[];
+  readonly size: number;
+  sent: number;
+}
+
+export class Messages {
+  readonly maxMessageSize: number;
+  onBroken: (error: unknown) => void = () => {};
+  #broken = false;
+  readonly #transport: VirtioPci;
+  readonly #receive: Buffers;
+  readonly #transmit: Buffers;
+  readonly #free: number[] = [];
+  readonly #waiting: Waiting[] = [];
+  readonly #header = Header.view();
+  /** The message that is being received: `#have` of `#size` bytes, 0 before its first buffer. */
+  #incoming: DataView<ArrayBuffer>;
+  #incomingBytes: Uint8Array<ArrayBuffer>;
+  #spare: DataView<ArrayBuffer>;
+  #size = 0;
+  #have = 0;
+  /** Receive buffers that were given back but not yet shown to the bridge. */
+  #unpublished = 0;
+
+  constructor(pci: PciFunction, transport: VirtioPci, maxMessageSize: number) {
+    this.#transport = transport;
+    this.maxMessageSize = maxMessageSize;
+    this.#receive = new Buffers(pci, transport.maxQueueSize(Queue.TO_DEVICE));
+    this.#transmit = new Buffers(pci, transport.maxQueueSize(Queue.FROM_DEVICE));
+    for (let id = this.#transmit.queue.size - 1; id >= 0; id--) this.#free.push(id);
+    this.#incoming = new DataView(new ArrayBuffer(maxMessageSize));
+    this.#incomingBytes = new Uint8Array(this.#incoming.buffer);
+    this.#spare = new DataView(new ArrayBuffer(maxMessageSize));
+  }
+
+  /** Tells the device of both queues; before DRIVER_OK. */
+  enable(): void {
+    this.#transport.enableQueue(Queue.TO_DEVICE, this.#receive.queue, true);
+    this.#transport.enableQueue(Queue.FROM_DEVICE, this.#transmit.queue, true);
+    this.#transmit.queue.wantsInterrupt = false;
+  }
+
+  /** Offers all receive buffers; after DRIVER_OK. */
+  offer(): void {
+    for (let id = 0; id < this.#receive.queue.size; id++) this.#receive.add(id, this.#receive.size, true);
+    this.#publishReceived();
+  }
+
+  /** More is waiting to be sent than to be wise: nothing is received until it is less. */
+  get congested(): boolean {
+    return this.#waiting.length > MAX_WAITING;
+  }
+
+  /** Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. */
+  poll(receiver: Receiver, ready: () => boolean): boolean {
+    if (this.#broken) return false;
+    try {
+      this.#sendWaiting();
+      return this.#poll(receiver, ready);
+    } catch (error) {
+      this.#break(error);
+      return false;
+    }
+  }
+
+  #poll(receiver: Receiver, ready: () => boolean): boolean {
+    const { queue } = this.#receive;
+    for (let n = 0; n < BATCH; n++) {
+      if (this.congested || !ready()) return false;
+      const id = queue.take();
+      if (id < 0) return false;
+      this.#collect(id, queue.usedLength);
+      this.#receive.add(id, this.#receive.size, true);
+      // Showing buffers in batches spares most notifications, each of which leaves the VM.
+      if (++this.#unpublished >= queue.size / 4) this.#publishReceived();
+      if (this.#size > 0 && this.#have === this.#size) {
+        const size = this.#size;
+        this.#size = 0;
+        receiver(this.#incomingBytes, this.#incoming, size);
+      }
+    }
+    return true;
+  }
+
+  /** Leaves the message that was received last to its receiver for longer; at most one at a time. */
+  keepReceived(): void {
+    const kept = this.#incoming;
+    this.#incoming = this.#spare;
+    this.#incomingBytes = new Uint8Array(this.#spare.buffer);
+    this.#spare = kept;
+  }
+
+  /** Makes room for a message of `size` bytes. @throws ProtocolError E2BIG when it is too long */
+  reserve(out: Outgoing, size: number): void {
+    this.release(out);
+    if (!(size <= this.maxMessageSize)) throw new ProtocolError(`a message of ${size} bytes is too long`, Errno.E2BIG);
+    if (size <= this.#transmit.size && this.#waiting.length === 0 && !this.#broken) {
+      this.#reclaim();
+      const id = this.#free.pop();
+      if (id !== undefined) {
+        out.bytes = this.#transmit.bytes;
+        out.data = this.#transmit.data;
+        out.offset = this.#transmit.offset(id);
+        out.buffer = id;
+        return;
+      }
+    }
+    if (out.scratch.byteLength < size) out.scratch = new DataView(new ArrayBuffer(this.maxMessageSize));
+    out.data = out.scratch;
+    out.bytes = new Uint8Array(out.scratch.buffer);
+    out.offset = 0;
+  }
+
+  /** Sends the first `size` bytes of what was reserved. */
+  send(out: Outgoing, size: number): void {
+    if (out.buffer < 0) {
+      this.sendParts([out.bytes.slice(0, size)], size);
+      return;
+    }
+    this.#transmit.add(out.buffer, size, false);
+    out.buffer = -1;
+    if (!this.#broken) this.#publishSent();
+  }
+
+  /** Gives back what was reserved and is not to be sent. */
+  release(out: Outgoing): void {
+    if (out.buffer >= 0) this.#free.push(out.buffer);
+    out.buffer = -1;
+  }
+
+  /** Sends a message whose parts stay as they are until its reply is there. */
+  sendParts(parts: readonly Uint8Array[], size: number): void {
+    if (this.#broken) return;
+    this.#waiting.push({ parts, size, sent: 0 });
+    this.#sendWaiting();
+  }
+
+  #break(error: unknown): void {
+    if (this.#broken) return;
+    this.#broken = true;
+    this.#waiting.length = 0;
+    this.onBroken(error);
+  }
+
+  /** Copies a used buffer to its place in the message. @throws PeerGone when it has none */
+  #collect(id: number, length: number): void {
+    const { bytes, size: bufferSize } = this.#receive;
+    const offset = this.#receive.offset(id);
+    let skip = 0;
+    if (this.#size === 0) {
+      if (length < Header.size) throw new PeerGone(`a message of ${length} bytes`);
+      // Copied first: the bridge could change the size after it was checked.
+      copyBytes(bytes, offset, this.#incomingBytes, 0, Header.size);
+      const { size } = this.#header.at(this.#incoming);
+      if (size < Header.size || size > this.maxMessageSize) throw new PeerGone(`a message that says ${size} bytes`);
+      this.#size = size;
+      this.#have = Header.size;
+      skip = Header.size;
+    }
+    const count = length - skip;
+    if (count > this.#size - this.#have) throw new PeerGone("a buffer goes on behind the end of its message");
+    copyBytes(bytes, offset + skip, this.#incomingBytes, this.#have, count);
+    this.#have += count;
+    if (this.#have < this.#size && length !== bufferSize)
+      throw new PeerGone(`a buffer of ${length} bytes in a message`);
+  }
+
+  #publishReceived(): void {
+    this.#unpublished = 0;
+    if (this.#receive.queue.publish()) this.#transport.notify(Queue.TO_DEVICE);
+  }
+
+  #publishSent(): void {
+    if (this.#transmit.queue.publish()) this.#transport.notify(Queue.FROM_DEVICE);
+  }
+
+  /** Takes back transmit buffers that the bridge has read. */
+  #reclaim(): void {
+    const { queue } = this.#transmit;
+    try {
+      for (let id = queue.take(); id >= 0; id = queue.take()) this.#free.push(id);
+    } catch (error) {
+      this.#break(error);
+    }
+  }
+
+  #sendWaiting(): void {
+    if (this.#waiting.length === 0) return;
+    this.#reclaim();
+    if (!this.#fill()) {
+      // All buffers are with the bridge: an interrupt is to tell when one comes back, unless it just did.
+      this.#transmit.queue.wantsInterrupt = true;
+      this.#reclaim();
+      if (!this.#fill()) return;
+    }
+    this.#transmit.queue.wantsInterrupt = false;
+  }
+
+  /** Puts what waits into free buffers. True when nothing waits any more. */
+  #fill(): boolean {
+    let filled = false;
+    for (let message = this.#waiting[0]; message !== undefined; message = this.#waiting[0]) {
+      const id = this.#free.pop();
+      if (id === undefined) break;
+      const length = Math.min(message.size - message.sent, this.#transmit.size);
+      gather(message, this.#transmit.bytes, this.#transmit.offset(id), length);
+      message.sent += length;
+      this.#transmit.add(id, length, false);
+      filled = true;
+      if (message.sent === message.size) this.#waiting.shift();
+    }
+    if (filled) this.#publishSent();
+    return this.#waiting.length === 0;
+  }
+}
+
+/** Copies `length` bytes of a message, from the first that was not sent on. */
+function gather(message: Waiting, target: Uint8Array, to: number, length: number): void {
+  let skip = message.sent;
+  let left = length;
+  for (const part of message.parts) {
+    const count = Math.min(left, part.length - skip);
+    if (count > 0) {
+      copyBytes(part, skip, target, to + length - left, count);
+      left -= count;
+      skip = 0;
+    } else {
+      skip -= part.length;
+    }
+  }
+}
+
+/** A queue and its buffers, all of one size, in one piece of DMA memory behind the ring. */
+class Buffers {
+  readonly queue: DriverQueue;
+  readonly size: number;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly data: DataView<ArrayBuffer>;
+  readonly #memory: DmaMemory;
+  readonly #start: number;
+
+  constructor(pci: PciFunction, maxQueueSize: number) {
+    const count = 2 ** Math.floor(Math.log2(Math.max(1, Math.min(maxQueueSize, MAX_BUFFERS))));
+    this.size = Math.floor(BUFFER_SPACE / count / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
+    this.#start = Math.ceil(ringBytes(count) / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
+    this.#memory = pci.allocate(this.#start + count * this.size);
+    this.queue = new DriverQueue(count, this.#memory, 0);
+    this.bytes = new Uint8Array(this.#memory.buffer);
+    this.data = new DataView(this.#memory.buffer);
+  }
+
+  offset(id: number): number {
+    return this.#start + id * this.size;
+  }
+
+  add(id: number, length: number, deviceWrites: boolean): void {
+    this.queue.add(id, this.#memory.address + this.offset(id), length, deviceWrites);
+  }
+}
+
+/** Rings for `count` queues that never get a buffer. */
+export function emptyQueues(pci: PciFunction, count: number): DriverQueue[] {
+  const stride = Math.ceil(ringBytes(EMPTY_QUEUE_SIZE) / RING_ALIGNMENT) * RING_ALIGNMENT;
+  const memory = pci.allocate(Math.max(1, count) * stride);
+  return Array.from({ length: count }, (_, index) => new DriverQueue(EMPTY_QUEUE_SIZE, memory, index * stride));
+}
+
+const EMPTY_QUEUE_SIZE = 2;

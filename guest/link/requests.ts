@@ -1,0 +1,118 @@
+/**
+ * Requests of ours to the bridge: their ids, their deadlines, and what becomes of the replies. An id is used again only
+ * after its reply, so that a late reply is never taken for another's.
+ */
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { REPLY_DEADLINE_MS } from "../../shared/limits.js";
+import { Command, DmaAccess, Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
+import { copyBytes } from "../../shared/virtqueue/memory.js";
+import type { Messages } from "./messages.js";
+
+/** Requests without a reply, those that were given up included. */
+const MAX_REQUESTS = 4096;
+const MAX_ID = 0xffff;
+const NOTHING = new Uint8Array(0);
+
+interface Request {
+  readonly command: number;
+  /** DMA_READ: where the data goes. */
+  readonly target: Uint8Array | undefined;
+  /** DMA: bytes asked for. */
+  readonly count: number;
+  readonly timer: NodeJS.Timeout;
+  resolve(): void;
+  reject(error: Error): void;
+  /** Nobody waits any more; only the id is still taken. */
+  abandoned: boolean;
+}
+
+export class Requests {
+  readonly #messages: Messages;
+  readonly #requests = new Map<number, Request>();
+  readonly #header = Header.view();
+  readonly #access = DmaAccess.view();
+  #lastId = 0;
+
+  constructor(messages: Messages) {
+    this.#messages = messages;
+  }
+
+  /** A request of the link's own; the reply has no body. Rejects with ProtocolError or PeerGone. */
+  send(command: number, body: Uint8Array): Promise<void> {
+    return this.#send(command, body, NOTHING, undefined, 0);
+  }
+
+  read(address: number, target: Uint8Array): Promise<void> {
+    const body = DmaAccess.encode({ address, count: target.length });
+    return this.#send(Command.DMA_READ, body, NOTHING, target, target.length);
+  }
+
+  write(address: number, source: Uint8Array): Promise<void> {
+    const body = DmaAccess.encode({ address, count: source.length });
+    return this.#send(Command.DMA_WRITE, body, source, undefined, source.length);
+  }
+
+  /** Nobody is to wait any longer: every request rejects with `error`. */
+  abandon(error: Error): void {
+    for (const request of this.#requests.values()) this.#giveUp(request, error);
+  }
+
+  /** Takes a reply of `size` bytes, header included. @throws PeerGone when it answers nothing that was asked */
+  reply(bytes: Uint8Array, data: DataView, size: number): void {
+    const { id, command, flags, errno } = this.#header.at(data);
+    const request = this.#requests.get(id);
+    if (request === undefined || request.command !== command) {
+      throw new PeerGone(`a reply to command ${command}, id ${id}, which was not sent`);
+    }
+    this.#requests.delete(id);
+    clearTimeout(request.timer);
+    if (request.abandoned) return;
+    if ((flags & HeaderFlags.ERROR) !== 0) {
+      request.reject(new ProtocolError(`command ${command} was refused, errno ${errno}`, errno || Errno.EIO, command));
+    } else if (this.#fits(request, data, size)) {
+      if (request.target) copyBytes(bytes, Header.size + DmaAccess.size, request.target, 0, request.count);
+      request.resolve();
+    } else {
+      request.reject(new ProtocolError(`a reply of ${size} bytes to command ${command}`, Errno.EPROTO, command));
+    }
+  }
+
+  #fits(request: Request, data: DataView, size: number): boolean {
+    if (request.command !== Command.DMA_READ && request.command !== Command.DMA_WRITE) return true;
+    const payload = request.target === undefined ? 0 : request.count;
+    if (size !== Header.size + DmaAccess.size + payload) return false;
+    return this.#access.at(data, Header.size).count === request.count;
+  }
+
+  #send(command: number, body: Uint8Array, payload: Uint8Array, target: Uint8Array | undefined, count: number) {
+    return new Promise<void>((resolve, reject) => {
+      const size = Header.size + body.length + payload.length;
+      const id = this.#freeId();
+      if (id < 0) return reject(new ProtocolError("too many requests wait for a reply", Errno.EBUSY, command));
+      if (size > this.#messages.maxMessageSize) {
+        return reject(new ProtocolError(`a request of ${size} bytes is too long`, Errno.E2BIG, command));
+      }
+      const timer = setTimeout(() => {
+        this.#giveUp(request, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
+      }, REPLY_DEADLINE_MS);
+      const request: Request = { command, target, count, timer, resolve, reject, abandoned: false };
+      this.#requests.set(id, request);
+      const header = Header.encode({ id, command, size, flags: HeaderFlags.TYPE_COMMAND });
+      this.#messages.sendParts([header, body, payload], size);
+    });
+  }
+
+  #giveUp(request: Request, error: Error): void {
+    clearTimeout(request.timer);
+    if (!request.abandoned) request.reject(error);
+    request.abandoned = true;
+  }
+
+  #freeId(): number {
+    if (this.#requests.size >= MAX_REQUESTS) return -1;
+    do {
+      this.#lastId = (this.#lastId + 1) & MAX_ID;
+    } while (this.#requests.has(this.#lastId));
+    return this.#lastId;
+  }
+}

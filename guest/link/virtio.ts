@@ -1,0 +1,427 @@
+/**
+ * The link over the virtio-vfio-user device (docs/virtio-vfio-user.md): the device process in a device VM, the bridge
+ * behind the virtio device, the driver VM behind the bridge. The bridge is checked as any peer is: when it breaks a rule
+ * the link is lost (`closed` resolves) and the process lives on.
+ */
+import { inBounds } from "../../shared/bits.js";
+import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
+import {
+  KiB,
+  MAX_DMA_MAPS,
+  MAX_MESSAGE_SIZE,
+  MAX_PENDING_COMMANDS,
+  MAX_QUEUES,
+  WINDOW_PIECE_SIZE,
+} from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import {
+  ABI_VERSION,
+  ClientConnected,
+  Config,
+  Hello,
+  LinkCommand,
+  MAGIC,
+  NO_DOORBELL,
+  Queue,
+  WINDOW_SHMID,
+} from "../../shared/spec/link.js";
+import {
+  Command,
+  DmaAccess,
+  DmaMap,
+  DmaMapFlags,
+  DmaUnmap,
+  Header,
+  HeaderFlags,
+  IrqSet,
+  IrqSetFlags,
+  NUM_PCI_IRQS,
+  NUM_PCI_REGIONS,
+} from "../../shared/spec/vfio-user.js";
+import { Feature, Status } from "../../shared/spec/virtio.js";
+import { setU64 } from "../../shared/struct/struct.js";
+import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
+import type { PciFunction } from "../vfio/pci-function.js";
+import type { Structure } from "../virtio-pci/capabilities.js";
+import { VirtioPci } from "../virtio-pci/transport.js";
+import { LinkPendingCommand } from "./command.js";
+import type { Endpoint, IrqChange, Link, Window } from "./link.js";
+import { emptyQueues, Messages } from "./messages.js";
+import { Requests } from "./requests.js";
+
+/** A bridge that allows less than this in a message is broken. */
+const MIN_MESSAGE_SIZE = 4 * KiB;
+/** How often the device is asked whether it wants a reset, beside its interrupt. */
+const STATUS_POLL_MS = 1000;
+const UNBOUND = -1;
+
+/** Resets the device and checks that it is ours. @throws UserError when it is not, or is broken */
+export async function createVirtioLink(pci: PciFunction, log: Log): Promise<VirtioLink> {
+  const transport = new VirtioPci(pci);
+  await transport.reset();
+  transport.negotiate(Feature.VERSION_1);
+  const config = Config.view(new DataView(transport.readConfig(Config.size).buffer));
+  const { magic, abiVersion, windowSize, maxMessageSize, doorbells } = config;
+  if (magic !== MAGIC) throw new UserError("it is a VIRTIO device, but no virtio-vfio-user device");
+  if (abiVersion !== ABI_VERSION) {
+    throw new UserError(`the bridge speaks version ${abiVersion} of the link and this program version ${ABI_VERSION}`);
+  }
+  const region = transport.sharedMemory(WINDOW_SHMID);
+  if (region === undefined || !inBounds(0, windowSize, region.length) || windowSize === 0) {
+    throw new UserError(`the bridge's window of ${windowSize} bytes is not in the device's shared memory`);
+  }
+  const queues = transport.numQueues;
+  if (maxMessageSize < MIN_MESSAGE_SIZE || Queue.FIRST_DOORBELL + doorbells > queues || queues > MAX_QUEUES) {
+    throw new UserError("the bridge's configuration contradicts itself");
+  }
+  const messages = new Messages(pci, transport, Math.min(maxMessageSize, MAX_MESSAGE_SIZE));
+  return new VirtioLink(pci, transport, messages, new BarWindow(pci, region, windowSize), doorbells, log);
+}
+
+/** The window as pieces of the shared memory region, each mapped when it is first used. */
+class BarWindow implements Window {
+  readonly pieceSize = WINDOW_PIECE_SIZE;
+
+  constructor(
+    readonly pci: PciFunction,
+    readonly region: Structure,
+    readonly size: number,
+  ) {}
+
+  piece(index: number): ArrayBuffer {
+    const start = index * this.pieceSize;
+    const length = Math.min(this.pieceSize, this.size - start);
+    return this.pci.memory(this.region.bar, this.region.offset + start, length);
+  }
+}
+
+export class VirtioLink implements Link {
+  readonly window: Window;
+  readonly closed: Promise<void>;
+  readonly #pci: PciFunction;
+  readonly #transport: VirtioPci;
+  readonly #messages: Messages;
+  readonly #requests: Requests;
+  readonly #log: Log;
+  readonly #numDoorbells: number;
+  readonly #command: LinkPendingCommand;
+  /** Copies of commands that came while one was under way. */
+  readonly #backlog: Uint8Array<ArrayBuffer>[] = [];
+  /** By interrupt index, the doorbell of each vector, or UNBOUND. */
+  #doorbells: readonly Int32Array[] = [];
+  #endpoint: Endpoint | undefined;
+  #maps = 0;
+  #statusPoll: NodeJS.Timeout | undefined;
+  #state: "new" | "open" | "broken" | "closed" = "new";
+  #pollAgain: NodeJS.Immediate | undefined;
+  #running = false;
+  #resolveClosed: () => void = () => {};
+
+  readonly #dmaMap = DmaMap.view();
+  readonly #dmaUnmap = DmaUnmap.view();
+  readonly #irqSet = IrqSet.view();
+  readonly #header = Header.view();
+  readonly #receiver = this.#receive.bind(this);
+  readonly #ready = () => this.#backlog.length < MAX_PENDING_COMMANDS;
+
+  constructor(
+    pci: PciFunction,
+    transport: VirtioPci,
+    messages: Messages,
+    window: Window,
+    numDoorbells: number,
+    log: Log,
+  ) {
+    this.#pci = pci;
+    this.#transport = transport;
+    this.#messages = messages;
+    messages.onBroken = (error) => this.#break(error);
+    this.#requests = new Requests(messages);
+    this.#command = new LinkPendingCommand(messages, () => this.#next());
+    this.#numDoorbells = numDoorbells;
+    this.#log = log;
+    this.window = window;
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve;
+    });
+  }
+
+  /** @throws UserError when the device does not come up, ProtocolError when the bridge does not answer HELLO */
+  async open(endpoint: Endpoint): Promise<void> {
+    const { summary } = endpoint;
+    this.#endpoint = endpoint;
+    this.#doorbells = summary.irqCounts.map((count) => new Int32Array(count).fill(UNBOUND));
+    const transport = this.#transport;
+    this.#messages.enable();
+    for (const [n, queue] of emptyQueues(this.#pci, transport.numQueues - Queue.COPY).entries()) {
+      transport.enableQueue(Queue.COPY + n, queue, false);
+    }
+    transport.enableConfigInterrupt();
+    this.#pci.interrupt(() => this.#interrupt());
+    this.#state = "open";
+    transport.addStatus(Status.DRIVER_OK);
+    this.#messages.offer();
+    this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
+    await this.#requests.send(LinkCommand.HELLO, encodeHello(summary));
+    const needed = summary.irqCounts.reduce((most, count) => Math.max(most, count), 0);
+    if (needed > this.#numDoorbells) {
+      this.#log.warn({ vectors: needed, doorbells: this.#numDoorbells }, "fewer doorbells than interrupt vectors");
+    }
+    this.#log.info({ doorbells: this.#numDoorbells, windowSize: this.window.size }, "the bridge is there");
+  }
+
+  trigger(index: number, vector: number): void {
+    const doorbell = this.#doorbells[index][vector];
+    if (doorbell !== UNBOUND) this.#transport.notify(Queue.FIRST_DOORBELL + doorbell);
+  }
+
+  readMemory(address: number, target: Uint8Array): Promise<void> {
+    if (this.#state !== "open") return Promise.reject(new PeerGone("the link is closed"));
+    return this.#requests.read(address, target);
+  }
+
+  writeMemory(address: number, source: Uint8Array): Promise<void> {
+    if (this.#state !== "open") return Promise.reject(new PeerGone("the link is closed"));
+    return this.#requests.write(address, source);
+  }
+
+  /** Asks the bridge to change nothing any more, without which a reset could kill the device VM, then resets. */
+  async close(): Promise<void> {
+    if (this.#state === "closed") return;
+    const wasOpen = this.#state === "open";
+    try {
+      if (wasOpen) await this.#requests.send(LinkCommand.QUIESCE, new Uint8Array(0));
+    } catch (error) {
+      this.#log.warn({ err: error }, "the bridge did not quiesce");
+    }
+    this.#state = "closed";
+    this.#stop(new PeerGone("the link is closed"));
+    try {
+      await this.#transport.reset();
+    } catch (error) {
+      this.#log.warn({ err: error }, "the device was not reset");
+    }
+    this.#pci.close();
+  }
+
+  #interrupt(): void {
+    if (this.#state !== "open") return;
+    if (this.#messages.poll(this.#receiver, this.#ready)) this.#schedulePoll();
+  }
+
+  #schedulePoll(): void {
+    this.#pollAgain ??= setImmediate(() => {
+      this.#pollAgain = undefined;
+      this.#interrupt();
+    });
+  }
+
+  #checkStatus(): void {
+    if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
+      this.#break(new PeerGone("the device needs a reset"));
+  }
+
+  /** The bridge broke a rule, or is gone: there is no way back but a reset of the device. */
+  #break(error: unknown): void {
+    if (this.#state !== "open") return;
+    this.#state = "broken";
+    this.#log.error({ err: error }, "the link to the bridge is lost");
+    this.#stop(error instanceof Error ? error : new PeerGone("the link is lost"));
+    void this.#endpoint?.disconnected().finally(() => this.#resolveClosed());
+  }
+
+  #stop(error: Error): void {
+    clearInterval(this.#statusPoll);
+    clearImmediate(this.#pollAgain);
+    this.#requests.abandon(error);
+    this.#command.abandon();
+    this.#backlog.length = 0;
+    this.#unbindAll();
+  }
+
+  #receive(bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number): void {
+    const type = this.#header.at(data).flags & HeaderFlags.TYPE_MASK;
+    if (type === HeaderFlags.TYPE_REPLY) {
+      this.#requests.reply(bytes, data, size);
+    } else if (type !== HeaderFlags.TYPE_COMMAND) {
+      throw new PeerGone(`a message of type ${type}`);
+    } else if (this.#command.active) {
+      // Replies overtake commands: what the device waits for may be one. Commands keep their order.
+      this.#backlog.push(bytes.slice(0, size));
+    } else {
+      this.#run(bytes, data, size);
+      if (this.#command.active) this.#messages.keepReceived();
+    }
+  }
+
+  #run(bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number): void {
+    const command = this.#command;
+    command.begin(bytes, data, size);
+    this.#running = true;
+    try {
+      this.#dispatch(command);
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  /** After a command that took longer: the ones that came meanwhile, and what was not received because of it. */
+  #next(): void {
+    if (this.#running || this.#state !== "open") return;
+    while (!this.#command.active) {
+      const bytes = this.#backlog.shift();
+      if (bytes === undefined) break;
+      this.#run(bytes, new DataView(bytes.buffer), bytes.length);
+    }
+    this.#schedulePoll();
+  }
+
+  #fail(error: unknown): void {
+    if (!(error instanceof ProtocolError)) this.#log.error({ err: error }, "a command of the bridge's failed");
+    this.#command.fail(error instanceof ProtocolError ? error.errno : Errno.EIO);
+  }
+
+  #dispatch(command: LinkPendingCommand): void {
+    const endpoint = this.#endpoint;
+    if (endpoint === undefined) throw new ProtocolError("no device", Errno.ENODEV);
+    switch (command.command) {
+      case Command.DMA_MAP:
+        this.#map(endpoint, command);
+        break;
+      case Command.DMA_UNMAP:
+        this.#unmap(endpoint, command);
+        break;
+      case Command.DEVICE_SET_IRQS:
+        this.#setIrqs(endpoint, command);
+        break;
+      case LinkCommand.CLIENT_CONNECTED:
+        this.#clientConnected(endpoint, command);
+        break;
+      case LinkCommand.CLIENT_GONE:
+        this.#clientGone(endpoint);
+        break;
+      default:
+        endpoint.handle(command);
+    }
+  }
+
+  #map(endpoint: Endpoint, command: LinkPendingCommand): void {
+    needLength(command, DmaMap.size);
+    const { flags, offset, address, size } = this.#dmaMap.at(command.data, command.offset);
+    const inWindow = (flags & DmaMapFlags.MMAP) !== 0;
+    if (inWindow && !inBounds(offset, size, this.window.size)) {
+      throw new ProtocolError(`a map of ${size} bytes at window offset ${offset}`, Errno.EINVAL, Command.DMA_MAP);
+    }
+    if (this.#maps >= MAX_DMA_MAPS) throw new ProtocolError("too many DMA maps", Errno.ENOSPC, Command.DMA_MAP);
+    endpoint.map({
+      address,
+      size,
+      readable: (flags & DmaMapFlags.READ) !== 0,
+      writable: (flags & DmaMapFlags.WRITE) !== 0,
+      windowOffset: inWindow ? offset : -1,
+    });
+    this.#maps++;
+    command.reply(0);
+  }
+
+  #unmap(endpoint: Endpoint, command: LinkPendingCommand): void {
+    needLength(command, DmaUnmap.size);
+    const { address, size } = this.#dmaUnmap.at(command.data, command.offset);
+    this.#answer(
+      endpoint.unmap(address, size).then(() => {
+        this.#maps--;
+      }),
+    );
+  }
+
+  #clientConnected(endpoint: Endpoint, command: LinkPendingCommand): void {
+    needLength(command, ClientConnected.size);
+    const { generation, major, minor, maxDataXferSize } = ClientConnected.view(command.data, command.offset);
+    const most = this.#messages.maxMessageSize - Header.size - DmaAccess.size;
+    if (maxDataXferSize === 0) throw new ProtocolError("a client without DMA messages", Errno.EINVAL);
+    this.#log.info({ generation, version: `${major}.${minor}`, maxDataXferSize }, "client connected");
+    endpoint.connected(Math.min(maxDataXferSize, most));
+    command.reply(0);
+  }
+
+  #clientGone(endpoint: Endpoint): void {
+    this.#log.info("client gone");
+    this.#unbindAll();
+    this.#maps = 0;
+    this.#requests.abandon(new PeerGone("the client is gone"));
+    this.#answer(endpoint.disconnected());
+  }
+
+  #setIrqs(endpoint: Endpoint, command: LinkPendingCommand): void {
+    needLength(command, IrqSet.size);
+    const { flags, index, start, count } = this.#irqSet.at(command.data, command.offset);
+    const vectors = this.#doorbells[index]?.length;
+    if (vectors === undefined || !inBounds(start, count, vectors)) {
+      throw new ProtocolError(`vectors ${start}+${count} of ${vectors} of interrupt ${index}`);
+    }
+    const data = flags & IrqSetFlags.DATA_MASK;
+    const at = command.offset + IrqSet.size;
+    let change: IrqChange = { flags, index, start, count };
+    if (data === IrqSetFlags.DATA_BOOL) {
+      needLength(command, IrqSet.size + count);
+      change = { ...change, bools: command.bytes.slice(at, at + count) };
+    } else if (data === IrqSetFlags.DATA_EVENTFD) {
+      needLength(command, IrqSet.size + count * 4);
+      change = { ...change, bound: this.#bind(change, command.data, at) };
+    } else if (count === 0 && (flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {
+      this.#doorbells[index].fill(UNBOUND);
+    }
+    endpoint.setIrqs(change);
+    command.reply(0);
+  }
+
+  /** Notes the doorbells that follow a SET_IRQS; which vectors have one. */
+  #bind({ flags, index, start, count }: IrqChange, data: DataView, at: number): boolean[] {
+    const bound: boolean[] = [];
+    for (let n = 0; n < count; n++) {
+      const doorbell = data.getUint32(at + n * 4, true);
+      if (doorbell !== NO_DOORBELL && doorbell >= this.#numDoorbells)
+        throw new ProtocolError(`no doorbell ${doorbell}`);
+      bound.push(doorbell !== NO_DOORBELL);
+    }
+    // An eventfd that masks or unmasks is no doorbell to ring; the endpoint refuses it.
+    if ((flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {
+      for (let n = 0; n < count; n++) {
+        this.#doorbells[index][start + n] = bound[n] ? data.getUint32(at + n * 4, true) : UNBOUND;
+      }
+    }
+    return bound;
+  }
+
+  #unbindAll(): void {
+    for (const vectors of this.#doorbells) vectors.fill(UNBOUND);
+  }
+
+  /** Replies, without a body, when `work` is done. */
+  #answer(work: Promise<void>): void {
+    work.then(
+      () => this.#command.reply(0),
+      (error) => this.#fail(error),
+    );
+  }
+}
+
+/** @throws ProtocolError when the body is shorter than `length` */
+function needLength(command: LinkPendingCommand, length: number): void {
+  if (command.length < length)
+    throw new ProtocolError(`a body of ${command.length} bytes`, Errno.EINVAL, command.command);
+}
+
+function encodeHello(summary: DeviceSummary): Uint8Array {
+  const body = new Uint8Array(Hello.size + NUM_PCI_REGIONS * 8 + NUM_PCI_IRQS * 4);
+  const data = new DataView(body.buffer);
+  const hello = Hello.view(data);
+  hello.abiVersion = ABI_VERSION;
+  hello.postedRegions = summary.postedRegions;
+  for (let n = 0; n < NUM_PCI_REGIONS; n++) setU64(data, Hello.size + n * 8, summary.regionSizes[n] ?? 0);
+  const irqs = Hello.size + NUM_PCI_REGIONS * 8;
+  for (let n = 0; n < NUM_PCI_IRQS; n++) data.setUint32(irqs + n * 4, summary.irqCounts[n] ?? 0, true);
+  return body;
+}

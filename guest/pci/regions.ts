@@ -1,0 +1,59 @@
+/**
+ * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX): accesses of any size and alignment become
+ * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the MSI-X table, or to the device.
+ */
+import { Region } from "../../shared/spec/vfio-user.js";
+import type { Device } from "../device.js";
+import type { ConfigSpace } from "./config-space.js";
+import type { MsixTable } from "./msix.js";
+
+export class Regions {
+  constructor(
+    readonly device: Device,
+    readonly config: ConfigSpace,
+    readonly msix: MsixTable | undefined,
+  ) {}
+
+  /** Reads region bytes [offset, offset + count), which lie within the region, into `data` from `to` on. */
+  read(region: number, offset: number, count: number, data: DataView, to: number): void {
+    const end = offset + count;
+    for (let at = offset; at < end; ) {
+      const size = pieceSize(at, end - at);
+      const value = this.#readPiece(region, at, size);
+      const place = to + at - offset;
+      if (size === 4) data.setUint32(place, value, true);
+      else if (size === 2) data.setUint16(place, value, true);
+      else data.setUint8(place, value);
+      at += size;
+    }
+  }
+
+  write(region: number, offset: number, count: number, data: DataView, from: number): void {
+    const end = offset + count;
+    for (let at = offset; at < end; ) {
+      const size = pieceSize(at, end - at);
+      const place = from + at - offset;
+      const value =
+        size === 4 ? data.getUint32(place, true) : size === 2 ? data.getUint16(place, true) : data.getUint8(place);
+      this.#writePiece(region, at, size, value);
+      at += size;
+    }
+  }
+
+  #readPiece(region: number, offset: number, size: number): number {
+    if (region === Region.CONFIG) return this.config.read(offset, size);
+    if (this.msix?.covers(region, offset)) return this.msix.read(offset, size);
+    return this.device.readBar(region, offset, size);
+  }
+
+  #writePiece(region: number, offset: number, size: number, value: number): void {
+    if (region === Region.CONFIG) this.config.write(offset, size, value);
+    else if (this.msix?.covers(region, offset)) this.msix.write(offset, size, value);
+    else this.device.writeBar(region, offset, size, value);
+  }
+}
+
+function pieceSize(offset: number, left: number): 1 | 2 | 4 {
+  if (left >= 4 && offset % 4 === 0) return 4;
+  return left >= 2 && offset % 2 === 0 ? 2 : 1;
+}

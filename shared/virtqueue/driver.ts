@@ -1,0 +1,138 @@
+/**
+ * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers of one descriptor each: the descriptor's number is
+ * the buffer's. What is in flight is kept in a private shadow; what the device writes (the used ring) is read once and
+ * checked against it, and a device that breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer.
+ * Left out: chains, indirect descriptors, event indices and packed rings.
+ */
+import { alignUp, inBounds, isPowerOfTwo } from "../bits.js";
+import { PeerGone } from "../errors.js";
+import {
+  AVAILABLE_ENTRY_SIZE,
+  AvailableFlags,
+  availableRingBytes,
+  Descriptor,
+  DescriptorFlags,
+  descriptorTableBytes,
+  RING_ENTRIES_OFFSET,
+  RING_FLAGS_OFFSET,
+  RING_INDEX_OFFSET,
+  UsedEntry,
+  UsedFlags,
+  usedRingBytes,
+} from "../spec/virtio.js";
+
+const INDEX = RING_INDEX_OFFSET / 2;
+const FLAGS = RING_FLAGS_OFFSET / 2;
+const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
+/** 2.7: the descriptor table's alignment, the strictest of the three parts'. */
+export const RING_ALIGNMENT = 16;
+
+/** Memory that the device reaches at `address` on. */
+export interface RingBuffer {
+  readonly buffer: ArrayBuffer;
+  readonly address: number;
+}
+
+const usedRingOffset = (size: number) => alignUp(descriptorTableBytes(size) + availableRingBytes(size), 4);
+
+/** Bytes that a queue of `size` descriptors takes: all three parts, one behind the other. */
+export function ringBytes(size: number): number {
+  return usedRingOffset(size) + usedRingBytes(size);
+}
+
+export class DriverQueue {
+  /** Where each part is for the device. */
+  readonly descriptorAddress: number;
+  readonly availableAddress: number;
+  readonly usedAddress: number;
+  /** Bytes that the device wrote into the buffer that `take` returned last. */
+  usedLength = 0;
+  /** Buffers that the device has. */
+  inFlight = 0;
+
+  readonly #descriptors: DataView;
+  readonly #descriptor = Descriptor.view();
+  readonly #available: Uint16Array;
+  readonly #used: Uint16Array;
+  readonly #usedEntries: DataView;
+  readonly #usedEntry = UsedEntry.view();
+  /** Length of each buffer in flight that the device may write, -1 for one that it may only read; NOT_IN_FLIGHT for the others. */
+  readonly #lengths: Float64Array;
+  #nextAvailable = 0;
+  #nextUsed = 0;
+
+  /** The ring takes ringBytes(size) of `memory` from `offset` on, a multiple of RING_ALIGNMENT; it is filled with zeros. */
+  constructor(
+    readonly size: number,
+    memory: RingBuffer,
+    offset: number,
+  ) {
+    if (
+      !isPowerOfTwo(size) ||
+      offset % RING_ALIGNMENT !== 0 ||
+      !inBounds(offset, ringBytes(size), memory.buffer.byteLength)
+    ) {
+      throw new RangeError(`no ring of ${size} descriptors at ${offset}`);
+    }
+    new Uint8Array(memory.buffer, offset, ringBytes(size)).fill(0);
+    const available = offset + descriptorTableBytes(size);
+    const used = offset + usedRingOffset(size);
+    this.descriptorAddress = memory.address + offset;
+    this.availableAddress = memory.address + available;
+    this.usedAddress = memory.address + used;
+    this.#descriptors = new DataView(memory.buffer, offset, descriptorTableBytes(size));
+    this.#available = new Uint16Array(memory.buffer, available, ENTRIES + size);
+    this.#used = new Uint16Array(memory.buffer, used, ENTRIES);
+    this.#usedEntries = new DataView(memory.buffer, used + RING_ENTRIES_OFFSET, UsedEntry.size * size);
+    this.#lengths = new Float64Array(size).fill(NOT_IN_FLIGHT);
+  }
+
+  /** Puts buffer `id`, which must not be in flight, into the available ring; the device sees it after `publish`. */
+  add(id: number, address: number, length: number, deviceWrites: boolean): void {
+    if (this.#lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
+    const descriptor = this.#descriptor.at(this.#descriptors, id * Descriptor.size);
+    descriptor.address = address;
+    descriptor.length = length;
+    descriptor.flags = deviceWrites ? DescriptorFlags.WRITE : 0;
+    descriptor.next = 0;
+    this.#lengths[id] = deviceWrites ? length : READ_ONLY;
+    this.#available[ENTRIES + (this.#nextAvailable & (this.size - 1))] = id;
+    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
+    this.inFlight++;
+  }
+
+  /** Shows the device all that was added. Returns whether it wants to be notified. */
+  publish(): boolean {
+    Atomics.store(this.#available, INDEX, this.#nextAvailable);
+    return (Atomics.load(this.#used, FLAGS) & UsedFlags.NO_NOTIFY) === 0;
+  }
+
+  /** Whether the device should interrupt for what it used; a hint. Call `take` once more after switching it on. */
+  set wantsInterrupt(wanted: boolean) {
+    Atomics.store(this.#available, FLAGS, wanted ? 0 : AvailableFlags.NO_INTERRUPT);
+  }
+
+  /** The next buffer that the device is done with, and `usedLength`; -1 when there is none. @throws PeerGone */
+  take(): number {
+    const waiting = (Atomics.load(this.#used, INDEX) - this.#nextUsed) & 0xffff;
+    if (waiting === 0) return -1;
+    if (waiting > this.inFlight) {
+      throw new PeerGone(`the device used ${waiting} buffers where it has ${this.inFlight}`);
+    }
+    const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.size - 1)) * UsedEntry.size);
+    const { id, length } = entry;
+    const expected = id < this.size ? this.#lengths[id] : NOT_IN_FLIGHT;
+    if (expected === NOT_IN_FLIGHT) throw new PeerGone(`the device used buffer ${id}, which it does not have`);
+    if (expected !== READ_ONLY && length > expected) {
+      throw new PeerGone(`the device wrote ${length} bytes into a buffer of ${expected}`);
+    }
+    this.usedLength = expected === READ_ONLY ? 0 : length;
+    this.#lengths[id] = NOT_IN_FLIGHT;
+    this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
+    this.inFlight--;
+    return id;
+  }
+}
+
+const NOT_IN_FLIGHT = -2;
+const READ_ONLY = -1;
