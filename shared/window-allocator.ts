@@ -41,14 +41,19 @@ export class WindowAllocator {
     const large = length >= LARGE_PAGE_SIZE;
     const alignment = large ? LARGE_PAGE_SIZE : PAGE_SIZE;
     const shift = large && isAligned(phase, PAGE_SIZE) ? phase % LARGE_PAGE_SIZE : 0;
+    // A shifted map of almost a piece fits in no piece.
+    const fits = length > this.pieceSize || shift + length <= this.pieceSize;
+    const offset = shift !== 0 && fits ? this.place(length, alignment, shift) : -1;
+    return offset !== -1 ? offset : this.place(length, alignment, 0);
+  }
+
+  private place(length: number, alignment: number, shift: number): number {
     for (let index = 0; index < this.freeRanges.length; index++) {
-      const range = this.freeRanges[index];
-      const offset = this.fit(range, length, alignment, shift);
-      if (offset !== -1) {
-        this.take(index, offset, offset + length);
-        this.allocated.set(offset, length);
-        return offset;
-      }
+      const offset = this.fit(this.freeRanges[index], length, alignment, shift);
+      if (offset === -1) continue;
+      this.take(index, offset, offset + length);
+      this.allocated.set(offset, length);
+      return offset;
     }
     return -1;
   }
@@ -84,9 +89,7 @@ export class WindowAllocator {
     let offset = align(Math.max(range.start, shift));
     if (length <= this.pieceSize) {
       const pieceEnd = (Math.floor(offset / this.pieceSize) + 1) * this.pieceSize;
-      // A shifted map of a whole piece fits in no piece; it gets an unshifted place.
       if (offset + length > pieceEnd) offset = align(pieceEnd);
-      if (offset % this.pieceSize > this.pieceSize - length) offset = alignUp(offset, this.pieceSize);
     }
     return offset + length <= range.end ? offset : -1;
   }

@@ -39,7 +39,8 @@ export class SendQueue {
     const rest = length - sent;
     if (this.backlog + rest > this.maxBacklog) throw new PeerGone("the peer does not read what it is sent");
     this.chunks.push({
-      bytes: bytes.slice(offset + sent, offset + length),
+      // Not bytes.slice, which does not copy when it is a Buffer.
+      bytes: Uint8Array.from(bytes.subarray(offset + sent, offset + length)),
       offset: 0,
       fds: sent > 0 || fds === undefined ? [] : this.duplicateAll(fds),
     });
