@@ -26,6 +26,10 @@ export const MAX_SEND_BACKLOG = 4 * MiB;
 export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 /** vhost-user without CONFIGURE_MEM_SLOTS: regions of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS. */
 export const MAX_VHOST_USER_REGIONS = 8;
+/** Address space that the bridge keeps for a device VM's memory; all regions of SET_MEM_TABLE must fit. */
+export const DEVICE_VM_MEMORY_SIZE = 1024 * GiB;
+/** Requests for the window that may wait for the one under way. */
+export const MAX_WINDOW_REQUESTS = 4 * KiB;
 /** Queues of the virtio-vfio-user device: three for messages and copies, the rest are doorbells. */
 export const MAX_QUEUES = 256;
 export const MAX_QUEUE_SIZE = 1024;

@@ -71,7 +71,7 @@ export const VringState = struct({ index: "u32", num: "u32" });
 export const VringAddr = struct({
   index: "u32",
   flags: "u32",
-  descriptor: "u64",
+  descriptors: "u64",
   used: "u64",
   available: "u64",
   log: "u64",

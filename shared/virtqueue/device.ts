@@ -47,6 +47,7 @@ export class DeviceQueue {
   writable = 0;
 
   #running = false;
+  #layout: QueueLayout = { size: 0, descriptors: -1, available: -1, used: -1, base: 0 };
   #size = 0;
   #descriptors: DataView = new DataView(new ArrayBuffer(0));
   readonly #descriptor = Descriptor.view();
@@ -91,6 +92,7 @@ export class DeviceQueue {
     this.#available = new Uint16Array(...available, ENTRIES + size);
     this.#used = new Uint16Array(...used, ENTRIES);
     this.#usedEntries = new DataView(used[0], used[1] + RING_ENTRIES_OFFSET, UsedEntry.size * size);
+    this.#layout = layout;
     this.#size = size;
     if (this.#offsets.length < size) {
       this.#offsets = new Float64Array(size);
@@ -99,6 +101,12 @@ export class DeviceQueue {
     this.#nextAvailable = layout.base & 0xffff;
     this.#nextUsed = Atomics.load(this.#used, INDEX);
     this.#running = true;
+  }
+
+  /** Whether the parts of the running queue are where `layout` has them; the base is not compared. */
+  isAt(layout: QueueLayout): boolean {
+    const { descriptors, available, used } = this.#layout;
+    return descriptors === layout.descriptors && available === layout.available && used === layout.used;
   }
 
   /** Stops, and returns the available index at which a new start is to go on. A chain under way counts as not taken. */

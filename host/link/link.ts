@@ -1,0 +1,579 @@
+/**
+ * The bridge's half of the virtio link: the `Backend` behind a vfio-user session whose device lives in a device VM
+ * (docs/virtio-vfio-user.md; the states below are the table at its end).
+ *
+ * What belongs to the client (its DMA maps, its eventfds) is kept as plain data here, and shown to the device process again
+ * whenever one says HELLO: the driver VM lives on when the device process restarts. What belongs to the device process is
+ * dropped when it stops. Changes of the maps and interrupts are made one after the other (`#exclusive`); each step
+ * waits for the device process, and every wait ends when the process answers, stops, or lets its deadline pass.
+ */
+import { closeSync } from "node:fs";
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_SIZE, REPLY_DEADLINE_MS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import {
+  ABI_VERSION,
+  ClientConnected,
+  ClientGone,
+  Config,
+  ConfigStatus,
+  LinkCommand,
+  MAGIC,
+  Queue,
+} from "../../shared/spec/link.js";
+import {
+  Command,
+  DmaMap,
+  DmaMapFlags,
+  DmaUnmap,
+  Header,
+  HeaderFlags,
+  IrqSet,
+  IrqSetFlags,
+  RegionAccess,
+} from "../../shared/spec/vfio-user.js";
+import { MAX_CONFIG_SIZE } from "../../shared/spec/vhost-user.js";
+import type {
+  Backend,
+  ClientMemory,
+  ClientVersion,
+  DeviceSummary,
+  IrqSetRequest,
+  MemoryMap,
+  PendingCommand,
+} from "../../shared/vfio-user/backend.js";
+import { WindowAllocator } from "../../shared/window-allocator.js";
+import type { BackEnd } from "../vhost-user/back-end.js";
+import type { Window } from "../vhost-user/window.js";
+import { Channel } from "./channel.js";
+import { checkReply, parseHello } from "./checks.js";
+import { DmaRelay } from "./dma.js";
+import { Doorbells } from "./doorbells.js";
+import { Requests } from "./requests.js";
+
+/** The device process, as the specification's table of states has it. "broken" is "absent until it resets". */
+type State = "absent" | "ready" | "connected" | "quiesced" | "broken";
+
+interface Client {
+  readonly version: ClientVersion;
+  readonly memory: ClientMemory;
+  readonly generation: number;
+  readonly maps: Set<MemoryMap>;
+  /** Interrupt indices that the client enabled. */
+  readonly irqs: Set<number>;
+  /** Resolves `connect`; undefined when that was done. */
+  introduced: { resolve(): void; reject(error: Error): void } | undefined;
+}
+
+export interface LinkStats {
+  hellos: number;
+  commands: number;
+  postedWrites: number;
+}
+
+export interface LinkOptions {
+  readonly window: Window;
+  readonly log: Log;
+  /** 16 bytes, and a short text: they identify the session in the device's config space. */
+  readonly uuid: Uint8Array;
+  readonly name: string;
+}
+
+const ERRNO_MAX = 4095;
+const NOTHING = new Uint8Array(0);
+
+export class VirtioLink implements Backend {
+  readonly stats: LinkStats = { hellos: 0, commands: 0, postedWrites: 0 };
+  readonly doorbells = new Doorbells();
+  readonly channel: Channel;
+  readonly dma: DmaRelay;
+
+  readonly #log: Log;
+  readonly #window: Window;
+  readonly #places: WindowAllocator;
+  readonly #config = new Uint8Array(MAX_CONFIG_SIZE);
+  readonly #configView = Config.view(new DataView(this.#config.buffer));
+  readonly #requests = new Requests();
+  readonly #inHeader = Header.view();
+  #backEnd: BackEnd | undefined;
+  #state: State = "absent";
+  #summary: DeviceSummary | undefined;
+  #client: Client | undefined;
+  /** The client that the device process was told of. */
+  #told: Client | undefined;
+  #generation = 0;
+  /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
+  readonly #heldBack: PendingCommand[] = [];
+  #tail: Promise<unknown> = Promise.resolve();
+
+  constructor(options: LinkOptions) {
+    this.#log = options.log;
+    this.#window = options.window;
+    this.#places = new WindowAllocator(options.window.size, WINDOW_PIECE_SIZE);
+    this.channel = new Channel({
+      message: (bytes, data, length) => this.#message(bytes, data, length),
+      drained: () => this.#drained(),
+      broken: (reason) => this.#break(reason),
+    });
+    this.dma = new DmaRelay(this.channel);
+    Object.assign(this.#configView, {
+      magic: MAGIC,
+      abiVersion: ABI_VERSION,
+      status: ConfigStatus.BRIDGE_UP,
+      windowSize: options.window.size,
+      maxMessageSize: MAX_MESSAGE_SIZE,
+    });
+    this.#config.set(options.uuid.subarray(0, 16), Config.offsets.uuid);
+    // At least one NUL stays at the end; a character is never cut in two.
+    new TextEncoder().encodeInto(options.name, this.#config.subarray(Config.offsets.name, Config.size - 1));
+  }
+
+  // The device VM's side: what the session calls as the vhost-user back-end reports it.
+
+  /** The device's config space as it is now. */
+  config(): Uint8Array {
+    this.#configView.doorbells = Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
+    return this.#config;
+  }
+
+  attach(backEnd: BackEnd): void {
+    this.#backEnd = backEnd;
+  }
+
+  /** A queue of the device was enabled. */
+  enabled(index: number): void {
+    const backEnd = this.#backEnd;
+    if (!backEnd || this.channel.open || index >= Queue.COPY) return;
+    if (!backEnd.queue(Queue.TO_DEVICE)?.running || !backEnd.queue(Queue.FROM_DEVICE)?.running) return;
+    this.#state = "absent";
+    this.channel.start(backEnd);
+  }
+
+  /** The device stops; QEMU drops all that is mapped. */
+  stopped(reason: string): void {
+    this.#leave("absent", reason);
+    this.channel.stop();
+    this.#forgetPlaces();
+  }
+
+  detach(): void {
+    this.#backEnd = undefined;
+  }
+
+  get state(): State {
+    return this.#state;
+  }
+
+  /** Ends everything; `disconnect` is not waited for. */
+  close(): void {
+    this.stopped("the bridge closes");
+    this.#client?.introduced?.reject(new PeerGone("the bridge closes"));
+    this.doorbells.close();
+  }
+
+  // The client's side: Backend.
+
+  get device(): DeviceSummary | undefined {
+    return this.#state === "connected" ? this.#summary : undefined;
+  }
+
+  connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
+    const generation = ++this.#generation;
+    const maps = new Set<MemoryMap>();
+    const irqs = new Set<number>();
+    return new Promise((resolve, reject) => {
+      this.#client = { version, memory, generation, maps, irqs, introduced: { resolve, reject } };
+      this.#configView.generation = generation;
+      this.#configView.status = ConfigStatus.BRIDGE_UP | ConfigStatus.CLIENT_CONNECTED;
+      this.#introduce();
+    });
+  }
+
+  async disconnect(): Promise<void> {
+    const client = this.#client;
+    if (!client) return;
+    this.#client = undefined;
+    this.#configView.status = ConfigStatus.BRIDGE_UP;
+    client.introduced?.reject(new PeerGone("the client is gone"));
+    client.introduced = undefined;
+    if (this.#state === "connected") this.#state = "ready";
+    this.dma.drop();
+    await this.#exclusive(async () => {
+      // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
+      this.doorbells.clear();
+      if (this.#told === client) {
+        this.#told = undefined;
+        const body = ClientGone.encode({ generation: client.generation });
+        await this.#request(LinkCommand.CLIENT_GONE, body).catch((error) => this.#log.warn(error.message));
+      }
+      await this.#takeBack(client.maps);
+    });
+  }
+
+  map(map: MemoryMap): Promise<void> {
+    return this.#exclusive(async () => {
+      const client = this.#client;
+      if (!client) throw new PeerGone("no client is connected");
+      client.maps.add(map);
+      if (this.#state !== "connected") return;
+      try {
+        await this.#show(map);
+      } catch (error) {
+        // When the device process is gone, the map is for the next one.
+        if (error instanceof PeerGone) return;
+        client.maps.delete(map);
+        throw error;
+      }
+    });
+  }
+
+  unmap(map: MemoryMap): Promise<void> {
+    return this.#exclusive(async () => {
+      this.#client?.maps.delete(map);
+      if (this.#state === "connected") {
+        const { address, size } = map;
+        const body = DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
+        await this.#request(Command.DMA_UNMAP, body).catch((error) => this.#log.warn(error.message));
+      }
+      await this.#takeBack([map]);
+    });
+  }
+
+  setIrqs(request: IrqSetRequest): Promise<void> {
+    return this.#exclusive(async () => {
+      const { flags, index, start, count, bools, eventfds } = request;
+      const isTrigger = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
+      if (eventfds) {
+        // Only an eventfd that the device signals can be a doorbell; this also closes the others.
+        if (isTrigger && this.#client) this.doorbells.bind(index, start, eventfds);
+        else for (const fd of eventfds) if (fd >= 0) closeSync(fd);
+        if (!isTrigger) throw new ProtocolError("eventfds for masking cannot be passed on", Errno.ENOTSUP);
+        this.#client?.irqs.add(index);
+      } else if (isTrigger && count === 0) {
+        this.doorbells.unbindAll(index);
+        this.#client?.irqs.delete(index);
+      }
+      if (this.#state !== "connected") return;
+      const body = eventfds ? this.#irqBody(flags, index, start, count) : plainIrqBody(request);
+      try {
+        await this.#request(Command.DEVICE_SET_IRQS, bools ? Buffer.concat([body, bools]) : body);
+      } catch (error) {
+        if (error instanceof PeerGone) return;
+        if (eventfds) this.doorbells.bind(index, start, new Array(count).fill(-1));
+        throw error;
+      }
+    });
+  }
+
+  handle(command: PendingCommand): void {
+    if (this.#state !== "connected" || !this.#summary) {
+      answerWithoutDevice(command);
+      return;
+    }
+    const posted = isPosted(command, this.#summary);
+    const id = posted ? 0 : this.#requests.take(command.command, command, undefined);
+    if (id < 0) {
+      command.fail(Errno.EBUSY);
+      this.#break("the device process answers nothing");
+      return;
+    }
+    const flags = HeaderFlags.TYPE_COMMAND | (posted ? HeaderFlags.NO_REPLY : 0);
+    this.stats.commands++;
+    this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
+    if (!posted) return;
+    this.stats.postedWrites++;
+    if (this.channel.congested) this.#heldBack.push(command);
+    else replyToWrite(command);
+  }
+
+  // Messages from the device process.
+
+  #message(bytes: Uint8Array, data: DataView, length: number): void {
+    const { id, command, flags, errno } = this.#inHeader.at(data);
+    const type = flags & HeaderFlags.TYPE_MASK;
+    try {
+      if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
+      else if (type === HeaderFlags.TYPE_COMMAND) this.#command(id, command, flags, bytes, data, length);
+      else throw new ProtocolError(`a message of type ${type}`);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#break(error.message);
+    }
+  }
+
+  #reply(id: number, number: number, flags: number, errno: number, bytes: Uint8Array, data: DataView, length: number) {
+    if (!this.#requests.waitsFor(id, number)) throw new ProtocolError(`a reply to nothing: ${number}, id ${id}`);
+    const own = this.#requests.own(id);
+    const relayed = this.#requests.relayed(id);
+    const failed = (flags & HeaderFlags.ERROR) !== 0;
+    const code = errno > 0 && errno <= ERRNO_MAX ? errno : Errno.EIO;
+    if (own) {
+      this.#requests.free(id);
+      if (failed) own.reject(new ProtocolError(`the device refused command ${number}`, code, number));
+      else own.resolve();
+    } else if (relayed) {
+      const body = failed ? 0 : checkReply(relayed, data, length - Header.size);
+      if (body < 0) throw new ProtocolError(`a reply of ${length} bytes that does not fit command ${number}`);
+      this.#requests.free(id);
+      if (failed) {
+        relayed.fail(code);
+      } else {
+        relayed.reserve(body);
+        if (body > 0) relayed.replyBytes.set(bytes.subarray(Header.size, Header.size + body), relayed.replyOffset);
+        relayed.reply(body);
+      }
+    }
+  }
+
+  #command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
+    if (command === LinkCommand.HELLO) {
+      this.#hello(id, data, length);
+    } else if (this.#state === "absent") {
+      throw new ProtocolError(`command ${command} before HELLO`);
+    } else if (command === LinkCommand.QUIESCE) {
+      this.#quiesce(id);
+    } else if (command === Command.DMA_READ || command === Command.DMA_WRITE) {
+      const client = this.#client;
+      const most = Math.min(MAX_DATA_XFER_SIZE, client?.version.maxDataXferSize ?? 0);
+      this.dma.relay(id, command, flags, bytes, data, length, client?.memory, most);
+    } else {
+      throw new ProtocolError(`command ${command}, which is not one of a device process`);
+    }
+  }
+
+  #hello(id: number, data: DataView, length: number): void {
+    if (this.#state !== "absent" && this.#state !== "quiesced") throw new ProtocolError("a second HELLO");
+    const reply = HeaderFlags.TYPE_REPLY;
+    try {
+      this.#summary = parseHello(data, Header.size, length - Header.size);
+    } catch (error) {
+      const errno = (error as ProtocolError).errno;
+      this.channel.send(id, LinkCommand.HELLO, reply | HeaderFlags.ERROR, errno, NOTHING);
+      throw error;
+    }
+    const backEnd = this.#backEnd;
+    if (!backEnd) return;
+    this.#state = "ready";
+    this.stats.hellos++;
+    this.#window.permit();
+    this.doorbells.attach(backEnd.queues - Queue.FIRST_DOORBELL, (queue) => backEnd.kickFd(queue));
+    this.channel.send(id, LinkCommand.HELLO, reply, 0, NOTHING);
+    this.#log.info({ doorbells: backEnd.queues - Queue.FIRST_DOORBELL }, "the device process is ready");
+    this.#introduce();
+  }
+
+  #quiesce(id: number): void {
+    this.#leave("quiesced", "the device process is about to reset the device");
+    // After the reply it may reset the device, and then no request for the window may be on its way.
+    this.#background(async () => {
+      if (this.#state !== "quiesced") return;
+      await this.#takeBack(this.#client?.maps ?? []);
+      this.#window.forbid("the device process is about to reset the device");
+      this.channel.send(id, LinkCommand.QUIESCE, HeaderFlags.TYPE_REPLY, 0, NOTHING);
+    });
+  }
+
+  // State.
+
+  /** Shows the client, its maps and its interrupts to a device process that is ready, when there are both. */
+  #introduce(): void {
+    this.#background(async () => {
+      const client = this.#client;
+      if (!client || this.#state !== "ready") return;
+      const { generation, version } = client;
+      const { major, minor, maxDataXferSize } = version;
+      this.#told = client;
+      try {
+        await this.#request(
+          LinkCommand.CLIENT_CONNECTED,
+          ClientConnected.encode({ generation, major, minor, maxDataXferSize }),
+        );
+        for (const map of client.maps) {
+          if (this.#client === client) await this.#show(map);
+        }
+        if (!this.doorbells.rebind()) this.#log.warn("the device has fewer doorbells than the client has vectors");
+        for (const index of client.irqs) {
+          const flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER;
+          const body = this.#irqBody(flags, index, 0, Math.max(1, this.doorbells.vectors(index)));
+          await this.#request(Command.DEVICE_SET_IRQS, body);
+        }
+      } catch (error) {
+        this.#log.warn({ reason: (error as Error).message }, "the device did not take the client");
+        if (error instanceof ProtocolError) this.#break("the device refused the client");
+        return;
+      }
+      if (this.#client !== client || this.#state !== "ready") return;
+      this.#state = "connected";
+      this.#log.info({ generation, maps: client.maps.size }, "the device has the client");
+      client.introduced?.resolve();
+      client.introduced = undefined;
+    });
+  }
+
+  /** Puts a map into the window where that is possible, and tells the device process of it. */
+  async #show(map: MemoryMap): Promise<void> {
+    const { address, size, readable, writable, fd, fdOffset } = map;
+    // QEMU does not enforce a read-only mapping, so what is not read-write is left to DMA messages.
+    if (fd >= 0 && readable && writable && this.#window.permitted) {
+      const offset = this.#places.allocate(size, fdOffset);
+      if (offset < 0) this.#log.warn({ address, size }, "the window is full: DMA by messages");
+      else await this.#place(map, offset);
+    }
+    const inWindow = map.windowOffset >= 0;
+    const flags =
+      (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0) | (inWindow ? DmaMapFlags.MMAP : 0);
+    const offset = inWindow ? map.windowOffset : 0;
+    try {
+      await this.#request(Command.DMA_MAP, DmaMap.encode({ argsz: DmaMap.size, flags, offset, address, size }));
+    } catch (error) {
+      await this.#takeBack([map]);
+      throw error;
+    }
+  }
+
+  async #place(map: MemoryMap, offset: number): Promise<void> {
+    map.windowOffset = offset;
+    try {
+      await this.#window.map(map.fd, map.fdOffset, offset, map.size);
+    } catch (error) {
+      this.#forgetPlace(map);
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#log.warn({ address: map.address, size: map.size }, `${error.message}: DMA by messages`);
+    }
+  }
+
+  /** Takes maps out of the window; when this resolves, the device VM cannot reach them. */
+  async #takeBack(maps: Iterable<MemoryMap>): Promise<void> {
+    for (const map of maps) {
+      if (map.windowOffset < 0) continue;
+      try {
+        await this.#window.unmap(map.windowOffset, map.size);
+      } catch (error) {
+        // The device stopped meanwhile, and with it all maps went.
+        if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
+      }
+      this.#forgetPlace(map);
+    }
+  }
+
+  #forgetPlace(map: MemoryMap): void {
+    if (map.windowOffset >= 0) this.#places.free(map.windowOffset);
+    map.windowOffset = -1;
+  }
+
+  #forgetPlaces(): void {
+    for (const map of this.#client?.maps ?? []) this.#forgetPlace(map);
+  }
+
+  /** The device process no longer answers: what waits for it is answered as by a device that is not there. */
+  #leave(state: State, reason: string): void {
+    const was = this.#state;
+    this.#state = state;
+    this.#told = undefined;
+    this.dma.drop();
+    this.doorbells.detach();
+    this.#requests.dropAll(reason, answerWithoutDevice);
+    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
+    if (was === "ready" || was === "connected") this.#log.info({ reason, state }, "the device process left");
+  }
+
+  /** The device process broke the rules: it is absent until it resets the device, and has no driver-VM memory. */
+  #break(reason: string): void {
+    if (this.#state === "broken") return;
+    this.#log.warn({ reason }, "the device process broke the link");
+    this.#leave("broken", reason);
+    this.channel.stop();
+    this.#background(() => this.#takeBack(this.#client?.maps ?? []));
+  }
+
+  #drained(): void {
+    this.dma.resume();
+    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
+  }
+
+  /** Sends a command of the bridge's own; resolves with its reply. Rejects with ProtocolError or PeerGone. */
+  #request(command: number, body: Uint8Array): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (!this.channel.open) return reject(new PeerGone("the device process is not there"));
+      const late = setTimeout(() => {
+        this.#break(`the device process did not answer command ${command} in time`);
+      }, REPLY_DEADLINE_MS);
+      const own = {
+        resolve() {
+          clearTimeout(late);
+          resolve();
+        },
+        reject(error: Error) {
+          clearTimeout(late);
+          reject(error);
+        },
+      };
+      const id = this.#requests.take(command, undefined, own);
+      if (id < 0) {
+        clearTimeout(late);
+        reject(new PeerGone("the device process answers nothing"));
+        this.#break("the device process answers nothing");
+        return;
+      }
+      this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body);
+    });
+  }
+
+  /** Runs `work` when everything before it is done. */
+  #exclusive(work: () => Promise<void>): Promise<void> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => {});
+    return done;
+  }
+
+  #background(work: () => Promise<void>): void {
+    this.#exclusive(work).catch((error) => this.#log.error({ err: error }, "unexpected"));
+  }
+
+  /** SET_IRQS with the doorbells that vectors start to start + count have now. */
+  #irqBody(flags: number, index: number, start: number, count: number): Uint8Array {
+    const body = new Uint8Array(IrqSet.size + 4 * count);
+    const data = new DataView(body.buffer);
+    Object.assign(IrqSet.view(data), { argsz: body.length, flags, index, start, count });
+    for (let i = 0; i < count; i++) {
+      data.setUint32(IrqSet.size + 4 * i, this.doorbells.doorbell(index, start + i), true);
+    }
+    return body;
+  }
+}
+
+function plainIrqBody({ flags, index, start, count, bools }: IrqSetRequest): Uint8Array {
+  return IrqSet.encode({ argsz: IrqSet.size + (bools?.length ?? 0), flags, index, start, count });
+}
+
+function isPosted(command: PendingCommand, device: DeviceSummary): boolean {
+  if (command.command !== Command.REGION_WRITE) return false;
+  const region = command.data.getUint32(command.offset + RegionAccess.offsets.region, true);
+  return region < 32 && ((device.postedRegions >>> region) & 1) === 1;
+}
+
+/** The reply to a write is the fixed part of its request. */
+function replyToWrite(command: PendingCommand): void {
+  command.reserve(RegionAccess.size);
+  const { bytes, offset, replyBytes, replyOffset } = command;
+  for (let i = 0; i < RegionAccess.size; i++) replyBytes[replyOffset + i] = bytes[offset + i];
+  command.reply(RegionAccess.size);
+}
+
+/** As a dead PCI device does: reads give all ones, writes go nowhere. */
+function answerWithoutDevice(command: PendingCommand): void {
+  if (command.command === Command.REGION_WRITE) {
+    replyToWrite(command);
+  } else if (command.command === Command.REGION_READ) {
+    const { data, offset } = command;
+    const count = data.getUint32(offset + RegionAccess.offsets.count, true);
+    const size = RegionAccess.size + count;
+    command.reserve(size);
+    const { bytes, replyBytes, replyOffset } = command;
+    replyBytes.set(bytes.subarray(offset, offset + RegionAccess.size), replyOffset);
+    replyBytes.fill(0xff, replyOffset + RegionAccess.size, replyOffset + size);
+    command.reply(size);
+  } else {
+    command.fail(Errno.ENODEV);
+  }
+}

@@ -1,0 +1,74 @@
+/**
+ * Commands of ours that the device process has not answered: each has an id, which is a slot here. A slot is free again
+ * only when its reply came, however late: a reply that belongs to nothing would otherwise be taken for the next one's.
+ */
+import { PeerGone } from "../../shared/errors.js";
+import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+
+/** More than a session ever has: one at a time, and those that it gave up on. */
+const SLOTS = 256;
+
+/** A command of the bridge's own. */
+export interface OwnRequest {
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+export class Requests {
+  readonly #commands = new Uint16Array(SLOTS);
+  readonly #relayed: (PendingCommand | undefined)[] = new Array(SLOTS).fill(undefined);
+  readonly #own: (OwnRequest | undefined)[] = new Array(SLOTS).fill(undefined);
+  readonly #free = new Uint16Array(SLOTS);
+  #freeCount = SLOTS;
+
+  constructor() {
+    this.#reset();
+  }
+
+  /** Takes an id for `command`; -1 when none is free. One of `relayed` and `own` waits for the reply. */
+  take(command: number, relayed: PendingCommand | undefined, own: OwnRequest | undefined): number {
+    if (this.#freeCount === 0) return -1;
+    const id = this.#free[--this.#freeCount];
+    this.#commands[id] = command;
+    this.#relayed[id] = relayed;
+    this.#own[id] = own;
+    return id;
+  }
+
+  /** Whether `id` waits for a reply to `command`. */
+  waitsFor(id: number, command: number): boolean {
+    const waits = id < SLOTS && (this.#relayed[id] !== undefined || this.#own[id] !== undefined);
+    return waits && this.#commands[id] === command;
+  }
+
+  relayed(id: number): PendingCommand | undefined {
+    return this.#relayed[id];
+  }
+
+  own(id: number): OwnRequest | undefined {
+    return this.#own[id];
+  }
+
+  /** The reply came. */
+  free(id: number): void {
+    this.#relayed[id] = undefined;
+    this.#own[id] = undefined;
+    this.#free[this.#freeCount++] = id;
+  }
+
+  /** No reply will come any more: rejects what is the bridge's own, and hands each relayed command to `orphaned`. */
+  dropAll(reason: string, orphaned: (command: PendingCommand) => void): void {
+    const relayed = this.#relayed.filter((command) => command !== undefined);
+    const own = this.#own.filter((request) => request !== undefined);
+    this.#reset();
+    for (const request of own) request.reject(new PeerGone(reason));
+    for (const command of relayed) orphaned(command);
+  }
+
+  #reset(): void {
+    this.#relayed.fill(undefined);
+    this.#own.fill(undefined);
+    for (let i = 0; i < SLOTS; i++) this.#free[i] = SLOTS - 1 - i;
+    this.#freeCount = SLOTS;
+  }
+}

@@ -1,0 +1,407 @@
+/**
+ * The vhost-user back-end of one virtio-vfio-user device: what stock QEMU's vhost-user-test-device-pci talks to.
+ *
+ * A table of requests and their handlers. QEMU waits for each answer with its big lock held, so every handler is
+ * synchronous, and every request that wants an answer gets one. What the device *does* is the owner's: it hears of
+ * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
+ * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
+ */
+import { closeSync } from "node:fs";
+import * as native from "../../native/index.js";
+import { PeerGone, ProtocolError } from "../../shared/errors.js";
+import { MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import {
+  DeviceConfig,
+  F_PROTOCOL_FEATURES,
+  Features,
+  HeaderFlags,
+  MAX_CONFIG_SIZE,
+  MemoryRegion,
+  MemTable,
+  ProtocolFeature,
+  Request,
+  ShmemConfig,
+  U64,
+  VRING_INDEX_MASK,
+  VRING_NO_FD,
+  VringAddr,
+  VringState,
+} from "../../shared/spec/vhost-user.js";
+import { availableRingBytes, descriptorTableBytes, Feature, usedRingBytes } from "../../shared/spec/virtio.js";
+import { DeviceQueue } from "../../shared/virtqueue/device.js";
+import { Connection, type Message, takeFd } from "./connection.js";
+import type { DeviceVmMemory, RegionEntry } from "./memory.js";
+import type { Window } from "./window.js";
+
+const FEATURES = Feature.VERSION_1 | F_PROTOCOL_FEATURES;
+const PROTOCOL_FEATURES =
+  ProtocolFeature.MQ |
+  ProtocolFeature.REPLY_ACK |
+  ProtocolFeature.BACKEND_REQ |
+  ProtocolFeature.CONFIG |
+  ProtocolFeature.BACKEND_SEND_FD |
+  ProtocolFeature.SHMEM;
+
+/** What the owner hears; nothing here may throw. */
+export interface BackEndEvents {
+  /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
+  enabled(index: number): void;
+  /** The device stops: called before the first queue of a running device goes, and when the front-end is gone. */
+  stopping(reason: string): void;
+  /** The front-end is gone; everything of it is closed. */
+  gone(reason: string): void;
+}
+
+export interface BackEndOptions {
+  readonly window: Window;
+  /** Outlives front-ends: its address space is made once. */
+  readonly memory: DeviceVmMemory;
+  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
+  readonly config: () => Uint8Array;
+  readonly events: BackEndEvents;
+  readonly log: Log;
+}
+
+class Vring {
+  readonly queue: DeviceQueue;
+  size = 0;
+  base = 0;
+  /** Addresses of the front-end's own; 0 is what QEMU never uses. */
+  descriptors = 0;
+  available = 0;
+  used = 0;
+  kick = -1;
+  call = -1;
+  error = -1;
+  enabled = false;
+  constructor(memory: DeviceVmMemory) {
+    this.queue = new DeviceQueue(memory);
+  }
+}
+
+interface Handler {
+  /** Bytes that the payload must have; -1 when the handler checks. */
+  readonly size: number;
+  /** Answers by itself, whether or not NEED_REPLY is set. */
+  readonly replies?: boolean;
+  readonly run: (backEnd: BackEnd, message: Message) => void;
+}
+
+export class BackEnd {
+  readonly #connection: Connection;
+  readonly #window: Window;
+  readonly #memory: DeviceVmMemory;
+  readonly #config: () => Uint8Array;
+  readonly #events: BackEndEvents;
+  readonly #log: Log;
+  readonly #vrings: Vring[] = [];
+  #running = false;
+  #replyAck = false;
+  readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
+  readonly #outView = new DataView(this.#out.buffer);
+
+  /** Serves the connected socket `fd`, which it takes over. */
+  constructor(fd: number, options: BackEndOptions) {
+    this.#window = options.window;
+    this.#memory = options.memory;
+    this.#config = options.config;
+    this.#events = options.events;
+    this.#log = options.log;
+    this.#connection = new Connection(fd, {
+      message: (message) => this.#handle(message),
+      gone: (reason) => this.#gone(reason),
+    });
+  }
+
+  /** Queues that the front-end has shown so far; after realization, all that the device has. */
+  get queues(): number {
+    return this.#vrings.length;
+  }
+
+  /** The ring of a queue, running or not; undefined when there is no such queue. */
+  queue(index: number): DeviceQueue | undefined {
+    return this.#vrings[index]?.queue;
+  }
+
+  /** The eventfd that the driver's notifications of a queue signal, or -1. It stays the back-end's. */
+  kickFd(index: number): number {
+    const vring = this.#vrings[index];
+    return vring?.enabled ? vring.kick : -1;
+  }
+
+  /** Interrupts the driver for a queue, if it wants that. */
+  call(index: number): void {
+    const vring = this.#vrings[index];
+    if (vring && vring.call >= 0 && vring.queue.wantsCall) native.eventfdWrite(vring.call);
+  }
+
+  /** Tells the front-end that a queue is broken; QEMU logs it. */
+  reportBroken(index: number): void {
+    const vring = this.#vrings[index];
+    if (vring && vring.error >= 0) native.eventfdWrite(vring.error);
+  }
+
+  /** Ends the connection. `gone` is not called. */
+  close(): void {
+    this.#connection.close();
+    this.#release("the bridge closes");
+  }
+
+  #gone(reason: string): void {
+    this.#release(reason);
+    this.#events.gone(reason);
+  }
+
+  #release(reason: string): void {
+    this.#stopping(reason);
+    this.#window.detach(reason);
+    for (const vring of this.#vrings) {
+      vring.queue.stop();
+      vring.enabled = false;
+      for (const name of ["kick", "call", "error"] as const) replaceFd(vring, name, -1);
+    }
+    this.#memory.clear();
+  }
+
+  #stopping(reason: string): void {
+    this.#window.forbid(reason);
+    if (!this.#running) return;
+    this.#running = false;
+    this.#events.stopping(reason);
+  }
+
+  #handle(message: Message): void {
+    const { request } = message;
+    const needsAck = this.#replyAck && (message.flags & HeaderFlags.NEED_REPLY) !== 0;
+    const handler = BackEnd.#handlers.get(request);
+    let failure = 0;
+    try {
+      if (!handler) throw new ProtocolError(`vhost-user request ${request} is not supported`);
+      if (message.flags & HeaderFlags.REPLY) throw new ProtocolError(`an unexpected reply to request ${request}`);
+      if (handler.size >= 0 && message.size !== handler.size) {
+        throw new ProtocolError(`vhost-user request ${request} has ${message.size} bytes, not ${handler.size}`);
+      }
+      handler.run(this, message);
+    } catch (error) {
+      // The front-end waits for an answer that cannot be given: better that it sees the end of the connection.
+      if (error instanceof PeerGone || handler?.replies) throw error;
+      this.#log.warn({ request, reason: (error as Error).message }, "refused a vhost-user request");
+      failure = 1;
+    }
+    if (needsAck && !handler?.replies) this.#replyU64(request, failure);
+    // Behind the acknowledgement, without which QEMU does not go on.
+    if (request === Request.SET_MEM_TABLE) this.#window.afterTable();
+  }
+
+  #replyU64(request: number, value: number): void {
+    U64.view(this.#outView).value = value;
+    this.#connection.send(request, HeaderFlags.REPLY, this.#out, U64.size);
+  }
+
+  #replyFeatures(request: number, value: bigint): void {
+    Features.view(this.#outView).value = value;
+    this.#connection.send(request, HeaderFlags.REPLY, this.#out, Features.size);
+  }
+
+  /** The vring of that index, made on first mention: the front-end never says how many there are. */
+  #vring(index: number): Vring {
+    if (index >= MAX_QUEUES) throw new ProtocolError(`queue ${index} of at most ${MAX_QUEUES}`);
+    while (this.#vrings.length <= index) this.#vrings.push(new Vring(this.#memory));
+    return this.#vrings[index];
+  }
+
+  #setFeatures(message: Message): void {
+    const { value } = Features.view(message.data);
+    if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
+  }
+
+  #setProtocolFeatures(message: Message): void {
+    const { value } = Features.view(message.data);
+    if ((value & ~PROTOCOL_FEATURES) !== 0n) {
+      throw new ProtocolError(`protocol features 0x${value.toString(16)} were not offered`);
+    }
+    this.#replyAck = (value & ProtocolFeature.REPLY_ACK) !== 0n;
+    if ((value & ProtocolFeature.SHMEM) === 0n) {
+      this.#log.error(
+        "the front-end has no shared memory regions (QEMU 11.1 or newer is needed): no memory can be mapped",
+      );
+    }
+  }
+
+  #setBackendRequestFd(message: Message): void {
+    const fd = takeFd(message);
+    if (fd < 0) throw new ProtocolError("SET_BACKEND_REQ_FD without an fd");
+    this.#window.attach(fd);
+  }
+
+  #setMemTable(message: Message): void {
+    this.#window.beforeTable();
+    const count = message.size < MemTable.size ? 0 : MemTable.view(message.data).regions;
+    if (count > MAX_VHOST_USER_REGIONS || message.size !== MemTable.size + count * MemoryRegion.size) {
+      throw new ProtocolError(`a memory table of ${count} regions in ${message.size} bytes`);
+    }
+    if (message.fds.length !== count) throw new ProtocolError(`${message.fds.length} fds for ${count} memory regions`);
+    const region = MemoryRegion.view();
+    const entries: RegionEntry[] = message.fds.map((fd, index) => {
+      const { guestAddress, size, userAddress, mmapOffset } = region.at(
+        message.data,
+        MemTable.size + index * MemoryRegion.size,
+      );
+      return { guestAddress, size, userAddress, mmapOffset, fd };
+    });
+    try {
+      this.#memory.set(entries);
+    } finally {
+      this.#checkRings();
+    }
+  }
+
+  /** Stops rings that the new table took the ground from. */
+  #checkRings(): void {
+    this.#vrings.forEach((vring, index) => {
+      if (!vring.queue.running) return;
+      const layout = this.#layout(vring, 0);
+      if (vring.queue.isAt(layout)) return;
+      this.#log.warn({ queue: index }, "the memory of a running queue went away");
+      vring.base = vring.queue.stop();
+      this.reportBroken(index);
+    });
+  }
+
+  #setVringNum(message: Message): void {
+    const { index, num } = VringState.view(message.data);
+    if (num === 0 || num > MAX_QUEUE_SIZE) throw new ProtocolError(`a queue of ${num} descriptors`);
+    this.#vring(index).size = num;
+  }
+
+  #setVringBase(message: Message): void {
+    const { index, num } = VringState.view(message.data);
+    if (num > 0xffff) throw new ProtocolError(`an available index of ${num}`);
+    this.#vring(index).base = num;
+  }
+
+  #setVringAddr(message: Message): void {
+    const { index, descriptors, available, used } = VringAddr.view(message.data);
+    const vring = this.#vring(index);
+    Object.assign(vring, { descriptors, available, used });
+  }
+
+  #setVringFd(message: Message, name: "kick" | "call" | "error"): void {
+    const value = U64.view(message.data).value;
+    const vring = this.#vring(value & VRING_INDEX_MASK);
+    if (name === "kick" && vring.enabled && vring.kick >= 0) {
+      throw new ProtocolError("the kick of a running queue cannot be changed");
+    }
+    const fd = value & VRING_NO_FD ? -1 : takeFd(message);
+    if (fd < 0 && !(value & VRING_NO_FD)) throw new ProtocolError("an eventfd is missing");
+    if (fd >= 0 && !native.isEventfd(fd)) {
+      closeSync(fd);
+      throw new ProtocolError(`the ${name} fd is not an eventfd`);
+    }
+    replaceFd(vring, name, fd);
+    if (name === "kick" && vring.enabled) this.#start(value & VRING_INDEX_MASK, vring);
+  }
+
+  #setVringEnable(message: Message): void {
+    const { index, num } = VringState.view(message.data);
+    const vring = this.#vring(index);
+    if (num === 0) {
+      this.#stopping("the device was stopped");
+      vring.enabled = false;
+      return;
+    }
+    if (vring.enabled) return;
+    vring.enabled = true;
+    this.#running = true;
+    this.#start(index, vring);
+  }
+
+  #start(index: number, vring: Vring): void {
+    // A queue that the driver did not set up is enabled all the same, and has no kick.
+    if (vring.kick >= 0 && vring.descriptors > 0 && !vring.queue.running) {
+      try {
+        vring.queue.start(this.#layout(vring, vring.base));
+      } catch (error) {
+        this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
+        this.reportBroken(index);
+      }
+    }
+    this.#events.enabled(index);
+  }
+
+  #layout(vring: Vring, base: number) {
+    const { size } = vring;
+    return {
+      size,
+      base,
+      descriptors: this.#memory.locateUser(vring.descriptors, descriptorTableBytes(size)),
+      available: this.#memory.locateUser(vring.available, availableRingBytes(size)),
+      used: this.#memory.locateUser(vring.used, usedRingBytes(size)),
+    };
+  }
+
+  #getVringBase(message: Message): void {
+    const { index } = VringState.view(message.data);
+    const vring = this.#vring(index);
+    this.#stopping("the device was stopped");
+    if (vring.queue.running) vring.base = vring.queue.stop();
+    vring.enabled = false;
+    replaceFd(vring, "kick", -1);
+    Object.assign(vring, { descriptors: 0, available: 0, used: 0 });
+    Object.assign(VringState.view(this.#outView), { index, num: vring.base });
+    this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
+  }
+
+  #getConfig(message: Message): void {
+    if (message.size < DeviceConfig.size) throw new ProtocolError("GET_CONFIG without its header");
+    const { offset, size } = DeviceConfig.view(message.data);
+    if (offset + size > MAX_CONFIG_SIZE) throw new ProtocolError(`GET_CONFIG of ${size} bytes at ${offset}`);
+    Object.assign(DeviceConfig.view(this.#outView), { offset, size, flags: 0 });
+    this.#out.set(this.#config().subarray(offset, offset + size), DeviceConfig.size);
+    this.#connection.send(Request.GET_CONFIG, HeaderFlags.REPLY, this.#out, DeviceConfig.size + size);
+  }
+
+  #getShmemConfig(): void {
+    Object.assign(ShmemConfig.view(this.#outView), { regions: 1 });
+    this.#outView.setUint32(ShmemConfig.offsets.padding, 0);
+    U64.view(this.#outView, ShmemConfig.size).value = this.#window.size;
+    this.#connection.send(Request.GET_SHMEM_CONFIG, HeaderFlags.REPLY, this.#out, ShmemConfig.size + U64.size);
+  }
+
+  static readonly #handlers = new Map<number, Handler>([
+    [Request.GET_FEATURES, { size: 0, replies: true, run: (b) => b.#replyFeatures(Request.GET_FEATURES, FEATURES) }],
+    [Request.SET_FEATURES, { size: Features.size, run: (b, m) => b.#setFeatures(m) }],
+    [Request.SET_OWNER, { size: 0, run: () => {} }],
+    [Request.RESET_OWNER, { size: 0, run: () => {} }],
+    [
+      Request.GET_PROTOCOL_FEATURES,
+      {
+        size: 0,
+        replies: true,
+        run: (b) => b.#replyFeatures(Request.GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES),
+      },
+    ],
+    [Request.SET_PROTOCOL_FEATURES, { size: Features.size, run: (b, m) => b.#setProtocolFeatures(m) }],
+    [Request.GET_QUEUE_NUM, { size: 0, replies: true, run: (b) => b.#replyU64(Request.GET_QUEUE_NUM, MAX_QUEUES) }],
+    [Request.SET_BACKEND_REQ_FD, { size: 0, run: (b, m) => b.#setBackendRequestFd(m) }],
+    [Request.SET_MEM_TABLE, { size: -1, run: (b, m) => b.#setMemTable(m) }],
+    [Request.SET_VRING_NUM, { size: VringState.size, run: (b, m) => b.#setVringNum(m) }],
+    [Request.SET_VRING_ADDR, { size: VringAddr.size, run: (b, m) => b.#setVringAddr(m) }],
+    [Request.SET_VRING_BASE, { size: VringState.size, run: (b, m) => b.#setVringBase(m) }],
+    [Request.GET_VRING_BASE, { size: VringState.size, replies: true, run: (b, m) => b.#getVringBase(m) }],
+    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#setVringFd(m, "kick") }],
+    [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#setVringFd(m, "call") }],
+    [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#setVringFd(m, "error") }],
+    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#setVringEnable(m) }],
+    [Request.GET_CONFIG, { size: -1, replies: true, run: (b, m) => b.#getConfig(m) }],
+    // All fields are read-only for the driver: a write is ignored.
+    [Request.SET_CONFIG, { size: -1, run: () => {} }],
+    [Request.GET_SHMEM_CONFIG, { size: 0, replies: true, run: (b) => b.#getShmemConfig() }],
+  ]);
+}
+
+function replaceFd(vring: Vring, name: "kick" | "call" | "error", fd: number): void {
+  if (vring[name] >= 0) closeSync(vring[name]);
+  vring[name] = fd;
+}

@@ -1,0 +1,142 @@
+/**
+ * The device VM's memory, as SET_MEM_TABLE hands it over: each region's file is mapped into one Reservation that lasts as
+ * long as the bridge, so that no table brings new ArrayBuffers. A table comes with every map and unmap in the window, and
+ * nearly all of its regions are the ones of the table before: those stay as they are.
+ */
+import * as native from "../../native/index.js";
+import { inBounds, isAligned } from "../../shared/bits.js";
+import { ProtocolError } from "../../shared/errors.js";
+import { DEVICE_VM_MEMORY_SIZE, MAX_VHOST_USER_REGIONS, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import type { RingMemory } from "../../shared/virtqueue/memory.js";
+
+/** One region as the table has it; the fd stays the caller's. */
+export interface RegionEntry {
+  readonly guestAddress: number;
+  readonly size: number;
+  readonly userAddress: number;
+  readonly mmapOffset: number;
+  readonly fd: number;
+}
+
+interface Region extends Omit<RegionEntry, "fd"> {
+  readonly device: number;
+  readonly inode: number;
+  /** Where it is in the reservation. */
+  readonly offset: number;
+}
+
+export class DeviceVmMemory implements RingMemory {
+  readonly pieceSize = WINDOW_PIECE_SIZE;
+  #reservation: native.Reservation | undefined;
+  #regions: Region[] = [];
+  readonly #bytes: Uint8Array[] = [];
+
+  get regions(): number {
+    return this.#regions.length;
+  }
+
+  locate(address: number, length: number): number {
+    for (const region of this.#regions) {
+      const offset = address - region.guestAddress;
+      if (inBounds(offset, length, region.size)) return region.offset + offset;
+    }
+    return -1;
+  }
+
+  /** As `locate`, for an address of the front-end's own, as rings have them. */
+  locateUser(address: number, length: number): number {
+    for (const region of this.#regions) {
+      const offset = address - region.userAddress;
+      if (inBounds(offset, length, region.size)) return region.offset + offset;
+    }
+    return -1;
+  }
+
+  bytes(piece: number): Uint8Array {
+    let bytes = this.#bytes[piece];
+    if (!bytes) {
+      if (!this.#reservation) throw new RangeError("no memory is mapped");
+      bytes = new Uint8Array(this.#reservation.piece(piece));
+      this.#bytes[piece] = bytes;
+    }
+    return bytes;
+  }
+
+  /** Replaces the table. @throws ProtocolError, and the old table stays; or SystemError, and nothing is mapped any more */
+  set(entries: readonly RegionEntry[]): void {
+    if (entries.length > MAX_VHOST_USER_REGIONS) throw new ProtocolError(`${entries.length} memory regions`);
+    const wanted = entries.map((entry, index) => {
+      const file = native.fileStatus(entry.fd);
+      check(entry, file, index);
+      for (const other of entries.slice(0, index)) {
+        const apart =
+          entry.guestAddress + entry.size <= other.guestAddress ||
+          other.guestAddress + other.size <= entry.guestAddress;
+        if (!apart) throw new ProtocolError(`memory region ${index} overlaps another`);
+      }
+      return { entry, file, kept: this.#regions.find((region) => same(region, entry, file)) };
+    });
+
+    this.#reservation ??= new native.Reservation(DEVICE_VM_MEMORY_SIZE, this.pieceSize);
+    const regions = wanted.flatMap(({ kept }) => kept ?? []);
+    for (const region of this.#regions) {
+      if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
+    }
+    this.#regions = regions;
+    try {
+      for (const { entry, file, kept } of wanted) {
+        if (!kept) this.#map(this.#reservation, entry, file);
+      }
+    } catch (error) {
+      this.clear();
+      throw error;
+    }
+  }
+
+  clear(): void {
+    for (const region of this.#regions) this.#reservation?.unmap(region.offset, region.size);
+    this.#regions = [];
+  }
+
+  #map(reservation: native.Reservation, entry: RegionEntry, file: native.FileStatus): void {
+    const { guestAddress, size, userAddress, mmapOffset } = entry;
+    const offset = this.#place(size);
+    reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+    const { device, inode } = file;
+    this.#regions.push({ guestAddress, size, userAddress, mmapOffset, device, inode, offset });
+  }
+
+  /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */
+  #place(size: number): number {
+    let offset = 0;
+    for (const region of [...this.#regions].sort((a, b) => a.offset - b.offset)) {
+      if (offset + size <= region.offset) break;
+      offset = Math.ceil((region.offset + region.size) / this.pieceSize) * this.pieceSize;
+    }
+    if (!inBounds(offset, size, DEVICE_VM_MEMORY_SIZE)) throw new ProtocolError("the device VM has too much memory");
+    return offset;
+  }
+}
+
+function check(entry: RegionEntry, file: native.FileStatus, index: number): void {
+  const { guestAddress, size, userAddress, mmapOffset } = entry;
+  const sane = [guestAddress + size, userAddress + size, mmapOffset + size].every(Number.isSafeInteger);
+  if (!sane || size === 0) throw new ProtocolError(`memory region ${index} has a bad size or address`);
+  if (![guestAddress, size, userAddress, mmapOffset].every((value) => isAligned(value, PAGE_SIZE))) {
+    throw new ProtocolError(`memory region ${index} is not page-aligned`);
+  }
+  if (file.kind !== "file" || !inBounds(mmapOffset, size, file.size)) {
+    throw new ProtocolError(`memory region ${index} is larger than its file`);
+  }
+}
+
+function same(region: Region, entry: RegionEntry, file: native.FileStatus): boolean {
+  return (
+    region.device === file.device &&
+    region.inode === file.inode &&
+    region.guestAddress === entry.guestAddress &&
+    region.size === entry.size &&
+    region.userAddress === entry.userAddress &&
+    region.mmapOffset === entry.mmapOffset
+  );
+}

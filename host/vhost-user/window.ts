@@ -1,0 +1,231 @@
+/**
+ * The window: driver-VM memory put into the device VM's shared memory region by SHMEM_MAP and SHMEM_UNMAP, over the
+ * channel that the front-end gave with SET_BACKEND_REQ_FD.
+ *
+ * Two things about stock QEMU 11.1 shape this file.
+ * - A request outside the time between the device process's HELLO and the device's stop kills QEMU. So nothing is sent
+ *   unless `permit` was called, and `forbid` rejects what waits. Requests go one at a time: whatever is queued when the
+ *   stop comes was never sent.
+ * - The reply comes before the memory is committed. QEMU handles a request, replies, commits, and as part of the commit
+ *   sends SET_MEM_TABLE and waits for its reply, all without letting go of its big lock; so the table that follows the
+ *   reply says that the commit is done. When RAM and maps do not fit into one table any more, none is sent. The next
+ *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
+ *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
+ */
+import { isAligned, isPowerOfTwo } from "../../shared/bits.js";
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import { WINDOW_SHMID } from "../../shared/spec/link.js";
+import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../shared/spec/vhost-user.js";
+import { Connection, type Message } from "./connection.js";
+
+/** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
+const TABLE_WAIT_MS = 50;
+
+interface WindowRequest {
+  readonly request: number;
+  readonly fd: number;
+  readonly fdOffset: number;
+  readonly offset: number;
+  readonly size: number;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+export class Window {
+  /** Requests that QEMU carried out. */
+  maps = 0;
+  unmaps = 0;
+
+  #channel: Connection | undefined;
+  #permitted = false;
+  readonly #waiting: WindowRequest[] = [];
+  /** Sent and not answered. */
+  #sent: WindowRequest | undefined;
+  /** Answered, and not known to be committed. */
+  #committing: WindowRequest | undefined;
+  /** Replies to come for requests that were given up. */
+  #abandoned = 0;
+  /** Whether the last commit brought a table. */
+  #tablesCome = true;
+  #timer: NodeJS.Timeout | undefined;
+  readonly #payload = new Uint8Array(ShmemMap.size);
+  readonly #view = ShmemMap.view(new DataView(this.#payload.buffer));
+  readonly #reply = U64.view();
+
+  /** `size` in bytes; stock QEMU aborts when it is not a power of two. */
+  constructor(
+    readonly size: number,
+    readonly log: Log,
+  ) {
+    if (!isPowerOfTwo(size) || size < PAGE_SIZE)
+      throw new RangeError(`the window's size ${size} is not a power of two`);
+  }
+
+  /** Takes the backend request channel over. */
+  attach(fd: number): void {
+    this.detach("the front-end opened a new channel");
+    this.#channel = new Connection(fd, {
+      message: (message) => this.#replied(message),
+      gone: (reason) => this.detach(`the backend request channel ended: ${reason}`),
+    });
+  }
+
+  detach(reason: string): void {
+    this.forbid(reason);
+    this.#channel?.close();
+    this.#channel = undefined;
+    this.#abandoned = 0;
+  }
+
+  get permitted(): boolean {
+    return this.#permitted;
+  }
+
+  /** From now on requests may be sent: the device runs. */
+  permit(): void {
+    this.#permitted = this.#channel !== undefined;
+    this.#tablesCome = true;
+  }
+
+  /** The device stops: sends nothing more, and rejects what is under way. QEMU drops all maps by itself. */
+  forbid(reason: string): void {
+    this.#permitted = false;
+    clearTimeout(this.#timer);
+    if (this.#sent) this.#abandoned++;
+    const given = [this.#committing, this.#sent, ...this.#waiting];
+    this.#committing = undefined;
+    this.#sent = undefined;
+    this.#waiting.length = 0;
+    for (const request of given) request?.reject(new PeerGone(reason));
+  }
+
+  /**
+   * Maps [fdOffset, fdOffset + size) of `fd`, for reading and writing, at `offset` of the window; resolves when the device VM
+   * can use it. The fd stays the caller's and open until then. Rejects with ProtocolError when QEMU refuses, PeerGone when the
+   * device stops.
+   */
+  map(fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
+    return this.#request(BackendRequest.SHMEM_MAP, fd, fdOffset, offset, size);
+  }
+
+  /** Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it any more. Rejects as `map` does. */
+  unmap(offset: number, size: number): Promise<void> {
+    return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
+  }
+
+  /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */
+  beforeTable(): void {
+    this.#channel?.drain();
+  }
+
+  /** To be called when the reply to SET_MEM_TABLE was sent. */
+  afterTable(): void {
+    if (!this.#committing) return;
+    this.#tablesCome = true;
+    this.#committed();
+    this.#next();
+  }
+
+  #request(request: number, fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
+    if (![fdOffset, offset, size].every((value) => isAligned(value, PAGE_SIZE)) || size === 0) {
+      return Promise.reject(new ProtocolError("a map that is not page-aligned cannot be put into the window"));
+    }
+    if (offset + size > this.size) return Promise.reject(new ProtocolError("a map past the window's end"));
+    if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
+    if (this.#waiting.length >= MAX_WINDOW_REQUESTS) {
+      return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
+    }
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ request, fd, fdOffset, offset, size, resolve, reject });
+      this.#next();
+    });
+  }
+
+  /** Sends what is to be sent next, if anything. */
+  #next(): void {
+    if (!this.#permitted || this.#sent) return;
+    if (this.#committing && this.#tablesCome) return;
+    const request = this.#waiting.shift() ?? (this.#committing ? probe : undefined);
+    if (request) this.#send(request);
+  }
+
+  #send(request: WindowRequest): void {
+    this.#sent = request;
+    const isMap = request.request === BackendRequest.SHMEM_MAP;
+    const view = this.#view;
+    view.shmid = WINDOW_SHMID;
+    view.fdOffset = request.fdOffset;
+    view.shmOffset = request.offset;
+    view.length = request.size;
+    view.flags = isMap ? ShmemMapFlags.READ_WRITE : 0;
+    this.#wait(REPLY_DEADLINE_MS, () => this.detach("the front-end does not answer on the backend request channel"));
+    try {
+      this.#channel?.send(
+        request.request,
+        HeaderFlags.NEED_REPLY,
+        this.#payload,
+        ShmemMap.size,
+        isMap ? request.fd : -1,
+      );
+    } catch {
+      // The connection's `gone` rejected everything already.
+    }
+  }
+
+  #replied(message: Message): void {
+    const request = this.#sent;
+    if (!(message.flags & HeaderFlags.REPLY) || message.size !== U64.size) {
+      throw new PeerGone(`message ${message.request} is not a reply`);
+    }
+    if (this.#abandoned > 0) {
+      this.#abandoned--;
+      return;
+    }
+    if (request?.request !== message.request) throw new PeerGone(`a reply to ${message.request}, which was not asked`);
+    clearTimeout(this.#timer);
+    this.#sent = undefined;
+    // Whatever was answered before is committed by now.
+    this.#committed();
+    if (this.#reply.at(message.data).value !== 0) {
+      if (request !== probe) request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
+    } else if (request !== probe) {
+      this.#committing = request;
+      if (this.#tablesCome) {
+        this.#wait(TABLE_WAIT_MS, () => {
+          this.log.debug("no memory table came after a change of the window: asking for its state");
+          this.#tablesCome = false;
+          this.#next();
+        });
+      }
+    }
+    this.#next();
+  }
+
+  #committed(): void {
+    const request = this.#committing;
+    if (!request) return;
+    if (!this.#sent) clearTimeout(this.#timer);
+    this.#committing = undefined;
+    if (request.request === BackendRequest.SHMEM_MAP) this.maps++;
+    else this.unmaps++;
+    request.resolve();
+  }
+
+  #wait(milliseconds: number, late: () => void): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(late, milliseconds);
+  }
+}
+
+/** Never mapped, since it is not page-aligned. */
+const probe: WindowRequest = {
+  request: BackendRequest.SHMEM_UNMAP,
+  fd: -1,
+  fdOffset: 0,
+  offset: 1,
+  size: 1,
+  resolve() {},
+  reject() {},
+};
