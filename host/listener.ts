@@ -1,0 +1,60 @@
+/** A listening AF_UNIX socket whose connections are handed out one by one, and whose file goes when it is closed. */
+import { closeSync, statSync, unlinkSync } from "node:fs";
+import { accept, listen, POLL_READABLE, Poll } from "../native/index.js";
+import { isSystemError, UserError } from "../shared/errors.js";
+import type { Log } from "../shared/log.js";
+
+const BACKLOG = 4;
+/** Pause after a failed accept, which is mostly for want of fds. */
+const ACCEPT_RETRY_MS = 100;
+
+export class Listener {
+  readonly #path: string;
+  readonly #fd: number;
+  readonly #inode: number;
+  readonly #poll: Poll;
+  readonly #log: Log;
+  #retry: NodeJS.Timeout | undefined;
+
+  /** `connected` owns the fds that it gets. @throws UserError when the socket cannot be had */
+  constructor(path: string, log: Log, connected: (fd: number) => void) {
+    this.#path = path;
+    this.#log = log;
+    try {
+      this.#fd = listen(path, BACKLOG);
+      this.#inode = statSync(path).ino;
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      if (error.code === "EADDRINUSE") {
+        throw new UserError(`${path} is served already: stop the process that serves it, or choose another path`);
+      }
+      throw new UserError(`cannot listen on ${path}: ${error.message}`);
+    }
+    this.#poll = new Poll(this.#fd, () => this.#accept(connected));
+    this.#poll.start(POLL_READABLE);
+  }
+
+  close(): void {
+    clearTimeout(this.#retry);
+    this.#poll.close();
+    closeSync(this.#fd);
+    try {
+      // Somebody may have replaced the file meanwhile; then it is theirs.
+      if (statSync(this.#path).ino === this.#inode) unlinkSync(this.#path);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+    }
+  }
+
+  #accept(connected: (fd: number) => void): void {
+    try {
+      const fd = accept(this.#fd);
+      if (fd >= 0) connected(fd);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#log.error({ err: error }, "cannot accept a connection");
+      this.#poll.stop();
+      this.#retry = setTimeout(() => this.#poll.start(POLL_READABLE), ACCEPT_RETRY_MS);
+    }
+  }
+}

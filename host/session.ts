@@ -1,0 +1,124 @@
+/**
+ * One pair of sockets: a vfio-user socket for the driver VM, a vhost-user socket for the device VM, and the link between
+ * what connects to them. Each side comes and goes as it likes; the other one is kept.
+ */
+
+import { randomUUID } from "node:crypto";
+import { closeSync } from "node:fs";
+import type { Log } from "../shared/log.js";
+import { Server } from "../shared/vfio-user/server.js";
+import { VirtioLink } from "./link/link.js";
+import { Listener } from "./listener.js";
+import { BackEnd } from "./vhost-user/back-end.js";
+import { DeviceVmMemory } from "./vhost-user/memory.js";
+import { Window } from "./vhost-user/window.js";
+
+export interface SessionOptions {
+  /** The vfio-user socket that the driver VM's VMM connects to. */
+  readonly socketPath: string;
+  /** The vhost-user socket that the device VM's VMM connects to. */
+  readonly vhostUserSocketPath: string;
+  /** Bytes; a power of two. */
+  readonly windowSize: number;
+  /** A short text that the device VM can read. */
+  readonly name: string;
+  readonly trustUnsealedMemory: boolean;
+  readonly log: Log;
+}
+
+export class Session {
+  readonly #options: SessionOptions;
+  readonly #log: Log;
+  readonly #window: Window;
+  readonly #memory = new DeviceVmMemory();
+  readonly #link: VirtioLink;
+  readonly #server: Server;
+  #listener: Listener | undefined;
+  #backEnd: BackEnd | undefined;
+
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.#log = options.log;
+    const { log, windowSize, name, socketPath, trustUnsealedMemory } = options;
+    this.#window = new Window(windowSize, log);
+    this.#link = new VirtioLink({
+      window: this.#window,
+      log,
+      name,
+      uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
+    });
+    this.#server = new Server({ backend: this.#link, socket: socketPath, log, trustUnsealedMemory });
+  }
+
+  /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
+  async open(): Promise<void> {
+    const { vhostUserSocketPath } = this.#options;
+    this.#listener = new Listener(vhostUserSocketPath, this.#log, (fd) => this.#connected(fd));
+    try {
+      this.#server.open();
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+  }
+
+  /** Ends both sides, waits until the client's memory is let go, and takes the sockets away. */
+  async close(): Promise<void> {
+    this.#listener?.close();
+    this.#listener = undefined;
+    await this.#server.close();
+    if (this.#link.stats.hellos > 0) this.#report();
+    this.#backEnd?.close();
+    this.#backEnd = undefined;
+    this.#link.close();
+  }
+
+  #connected(fd: number): void {
+    if (this.#backEnd) {
+      this.#log.warn("refused a second front-end: one device VM at a time");
+      closeSync(fd);
+      return;
+    }
+    this.#log.info("front-end connected");
+    const backEnd = new BackEnd(fd, {
+      window: this.#window,
+      memory: this.#memory,
+      config: () => this.#link.config(),
+      log: this.#log,
+      events: {
+        enabled: (index) => this.#link.enabled(index),
+        stopping: (reason) => this.#link.stopped(reason),
+        gone: (reason) => {
+          this.#log.info({ reason }, "front-end gone");
+          this.#report();
+          this.#backEnd = undefined;
+          this.#link.detach();
+        },
+      },
+    });
+    this.#backEnd = backEnd;
+    this.#link.attach(backEnd);
+  }
+
+  /** What the session did so far, in one line of the log. */
+  #report(): void {
+    const { stats, channel, dma, doorbells } = this.#link;
+    const { clients, reads, writes, timeouts } = this.#server.stats;
+    this.#log.info(
+      {
+        clients,
+        reads,
+        writes,
+        timeouts,
+        ...stats,
+        maps: this.#window.maps,
+        unmaps: this.#window.unmaps,
+        doorbells: doorbells.relayed,
+        messagesSent: channel.sent,
+        messagesReceived: channel.received,
+        dmaMessages: dma.transfers,
+      },
+      "statistics",
+    );
+  }
+}
