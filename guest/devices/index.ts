@@ -1,0 +1,63 @@
+/** The devices that come with this package, by the name that the command line gives them. */
+import { UserError } from "../../shared/errors.js";
+import type { Device } from "../device.js";
+import { createNvme, DEFAULT_QUEUES, MAX_QUEUES } from "./nvme/index.js";
+
+/** A command-line option of a device. */
+export interface DeviceOption {
+  /** What the value is, for the usage text: "PATH". */
+  readonly value: string;
+  readonly summary: string;
+  readonly required?: boolean;
+}
+
+/** A kind of device. */
+export interface DeviceKind {
+  readonly summary: string;
+  /** By name, without the leading dashes. */
+  readonly options: Readonly<Record<string, DeviceOption>>;
+  /** Makes one from the options' values, of which all required ones are there. @throws UserError for a value that will not do */
+  create(values: Readonly<Record<string, string | undefined>>): Promise<Device>;
+}
+
+/** A device option that is a whole number. @throws UserError when it is something else */
+function integer(name: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  if (!/^(0x[0-9a-f]+|\d+)$/i.test(text)) throw new UserError(`--${name} wants a number, not "${text}"`, 2);
+  return Number(text);
+}
+
+/** Leaves out what was not given, so that defaults apply. */
+function given<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  const entries = Object.entries(values).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]?: Exclude<T[K], undefined> };
+}
+
+export const DEVICES: Readonly<Record<string, DeviceKind>> = {
+  nvme: {
+    summary: "an NVMe disk over a file or block device",
+    options: {
+      file: { value: "PATH", summary: "the disk's contents, a file or block device", required: true },
+      serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the path)" },
+      model: { value: "TEXT", summary: "model, at most 40 characters" },
+      "block-size": { value: "BYTES", summary: "512 (default) or 4096" },
+      queues: { value: "NUMBER", summary: `I/O queues, 1 to ${MAX_QUEUES} (default: ${DEFAULT_QUEUES})` },
+      "vendor-id": { value: "NUMBER", summary: "PCI vendor ID" },
+      "device-id": { value: "NUMBER", summary: "PCI device ID" },
+    },
+    create: async (values) => {
+      if (values.file === undefined) throw new UserError("nvme needs --file", 2);
+      return createNvme({
+        file: values.file,
+        ...given({
+          serial: values.serial,
+          model: values.model,
+          blockSize: integer("block-size", values["block-size"]),
+          queues: integer("queues", values.queues),
+          vendorId: integer("vendor-id", values["vendor-id"]),
+          deviceId: integer("device-id", values["device-id"]),
+        }),
+      });
+    },
+  },
+};

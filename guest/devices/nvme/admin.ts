@@ -1,0 +1,258 @@
+/** NVM Express 1.4, section 5: the admin command set. */
+import type { DeviceContext } from "../../device.js";
+import type { RegisterFile } from "../../pci/registers.js";
+import type { Command } from "./command.js";
+import type { QueueEngine } from "./engine.js";
+import type { AsyncEvents } from "./events.js";
+import type { Features } from "./features.js";
+import { activeNamespaceList } from "./identify.js";
+import type { LogPages } from "./log-pages.js";
+import type { Namespace } from "./namespace.js";
+import { NOT_IN_WINDOW } from "./prp.js";
+import { CompletionQueue, SubmissionQueue } from "./queues.js";
+import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
+import { AdminOpcode, Cns, CQES, SQES, Status } from "./spec.js";
+
+/** What admin commands work on. */
+export interface AdminSources {
+  readonly context: DeviceContext;
+  readonly engine: QueueEngine;
+  readonly events: AsyncEvents;
+  readonly features: Features;
+  readonly logPages: LogPages;
+  /** Identify's answers. */
+  readonly controllerData: Uint8Array;
+  readonly namespaceData: Uint8Array;
+  readonly namespaceDescriptors: Uint8Array;
+  readonly namespace: Namespace;
+  /** Bytes of one command's data (MDTS). */
+  readonly maxTransfer: number;
+  readonly registers: RegisterFile<RegisterName>;
+}
+
+/** Get Log Page, Retain Asynchronous Event. */
+const RETAIN_EVENT = 1 << 15;
+/** Abort: bit 0 of the completion's dword 0. */
+const NOT_ABORTED = 1;
+/** Create I/O Queue, CDW11. */
+const PHYSICALLY_CONTIGUOUS = 1;
+const INTERRUPTS_ENABLED = 2;
+
+export class AdminCommands {
+  readonly #sources: AdminSources;
+
+  constructor(sources: AdminSources) {
+    this.#sources = sources;
+  }
+
+  execute(command: Command): void {
+    const { engine, events, features } = this.#sources;
+    switch (command.opcode) {
+      case AdminOpcode.IDENTIFY:
+        this.#identify(command);
+        return;
+      case AdminOpcode.GET_LOG_PAGE:
+        this.#getLogPage(command);
+        return;
+      case AdminOpcode.GET_FEATURES:
+        this.#finishFeature(command, features.get(command.cdw10, command.cdw11));
+        return;
+      case AdminOpcode.SET_FEATURES:
+        this.#setFeature(command);
+        return;
+      case AdminOpcode.CREATE_IO_CQ:
+        command.complete(this.#createCompletionQueue(command));
+        return;
+      case AdminOpcode.CREATE_IO_SQ:
+        command.complete(this.#createSubmissionQueue(command));
+        return;
+      case AdminOpcode.DELETE_IO_CQ:
+        command.complete(this.#deleteCompletionQueue(command.cdw10 & 0xffff));
+        return;
+      case AdminOpcode.DELETE_IO_SQ:
+        this.#deleteSubmissionQueue(command);
+        return;
+      case AdminOpcode.ASYNC_EVENT_REQUEST:
+        if (events.full) {
+          command.complete(Status.ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED);
+          return;
+        }
+        engine.detach(command);
+        events.request(command.id);
+        return;
+      case AdminOpcode.ABORT:
+        // What is under way is in the hands of the kernel, and ends by itself (5.1 allows not to abort).
+        command.result = NOT_ABORTED;
+        command.complete(Status.SUCCESS);
+        return;
+      case AdminOpcode.KEEP_ALIVE:
+        command.complete(Status.SUCCESS);
+        return;
+      default:
+        command.complete(Status.INVALID_OPCODE);
+    }
+  }
+
+  /** 5.15 */
+  #identify(command: Command): void {
+    const sources = this.#sources;
+    const { namespaceId } = command;
+    switch (command.cdw10 & 0xff) {
+      case Cns.CONTROLLER:
+        void this.#answer(command, sources.controllerData);
+        return;
+      case Cns.NAMESPACE:
+        if (namespaceId !== 1) break;
+        void this.#answer(command, sources.namespaceData);
+        return;
+      case Cns.ACTIVE_NAMESPACE_LIST:
+        // FFFFFFFEh and FFFFFFFFh leave no room above them.
+        if (namespaceId >= 0xffff_fffe) break;
+        void this.#answer(command, activeNamespaceList(namespaceId));
+        return;
+      case Cns.NAMESPACE_DESCRIPTOR_LIST:
+        if (namespaceId !== 1) break;
+        void this.#answer(command, sources.namespaceDescriptors);
+        return;
+      default:
+        command.complete(Status.INVALID_FIELD);
+        return;
+    }
+    command.complete(Status.INVALID_NAMESPACE_OR_FORMAT);
+  }
+
+  /** 5.14 */
+  #getLogPage(command: Command): void {
+    const { logPages, events, maxTransfer } = this.#sources;
+    const identifier = command.cdw10 & 0xff;
+    const length = ((command.cdw10 >>> 16) + (command.cdw11 & 0xffff) * 0x1_0000 + 1) * 4;
+    const offset = command.cdw12 + command.cdw13 * 0x1_0000_0000;
+    const page = logPages.page(identifier);
+    if (page === undefined) {
+      command.complete(Status.INVALID_LOG_PAGE);
+      return;
+    }
+    if (length > maxTransfer || offset % 4 !== 0 || offset > page.length) {
+      command.complete(Status.INVALID_FIELD);
+      return;
+    }
+    if ((command.cdw10 & RETAIN_EVENT) === 0) events.logPageRead(identifier);
+    const bytes = new Uint8Array(length);
+    bytes.set(page.subarray(offset, offset + length));
+    void this.#answer(command, bytes);
+  }
+
+  /** Writes `bytes` to where the command's PRPs say and completes it. Never rejects. */
+  async #answer(command: Command, bytes: Uint8Array): Promise<void> {
+    const { dma } = this.#sources.context;
+    const { ranges } = command;
+    let status = ranges.resolve(dma, command.prp1, command.prp2, bytes.length, this.#sources.engine.pageSize);
+    if (status === NOT_IN_WINDOW) status = await ranges.resolveByMessages(dma);
+    try {
+      for (let n = 0, at = 0; status === Status.SUCCESS && n < ranges.count; n++) {
+        await dma.write(ranges.addresses[n], bytes.subarray(at, at + ranges.lengths[n]));
+        at += ranges.lengths[n];
+      }
+    } catch {
+      status = Status.DATA_TRANSFER_ERROR;
+    }
+    command.complete(status);
+  }
+
+  /** 5.21: a write cache that is switched off is written out first. */
+  #setFeature(command: Command): void {
+    const { features, namespace } = this.#sources;
+    const hadCache = features.writeCache;
+    const status = features.set(command.cdw10, command.cdw11, this.#hasQueues());
+    if (hadCache && !features.writeCache) namespace.sync(command.complete);
+    else this.#finishFeature(command, status);
+  }
+
+  #finishFeature(command: Command, status: number): void {
+    if (status === Status.SUCCESS) command.result = this.#sources.features.result;
+    command.complete(status);
+  }
+
+  /** 5.3 */
+  #createCompletionQueue(command: Command): number {
+    const { engine, features, registers } = this.#sources;
+    const id = command.cdw10 & 0xffff;
+    const size = (command.cdw10 >>> 16) + 1;
+    const vector = command.cdw11 >>> 16;
+    if (id === 0 || id > features.queues || engine.completionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (size < 2 || size > MAX_QUEUE_ENTRIES) return Status.INVALID_QUEUE_SIZE;
+    if (vector >= features.vectors) return Status.INVALID_INTERRUPT_VECTOR;
+    if (Cc.iocqesOf(registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
+    const status = this.#checkBase(command);
+    if (status !== Status.SUCCESS) return status;
+    const interruptsEnabled = (command.cdw11 & INTERRUPTS_ENABLED) !== 0;
+    engine.completionQueues[id] = new CompletionQueue(id, command.prp1, size, vector, interruptsEnabled);
+    return Status.SUCCESS;
+  }
+
+  /** 5.4 */
+  #createSubmissionQueue(command: Command): number {
+    const { engine, features, registers } = this.#sources;
+    const id = command.cdw10 & 0xffff;
+    const size = (command.cdw10 >>> 16) + 1;
+    const completionId = command.cdw11 >>> 16;
+    if (id === 0 || id > features.queues || engine.submissionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (completionId === 0) return Status.INVALID_QUEUE_IDENTIFIER;
+    const completionQueue = engine.completionQueues[completionId];
+    if (completionQueue === undefined) return Status.COMPLETION_QUEUE_INVALID;
+    if (size < 2 || size > MAX_QUEUE_ENTRIES) return Status.INVALID_QUEUE_SIZE;
+    if (Cc.iosqesOf(registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
+    const status = this.#checkBase(command);
+    if (status !== Status.SUCCESS) return status;
+    engine.submissionQueues[id] = new SubmissionQueue(id, command.prp1, size, completionQueue);
+    return Status.SUCCESS;
+  }
+
+  /** PRP1 of a new queue. Memory that is not there is noticed at its first use. */
+  #checkBase({ prp1, cdw11 }: Command): number {
+    if ((cdw11 & PHYSICALLY_CONTIGUOUS) === 0) return Status.INVALID_FIELD;
+    if (prp1 % this.#sources.engine.pageSize !== 0) return Status.PRP_OFFSET_INVALID;
+    if (prp1 > Number.MAX_SAFE_INTEGER - 0x1_0000_0000) return Status.DATA_TRANSFER_ERROR;
+    return Status.SUCCESS;
+  }
+
+  /** 5.5 */
+  #deleteCompletionQueue(id: number): number {
+    const { engine } = this.#sources;
+    const queue = id === 0 ? undefined : engine.completionQueues[id];
+    if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (queue.submissionQueues.length > 0) return Status.INVALID_QUEUE_DELETION;
+    queue.alive = false;
+    engine.completionQueues[id] = undefined;
+    return Status.SUCCESS;
+  }
+
+  /** 5.6: completes when the queue's commands have; those that were not fetched are dropped. */
+  #deleteSubmissionQueue(command: Command): void {
+    const { engine } = this.#sources;
+    const id = command.cdw10 & 0xffff;
+    const queue = id === 0 ? undefined : engine.submissionQueues[id];
+    if (queue === undefined || queue.onIdle !== undefined) {
+      command.complete(Status.INVALID_QUEUE_IDENTIFIER);
+      return;
+    }
+    queue.onIdle = () => {
+      if (queue.active > 0) return;
+      queue.onIdle = undefined;
+      if (queue.alive) {
+        queue.alive = false;
+        engine.submissionQueues[id] = undefined;
+        const { submissionQueues } = queue.completionQueue;
+        submissionQueues.splice(submissionQueues.indexOf(queue), 1);
+      }
+      command.complete(Status.SUCCESS);
+    };
+    queue.onIdle();
+  }
+
+  #hasQueues(): boolean {
+    const { submissionQueues, completionQueues } = this.#sources.engine;
+    const isIo = (queue: unknown, id: number): boolean => id > 0 && queue !== undefined;
+    return submissionQueues.some(isIo) || completionQueues.some(isIo);
+  }
+}

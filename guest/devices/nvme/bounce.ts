@@ -1,0 +1,128 @@
+/**
+ * Data whose driver-VM memory is not in the window: it goes through a few buffers of our own, piece by piece. A command waits
+ * for a buffer, so the memory for it is bounded whatever the driver asks for.
+ */
+import type { Dma } from "../../device.js";
+import type { Command } from "./command.js";
+import { statusOf } from "./namespace.js";
+import { Status } from "./spec.js";
+import type { Storage, StorageError } from "./storage.js";
+
+const BUFFERS = 16;
+const BUFFER_SIZE = 256 * 1024;
+
+export type BounceOperation = "read" | "write" | "compare";
+
+export class BouncePool {
+  readonly #free: Uint8Array[] = [];
+  #made = 0;
+  readonly #waiting: ((buffer: Uint8Array) => void)[] = [];
+
+  /** Does a Read, Write or Compare of `command.ranges` at `command.position`. Resolves to a status; never rejects. */
+  async run(operation: BounceOperation, command: Command, dma: Dma, storage: Storage): Promise<number> {
+    const buffer = await this.#take();
+    try {
+      // Two halves: one holds the driver's data, the other the storage's, which only Compare has at once.
+      for (const piece of pieces(command, BUFFER_SIZE / 2)) {
+        const status = await move(operation, piece, buffer, dma, storage);
+        if (status !== Status.SUCCESS) return status;
+      }
+      return Status.SUCCESS;
+    } finally {
+      this.#give(buffer);
+    }
+  }
+
+  async #take(): Promise<Uint8Array> {
+    const buffer = this.#free.pop();
+    if (buffer !== undefined) return buffer;
+    if (this.#made < BUFFERS) {
+      this.#made++;
+      return new Uint8Array(BUFFER_SIZE);
+    }
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  #give(buffer: Uint8Array): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#free.push(buffer);
+    else next(buffer);
+  }
+}
+
+/** A stretch of storage and the driver-VM memory that goes with it. */
+interface Piece {
+  readonly position: number;
+  length: number;
+  readonly parts: { readonly address: number; readonly length: number }[];
+}
+
+function pieces({ ranges, position }: Command, size: number): Piece[] {
+  const result: Piece[] = [];
+  let at = position;
+  let piece: Piece | undefined;
+  for (let n = 0; n < ranges.count; n++) {
+    for (let done = 0; done < ranges.lengths[n]; ) {
+      if (piece === undefined || piece.length === size) {
+        piece = { position: at, length: 0, parts: [] };
+        result.push(piece);
+      }
+      const length = Math.min(ranges.lengths[n] - done, size - piece.length);
+      piece.parts.push({ address: ranges.addresses[n] + done, length });
+      piece.length += length;
+      done += length;
+      at += length;
+    }
+  }
+  return result;
+}
+
+async function move(
+  operation: BounceOperation,
+  piece: Piece,
+  buffer: Uint8Array,
+  dma: Dma,
+  storage: Storage,
+): Promise<number> {
+  const ours = buffer.subarray(0, piece.length);
+  const theirs = buffer.subarray(buffer.length / 2, buffer.length / 2 + piece.length);
+  if (operation !== "write") {
+    const status = await transferAll(storage, "read", ours, piece.position);
+    if (status !== Status.SUCCESS) return status;
+  }
+  const memory = operation === "compare" ? theirs : ours;
+  let at = 0;
+  const moves = piece.parts.map(({ address, length }) => {
+    const bytes = memory.subarray(at, at + length);
+    at += length;
+    return operation === "read" ? dma.write(address, bytes) : dma.read(address, bytes);
+  });
+  // All have to end before the buffer is used again, also when one of them fails.
+  const results = await Promise.allSettled(moves);
+  if (results.some(({ status }) => status === "rejected")) return Status.DATA_TRANSFER_ERROR;
+  if (operation === "write") return transferAll(storage, "write", ours, piece.position);
+  if (operation === "compare" && Buffer.compare(ours, theirs) !== 0) return Status.COMPARE_FAILURE;
+  return Status.SUCCESS;
+}
+
+async function transferAll(
+  storage: Storage,
+  direction: "read" | "write",
+  bytes: Uint8Array,
+  position: number,
+): Promise<number> {
+  for (let done = 0; done < bytes.length; ) {
+    try {
+      const count = await new Promise<number>((resolve, reject) =>
+        storage[direction](bytes, done, bytes.length - done, position + done, (error, moved) =>
+          error === null ? resolve(moved) : reject(error),
+        ),
+      );
+      if (count === 0) return direction === "read" ? Status.UNRECOVERED_READ_ERROR : Status.WRITE_FAULT;
+      done += count;
+    } catch (error) {
+      return statusOf(error as StorageError, direction);
+    }
+  }
+  return Status.SUCCESS;
+}

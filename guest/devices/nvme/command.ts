@@ -1,0 +1,70 @@
+/**
+ * One command under way: its entry, read once into plain numbers, and what its data needs. The objects are pooled, so a
+ * command allocates nothing once as many have been made as are ever under way together.
+ */
+import type { Epoch } from "./in-flight.js";
+import { PrpRanges } from "./prp.js";
+import type { SubmissionQueue } from "./queues.js";
+import { SegmentList } from "./segment.js";
+import { Command as Entry } from "./spec.js";
+import type { Storage } from "./storage.js";
+import { Transfer, type TransferDone } from "./transfer.js";
+
+const entry = Entry.view();
+
+/** What happens when parts of a command's work end; made once for each pooled command. */
+export interface CommandHooks {
+  onComplete(command: Command, status: number): void;
+  onTransferred: (command: Command, ...result: Parameters<TransferDone>) => void;
+}
+
+export class Command {
+  queue!: SubmissionQueue;
+  epoch!: Epoch;
+  opcode = 0;
+  flags = 0;
+  id = 0;
+  namespaceId = 0;
+  /** Above 2^53-1 a PRP is not exact, and refused. */
+  prp1 = 0;
+  prp2 = 0;
+  cdw10 = 0;
+  cdw11 = 0;
+  cdw12 = 0;
+  cdw13 = 0;
+  cdw14 = 0;
+  cdw15 = 0;
+  /** Dword 0 of the completion. */
+  result = 0;
+  /** Where the data is in the storage, in bytes. */
+  position = 0;
+  length = 0;
+  readonly ranges = new PrpRanges();
+  readonly segments = new SegmentList();
+  readonly transfer: Transfer;
+  /** Ends the command. */
+  readonly complete: (status: number) => void;
+
+  constructor(storage: Storage, hooks: CommandHooks) {
+    this.transfer = new Transfer(storage, this.segments, (error) => hooks.onTransferred(this, error));
+    this.complete = (status) => hooks.onComplete(this, status);
+  }
+
+  /** Reads each field of the entry once, as the driver may rewrite it meanwhile. */
+  decode(data: DataView, offset: number): void {
+    entry.at(data, offset);
+    this.opcode = entry.OPC;
+    this.flags = entry.FLAGS;
+    this.id = entry.CID;
+    this.namespaceId = entry.NSID;
+    this.prp1 = entry.PRP1;
+    this.prp2 = entry.PRP2;
+    this.cdw10 = entry.CDW10;
+    this.cdw11 = entry.CDW11;
+    this.cdw12 = entry.CDW12;
+    this.cdw13 = entry.CDW13;
+    this.cdw14 = entry.CDW14;
+    this.cdw15 = entry.CDW15;
+    this.result = 0;
+  }
+}

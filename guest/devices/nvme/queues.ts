@@ -1,0 +1,160 @@
+/**
+ * NVM Express 1.4, section 4.1: submission and completion queues as the controller sees them. A queue is a ring in driver-VM
+ * memory; what is kept of it here is trusted, what the driver writes into it or into a doorbell is not. A command is only
+ * fetched when its completion has a place (`CompletionQueue.reserved`), so a completion queue never overflows.
+ */
+import type { Dma } from "../../device.js";
+import { newSegment } from "./segment.js";
+import { COMPLETION_ENTRY_SIZE, Completion } from "./spec.js";
+
+/** CID and STATUS share the last 32-bit word of an entry. */
+export const LAST_WORD = Completion.offsets.CID;
+
+/** What a doorbell write was. */
+export const Doorbell = { ACCEPTED: 0, INVALID: 1 } as const;
+
+/** What both kinds share. */
+export class Ring {
+  head = 0;
+  tail = 0;
+  /** False once deleted or reset: nothing may be posted or fetched any more. */
+  alive = true;
+
+  constructor(
+    readonly id: number,
+    readonly base: number,
+    /** Entries, at least 2. */
+    readonly size: number,
+  ) {}
+
+  /** Entries from head to tail. */
+  get used(): number {
+    return (this.tail - this.head + this.size) % this.size;
+  }
+
+  next(index: number): number {
+    return index + 1 === this.size ? 0 : index + 1;
+  }
+}
+
+const segment = newSegment();
+const entry = Completion.view();
+
+/** Fills all of an entry but its last word. */
+function fill(data: DataView, offset: number, result: number, sqid: number, sqhd: number): void {
+  entry.at(data, offset);
+  entry.DW0 = result;
+  entry.DW1 = 0;
+  entry.SQHD = sqhd;
+  entry.SQID = sqid;
+}
+
+export class CompletionQueue extends Ring {
+  /** Places promised to commands under way. */
+  reserved = 0;
+  /** An interrupt is due at the end of this turn. */
+  interrupting = false;
+  /** Entries that could not be written at once, as they are not in the window: written in order by messages. */
+  readonly unwritten: { readonly address: number; readonly bytes: Uint8Array }[] = [];
+  /** The submission queues that complete here. */
+  readonly submissionQueues: SubmissionQueue[] = [];
+  #phase = 1;
+  #words: Int32Array = new Int32Array(0);
+
+  constructor(
+    id: number,
+    base: number,
+    size: number,
+    /** Create I/O Completion Queue's IV and IEN. */
+    readonly vector: number,
+    readonly interruptsEnabled: boolean,
+  ) {
+    super(id, base, size);
+  }
+
+  /** Places for further commands. A ring of n entries holds n-1. */
+  get room(): number {
+    return this.size - 1 - this.used - this.reserved;
+  }
+
+  /** Doorbell CQyHDBL, 3.1.25: takes entries away. */
+  ring(head: number): number {
+    if (head >= this.size || head === this.head) return Doorbell.INVALID;
+    if ((head - this.head + this.size) % this.size > this.used) return Doorbell.INVALID;
+    this.head = head;
+    return Doorbell.ACCEPTED;
+  }
+
+  /**
+   * Puts an entry at the tail, which `room` or `reserved` had a place for. `status` is the status field without the phase.
+   * True when it is in memory; false when it went to `unwritten`.
+   */
+  post(dma: Dma, result: number, sqid: number, sqhd: number, cid: number, status: number): boolean {
+    const address = this.base + this.tail * COMPLETION_ENTRY_SIZE;
+    const last = ((((status << 1) | this.#phase) << 16) | cid) >>> 0;
+    this.tail = this.next(this.tail);
+    if (this.tail === 0) this.#phase ^= 1;
+    const located = this.unwritten.length === 0 ? dma.locate(address, COMPLETION_ENTRY_SIZE, "write", segment) : 0;
+    if (located < COMPLETION_ENTRY_SIZE) {
+      const bytes = new Uint8Array(COMPLETION_ENTRY_SIZE);
+      const data = new DataView(bytes.buffer);
+      fill(data, 0, result, sqid, sqhd);
+      data.setUint32(LAST_WORD, last, true);
+      this.unwritten.push({ address, bytes });
+      return false;
+    }
+    fill(segment.data, segment.offset, result, sqid, sqhd);
+    this.#storeLast(segment.offset + LAST_WORD, last);
+    dma.account(0, COMPLETION_ENTRY_SIZE);
+    return true;
+  }
+
+  /** The phase makes the entry valid, so its word goes last and as one, which Atomics promises. */
+  #storeLast(offset: number, value: number): void {
+    const { bytes } = segment;
+    if (this.#words.buffer !== bytes.buffer) {
+      this.#words = new Int32Array(bytes.buffer, 0, Math.floor(bytes.buffer.byteLength / 4));
+    }
+    Atomics.store(this.#words, (bytes.byteOffset + offset) / 4, value | 0);
+  }
+}
+
+export class SubmissionQueue extends Ring {
+  /** It is in the controller's row of queues to serve. */
+  ready = false;
+  /** Entries are being read by messages. */
+  fetching = false;
+  /** Delete I/O Submission Queue waits for `active` to become 0 and then calls this. */
+  onIdle: (() => void) | undefined;
+  /** Commands under way. */
+  active = 0;
+
+  constructor(
+    id: number,
+    base: number,
+    size: number,
+    readonly completionQueue: CompletionQueue,
+  ) {
+    super(id, base, size);
+    completionQueue.submissionQueues.push(this);
+  }
+
+  /** Whether a command can be fetched now. */
+  get servable(): boolean {
+    return (
+      this.alive &&
+      !this.fetching &&
+      this.onIdle === undefined &&
+      this.head !== this.tail &&
+      this.completionQueue.room > 0
+    );
+  }
+
+  /** Doorbell SQyTDBL, 3.1.24: adds entries. */
+  ring(tail: number): number {
+    if (tail >= this.size || tail === this.tail) return Doorbell.INVALID;
+    if ((tail - this.tail + this.size) % this.size > this.size - 1 - this.used) return Doorbell.INVALID;
+    this.tail = tail;
+    return Doorbell.ACCEPTED;
+  }
+}

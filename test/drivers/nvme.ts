@@ -1,0 +1,454 @@
+/**
+ * A small NVMe driver: enables a controller, makes I/O queues, reads, writes and flushes. It sees the controller through
+ * NvmeTransport alone, so it runs over a vfio-user socket as well as straight on a device object.
+ *
+ * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does not
+ * get ready an Error.
+ */
+import { Cc, Csts, DOORBELL_OFFSET } from "../../guest/devices/nvme/registers.js";
+import {
+  AdminOpcode,
+  Cns,
+  COMPLETION_ENTRY_SIZE,
+  Command,
+  Completion,
+  CQES,
+  Feature,
+  IDENTIFY_SIZE,
+  IdentifyController,
+  IdentifyNamespace,
+  NvmOpcode,
+  RW_FUA,
+  SQES,
+  SUBMISSION_ENTRY_SIZE,
+} from "../../guest/devices/nvme/spec.js";
+import { setU64 } from "../../shared/struct/struct.js";
+
+/** Memory that the controller reaches by DMA. */
+export interface DmaMemory {
+  /** Page-aligned. */
+  readonly address: number;
+  readonly bytes: Uint8Array;
+  readonly data: DataView;
+}
+
+/** What the driver needs of the world. Register offsets are those of BAR 0; accesses are of 32 bits. */
+export interface NvmeTransport {
+  readRegister(offset: number): Promise<number>;
+  writeRegister(offset: number, value: number): Promise<void>;
+  readonly memory: DmaMemory;
+  /** Resolves at the vector's next interrupt, or at once when one came since the last call. Rejects when the device is gone. */
+  waitInterrupt(vector: number): Promise<void>;
+}
+
+const PAGE = 4096;
+const REGISTER = { CAP_LOW: 0x00, CAP_HIGH: 0x04, CC: 0x14, CSTS: 0x1c, AQA: 0x24, ASQ: 0x28, ACQ: 0x30 } as const;
+const ENABLE = Cc.EN | (SQES << 16) | (CQES << 20);
+/** Register reads until the controller has to be ready. */
+const READY_ATTEMPTS = 100_000;
+
+/** A command's fields; all but the opcode are 0 when left out. */
+export interface CommandFields {
+  readonly opcode: number;
+  readonly flags?: number;
+  readonly namespaceId?: number;
+  /** 64-bit fields are BigInt where a test needs values above 2^53. */
+  readonly prp1?: number | bigint;
+  readonly prp2?: number | bigint;
+  readonly dwords?: readonly number[];
+}
+
+export interface CompletionFields {
+  /** Without the phase and Do Not Retry. */
+  readonly status: number;
+  readonly doNotRetry: boolean;
+  readonly result: number;
+  readonly sqhd: number;
+}
+
+export class NvmeError extends Error {
+  override readonly name = "NvmeError";
+  constructor(
+    readonly opcode: number,
+    readonly status: number,
+  ) {
+    super(`NVMe command 0x${opcode.toString(16)} ended with status 0x${status.toString(16)}`);
+  }
+}
+
+/** Pages of the transport's memory, in any order. */
+class Pages {
+  readonly #free: number[] = [];
+  #waiting: (() => void)[] = [];
+
+  constructor(
+    readonly memory: DmaMemory,
+    used: number,
+  ) {
+    for (let at = memory.bytes.length - PAGE; at >= used; at -= PAGE) this.#free.push(at);
+  }
+
+  /** Offsets of `count` pages; waits until there are so many. */
+  async take(count: number): Promise<number[]> {
+    while (this.#free.length < count) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    return this.#free.splice(this.#free.length - count, count);
+  }
+
+  give(pages: readonly number[]): void {
+    this.#free.push(...pages);
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const resolve of waiting) resolve();
+  }
+}
+
+interface Waiter {
+  readonly resolve: (completion: CompletionFields) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** A submission queue and its completion queue. */
+export class QueuePair {
+  readonly #transport: NvmeTransport;
+  readonly #waiting = new Map<number, Waiter>();
+  readonly #freeIds: number[] = [];
+  #idWaiters: (() => void)[] = [];
+  #tail = 0;
+  #head = 0;
+  #phase = 1;
+  #ringing: Promise<void> | undefined;
+
+  constructor(
+    transport: NvmeTransport,
+    readonly id: number,
+    readonly entries: number,
+    /** Offsets in the transport's memory. */
+    readonly submissionOffset: number,
+    readonly completionOffset: number,
+    readonly vector: number,
+  ) {
+    this.#transport = transport;
+    const { bytes } = transport.memory;
+    bytes.fill(0, submissionOffset, submissionOffset + entries * SUBMISSION_ENTRY_SIZE);
+    bytes.fill(0, completionOffset, completionOffset + entries * COMPLETION_ENTRY_SIZE);
+    for (let id = entries - 2; id >= 0; id--) this.#freeIds.push(id);
+  }
+
+  /** Sends a command and resolves with its completion, good or bad. */
+  async submit(fields: CommandFields): Promise<CompletionFields> {
+    while (this.#freeIds.length === 0) await new Promise<void>((resolve) => this.#idWaiters.push(resolve));
+    const id = this.#freeIds.pop() as number;
+    const { data } = this.#transport.memory;
+    const at = this.submissionOffset + this.#tail * SUBMISSION_ENTRY_SIZE;
+    writeCommand(data, at, id, fields);
+    this.#tail = (this.#tail + 1) % this.entries;
+    const done = new Promise<CompletionFields>((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
+    // One doorbell write for all that is submitted in this turn.
+    this.#ringing ??= Promise.resolve().then(() => {
+      this.#ringing = undefined;
+      return this.#transport.writeRegister(DOORBELL_OFFSET + this.id * 8, this.#tail);
+    });
+    await this.#ringing;
+    return done;
+  }
+
+  /** Takes what is in the completion queue; call it after an interrupt. Returns how many entries. */
+  async reap(): Promise<number> {
+    const { data } = this.#transport.memory;
+    let count = 0;
+    for (;;) {
+      const entry = Completion.view(data, this.completionOffset + this.#head * COMPLETION_ENTRY_SIZE);
+      const status = entry.STATUS;
+      if ((status & 1) !== this.#phase) break;
+      const waiter = this.#waiting.get(entry.CID);
+      if (waiter === undefined) throw new Error(`a completion for command ${entry.CID}, which was not sent`);
+      this.#waiting.delete(entry.CID);
+      this.#freeIds.push(entry.CID);
+      waiter.resolve({
+        status: (status >>> 1) & 0x7ff,
+        doNotRetry: status >>> 15 === 1,
+        result: entry.DW0,
+        sqhd: entry.SQHD,
+      });
+      this.#head = (this.#head + 1) % this.entries;
+      if (this.#head === 0) this.#phase ^= 1;
+      count++;
+    }
+    const waiters = this.#idWaiters;
+    this.#idWaiters = [];
+    for (const wake of waiters) wake();
+    if (count > 0) await this.#transport.writeRegister(DOORBELL_OFFSET + this.id * 8 + 4, this.#head);
+    return count;
+  }
+
+  /** The device is gone: nothing more comes. */
+  fail(error: unknown): void {
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
+  }
+
+  get pending(): number {
+    return this.#waiting.size;
+  }
+}
+
+/** Writes a submission queue entry. */
+export function writeCommand(data: DataView, at: number, id: number, fields: CommandFields): void {
+  const entry = Command.view(data, at);
+  entry.OPC = fields.opcode;
+  entry.FLAGS = fields.flags ?? 0;
+  entry.CID = id;
+  entry.NSID = fields.namespaceId ?? 0;
+  entry.MPTR = 0;
+  data.setBigUint64(at + Command.offsets.PRP1, BigInt(fields.prp1 ?? 0), true);
+  data.setBigUint64(at + Command.offsets.PRP2, BigInt(fields.prp2 ?? 0), true);
+  for (let n = 0; n < 6; n++) data.setUint32(at + Command.offsets.CDW10 + n * 4, fields.dwords?.[n] ?? 0, true);
+}
+
+export interface NvmeDriverOptions {
+  /** I/O queue pairs; fewer when the controller has fewer. */
+  readonly queues?: number;
+  readonly entries?: number;
+  readonly adminEntries?: number;
+}
+
+export class NvmeDriver {
+  readonly queues: QueuePair[] = [];
+  blockSize = 0;
+  blockCount = 0;
+  /** Bytes of one command's data. */
+  maxTransfer = 0;
+  serial = "";
+  model = "";
+  #admin!: QueuePair;
+  #pages!: Pages;
+  #used = 0;
+  #next = 0;
+  #closed = false;
+
+  private constructor(readonly transport: NvmeTransport) {}
+
+  /** Brings a controller up, whatever state it is in, with its I/O queues. */
+  static async open(transport: NvmeTransport, options: NvmeDriverOptions = {}): Promise<NvmeDriver> {
+    const driver = new NvmeDriver(transport);
+    await driver.#enable(options.adminEntries ?? 32);
+    await driver.#identify();
+    await driver.#createQueues(options.queues ?? 1, options.entries ?? 64);
+    return driver;
+  }
+
+  /** An admin command, whatever its status. */
+  admin(fields: CommandFields): Promise<CompletionFields> {
+    return this.#admin.submit(fields);
+  }
+
+  /** An I/O command on the queues in turn, or on one of them. */
+  io(fields: CommandFields, queue?: number): Promise<CompletionFields> {
+    const index = queue ?? this.#next++ % this.queues.length;
+    return this.queues[index].submit(fields);
+  }
+
+  /** Reads blocks from `block` on into `target`, a multiple of the block size long. */
+  async read(block: number, target: Uint8Array): Promise<void> {
+    await this.#transfer(NvmOpcode.READ, block, target, 0);
+  }
+
+  async write(block: number, source: Uint8Array, forceUnitAccess = false): Promise<void> {
+    await this.#transfer(NvmOpcode.WRITE, block, source, forceUnitAccess ? RW_FUA : 0);
+  }
+
+  async flush(): Promise<void> {
+    await this.check({ opcode: NvmOpcode.FLUSH, namespaceId: 1 });
+  }
+
+  /** An I/O command that has to succeed. */
+  async check(fields: CommandFields): Promise<CompletionFields> {
+    const completion = await this.io(fields);
+    if (completion.status !== 0) throw new NvmeError(fields.opcode, completion.status);
+    return completion;
+  }
+
+  /** An admin command that has to succeed. */
+  async checkAdmin(fields: CommandFields): Promise<CompletionFields> {
+    const completion = await this.admin(fields);
+    if (completion.status !== 0) throw new NvmeError(fields.opcode, completion.status);
+    return completion;
+  }
+
+  /** An admin command that fills `length` bytes of ours, at most a page. */
+  async adminRead(fields: CommandFields, length: number): Promise<Uint8Array> {
+    const pages = await this.#pages.take(1);
+    try {
+      await this.checkAdmin({ ...fields, prp1: this.transport.memory.address + pages[0] });
+      return this.transport.memory.bytes.slice(pages[0], pages[0] + length);
+    } finally {
+      this.#pages.give(pages);
+    }
+  }
+
+  /** Tells the controller to shut down, waits for it, and disables it. */
+  async close(): Promise<void> {
+    const { transport } = this;
+    await transport.writeRegister(REGISTER.CC, ENABLE | (1 << 14));
+    await this.#until(Csts.SHST_MASK, Csts.SHST_COMPLETE);
+    await transport.writeRegister(REGISTER.CC, 0);
+    await this.#until(Csts.RDY, 0);
+    this.#closed = true;
+  }
+
+  async #enable(adminEntries: number): Promise<void> {
+    const { transport } = this;
+    await transport.writeRegister(REGISTER.CC, 0);
+    await this.#until(Csts.RDY, 0);
+    const submission = this.#allocate(adminEntries * SUBMISSION_ENTRY_SIZE);
+    const completion = this.#allocate(adminEntries * COMPLETION_ENTRY_SIZE);
+    this.#admin = new QueuePair(transport, 0, adminEntries, submission, completion, 0);
+    await transport.writeRegister(REGISTER.AQA, ((adminEntries - 1) << 16) | (adminEntries - 1));
+    await this.#writeAddress(REGISTER.ASQ, submission);
+    await this.#writeAddress(REGISTER.ACQ, completion);
+    await transport.writeRegister(REGISTER.CC, ENABLE);
+    await this.#until(Csts.RDY, Csts.RDY);
+    this.#serve(this.#admin);
+  }
+
+  async #identify(): Promise<void> {
+    const { memory } = this.transport;
+    // Queues are made later, but in front of the pages that data uses.
+    const at = this.#allocate(IDENTIFY_SIZE);
+    const prp1 = memory.address + at;
+    await this.checkAdmin({ opcode: AdminOpcode.IDENTIFY, prp1, dwords: [Cns.CONTROLLER] });
+    const controller = IdentifyController.view(memory.data, at);
+    const { offsets } = IdentifyController;
+    const text = (offset: number, length: number): string =>
+      Buffer.from(memory.bytes.slice(at + offset, at + offset + length))
+        .toString("ascii")
+        .trim();
+    this.serial = text(offsets.SN, 20);
+    this.model = text(offsets.MN, 40);
+    // MDTS 0 means no limit; a PRP list of one page is ours.
+    this.maxTransfer = Math.min(
+      controller.MDTS === 0 ? Number.POSITIVE_INFINITY : PAGE * 2 ** controller.MDTS,
+      2 ** 20,
+    );
+    await this.checkAdmin({ opcode: AdminOpcode.IDENTIFY, namespaceId: 1, prp1, dwords: [Cns.NAMESPACE] });
+    const namespace = IdentifyNamespace.view(memory.data, at);
+    this.blockSize = 2 ** namespace.LBAF0_LBADS;
+    this.blockCount = namespace.NSZE;
+  }
+
+  async #createQueues(wanted: number, entries: number): Promise<void> {
+    const { transport } = this;
+    const number = (wanted - 1) | ((wanted - 1) << 16);
+    const { result } = await this.checkAdmin({
+      opcode: AdminOpcode.SET_FEATURES,
+      dwords: [Feature.NUMBER_OF_QUEUES, number],
+    });
+    const count = Math.min(wanted, (result & 0xffff) + 1, (result >>> 16) + 1);
+    for (let id = 1; id <= count; id++) {
+      const submission = this.#allocate(entries * SUBMISSION_ENTRY_SIZE);
+      const completion = this.#allocate(entries * COMPLETION_ENTRY_SIZE);
+      const pair = new QueuePair(transport, id, entries, submission, completion, id);
+      const size = ((entries - 1) << 16) | id;
+      const { address } = transport.memory;
+      await this.checkAdmin({
+        opcode: AdminOpcode.CREATE_IO_CQ,
+        prp1: address + completion,
+        dwords: [size, (id << 16) | 3],
+      });
+      await this.checkAdmin({
+        opcode: AdminOpcode.CREATE_IO_SQ,
+        prp1: address + submission,
+        dwords: [size, (id << 16) | 1],
+      });
+      this.queues.push(pair);
+      this.#serve(pair);
+    }
+    this.#pages = new Pages(transport.memory, this.#used);
+  }
+
+  async #transfer(opcode: number, block: number, bytes: Uint8Array, flags: number): Promise<void> {
+    const size = this.maxTransfer;
+    const commands: Promise<void>[] = [];
+    for (let done = 0; done < bytes.length; done += size) {
+      const part = bytes.subarray(done, done + size);
+      commands.push(this.#transferPart(opcode, block + done / this.blockSize, part, flags));
+    }
+    await Promise.all(commands);
+  }
+
+  async #transferPart(opcode: number, block: number, bytes: Uint8Array, flags: number): Promise<void> {
+    const { memory } = this.transport;
+    const dataPages = Math.ceil(bytes.length / PAGE);
+    const listPages = dataPages > 2 ? Math.ceil((dataPages - 2) / 511) : 0;
+    const pages = await this.#pages.take(dataPages + listPages);
+    try {
+      const data = pages.slice(0, dataPages);
+      if (opcode === NvmOpcode.WRITE) {
+        for (const [n, at] of data.entries()) memory.bytes.set(bytes.subarray(n * PAGE, (n + 1) * PAGE), at);
+      }
+      const prp1 = memory.address + data[0];
+      const prp2 = this.#describe(data.slice(1), pages.slice(dataPages));
+      const blocks = bytes.length / this.blockSize;
+      const dwords = [block >>> 0, Math.floor(block / 2 ** 32), (blocks - 1) | flags];
+      await this.check({ opcode, namespaceId: 1, prp1, prp2, dwords });
+      if (opcode === NvmOpcode.READ) {
+        data.forEach((at, n) => {
+          const part = bytes.subarray(n * PAGE, (n + 1) * PAGE);
+          part.set(memory.bytes.subarray(at, at + part.length));
+        });
+      }
+    } finally {
+      this.#pages.give(pages);
+    }
+  }
+
+  /** PRP2 for the pages behind the first: a page, or a list of them, chained where it takes more than a page. */
+  #describe(data: readonly number[], lists: readonly number[]): number {
+    const { memory } = this.transport;
+    if (lists.length === 0) return data.length === 0 ? 0 : memory.address + data[0];
+    let list = 0;
+    let slot = 0;
+    data.forEach((at, n) => {
+      if (slot === 511 && n < data.length - 1) {
+        setU64(memory.data, lists[list] + slot * 8, memory.address + lists[list + 1]);
+        list++;
+        slot = 0;
+      }
+      setU64(memory.data, lists[list] + slot++ * 8, memory.address + at);
+    });
+    return memory.address + lists[0];
+  }
+
+  /** Takes completions at each interrupt, until the driver is closed or the device gone. */
+  #serve(pair: QueuePair): void {
+    const loop = async (): Promise<void> => {
+      while (!this.#closed) {
+        await this.transport.waitInterrupt(pair.vector);
+        await pair.reap();
+      }
+    };
+    loop().catch((error) => pair.fail(error));
+  }
+
+  #allocate(size: number): number {
+    const at = this.#used;
+    this.#used += Math.ceil(size / PAGE) * PAGE;
+    return at;
+  }
+
+  async #writeAddress(register: number, offset: number): Promise<void> {
+    const address = this.transport.memory.address + offset;
+    await this.transport.writeRegister(register, address % 2 ** 32);
+    await this.transport.writeRegister(register + 4, Math.floor(address / 2 ** 32));
+  }
+
+  async #until(mask: number, value: number): Promise<void> {
+    for (let attempt = 0; attempt < READY_ATTEMPTS; attempt++) {
+      const status = await this.transport.readRegister(REGISTER.CSTS);
+      if (status & Csts.CFS) throw new Error("the controller reports a fatal status");
+      if ((status & mask) === value) return;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    throw new Error("the controller does not get ready");
+  }
+}

@@ -1,0 +1,185 @@
+/**
+ * A driver VM in miniature for device tests: memory with maps, interrupts, and a Device driven straight through its
+ * interface. Maps can lack permissions, be missing, or lie outside the window, so that they are reached by messages only.
+ */
+import { type Device, type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
+import { quietLog } from "../../../../shared/log.js";
+import type { DmaMemory, NvmeTransport } from "../../../drivers/nvme.js";
+
+export interface FakeMap {
+  readonly address: number;
+  readonly size: number;
+  /** Where in the memory. */
+  readonly offset: number;
+  readonly readable?: boolean;
+  readonly writable?: boolean;
+  /** False: by messages only. */
+  readonly windowed?: boolean;
+}
+
+export class FakeDma implements Dma {
+  bytesRead = 0;
+  bytesWritten = 0;
+  maps: FakeMap[] = [];
+  /** DMA done by messages. */
+  messages = 0;
+  readonly bytes: Uint8Array;
+  readonly data: DataView;
+
+  constructor(readonly memory: ArrayBuffer) {
+    this.bytes = new Uint8Array(memory);
+    this.data = new DataView(memory);
+  }
+
+  locate(address: number, length: number, access: "read" | "write", into: Segment): number {
+    into.length = 0;
+    const map = this.#find(address, access);
+    if (map === undefined || map.windowed === false) return 0;
+    into.bytes = this.bytes;
+    into.data = this.data;
+    into.offset = map.offset + address - map.address;
+    into.length = Math.min(length, map.address + map.size - address);
+    return into.length;
+  }
+
+  view(): undefined {
+    return undefined;
+  }
+
+  async read(address: number, target: Uint8Array): Promise<void> {
+    await this.#byMessages("read", address, target.length, (at, done, length) =>
+      target.set(this.bytes.subarray(at, at + length), done),
+    );
+  }
+
+  async write(address: number, source: Uint8Array): Promise<void> {
+    await this.#byMessages("write", address, source.length, (at, done, length) =>
+      this.bytes.set(source.subarray(done, done + length), at),
+    );
+  }
+
+  readSync(): void {
+    throw new Error("not used");
+  }
+
+  writeSync(): void {
+    throw new Error("not used");
+  }
+
+  account(read: number, written: number): void {
+    this.bytesRead += read;
+    this.bytesWritten += written;
+  }
+
+  async #byMessages(
+    access: "read" | "write",
+    address: number,
+    length: number,
+    copy: (at: number, done: number, length: number) => void,
+  ): Promise<void> {
+    for (let done = 0; done < length; ) {
+      const map = this.#find(address + done, access);
+      if (map === undefined) throw new DmaError(address + done, length - done, access);
+      const part = Math.min(length - done, map.address + map.size - address - done);
+      if (map.windowed === false) {
+        this.messages++;
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      copy(map.offset + address + done - map.address, done, part);
+      done += part;
+    }
+  }
+
+  #find(address: number, access: "read" | "write"): FakeMap | undefined {
+    return this.maps.find(
+      (map) =>
+        address >= map.address &&
+        address < map.address + map.size &&
+        (access === "read" ? map.readable : map.writable) !== false,
+    );
+  }
+}
+
+export class FakeInterrupts implements Interrupts {
+  count = 0;
+  readonly #pending: number[] = [];
+  readonly #waiting: ((() => void) | undefined)[] = [];
+
+  trigger(vector: number): void {
+    this.count++;
+    const resolve = this.#waiting[vector];
+    this.#waiting[vector] = undefined;
+    if (resolve !== undefined) resolve();
+    else this.#pending[vector] = (this.#pending[vector] ?? 0) + 1;
+  }
+
+  /** Interrupts of a vector that nobody waited for. */
+  pending(vector: number): number {
+    return this.#pending[vector] ?? 0;
+  }
+
+  wait(vector: number): Promise<void> {
+    if (this.pending(vector) > 0) {
+      this.#pending[vector] = 0;
+      return Promise.resolve();
+    }
+    return new Promise((resolve) => {
+      this.#waiting[vector] = resolve;
+    });
+  }
+}
+
+/** The address of the machine's memory: above 4 GiB, and not equal to any offset. */
+export const MEMORY_ADDRESS = 0x1_2340_0000;
+
+export class Machine implements NvmeTransport {
+  readonly dma: FakeDma;
+  readonly interrupts = new FakeInterrupts();
+  readonly memory: DmaMemory;
+  readonly device: Device;
+
+  private constructor(device: Device, size: number) {
+    this.device = device;
+    this.dma = new FakeDma(new ArrayBuffer(size));
+    this.dma.maps = [{ address: MEMORY_ADDRESS, size, offset: 0 }];
+    this.memory = { address: MEMORY_ADDRESS, bytes: this.dma.bytes, data: this.dma.data };
+  }
+
+  /** Starts the device in a machine with `size` bytes of memory, all of it mapped and in the window. */
+  static async start(device: Device, size = 8 * 1024 * 1024): Promise<Machine> {
+    const machine = new Machine(device, size);
+    await device.start({ dma: machine.dma, interrupts: machine.interrupts, log: quietLog });
+    return machine;
+  }
+
+  /** All memory is reached by messages from now on. */
+  leaveWindow(): void {
+    this.dma.maps = this.dma.maps.map((map) => ({ ...map, windowed: false }));
+  }
+
+  read(offset: number, size = 4): number {
+    return this.device.readBar(0, offset, size);
+  }
+
+  write(offset: number, value: number, size = 4): void {
+    this.device.writeBar(0, offset, size, value);
+  }
+
+  readRegister(offset: number): Promise<number> {
+    return Promise.resolve(this.read(offset));
+  }
+
+  writeRegister(offset: number, value: number): Promise<void> {
+    this.write(offset, value >>> 0);
+    return Promise.resolve();
+  }
+
+  waitInterrupt(vector: number): Promise<void> {
+    return this.interrupts.wait(vector);
+  }
+
+  async stop(): Promise<void> {
+    await this.device.reset();
+    await this.device.close();
+  }
+}

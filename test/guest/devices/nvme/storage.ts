@@ -1,0 +1,110 @@
+/** A storage in memory whose calls can be held back, cut short or failed. */
+import type { Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
+
+export type Operation = "read" | "write" | "sync";
+
+export class FakeStorage implements Storage {
+  readonly bytes: Uint8Array;
+  /** Calls by kind, in order. */
+  readonly calls: Operation[] = [];
+  /** The errno name of the next calls of a kind. */
+  readonly errors: Partial<Record<Operation, string>> = {};
+  /** The most bytes that one call moves. */
+  limit = Number.POSITIVE_INFINITY;
+  closed = false;
+  #held: (() => void)[] | undefined;
+  #onHeld: (() => void) | undefined;
+
+  constructor(readonly size: number) {
+    this.bytes = new Uint8Array(size);
+  }
+
+  /** From now on calls do not end until `release`. */
+  hold(): void {
+    this.#held = [];
+  }
+
+  /** Calls that wait for `release`. */
+  get held(): number {
+    return this.#held?.length ?? 0;
+  }
+
+  /** Resolves when `count` calls wait. */
+  async whenHeld(count: number): Promise<void> {
+    while (this.held < count) {
+      await new Promise<void>((resolve) => {
+        this.#onHeld = resolve;
+      });
+    }
+  }
+
+  release(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    for (const end of held) end();
+  }
+
+  read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
+    this.readv([bytes.subarray(offset, offset + length)], position, done);
+  }
+
+  readv(views: readonly Uint8Array[], position: number, done: Moved): void {
+    this.#move("read", views, position, done, (view, at) => view.set(this.bytes.subarray(at, at + view.length)));
+  }
+
+  write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
+    this.writev([bytes.subarray(offset, offset + length)], position, done);
+  }
+
+  writev(views: readonly Uint8Array[], position: number, done: Moved): void {
+    this.#move("write", views, position, done, (view, at) => this.bytes.set(view, at));
+  }
+
+  sync(done: (error: StorageError | null) => void): void {
+    this.#end("sync", () => done(this.#error("sync")));
+  }
+
+  close(): Promise<void> {
+    this.closed = true;
+    return Promise.resolve();
+  }
+
+  #move(
+    operation: "read" | "write",
+    views: readonly Uint8Array[],
+    position: number,
+    done: Moved,
+    copy: (view: Uint8Array, at: number) => void,
+  ): void {
+    this.#end(operation, () => {
+      const error = this.#error(operation);
+      if (error !== null) {
+        done(error, 0);
+        return;
+      }
+      let moved = 0;
+      for (const view of views) {
+        const part = view.subarray(0, this.limit - moved);
+        copy(part, position + moved);
+        moved += part.length;
+      }
+      done(null, moved);
+    });
+  }
+
+  /** Ends a call in a later turn of the event loop, as the thread pool does. */
+  #end(operation: Operation, action: () => void): void {
+    this.calls.push(operation);
+    if (this.#held === undefined) {
+      setImmediate(action);
+      return;
+    }
+    this.#held.push(action);
+    this.#onHeld?.();
+  }
+
+  #error(operation: Operation): StorageError | null {
+    const code = this.errors[operation];
+    return code === undefined ? null : Object.assign(new Error(code), { code });
+  }
+}
