@@ -1,5 +1,5 @@
 /** A server on a socket of its own with a fake backend, all taken away at the end of the test. */
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { fstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
@@ -54,7 +54,26 @@ export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setImmediate(resolve));
 }
 
-/** Open fds of this process. */
-export function openFds(): number {
-  return readdirSync("/proc/self/fd").length;
+/** What tells an open memfd, socket or eventfd from all others; undefined for what may be open elsewhere as well. */
+function identity(fd: number): string | undefined {
+  const target = readlinkSync(`/proc/self/fd/${fd}`);
+  if (target === "anon_inode:[eventfd]") {
+    return /eventfd-id:.*/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[0];
+  }
+  return /^(\/memfd:|socket:)/.test(target) ? `inode ${fstatSync(fd).ino}` : undefined;
+}
+
+/** How many fds of this process are the same memfd, socket or eventfd as `fd`; 1 when nobody kept one. */
+export function copies(fd: number): number {
+  const wanted = identity(fd);
+  if (wanted === undefined) return 1;
+  let count = 0;
+  for (const name of readdirSync("/proc/self/fd")) {
+    try {
+      if (identity(Number(name)) === wanted) count++;
+    } catch {
+      // Closed meanwhile, the directory's own fd at least.
+    }
+  }
+  return count;
 }
