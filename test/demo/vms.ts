@@ -1,0 +1,73 @@
+/** The demonstration with two VMs and the bridge between them. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { prepareVmEnvironment } from "../vm/environment.js";
+import { accelerator, type Vm } from "../vm/qemu.js";
+import * as vms from "../vm/two-vms.js";
+import type { Cleanup } from "./cleanup.js";
+import { say, table } from "./report.js";
+
+const DISK_MIB = 256;
+const MiB = 1024 * 1024;
+
+export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
+  const environment = await prepareVmEnvironment();
+  const directory = await mkdtemp(join(tmpdir(), "vfio-user-"));
+  cleanup.add(() => rm(directory, { recursive: true }));
+  say(`QEMU ${environment.qemuVersion} (${accelerator()}), guest kernel ${environment.kernelVersion}`);
+
+  say("starting the bridge");
+  const bridge = new vms.BridgeProcess(directory);
+  cleanup.add(() => bridge.stop());
+  await bridge.listening();
+
+  say("booting the device VM");
+  const deviceVm = await boot(cleanup, vms.startDeviceVm(environment, directory, bridge.vhostUserSocket));
+  const deviceId = await vms.pciId(deviceVm);
+  say("starting the NVMe controller in it");
+  await vms.startNvme(deviceVm, DISK_MIB);
+
+  say("booting the driver VM");
+  const driverVm = await boot(cleanup, vms.startDriverVm(environment, directory, bridge.vfioUserSocket));
+  const bytes = await vms.waitForDisk(driverVm);
+  const driverId = await vms.pciId(driverVm);
+  say(`its kernel found /dev/nvme0n1, ${bytes / MiB} MiB`);
+
+  const checksum = await vms.exerciseDisk(driverVm, dataMiB, ({ name, ms }) => say(`  ${name}: ${seconds(ms)}`));
+  const interrupts = await vms.nvmeInterrupts(driverVm);
+
+  say("ending everything");
+  await driverVm.stop();
+  await vms.stopNvme(deviceVm);
+  const device = (await vms.nvmeLog(deviceVm)).findLast((line) => line.msg === "statistics");
+  const exitCode = await bridge.stop();
+  const session = bridge.lines.findLast((line) => line.msg === "statistics");
+  await deviceVm.stop();
+  if (exitCode !== 0 || device === undefined || session === undefined)
+    throw new Error(
+      `the bridge ended with ${exitCode}, its log:\n${bridge.lines.map((l) => JSON.stringify(l)).join("\n")}`,
+    );
+
+  table([
+    ["device VM", `saw ${deviceId} (virtio-vfio-user)`],
+    ["driver VM", `saw ${driverId}, /dev/nvme0n1 of ${bytes / MiB} MiB`],
+    ["checksum", `${checksum} both times`],
+    ["interrupts in the driver VM", String(interrupts)],
+    ["doorbells relayed", String(session.doorbells)],
+    ["DMA through the window", `${device.bytesRead} bytes read, ${device.bytesWritten} bytes written`],
+  ]);
+}
+
+async function boot(cleanup: Cleanup, starting: Promise<Vm>): Promise<Vm> {
+  const start = performance.now();
+  const vm = await starting;
+  cleanup.add(() => vm.stop());
+  await vms.booted(vm);
+  say(`  up in ${seconds(performance.now() - start)}`);
+  return vm;
+}
+
+function seconds(ms: number): string {
+  return `${(ms / 1000).toFixed(1)} s`;
+}
