@@ -13,6 +13,8 @@ type Access = "read" | "write";
 export class WindowDma implements Dma {
   bytesRead = 0;
   bytesWritten = 0;
+  /** Bytes moved by messages, either way. */
+  bytesByMessage = 0;
   /** The most bytes of one DMA message to the client. */
   maxMessageData = 0;
   readonly #maps = new DmaTable<DmaMapping>();
@@ -90,6 +92,7 @@ export class WindowDma implements Dma {
       }
       const length = this.#messageLength(address + done, target.length - done, "read");
       await this.#link.readMemory(address + done, target.subarray(done, done + length));
+      this.bytesByMessage += length;
       done += length;
     }
   }
@@ -103,6 +106,7 @@ export class WindowDma implements Dma {
       }
       const length = this.#messageLength(address + done, source.length - done, "write");
       await this.#link.writeMemory(address + done, source.subarray(done, done + length));
+      this.bytesByMessage += length;
       done += length;
     }
   }

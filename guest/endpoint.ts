@@ -103,6 +103,7 @@ export class DeviceEndpoint implements Endpoint {
     this.dma.unmapAll();
     this.interrupts.reset();
     await this.#reset();
+    this.#log.info(this.statistics(), "served so far");
   }
 
   map(mapping: DmaMapping): void {
@@ -154,6 +155,18 @@ export class DeviceEndpoint implements Endpoint {
       dma: this.dma.inspect(),
       interrupts: this.interrupts.inspect(),
       device: this.#device.inspect?.(),
+    };
+  }
+
+  /** What the device did so far, for the log. Sizes in bytes. */
+  statistics(): Readonly<Record<string, number>> {
+    const { dma, interrupts } = this;
+    return {
+      readThroughWindow: dma.bytesRead,
+      writtenThroughWindow: dma.bytesWritten,
+      movedByMessage: dma.bytesByMessage,
+      interrupts: interrupts.count,
+      doorbellsRung: interrupts.link.doorbellsRung,
     };
   }
 

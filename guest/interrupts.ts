@@ -22,7 +22,7 @@ export class InterruptController implements Interrupts {
 
   constructor(
     irqCounts: readonly number[],
-    readonly link: Pick<Link, "trigger">,
+    readonly link: Pick<Link, "trigger" | "doorbellsRung">,
   ) {
     this.#states = irqCounts.map((count) => new Uint8Array(count));
   }

@@ -57,6 +57,8 @@ export interface Link {
   open(endpoint: Endpoint): Promise<void>;
   /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */
   trigger(index: number, vector: number): void;
+  /** Doorbells rung so far. */
+  readonly doorbellsRung: number;
   /** DMA by message, for maps outside the window; at most maxDataXferSize bytes. Rejects with ProtocolError or PeerGone. */
   readMemory(address: number, target: Uint8Array): Promise<void>;
   writeMemory(address: number, source: Uint8Array): Promise<void>;

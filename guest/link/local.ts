@@ -36,6 +36,7 @@ export class LocalLink implements Link, Backend {
   readonly window: Window;
   /** Never resolves: a socket of one's own does not get lost. */
   readonly closed = new Promise<void>(() => {});
+  doorbellsRung = 0;
   readonly #server: Server;
   readonly #log: Log;
   readonly #reservation: Reservation;
@@ -75,7 +76,9 @@ export class LocalLink implements Link, Backend {
 
   trigger(index: number, vector: number): void {
     const eventfd = this.#eventfds[index][vector];
-    if (eventfd !== UNBOUND) eventfdWrite(eventfd);
+    if (eventfd === UNBOUND) return;
+    this.doorbellsRung++;
+    eventfdWrite(eventfd);
   }
 
   readMemory(address: number, target: Uint8Array): Promise<void> {

@@ -98,6 +98,7 @@ class BarWindow implements Window {
 export class VirtioLink implements Link {
   readonly window: Window;
   readonly closed: Promise<void>;
+  doorbellsRung = 0;
   readonly #pci: PciFunction;
   readonly #transport: VirtioPci;
   readonly #messages: Messages;
@@ -146,7 +147,7 @@ export class VirtioLink implements Link {
     });
   }
 
-  /** @throws UserError when the device does not come up, ProtocolError when the bridge does not answer HELLO */
+  /** @throws UserError when the device does not come up, or the bridge does not answer */
   async open(endpoint: Endpoint): Promise<void> {
     const { summary } = endpoint;
     this.#endpoint = endpoint;
@@ -162,7 +163,7 @@ export class VirtioLink implements Link {
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
-    await this.#requests.send(LinkCommand.HELLO, encodeHello(summary));
+    await this.#hello(summary);
     const needed = summary.irqCounts.reduce((most, count) => Math.max(most, count), 0);
     if (needed > this.#numDoorbells) {
       this.#log.warn({ vectors: needed, doorbells: this.#numDoorbells }, "fewer doorbells than interrupt vectors");
@@ -170,9 +171,19 @@ export class VirtioLink implements Link {
     this.#log.info({ doorbells: this.#numDoorbells, windowSize: this.window.size }, "the bridge is there");
   }
 
+  async #hello(summary: DeviceSummary): Promise<void> {
+    try {
+      await this.#requests.send(LinkCommand.HELLO, encodeHello(summary));
+    } catch (error) {
+      throw new UserError(`the bridge does not take the device: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
   trigger(index: number, vector: number): void {
     const doorbell = this.#doorbells[index][vector];
-    if (doorbell !== UNBOUND) this.#transport.notify(Queue.FIRST_DOORBELL + doorbell);
+    if (doorbell === UNBOUND) return;
+    this.doorbellsRung++;
+    this.#transport.notify(Queue.FIRST_DOORBELL + doorbell);
   }
 
   readMemory(address: number, target: Uint8Array): Promise<void> {

@@ -7,6 +7,7 @@ const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_MASK, ACTION_UNMASK, ACTION_T
 function controller() {
   const rung: string[] = [];
   const interrupts = new InterruptController([1, 0, 4, 0, 0], {
+    doorbellsRung: 0,
     trigger: (index, vector) => void rung.push(`${index}:${vector}`),
   });
   const bind = (index: number, start: number, ...bound: boolean[]) =>
