@@ -3,30 +3,9 @@
  * how the driver VM is reached.
  */
 import type { Log } from "../shared/log.js";
+import type { PciIdentity } from "./pci/identity.js";
 
-/** A memory BAR. */
-export interface BarOptions {
-  /** Bytes; a power of two, at least 16. */
-  readonly size: number;
-  /** A 64-bit BAR takes the next index as well. */
-  readonly is64Bit?: boolean;
-  readonly prefetchable?: boolean;
-}
-
-/** What config space says of the device. */
-export interface PciIdentity {
-  readonly vendorId: number;
-  readonly deviceId: number;
-  readonly subsystemVendorId?: number;
-  readonly subsystemId?: number;
-  readonly revisionId?: number;
-  /** 24 bits: base class, subclass, programming interface. */
-  readonly classCode: number;
-  /** By BAR index, 0 to 5. */
-  readonly bars: Readonly<Record<number, BarOptions>>;
-  /** MSI-X vectors, 1 to 2048, or 0 for none. Table and pending bits are put into a BAR of their own or behind the device's registers: see `bar`. */
-  readonly msix?: { readonly vectors: number; readonly bar: number; readonly offset: number };
-}
+export type { BarOptions, PciCapabilities, PciIdentity } from "./pci/identity.js";
 
 /** A place in the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
 export interface Segment {

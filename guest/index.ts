@@ -7,7 +7,8 @@ export {
   type Dma,
   DmaError,
   type Interrupts,
+  type PciCapabilities,
   type PciIdentity,
   type Segment,
 } from "./device.js";
-export { type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";
+export { bytesAsRegisters, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";

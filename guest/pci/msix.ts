@@ -6,7 +6,7 @@
 import { alignUp, isAligned } from "../../shared/bits.js";
 import { MAX_IRQ_VECTORS } from "../../shared/limits.js";
 import { Msix } from "../../shared/spec/pci.js";
-import type { PciIdentity } from "../device.js";
+import type { PciIdentity } from "./identity.js";
 
 /** Where the table and the pending bits are, in bytes from the start of BAR `bar`. */
 export interface MsixLayout {

@@ -17,6 +17,8 @@ export interface Register {
   readonly writeOneToClear?: number;
   /** Computes the value that software reads, instead of the stored one. */
   readonly onRead?: () => number;
+  /** What a write leaves behind, for fields with values that do not exist: given what the masks made of it, and the old value. */
+  readonly accept?: (value: number, previous: number) => number;
   /** Called after software's write took effect, once for each access, with the register's whole new and old value and the bits as they were written. */
   readonly onWrite?: (value: number, previous: number, written: number) => void;
 }
@@ -69,9 +71,9 @@ export class RegisterFile<Name extends string = string> {
     this.#values[this.#indexOf[name]] = value;
   }
 
-  /** Software reads 1, 2 or 4 bytes. The range must lie within the file. */
+  /** Software reads 1, 2 or 4 bytes at any offset. @throws RangeError when they do not lie within the file */
   read(offset: number, size: number): number {
-    const end = offset + size;
+    const end = this.#end(offset, size);
     let result = 0;
     for (let at = offset; at < end; ) {
       const index = this.#at[at];
@@ -90,9 +92,9 @@ export class RegisterFile<Name extends string = string> {
     return result >>> 0;
   }
 
-  /** Software writes 1, 2 or 4 bytes. The range must lie within the file. */
+  /** Software writes 1, 2 or 4 bytes at any offset. @throws RangeError when they do not lie within the file */
   write(offset: number, size: number, value: number): void {
-    const end = offset + size;
+    const end = this.#end(offset, size);
     for (let at = offset; at < end; ) {
       const index = this.#at[at];
       if (index === NONE) {
@@ -106,11 +108,19 @@ export class RegisterFile<Name extends string = string> {
       const written = ((value >>> ((at - offset) * 8)) << (skipped * 8)) & lanes;
       const writable = (register.writable ?? 0) & lanes;
       const previous = this.#values[index];
-      const next = ((previous & ~writable) | (written & writable)) & ~(written & (register.writeOneToClear ?? 0));
+      const masked = ((previous & ~writable) | (written & writable)) & ~(written & (register.writeOneToClear ?? 0));
+      const next = (register.accept === undefined ? masked : register.accept(masked >>> 0, previous)) >>> 0;
       this.#values[index] = next;
-      register.onWrite?.(next >>> 0, previous, written >>> 0);
+      register.onWrite?.(next, previous, written >>> 0);
       at += taken;
     }
+  }
+
+  #end(offset: number, size: number): number {
+    const end = offset + size;
+    if (!(offset >= 0 && end <= this.size))
+      throw new RangeError(`there are no ${size} bytes of registers at ${offset}`);
+    return end;
   }
 
   /** Every register's stored value by name, for people. */
@@ -118,6 +128,25 @@ export class RegisterFile<Name extends string = string> {
     const lines = Object.entries(this.#indexOf).map(([name, index]) => [name, `0x${this.#values[index].toString(16)}`]);
     return Object.fromEntries(lines);
   }
+}
+
+/**
+ * A register for each byte of `bytes`, from `offset` on, named by its offset in hexadecimal. `writable` is a mask for each
+ * byte, none when left out or short; `onWrite` gets the byte's offset and new value.
+ */
+export function bytesAsRegisters(
+  offset: number,
+  bytes: Uint8Array,
+  writable?: Uint8Array,
+  onWrite?: (offset: number, value: number) => void,
+): RegisterTable {
+  const table: Record<string, Register> = {};
+  for (const [n, reset] of bytes.entries()) {
+    const at = offset + n;
+    const hook = onWrite === undefined ? {} : { onWrite: (value: number) => onWrite(at, value) };
+    table[`0x${at.toString(16)}`] = { offset: at, size: 1, reset, writable: writable?.[n] ?? 0, ...hook };
+  }
+  return table;
 }
 
 /** A mask of the low `bytes` bytes, 1 to 4. */

@@ -16,6 +16,7 @@ const identity: PciIdentity = {
   },
   msix: { vectors: 17, bar: 0, offset: 0x2000 },
 };
+const msixOff = { vectors: 0, bar: 0, offset: 0 };
 const bar = (index: number) => Header.BAR0 + index * 4;
 
 function findCapability(config: ReturnType<typeof createConfigSpace>, id: number): number {
@@ -32,7 +33,7 @@ test("the header says who the device is", (t) => {
   t.is(config.read(8, 4), 0x01080202);
   t.is(config.read(Header.SUBSYSTEM_VENDOR_ID, 4), 0x00101b36);
   t.is(config.read(Header.HEADER_TYPE, 1), 0);
-  t.is(config.read(Header.INTERRUPT_PIN, 1), 1);
+  t.is(config.read(Header.CAPABILITIES, 1), 0x40);
   config.write(0, 4, 0xffffffff);
   t.is(config.read(0, 4), 0x00101b36);
   t.is(config.read(256, 4), 0, "no extended capabilities");
@@ -50,6 +51,95 @@ test("BARs answer their size, and keep an address", (t) => {
   t.is(config.read(bar(0), 4), 0xfebd0004);
   t.is(config.read(bar(1), 4), 0x12);
   t.deepEqual([...config.barSizes], [0x4000, 0, 16, 0, 8 * 2 ** 30, 0]);
+});
+
+test("every kind of BAR has its type in the low bits, which nobody can write", (t) => {
+  const bars = { 0: { size: 256, io: true }, 1: { size: 4, io: true }, 2: { size: 2 ** 31, prefetchable: true } };
+  const large = { 4: { size: 2 ** 32, is64Bit: true } };
+  const config = createConfigSpace({ ...identity, bars: { ...bars, ...large }, msix: { ...msixOff } }, () => {});
+  const sized = [0xffffff01, 0xfffffffd, 0x80000008, 0, 4, 0xffffffff];
+  for (let index = 0; index < 6; index++) {
+    config.write(bar(index), 4, 0xffffffff);
+    t.is(config.read(bar(index), 4), sized[index]);
+    config.write(bar(index), 4, 0);
+    t.is(config.read(bar(index), 4), [1, 1, 8, 0, 4, 0][index]);
+  }
+  t.deepEqual([...config.barSizes], [256, 4, 2 ** 31, 0, 2 ** 32, 0]);
+  t.is(config.memoryBars, 0b10100, "writes to I/O BARs are not posted");
+  config.write(bar(0) + 1, 1, 0xc0);
+  t.is(config.read(bar(0), 4), 0xc001);
+  config.write(bar(0) + 2, 4, 0xfffffeb0);
+  t.is(config.read(bar(0), 4), 0xfeb0c001, "an unaligned access reaches into two BARs");
+  t.is(config.read(bar(1), 4), 0x0000fffd);
+  config.write(Header.COMMAND, 2, 0xffff);
+  t.is(config.read(Header.COMMAND, 2), 0x0547, "I/O can be enabled where there is some");
+});
+
+test("an expansion ROM tells its size and holds its enable bit; behind its bytes it is erased", (t) => {
+  const bytes = Uint8Array.from({ length: 3000 }, (_, n) => n);
+  const config = createConfigSpace({ ...identity, rom: bytes }, () => {});
+  t.is(config.rom.length, 4096);
+  t.deepEqual(config.rom.subarray(0, 3000), bytes);
+  t.true(config.rom.subarray(3000).every((byte) => byte === 0xff));
+  config.write(Header.EXPANSION_ROM, 4, 0xfffff800);
+  t.is(config.read(Header.EXPANSION_ROM, 4), 0xfffff000);
+  config.write(Header.EXPANSION_ROM, 4, 0xffffffff);
+  t.is(config.read(Header.EXPANSION_ROM, 4), 0xfffff001);
+  t.is(createConfigSpace({ ...identity, rom: new Uint8Array(1) }, () => {}).rom.length, 2048);
+  const without = createConfigSpace(identity, () => {});
+  t.is(without.rom.length, 0);
+  without.write(Header.EXPANSION_ROM, 4, 0xffffffff);
+  t.is(without.read(Header.EXPANSION_ROM, 4), 0);
+});
+
+test("accesses beyond the space are refused, whatever their size", (t) => {
+  const config = createConfigSpace(identity, () => {});
+  t.is(config.read(4092, 4), 0);
+  for (const [offset, size] of [
+    [4093, 4],
+    [4095, 2],
+    [4096, 1],
+    [-1, 1],
+    [Number.NaN, 1],
+  ]) {
+    t.throws(() => config.read(offset, size), { instanceOf: RangeError });
+    t.throws(() => config.write(offset, size, 0), { instanceOf: RangeError });
+  }
+});
+
+test("INTx: a pin where the author wants one, or where there is nothing else", (t) => {
+  const pinOf = (change: Partial<PciIdentity>) => {
+    const config = createConfigSpace({ ...identity, ...change }, () => {});
+    t.is(config.read(Header.INTERRUPT_PIN, 1), config.intxPins);
+    return config.intxPins;
+  };
+  t.is(pinOf({}), 0);
+  t.is(pinOf({ intx: true }), 1);
+  t.is(pinOf({ msix: msixOff }), 1);
+  t.is(pinOf({ msix: msixOff, intx: false }), 0);
+  t.is(pinOf({ msix: msixOff, capabilities: { msi: {} } }), 0);
+  const config = createConfigSpace(identity, () => {});
+  config.write(Header.INTERRUPT_LINE, 2, 0xff0b);
+  t.is(config.read(Header.INTERRUPT_LINE, 2), 0x000b, "the line is the firmware's, the pin is ours");
+});
+
+test("INTx: the status bit follows the interrupt, the disable bit is seen and told of", (t) => {
+  let pending = false;
+  let changes = 0;
+  const hooks = { intxPending: () => pending, changed: () => changes++ };
+  const config = createConfigSpace({ ...identity, intx: true }, () => {}, hooks);
+  t.is(config.read(Header.STATUS, 2), 0x10);
+  pending = true;
+  t.is(config.read(Header.STATUS, 2), 0x18);
+  config.write(Header.STATUS, 2, 0xffff);
+  t.is(config.read(Header.STATUS, 2), 0x18, "software cannot clear it");
+  t.false(config.intxDisabled);
+  config.write(Header.COMMAND, 2, 0x0400);
+  t.true(config.intxDisabled);
+  t.is(changes, 1);
+  t.is(config.read(Header.STATUS, 2), 0x18, "disabled, it is still pending");
+  const without = createConfigSpace(identity, () => {}, hooks);
+  t.is(without.read(Header.STATUS, 2), 0x10, "no pin, no status");
 });
 
 test("the command register holds its own bits alone; bus mastering is seen", (t) => {
@@ -105,6 +195,12 @@ test("identities that contradict themselves are refused", (t) => {
   refused({ bars: { 5: { size: 0x1000, is64Bit: true } } });
   refused({ bars: { 0: { size: 0x4000, is64Bit: true }, 1: { size: 0x1000 } } });
   refused({ bars: { 0: { size: 2 ** 32 } } });
+  refused({ bars: { 0: { size: 512, io: true } } });
+  refused({ bars: { 0: { size: 2, io: true } } });
+  refused({ bars: { 0: { size: 16, io: true, is64Bit: true } } });
+  refused({ bars: { 0: { size: 16, io: true, prefetchable: true } } });
+  refused({ bars: { 1: { size: 256, io: true } }, msix: { vectors: 1, bar: 1, offset: 0 } });
+  refused({ rom: new Uint8Array(2 ** 24 + 1) });
   refused({ msix: { vectors: 2049, bar: 0, offset: 0 } });
   refused({ msix: { vectors: 1, bar: 0, offset: 4 } });
   refused({ msix: { vectors: 1, bar: 2, offset: 0 } });

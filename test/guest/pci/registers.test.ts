@@ -1,5 +1,5 @@
 import test from "ava";
-import { RegisterFile } from "../../../guest/pci/registers.js";
+import { bytesAsRegisters, RegisterFile } from "../../../guest/pci/registers.js";
 
 const table = () => {
   const calls: unknown[][] = [];
@@ -74,6 +74,40 @@ test("a write's hook gets the whole register, before and after", (t) => {
     [0xa0b0c0d0, 0, 0xa0b0c0d0],
     [0xa0b055d0, 0xa0b0c0d0, 0x5500],
   ]);
+});
+
+test("a register may take another value than the one written, and its hook sees what it took", (t) => {
+  const seen: number[] = [];
+  const file = new RegisterFile(4, {
+    level: {
+      offset: 0,
+      size: 4,
+      writable: 0xf000000f,
+      accept: (value, previous) => ((value & 0xf) > 9 ? previous : value),
+      onWrite: (value) => seen.push(value),
+    },
+  });
+  file.write(0, 4, 0xf0000009);
+  file.write(0, 1, 0x0a);
+  t.is(file.read(0, 4), 0xf0000009);
+  t.deepEqual(seen, [0xf0000009, 0xf0000009]);
+});
+
+test("bytes as registers: a mask for each, and a hook that says which", (t) => {
+  const calls: number[][] = [];
+  const table = bytesAsRegisters(3, Uint8Array.of(1, 2, 0xf3), Uint8Array.of(0xff, 0x0f), (...call) =>
+    calls.push(call),
+  );
+  const file = new RegisterFile(8, table);
+  t.is(file.read(2, 4), 0xf3020100);
+  file.write(2, 4, 0xaabbccdd);
+  t.is(file.read(2, 4), 0xf30bcc00);
+  t.deepEqual(calls, [
+    [3, 0xcc],
+    [4, 0x0b],
+    [5, 0xf3],
+  ]);
+  t.deepEqual(Object.keys(table), ["0x3", "0x4", "0x5"]);
 });
 
 test("the device's own side knows no masks and no hooks", (t) => {
