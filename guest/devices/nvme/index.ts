@@ -63,6 +63,15 @@ export function createController(
   if (!Number.isInteger(queues) || queues < 1 || queues > MAX_QUEUES) {
     throw new UserError(`an NVMe controller has 1 to ${MAX_QUEUES} I/O queues here, not ${queues}`, 2);
   }
+  for (const [what, id] of [
+    ["vendor", vendorId],
+    ["device", deviceId],
+  ] as const) {
+    // A vendor ID of ffff is how a PCI bus says that there is no device.
+    if (!Number.isInteger(id) || id < 0 || id > 0xffff || (what === "vendor" && id === 0xffff)) {
+      throw new UserError(`a PCI ${what} ID has 16 bits, unlike ${id}`, 2);
+    }
+  }
   if (storage.size === 0 || storage.size % blockSize !== 0) {
     throw new UserError(
       `the disk's file ${file} has ${storage.size} bytes, which is no multiple of the block size, ${blockSize} bytes: resize it with truncate`,

@@ -178,6 +178,13 @@ export class Machine implements NvmeTransport {
     return this.interrupts.wait(vector);
   }
 
+  /** Submission queues that the controller shows to people. */
+  get queueCount(): number {
+    const state: unknown = this.device.inspect?.();
+    const queues: unknown = state instanceof Object && Reflect.get(state, "submissionQueues");
+    return Array.isArray(queues) ? queues.length : -1;
+  }
+
   async stop(): Promise<void> {
     await this.device.reset();
     await this.device.close();

@@ -1,0 +1,118 @@
+/** Making an NVMe device from a file: options and files that will not do, and those that will. */
+import { mkdtemp, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import test from "ava";
+import { DEVICES } from "../../../../guest/devices/index.js";
+import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
+import { UserError } from "../../../../shared/errors.js";
+import { NvmeDriver } from "../../../drivers/nvme.js";
+import { Machine } from "./machine.js";
+
+async function withFile<T>(size: number, run: (file: string) => Promise<T>): Promise<T> {
+  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
+  const file = join(directory, "disk.img");
+  await writeFile(file, "");
+  await truncate(file, size);
+  try {
+    return await run(file);
+  } finally {
+    await rm(directory, { recursive: true });
+  }
+}
+
+test("files that will not do", async (t) => {
+  const refuse = (file: string) => t.throwsAsync(createNvme({ file }), { instanceOf: UserError });
+  t.regex((await refuse("/nowhere/disk.img"))?.message ?? "", /\/nowhere\/disk\.img: there is no such file$/);
+  t.regex((await refuse(tmpdir()))?.message ?? "", /it is a directory$/);
+  t.regex((await refuse("/dev/null"))?.message ?? "", /neither a file nor a block device$/);
+  await withFile(0, async (file) => t.regex((await refuse(file))?.message ?? "", /has 0 bytes/));
+  await withFile(1000, async (file) => t.regex((await refuse(file))?.message ?? "", /has 1000 bytes.*multiple.*512/));
+});
+
+test("options that will not do", (t) =>
+  withFile(1024 * 1024, async (file) => {
+    for (const options of [
+      { blockSize: 1024 },
+      { blockSize: 0 },
+      { queues: 0 },
+      { queues: 65 },
+      { queues: 1.5 },
+      { serial: "" },
+      { serial: "x".repeat(21) },
+      { serial: "größer" },
+      { model: "y".repeat(41) },
+      { vendorId: 0x1_0000 },
+      { vendorId: 0xffff },
+      { deviceId: -1 },
+      { deviceId: Number.NaN },
+    ] satisfies Partial<NvmeOptions>[]) {
+      await t.throwsAsync(createNvme({ file, ...options }), { instanceOf: UserError }, JSON.stringify(options));
+    }
+  }));
+
+test("a multiple of 512 bytes is no multiple of 4096", (t) =>
+  withFile(4096 + 512, async (file) => {
+    await t.throwsAsync(createNvme({ file, blockSize: 4096 }), { instanceOf: UserError, message: /4096/ });
+    const device = await createNvme({ file });
+    await device.close();
+  }));
+
+test("the command line's options make a device", (t) =>
+  withFile(1024 * 1024, async (file) => {
+    const { nvme } = DEVICES;
+    const device = await nvme.create({
+      file,
+      serial: "CLI",
+      model: "Disk",
+      "block-size": "4096",
+      queues: "3",
+      "vendor-id": "0x1234",
+      "device-id": "7",
+    });
+    const machine = await Machine.start(device);
+    const driver = await NvmeDriver.open(machine, { queues: 8 });
+    t.is(driver.serial, "CLI");
+    t.is(driver.model, "Disk");
+    t.is(driver.blockSize, 4096);
+    t.is(driver.queues.length, 3);
+    t.is(device.identity.vendorId, 0x1234);
+    t.is(device.identity.deviceId, 7);
+    await driver.close();
+    await machine.stop();
+    await t.throwsAsync(nvme.create({}), { instanceOf: UserError });
+    await t.throwsAsync(nvme.create({ file, queues: "many" }), { instanceOf: UserError });
+    await t.throwsAsync(nvme.create({ file, "block-size": "" }), { instanceOf: UserError });
+  }));
+
+test("the serial number follows from the file's path", (t) =>
+  withFile(1024 * 1024, (one) =>
+    withFile(1024 * 1024, async (two) => {
+      const serialOf = async (file: string): Promise<string> => {
+        const machine = await Machine.start(await createNvme({ file }));
+        const driver = await NvmeDriver.open(machine);
+        await machine.stop();
+        return driver.serial;
+      };
+      const serial = await serialOf(one);
+      t.regex(serial, /^[0-9A-F]{16}$/);
+      t.is(await serialOf(one), serial);
+      t.not(await serialOf(two), serial);
+    }),
+  ));
+
+test("the file keeps its size and what was written", (t) =>
+  withFile(64 * 1024, async (file) => {
+    const source = Uint8Array.from({ length: 4096 }, (_, n) => n);
+    for (const expected of [new Uint8Array(4096), source]) {
+      const machine = await Machine.start(await createNvme({ file }));
+      const driver = await NvmeDriver.open(machine);
+      const target = new Uint8Array(4096);
+      await driver.read(120, target);
+      t.deepEqual(target, expected);
+      await driver.write(120, source);
+      await driver.close();
+      await machine.stop();
+    }
+    t.is((await stat(file)).size, 64 * 1024);
+  }));

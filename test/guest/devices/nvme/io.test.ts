@@ -1,0 +1,227 @@
+/** The NVM command set: what each command does to the disk, and the status of each mistake and failure. */
+import test from "ava";
+import type { CommandFields } from "../../../drivers/nvme.js";
+import { bringUp, scratch, settle } from "./setup.js";
+
+const FLUSH = 0x00;
+const WRITE = 0x01;
+const READ = 0x02;
+const COMPARE = 0x05;
+const WRITE_ZEROES = 0x08;
+const FUA = 1 << 30;
+const BLOCKS = 2048;
+
+/** A data command on `blocks` blocks from `block` on. */
+function data(opcode: number, prp1: number, block: number | bigint, blocks = 1, flags = 0): CommandFields {
+  const start = BigInt(block);
+  const dwords = [Number(start & 0xffff_ffffn), Number(start >> 32n), ((blocks - 1) | flags) >>> 0];
+  return { opcode, namespaceId: 1, prp1, prp2: prp1 + 4096, dwords };
+}
+
+test("LBA out of range, up to the last 64-bit number", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES]) {
+    t.is((await driver.io(data(opcode, address, BLOCKS - 1))).status, 0, "the last block");
+    for (const [block, blocks] of [
+      [BLOCKS, 1],
+      [BLOCKS - 1, 2],
+      [0xffff_ffff, 1],
+      [2 ** 32, 1],
+      [2 ** 53 - 1, 1],
+      [2 ** 53, 16],
+      [2n ** 64n - 1n, 1],
+      [2n ** 64n - 1n, 2],
+    ] as const) {
+      const completion = await driver.io(data(opcode, address, block, blocks));
+      t.like(completion, { status: 0x80, doNotRetry: true }, `opcode ${opcode}, ${blocks} from ${block}`);
+    }
+  }
+  t.is(storage.calls.length, 4, "nothing else reached the storage");
+});
+
+test("a command with more data than MDTS is refused", async (t) => {
+  const { machine, storage, driver } = await bringUp(t, { size: 4 * 1024 * 1024 });
+  const { address } = scratch(machine);
+  for (const opcode of [READ, WRITE, COMPARE]) {
+    t.like(await driver.io(data(opcode, address, 0, 2049)), { status: 0x02, doNotRetry: true });
+    t.like(await driver.io(data(opcode, address, 0, 65536)), { status: 0x02, doNotRetry: true });
+  }
+  t.deepEqual(storage.calls, []);
+});
+
+test("namespaces that are not there", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES]) {
+    for (const namespaceId of [0, 2, 0xffff_ffff]) {
+      t.like(await driver.io({ ...data(opcode, address, 0), namespaceId }), { status: 0x0b, doNotRetry: true });
+    }
+  }
+  for (const namespaceId of [0, 2, 0xffff_fffe]) {
+    t.is((await driver.io({ opcode: FLUSH, namespaceId })).status, 0x0b);
+  }
+  t.deepEqual(storage.calls, []);
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 0xffff_ffff })).status, 0);
+  t.deepEqual(storage.calls, ["sync"]);
+});
+
+test("every other opcode is Invalid Opcode; fused commands and SGLs are Invalid Field", async (t) => {
+  const { driver, storage } = await bringUp(t);
+  const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES];
+  for (let opcode = 0; opcode < 256; opcode++) {
+    if (known.includes(opcode)) continue;
+    t.like(await driver.io({ opcode, namespaceId: 1 }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);
+  }
+  for (const flags of [0x01, 0x02, 0x40, 0x80, 0xc0]) {
+    t.like(await driver.io({ opcode: READ, namespaceId: 1, flags }), { status: 0x02, doNotRetry: true });
+  }
+  t.deepEqual(storage.calls, []);
+});
+
+test("a flush is a sync of the storage, after the writes before it", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  await driver.io(data(WRITE, address, 0));
+  storage.hold();
+  let flushed = false;
+  const flush = driver.flush().then(() => {
+    flushed = true;
+  });
+  await storage.whenHeld(1);
+  t.deepEqual(storage.calls, ["write", "sync"]);
+  t.false(flushed);
+  storage.release();
+  await flush;
+});
+
+test("flushes that come during a sync share the next one", async (t) => {
+  const { storage, driver } = await bringUp(t);
+  storage.hold();
+  const flushes = [driver.flush()];
+  await storage.whenHeld(1);
+  for (let n = 0; n < 5; n++) flushes.push(driver.flush());
+  await settle();
+  t.is(storage.held, 1, "none of them is answered by the sync that began before");
+  storage.release();
+  await Promise.all(flushes);
+  t.deepEqual(storage.calls, ["sync", "sync"]);
+});
+
+test("Force Unit Access and a disabled write cache sync each write", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  await driver.check(data(WRITE, address, 0));
+  t.deepEqual(storage.calls.splice(0), ["write"]);
+  await driver.check(data(WRITE, address, 0, 1, FUA));
+  t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
+  await driver.check(data(WRITE_ZEROES, 0, 0, 1, FUA));
+  t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
+  await driver.checkAdmin({ opcode: 0x09, dwords: [0x06, 0] });
+  t.deepEqual(storage.calls.splice(0), ["sync"], "what is in the cache is written out as it is switched off");
+  await driver.check(data(WRITE, address, 0));
+  t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
+  await driver.check(data(READ, address, 0, 1, FUA));
+  t.deepEqual(storage.calls.splice(0), ["read"]);
+});
+
+for (const windowed of [true, false]) {
+  test(`failures of the storage are statuses, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+    const { machine, storage, driver } = await bringUp(t);
+    if (!windowed) machine.leaveWindow();
+    const { address } = scratch(machine);
+    for (const [operation, code, opcode, status, doNotRetry] of [
+      ["read", "EIO", READ, 0x281, false],
+      ["read", "ENOMEM", READ, 0x06, false],
+      ["read", "EIO", COMPARE, 0x281, false],
+      ["write", "EIO", WRITE, 0x280, false],
+      ["write", "ENOSPC", WRITE, 0x81, true],
+      ["write", "EDQUOT", WRITE, 0x81, true],
+      ["write", "EFBIG", WRITE, 0x81, true],
+      ["write", "EBADF", WRITE, 0x06, false],
+      ["write", "EIO", WRITE_ZEROES, 0x280, false],
+      ["write", "ENOSPC", WRITE_ZEROES, 0x81, true],
+    ] as const) {
+      storage.errors[operation] = code;
+      const completion = await driver.io(data(opcode, address, 0));
+      t.like(completion, { status, doNotRetry }, `${code} of ${operation}`);
+      delete storage.errors[operation];
+      t.is((await driver.io(data(opcode, address, 0))).status, 0, "and the next command works");
+    }
+  });
+
+  test(`a file that was cut short, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+    const { machine, storage, driver } = await bringUp(t);
+    if (!windowed) machine.leaveWindow();
+    storage.limit = 0;
+    const { address } = scratch(machine);
+    t.is((await driver.io(data(READ, address, 0))).status, 0x281);
+    t.is((await driver.io(data(WRITE, address, 0))).status, 0x280);
+    t.is((await driver.io(data(WRITE_ZEROES, address, 0))).status, 0x280);
+  });
+
+  test(`calls that move less than asked for go on, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+    const { machine, storage, driver } = await bringUp(t);
+    if (!windowed) machine.leaveWindow();
+    storage.limit = 700;
+    const source = Uint8Array.from({ length: 20 * 512 }, (_, n) => n * 7);
+    await driver.write(3, source);
+    t.is(Buffer.compare(storage.bytes.subarray(3 * 512, 23 * 512), source), 0);
+    const target = new Uint8Array(source.length);
+    await driver.read(3, target);
+    t.is(Buffer.compare(target, source), 0);
+    await driver.check(data(WRITE_ZEROES, 0, 4, 10));
+    t.true(storage.bytes.subarray(4 * 512, 14 * 512).every((byte) => byte === 0));
+    t.is(storage.bytes[14 * 512 + 1], source[11 * 512 + 1]);
+  });
+
+  test(`Compare, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+    const { machine, storage, driver } = await bringUp(t);
+    if (!windowed) machine.leaveWindow();
+    const { address, offset } = scratch(machine);
+    storage.bytes.fill(5);
+    machine.memory.bytes.fill(5, offset, offset + 8192);
+    t.is((await driver.io(data(COMPARE, address, 0, 16))).status, 0);
+    machine.memory.bytes[offset + 8191] = 6;
+    t.like(await driver.io(data(COMPARE, address, 0, 16)), { status: 0x285, doNotRetry: true });
+    t.is((await driver.io(data(COMPARE, address, 0, 15))).status, 0);
+    t.true(storage.bytes.every((byte) => byte === 5));
+  });
+}
+
+test("after a failed sync the disk is not trusted again", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  // The driver wants to know of it.
+  await driver.checkAdmin({ opcode: 0x09, dwords: [0x0b, 0x04] });
+  const event = driver.admin({ opcode: 0x0c });
+  storage.errors.sync = "EIO";
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x280);
+  t.like(await event, { status: 0, result: 0x0002_0001 });
+  delete storage.errors.sync;
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x280, "Linux reports it once, we do always");
+  t.is((await driver.io(data(WRITE, address, 0, 1, FUA))).status, 0x280);
+  const smart = await driver.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512);
+  t.is(smart[0], 4);
+});
+
+test("Write Zeroes of the largest length", async (t) => {
+  const size = 40 * 1024 * 1024;
+  const { storage, driver } = await bringUp(t, { size });
+  storage.bytes.fill(9);
+  await driver.check(data(WRITE_ZEROES, 0, 1, 65536));
+  const end = 65537 * 512;
+  t.is(storage.bytes[511], 9);
+  t.true(storage.bytes.subarray(512, end).every((byte) => byte === 0));
+  t.is(storage.bytes[end], 9);
+});
+
+test("data counts as DMA", async (t) => {
+  const { machine, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  const { dma } = machine;
+  const [read, written] = [dma.bytesRead, dma.bytesWritten];
+  await driver.check(data(WRITE, address, 0, 8));
+  t.is(dma.bytesRead - read, 64 + 4096);
+  t.is(dma.bytesWritten - written, 16);
+});

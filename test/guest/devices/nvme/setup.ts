@@ -1,0 +1,48 @@
+/** A machine with a controller over a storage in memory, and the driver on it. */
+import type { ExecutionContext } from "ava";
+import { createController, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
+import { NvmeDriver, type NvmeDriverOptions } from "../../../drivers/nvme.js";
+import { Machine, MEMORY_ADDRESS } from "./machine.js";
+import { FakeStorage } from "./storage.js";
+
+export interface Setup {
+  readonly machine: Machine;
+  readonly storage: FakeStorage;
+}
+
+export interface SetupOptions extends Partial<NvmeOptions> {
+  /** Bytes of the disk. */
+  readonly size?: number;
+}
+
+/** A controller as after power-on. It is stopped when the test ends. */
+export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): Promise<Setup> {
+  const storage = new FakeStorage(options.size ?? 1024 * 1024);
+  const machine = await Machine.start(createController(storage, { file: "disk.img", serial: "S1", ...options }));
+  t.teardown(async () => {
+    storage.release();
+    await machine.stop();
+  });
+  return { machine, storage };
+}
+
+/** The same with the driver up. */
+export async function bringUp(
+  t: ExecutionContext,
+  options: SetupOptions & NvmeDriverOptions & { readonly controllerQueues?: number } = {},
+): Promise<Setup & { readonly driver: NvmeDriver }> {
+  const { queues, controllerQueues, ...rest } = options;
+  const setup = await powerOn(t, controllerQueues === undefined ? rest : { ...rest, queues: controllerQueues });
+  return { ...setup, driver: await NvmeDriver.open(setup.machine, { queues: queues ?? 1, ...rest }) };
+}
+
+/** A place in the upper half of the memory, which the driver's queues do not reach; use it without the driver's read and write. */
+export function scratch(machine: Machine, page = 0): { readonly address: number; readonly offset: number } {
+  const offset = machine.memory.bytes.length / 2 + page * 4096;
+  return { address: MEMORY_ADDRESS + offset, offset };
+}
+
+/** Lets everything happen that is about to, without time passing: a few turns of the event loop. */
+export async function settle(): Promise<void> {
+  for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve));
+}
