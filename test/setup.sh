@@ -35,12 +35,12 @@ if [[ ! -f native/build/Makefile || native/binding.gyp -nt native/build/Makefile
   say "configuring the addon"
   node_modules/.bin/node-gyp configure -C native "${gyp_options[@]}" --loglevel=error >&2
 fi
-mkdir -p build/native
-addon=native/build/Release/addon.node
-if ! make -q -C native/build BUILDTYPE=Release >/dev/null 2>&1 || [[ ! -f build/native/addon.node ]]; then
+addon=build/native/addon.node
+if [[ ! -f $addon || $(find native -maxdepth 1 -name '*.*' -newer $addon ! -name '*.ts' ! -name '*.json' -type f) ]]; then
   say "compiling the addon"
-  node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >&2
-  cp "$addon" build/native/addon.node
+  node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >/dev/null
+  mkdir -p build/native
+  cp native/build/Release/addon.node $addon
 fi
 
 say "compiling TypeScript"
