@@ -14,19 +14,13 @@ import {
   DmaMapFlags,
   DmaUnmap,
   DmaUnmapFlags,
-  Header,
   HeaderFlags,
   IrqInfo,
   IrqSet,
   IrqSetFlags,
   MigData,
   RegionAccess,
-  RegionCap,
-  RegionCapHeader,
   RegionInfo,
-  RegionInfoFlags,
-  SparseMmap,
-  SparseMmapArea,
   VERSION_MINOR,
   WRITE_MULTI_MAX_DATA,
   WriteMulti,
@@ -34,7 +28,9 @@ import {
 } from "../spec/vfio-user.js";
 import { ClientDma } from "./client-dma.js";
 import type { DmaLayout } from "./client-memory.js";
-import { Connection, type Frame, putHeader } from "./connection.js";
+import { Connection } from "./connection.js";
+import { parseRegionInfo, type RegionDescription } from "./region-description.js";
+import { type Reply, type RequestOptions, Requests } from "./requests.js";
 import { closeAll, systemCalls } from "./syscalls.js";
 import {
   type Capabilities,
@@ -44,6 +40,9 @@ import {
   type VersionMessage,
 } from "./version.js";
 
+export type { RegionDescription } from "./region-description.js";
+export type { Reply, RequestOptions } from "./requests.js";
+
 export interface ClientOptions {
   readonly minor?: number;
   readonly capabilities?: Partial<Capabilities>;
@@ -51,33 +50,6 @@ export interface ClientOptions {
   readonly timeoutMs?: number;
   /** How DMA messages are understood: as the specification has it, or as stock QEMU does. */
   readonly dmaLayout?: DmaLayout;
-}
-
-export interface RequestOptions {
-  /** Sent along; they stay the caller's. */
-  readonly fds?: readonly number[];
-  /** HeaderFlags; with NO_REPLY the promise resolves as soon as the request is sent. */
-  readonly flags?: number;
-  /** How many fds a reply may carry; more are an error. */
-  readonly maxFds?: number;
-}
-
-export interface Reply {
-  readonly body: Uint8Array;
-  readonly data: DataView;
-  /** The caller's from now on. */
-  readonly fds: number[];
-}
-
-export interface RegionDescription {
-  readonly index: number;
-  readonly flags: number;
-  readonly size: number;
-  /** For mmap of `fd`. */
-  readonly offset: number;
-  readonly areas: readonly { readonly offset: number; readonly size: number }[];
-  /** The file to map, the caller's from now on; -1 when there is none. */
-  readonly fd: number;
 }
 
 /** What SET_IRQS is to do; the data follows from which of `bools` and `eventfds` is there. */
@@ -97,17 +69,7 @@ export interface RegionWriteEntry {
   readonly bytes: Uint8Array;
 }
 
-interface Request {
-  readonly command: number;
-  readonly maxFds: number;
-  readonly deadline: number;
-  readonly resolve: (reply: Reply) => void;
-  readonly reject: (error: Error) => void;
-}
-
-const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayBuffer(0)), fds: [] };
 const NO_BODY = new Uint8Array(0);
-const MAX_IDS = 0x10000;
 const DEFAULT_TIMEOUT_MS = 5000;
 const MAX_ARGSZ = 64 * 1024;
 const ACTIONS = {
@@ -123,25 +85,22 @@ export class Client {
   version: VersionMessage = { major: 0, minor: 0, capabilities: DEFAULT_CAPABILITIES };
   private readonly connection: Connection;
   private readonly dma: ClientDma;
-  private readonly requests = new Map<number, Request>();
-  private readonly timeoutMs: number;
-  private clock: NodeJS.Timeout | undefined;
-  private out = new Uint8Array(4096);
-  private outData = new DataView(this.out.buffer);
-  private nextId = 1;
-  private gone: PeerGone | undefined;
+  private readonly requests: Requests;
   private end!: (reason: PeerGone) => void;
 
   private constructor(fd: number, options: ClientOptions) {
     this.closed = new Promise((resolve) => {
       this.end = resolve;
     });
-    this.timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
     this.connection = new Connection(fd, {
       command: (frame) => this.dma.command(frame),
-      reply: (frame) => this.handleReply(frame),
-      gone: (reason) => this.handleGone(reason),
+      reply: (frame) => this.requests.handleReply(frame),
+      gone: (reason) => {
+        this.requests.close(reason);
+        this.end(reason);
+      },
     });
+    this.requests = new Requests(this.connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
     this.dma = new ClientDma(this.connection, options.dmaLayout ?? "specification");
   }
 
@@ -177,25 +136,7 @@ export class Client {
 
   /** Sends any command with any body: the ground for all others. */
   request(command: number, body: Uint8Array = NO_BODY, options: RequestOptions = {}): Promise<Reply> {
-    return new Promise((resolve, reject) => {
-      if (this.gone !== undefined) return reject(this.gone);
-      const flags = options.flags ?? 0;
-      const id = this.takeId();
-      if (!(flags & HeaderFlags.NO_REPLY)) {
-        const deadline = this.timeoutMs > 0 ? performance.now() + this.timeoutMs : Number.POSITIVE_INFINITY;
-        this.requests.set(id, { command, maxFds: options.maxFds ?? 0, deadline, resolve, reject });
-        if (this.timeoutMs > 0) this.clock ??= setInterval(() => this.expire(), Math.max(10, this.timeoutMs / 8));
-      }
-      const size = Header.size + body.length;
-      if (this.out.length < size) {
-        this.out = new Uint8Array(size);
-        this.outData = new DataView(this.out.buffer);
-      }
-      putHeader(this.outData, 0, id, command, size, flags);
-      this.out.set(body, Header.size);
-      this.connection.send(this.out, 0, size, options.fds);
-      if (flags & HeaderFlags.NO_REPLY) resolve(NO_REPLY);
-    });
+    return this.requests.send(command, body, options);
   }
 
   /** Lets the server read and write `bytes` by DMA_READ and DMA_WRITE at `address`. Returns how to take it back. */
@@ -248,7 +189,7 @@ export class Client {
         continue;
       }
       try {
-        return this.parseRegionInfo(index, reply);
+        return parseRegionInfo(index, reply);
       } finally {
         closeAll(systemCalls, reply.fds);
       }
@@ -371,90 +312,7 @@ export class Client {
     if (echo.region !== region || echo.offset !== offset || echo.count !== count) this.bad(command, "another access");
   }
 
-  private parseRegionInfo(index: number, reply: Reply): RegionDescription {
-    const { body, data, fds } = reply;
-    const bad = (what: string) => this.bad(Command.DEVICE_GET_REGION_INFO, what);
-    if (body.length < RegionInfo.size) return bad(`${body.length} bytes`);
-    const info = RegionInfo.view(data);
-    if (info.index !== index) return bad(`region ${info.index}`);
-    const areas: { offset: number; size: number }[] = [];
-    // Each capability is behind the one before, so that the list ends.
-    let at = info.flags & RegionInfoFlags.CAPS ? info.capOffset : 0;
-    for (let from: number = RegionInfo.size; at !== 0; ) {
-      if (at < from || at + RegionCapHeader.size > body.length) return bad(`a capability at ${at}`);
-      const cap = RegionCapHeader.view(data, at);
-      from = at + RegionCapHeader.size;
-      if (cap.id === RegionCap.SPARSE_MMAP) {
-        if (from + SparseMmap.size > body.length) return bad("a cut capability");
-        const count = SparseMmap.view(data, from).areas;
-        from += SparseMmap.size;
-        if (from + count * SparseMmapArea.size > body.length) return bad(`${count} areas`);
-        for (let area = 0; area < count; area++, from += SparseMmapArea.size) {
-          const { offset, size } = SparseMmapArea.view(data, from);
-          if (!(offset + size <= info.size)) return bad(`an area of ${size} at ${offset}`);
-          areas.push({ offset, size });
-        }
-      }
-      at = cap.next;
-    }
-    const fd = fds.length > 0 ? fds[0] : -1;
-    if (fds.length > 0) fds[0] = -1;
-    return { index, flags: info.flags, size: info.size, offset: info.offset, areas, fd };
-  }
-
   private bad(command: number, what: string): never {
     throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
-  }
-
-  private takeId(): number {
-    if (this.requests.size >= MAX_IDS) throw new ProtocolError("too many requests at once", Errno.EBUSY);
-    let id = this.nextId;
-    while (this.requests.has(id)) id = (id + 1) % MAX_IDS;
-    this.nextId = (id + 1) % MAX_IDS;
-    return id;
-  }
-
-  private handleReply(frame: Frame): void {
-    const request = this.requests.get(frame.id);
-    if (request === undefined) return;
-    this.requests.delete(frame.id);
-    const { command } = frame;
-    if (frame.flags & HeaderFlags.ERROR) {
-      const errno = frame.errno || Errno.EIO;
-      request.reject(
-        new ProtocolError(`the server refused command ${request.command}: errno ${errno}`, errno, command),
-      );
-    } else if (command !== request.command || frame.fds.length > request.maxFds) {
-      const what = `the server's reply to command ${request.command}: command ${command}, ${frame.fds.length} fds`;
-      request.reject(new ProtocolError(what, Errno.EPROTO, request.command));
-    } else {
-      const body = frame.bytes.slice(frame.offset, frame.offset + frame.length);
-      const fds = frame.fds.slice();
-      frame.fds.fill(-1);
-      request.resolve({ body, data: new DataView(body.buffer), fds });
-    }
-  }
-
-  private expire(): void {
-    if (this.requests.size === 0) {
-      clearInterval(this.clock);
-      this.clock = undefined;
-      return;
-    }
-    const now = performance.now();
-    for (const [id, request] of this.requests) {
-      if (now < request.deadline) continue;
-      this.requests.delete(id);
-      const what = `the server does not answer command ${request.command}`;
-      request.reject(new ProtocolError(what, Errno.ETIMEDOUT, request.command));
-    }
-  }
-
-  private handleGone(reason: PeerGone): void {
-    this.gone = reason;
-    clearInterval(this.clock);
-    for (const request of this.requests.values()) request.reject(reason);
-    this.requests.clear();
-    this.end(reason);
   }
 }
