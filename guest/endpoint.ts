@@ -67,18 +67,24 @@ export class DeviceEndpoint implements Endpoint {
   constructor(device: Device, link: Link, log: Log) {
     this.#device = device;
     this.#log = log;
-    this.#config = createConfigSpace(device.identity, () => {
+    const requestReset = () => {
       this.#resetRequested = true;
+    };
+    this.#config = createConfigSpace(device.identity, requestReset, {
+      intxPending: () => this.interrupts.intxPending,
+      msiPending: () => this.interrupts.msiPending(),
+      changed: () => this.interrupts.gateChanged(),
     });
     const layout = msixLayout(device.identity);
     const irqCounts = Array.from({ length: NUM_PCI_IRQS }, () => 0);
-    irqCounts[Irq.INTX] = 1;
-    irqCounts[Irq.MSIX] = layout?.vectors ?? 0;
+    irqCounts[Irq.INTX] = this.#config.intxPins;
+    irqCounts[Irq.MSI] = this.#config.msiVectors;
+    irqCounts[Irq.MSIX] = this.#config.msixVectors;
     const regionSizes = Array.from({ length: NUM_PCI_REGIONS }, (_, index) => this.#config.barSizes[index] ?? 0);
+    regionSizes[Region.ROM] = this.#config.rom.length;
     regionSizes[Region.CONFIG] = this.#config.size;
-    const postedRegions = this.#config.barSizes.reduce((bits, size, bar) => (size > 0 ? bits | (1 << bar) : bits), 0);
-    this.summary = { regionSizes, postedRegions, irqCounts };
-    this.interrupts = new InterruptController(irqCounts, link);
+    this.summary = { regionSizes, postedRegions: this.#config.memoryBars, irqCounts };
+    this.interrupts = new InterruptController(irqCounts, link, this.#config);
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
     this.#regions = new Regions(device, this.#config, this.#msix);
     this.dma = new WindowDma(link, () => this.#config.busMaster);
@@ -191,7 +197,8 @@ export class DeviceEndpoint implements Endpoint {
     const reply = this.#regionInfo.at(command.replyData, command.replyOffset);
     const size = this.summary.regionSizes[index];
     reply.argsz = RegionInfo.size;
-    reply.flags = size > 0 ? RegionInfoFlags.READ | RegionInfoFlags.WRITE : 0;
+    const writable = index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
+    reply.flags = size > 0 ? RegionInfoFlags.READ | writable : 0;
     reply.index = index;
     reply.capOffset = 0;
     reply.size = size;

@@ -1,7 +1,8 @@
 /**
  * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state is
- * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. Left out: eventfds that mask or
- * unmask an interrupt (a hypervisor's short cut, which it does without when refused), and MSI.
+ * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables or masks
+ * counts as well: a hypervisor that injects eventfds by itself looks at neither. Left out: eventfds that mask or unmask an
+ * interrupt (a hypervisor's short cut, which it does without when refused).
  */
 import { Errno, ProtocolError } from "../shared/errors.js";
 import { Irq, IrqSetFlags } from "../shared/spec/vfio-user.js";
@@ -13,30 +14,62 @@ const BOUND = 1;
 const MASKED = 2;
 const PENDING = 4;
 
+/** What the driver VM says in config space. */
+export interface InterruptGate {
+  readonly intxDisabled: boolean;
+  msiMasked(vector: number): boolean;
+}
+
 export class InterruptController implements Interrupts {
   count = 0;
   /** By index, a byte of state for each vector. */
   readonly #states: readonly Uint8Array[];
   #intxEnabled = false;
+  /** INTx is a level: up from a trigger until the client has handled it and unmasks. */
+  #intxAsserted = false;
+  /** MSI vectors that the client set up: as many as the driver VM lets the function use; 0 when MSI is off. */
+  #msiVectors = 0;
   #msixEnabled = false;
 
   constructor(
     irqCounts: readonly number[],
     readonly link: Pick<Link, "trigger" | "doorbellsRung">,
+    readonly gate: InterruptGate,
   ) {
     this.#states = irqCounts.map((count) => new Uint8Array(count));
   }
 
   trigger(vector: number): void {
-    const vectors = this.#states[Irq.MSIX].length;
-    if (!(vector >= 0 && vector < Math.max(vectors, 1))) throw new RangeError(`there is no vector ${vector}`);
+    const vectors = Math.max(this.#states[Irq.MSIX].length, this.#states[Irq.MSI].length, 1);
+    if (!(vector >= 0 && vector < vectors)) throw new RangeError(`there is no vector ${vector}`);
     if (this.#msixEnabled) this.#signal(Irq.MSIX, vector);
+    // PCI 3.0, 6.8.3.4: a function that got fewer messages than it wanted shares them out.
+    else if (this.#msiVectors > 0) this.#signal(Irq.MSI, vector % this.#msiVectors);
     else if (this.#intxEnabled) this.#signal(Irq.INTX, 0);
   }
 
   /** Whether an interrupt waits for its MSI-X vector to be bound or unmasked. */
   pending(vector: number): boolean {
     return (this.#states[Irq.MSIX][vector] & PENDING) !== 0;
+  }
+
+  /** Whether INTA# is asserted, disabled or not. */
+  get intxPending(): boolean {
+    return this.#intxAsserted;
+  }
+
+  /** MSI vectors that wait, a bit each. */
+  msiPending(): number {
+    return (
+      this.#states[Irq.MSI].reduce((bits, state, n) => ((state & PENDING) !== 0 ? bits | (1 << n) : bits), 0) >>> 0
+    );
+  }
+
+  /** The gate may have opened: what waited for that goes out. */
+  gateChanged(): void {
+    for (const index of [Irq.INTX, Irq.MSI]) {
+      for (let vector = 0; vector < this.#states[index].length; vector++) this.#deliver(index, vector);
+    }
   }
 
   /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
@@ -72,18 +105,21 @@ export class InterruptController implements Interrupts {
     for (const states of this.#states) {
       for (let vector = 0; vector < states.length; vector++) states[vector] &= ~PENDING;
     }
+    this.#intxAsserted = false;
   }
 
   inspect(): unknown {
     const bound = this.#states.map((states) => states.reduce((sum, state) => sum + (state & BOUND), 0));
-    return { intx: this.#intxEnabled, msix: this.#msixEnabled, bound, count: this.count };
+    const { count } = this;
+    return { intx: this.#intxEnabled, msi: this.#msiVectors, msix: this.#msixEnabled, bound, count };
   }
 
   /** A vector that is not bound yet keeps its interrupt, as masked MSI-X vectors do: QEMU binds each at its first unmask. */
   #signal(index: number, vector: number): void {
     const states = this.#states[index];
     const state = states[vector];
-    if ((state & (BOUND | MASKED)) !== BOUND) {
+    if (index === Irq.INTX) this.#intxAsserted = true;
+    if ((state & (BOUND | MASKED)) !== BOUND || this.#gated(index, vector)) {
       states[vector] = state | PENDING;
       return;
     }
@@ -91,6 +127,11 @@ export class InterruptController implements Interrupts {
     states[vector] = index === Irq.INTX ? BOUND | MASKED : BOUND;
     this.count++;
     this.link.trigger(index, vector);
+  }
+
+  #gated(index: number, vector: number): boolean {
+    if (index === Irq.INTX) return this.gate.intxDisabled;
+    return index === Irq.MSI && this.gate.msiMasked(vector);
   }
 
   #bind(index: number, vector: number, bound: boolean): void {
@@ -102,6 +143,7 @@ export class InterruptController implements Interrupts {
 
   #unmask(index: number, vector: number): void {
     this.#states[index][vector] &= ~MASKED;
+    if (index === Irq.INTX) this.#intxAsserted = false;
     this.#deliver(index, vector);
   }
 
@@ -112,14 +154,15 @@ export class InterruptController implements Interrupts {
   #enable(change: IrqChange): void {
     // MSI-X is enabled by naming vectors, with or without an eventfd; INTx only by an eventfd.
     if (change.index === Irq.MSIX) this.#msixEnabled = true;
-    if (change.index === Irq.INTX && (change.flags & IrqSetFlags.DATA_EVENTFD) !== 0) {
-      this.#intxEnabled = change.bound?.[0] === true;
-    }
+    if ((change.flags & IrqSetFlags.DATA_EVENTFD) === 0) return;
+    if (change.index === Irq.INTX) this.#intxEnabled = change.bound?.[0] === true;
+    if (change.index === Irq.MSI) this.#msiVectors = Math.max(this.#msiVectors, change.start + change.count);
   }
 
   #disable(index: number): void {
     this.#states[index].fill(0);
     if (index === Irq.MSIX) this.#msixEnabled = false;
-    if (index === Irq.INTX) this.#intxEnabled = false;
+    if (index === Irq.MSI) this.#msiVectors = 0;
+    if (index === Irq.INTX) this.#intxEnabled = this.#intxAsserted = false;
   }
 }

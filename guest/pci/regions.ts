@@ -1,6 +1,7 @@
 /**
  * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX): accesses of any size and alignment become
- * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the MSI-X table, or to the device.
+ * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM, to the MSI-X
+ * table, or to the device. A ROM ignores writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
 import type { Device } from "../device.js";
@@ -42,15 +43,23 @@ export class Regions {
 
   #readPiece(region: number, offset: number, size: number): number {
     if (region === Region.CONFIG) return this.config.read(offset, size);
+    if (region === Region.ROM) return readBytes(this.config.rom, offset, size);
     if (this.msix?.covers(region, offset)) return this.msix.read(offset, size);
     return this.device.readBar(region, offset, size);
   }
 
   #writePiece(region: number, offset: number, size: number, value: number): void {
     if (region === Region.CONFIG) this.config.write(offset, size, value);
+    else if (region === Region.ROM) return;
     else if (this.msix?.covers(region, offset)) this.msix.write(offset, size, value);
     else this.device.writeBar(region, offset, size, value);
   }
+}
+
+function readBytes(bytes: Uint8Array, offset: number, size: number): number {
+  let value = 0;
+  for (let at = offset + size - 1; at >= offset; at--) value = value * 256 + bytes[at];
+  return value;
 }
 
 function pieceSize(offset: number, left: number): 1 | 2 | 4 {

@@ -17,6 +17,7 @@ export class CopyDevice implements Device {
     classCode: 0xff0000,
     bars: { 0: { size: BAR_SIZE, is64Bit: true } },
     msix: { vectors: 4, bar: 2, offset: 0 },
+    intx: true,
   } as const;
   readonly accesses: string[] = [];
   readonly events: string[] = [];

@@ -6,10 +6,9 @@ const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_MASK, ACTION_UNMASK, ACTION_T
 
 function controller() {
   const rung: string[] = [];
-  const interrupts = new InterruptController([1, 0, 4, 0, 0], {
-    doorbellsRung: 0,
-    trigger: (index, vector) => void rung.push(`${index}:${vector}`),
-  });
+  const gate = { intxDisabled: false, masks: 0, msiMasked: (vector: number) => ((gate.masks >>> vector) & 1) === 1 };
+  const link = { doorbellsRung: 0, trigger: (index: number, vector: number) => void rung.push(`${index}:${vector}`) };
+  const interrupts = new InterruptController([1, 8, 4, 0, 0], link, gate);
   const bind = (index: number, start: number, ...bound: boolean[]) =>
     interrupts.change({ flags: DATA_EVENTFD | ACTION_TRIGGER, index, start, count: bound.length, bound });
   const act = (index: number, action: number, start: number, count: number, bools?: Uint8Array) =>
@@ -20,7 +19,7 @@ function controller() {
       count,
       ...(bools ? { bools } : {}),
     });
-  return { interrupts, rung, bind, act };
+  return { interrupts, gate, rung, bind, act };
 }
 
 test("nothing set up: an interrupt goes nowhere; then MSI-X goes before INTx", (t) => {
@@ -88,6 +87,61 @@ test("what VFIO does not have is refused, and a vector that is not there is the 
   const { interrupts } = controller();
   const unmaskByEventfd = { flags: DATA_EVENTFD | ACTION_UNMASK, index: Irq.INTX, start: 0, count: 1, bound: [true] };
   t.throws(() => interrupts.change(unmaskByEventfd), { name: "ProtocolError" });
-  t.throws(() => interrupts.trigger(4), { instanceOf: RangeError });
+  t.throws(() => interrupts.trigger(8), { instanceOf: RangeError });
   t.throws(() => interrupts.trigger(-1), { instanceOf: RangeError });
+});
+
+test("MSI goes before INTx, and vectors that the client did not set up are shared", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  bind(Irq.INTX, 0, true);
+  bind(Irq.MSI, 0, true, true);
+  for (const vector of [0, 1, 2, 7]) interrupts.trigger(vector);
+  t.deepEqual(rung.splice(0), ["1:0", "1:1", "1:0", "1:1"]);
+  bind(Irq.MSIX, 0, true);
+  interrupts.trigger(0);
+  act(Irq.MSIX, ACTION_TRIGGER, 0, 0);
+  act(Irq.MSI, ACTION_TRIGGER, 0, 0);
+  interrupts.trigger(5);
+  t.deepEqual(rung, ["2:0", "0:0"]);
+});
+
+test("MSI: a vector masked in config space waits and is pending, and comes once when it is not", (t) => {
+  const { interrupts, gate, rung, bind } = controller();
+  bind(Irq.MSI, 0, true, true, true, true);
+  gate.masks = 0b1010;
+  for (const vector of [0, 1, 1, 3]) interrupts.trigger(vector);
+  t.deepEqual(rung, ["1:0"]);
+  t.is(interrupts.msiPending(), 0b1010);
+  gate.masks = 0b1000;
+  interrupts.gateChanged();
+  interrupts.gateChanged();
+  t.deepEqual(rung, ["1:0", "1:1"]);
+  t.is(interrupts.msiPending(), 0b1000);
+  interrupts.forgetPending();
+  gate.masks = 0;
+  interrupts.gateChanged();
+  t.is(rung.length, 2);
+});
+
+test("INTx disabled in config space: asserted all the same, and signalled when it is enabled", (t) => {
+  const { interrupts, gate, rung, bind, act } = controller();
+  bind(Irq.INTX, 0, true);
+  t.false(interrupts.intxPending);
+  gate.intxDisabled = true;
+  interrupts.trigger(0);
+  t.deepEqual(rung, []);
+  t.true(interrupts.intxPending);
+  gate.intxDisabled = false;
+  interrupts.gateChanged();
+  t.deepEqual(rung, ["0:0"]);
+  t.true(interrupts.intxPending, "until the client has handled it");
+  interrupts.trigger(0);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  t.deepEqual(rung, ["0:0", "0:0"]);
+  t.true(interrupts.intxPending, "it came again meanwhile");
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  t.false(interrupts.intxPending);
+  interrupts.trigger(0);
+  interrupts.reset();
+  t.false(interrupts.intxPending);
 });
