@@ -1,0 +1,139 @@
+/**
+ * A whole driver VM's view of a device for tests: a vfio-user client, memory, eventfds; and between them and the device
+ * either link, whose difference a device is not to see.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ExecutionContext } from "ava";
+import { DeviceEndpoint } from "../../../guest/endpoint.js";
+import type { Link } from "../../../guest/link/link.js";
+import { LocalLink } from "../../../guest/link/local.js";
+import { createVirtioLink } from "../../../guest/link/virtio.js";
+import {
+  addSeals,
+  close,
+  createMemory,
+  eventfd,
+  eventfdRead,
+  F_SEAL_SHRINK,
+  mapFile,
+  POLL_READABLE,
+  Poll,
+  PROT_READ,
+  PROT_WRITE,
+} from "../../../native/index.js";
+import { quietLog } from "../../../shared/log.js";
+import { CommandBits, Header } from "../../../shared/spec/pci.js";
+import { Irq, Region } from "../../../shared/spec/vfio-user.js";
+import { Client } from "../../../shared/vfio-user/client.js";
+import { Commands, CopyDevice, Registers } from "../../fakes/copy-device.js";
+import { FrontEnd } from "../../fakes/front-end.js";
+import { BridgeProcess } from "../../fakes/front-end-bridge.js";
+
+export type Kind = "local" | "virtio";
+
+/** Memory as a VMM has it: a sealed memfd. */
+export function memory(t: ExecutionContext, size: number) {
+  const fd = createMemory("test", size, false);
+  addSeals(fd, F_SEAL_SHRINK);
+  t.teardown(() => close(fd));
+  return { fd, bytes: new Uint8Array(mapFile(fd, 0, size, PROT_READ | PROT_WRITE)) };
+}
+
+/** An eventfd and a promise of its next signal. */
+function doorbell(t: ExecutionContext) {
+  const fd = eventfd(0);
+  let ring = () => {};
+  const poll = new Poll(fd, () => {
+    if (eventfdRead(fd) > 0) ring();
+  });
+  poll.start(POLL_READABLE);
+  t.teardown(() => {
+    poll.close();
+    close(fd);
+  });
+  return {
+    fd,
+    next: () =>
+      new Promise<void>((resolve) => {
+        ring = resolve;
+      }),
+  };
+}
+
+interface Transport {
+  readonly link: Link;
+  /** Where the client connects. */
+  readonly socket: string;
+  /** Ends all of it. Resolves with what stock QEMU would have died of, or complained of. */
+  close(): Promise<string[]>;
+}
+
+function localTransport(): Transport {
+  const directory = mkdtempSync(join(tmpdir(), "vvu-"));
+  const socket = join(directory, "device.sock");
+  const link = new LocalLink({ socket, log: quietLog });
+  return {
+    link,
+    socket,
+    close: async () => {
+      await link.close();
+      rmSync(directory, { recursive: true });
+      return [];
+    },
+  };
+}
+
+/** The real bridge, and a front-end in place of QEMU and of the device VM's kernel. */
+async function virtioTransport(): Promise<Transport> {
+  const bridge = await BridgeProcess.start();
+  const frontEnd = new FrontEnd(bridge.vhostUserSocketPath);
+  const link = await createVirtioLink(frontEnd, quietLog);
+  return {
+    link,
+    socket: bridge.socketPath,
+    close: async () => {
+      await link.close();
+      frontEnd.quit();
+      await bridge.stop();
+      return frontEnd.fatal === undefined ? frontEnd.complaints : [frontEnd.fatal];
+    },
+  };
+}
+
+export async function setUp(t: ExecutionContext, kind: Kind) {
+  const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport();
+  const device = new CopyDevice();
+  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  await endpoint.start();
+  await link.open(endpoint);
+  const client = await Client.connect(socket);
+  const end = async () => {
+    client.close();
+    const complaints = await closeLink();
+    await endpoint.close();
+    return complaints;
+  };
+  const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
+  const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
+  const write32 = (offset: number, value: number) => client.regionWrite(Region.BAR0, offset, u32(value));
+  const read32 = async (offset: number) => Buffer.from(await client.regionRead(Region.BAR0, offset, 4)).readUInt32LE();
+  const enable = () =>
+    client.regionWrite(Region.CONFIG, Header.COMMAND, Uint8Array.of(CommandBits.MEMORY | CommandBits.BUS_MASTER));
+  const doorbells = [doorbell(t), doorbell(t)];
+  const bind = () => client.setIrqs({ index: Irq.MSIX, eventfds: doorbells.map(({ fd }) => fd) });
+  /** Copies and resolves with the device's status, when it interrupted. */
+  const copy = async (source: number, target: number, length: number, command: number = Commands.COPY) => {
+    await client.regionWrite(Region.BAR0, Registers.SOURCE, u64(source));
+    await client.regionWrite(Region.BAR0, Registers.TARGET, u64(target));
+    await write32(Registers.LENGTH, length);
+    const interrupt = Promise.race(doorbells.map(({ next }) => next()));
+    await write32(Registers.COMMAND, command);
+    await interrupt;
+    return read32(Registers.STATUS);
+  };
+  return { kind, link, end, device, endpoint, client, socket, write32, read32, enable, bind, copy, doorbells };
+}
+
+export type Machine = Awaited<ReturnType<typeof setUp>>;
