@@ -12,7 +12,7 @@
  *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
  *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
  */
-import { isAligned, isPowerOfTwo } from "../../shared/bits.js";
+import { inBounds, isAligned, isPowerOfTwo } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -132,7 +132,8 @@ export class Window {
     if (![fdOffset, offset, size].every((value) => isAligned(value, PAGE_SIZE)) || size === 0) {
       return Promise.reject(new ProtocolError("a map that is not page-aligned cannot be put into the window"));
     }
-    if (offset + size > this.size) return Promise.reject(new ProtocolError("a map past the window's end"));
+    if (!inBounds(offset, size, this.size) || fdOffset < 0)
+      return Promise.reject(new ProtocolError("a map outside the window"));
     if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
     if (this.#waiting.length >= MAX_WINDOW_REQUESTS) {
       return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
