@@ -222,8 +222,12 @@ export class Session implements ConnectionHandler {
     );
   }
 
+  /** As a dead PCI device does: reads give all ones, writes are dropped. */
   private answerWithoutDevice(pending: Pending): void {
-    if (pending.command !== Command.REGION_READ) pending.fail(Errno.ENODEV);
+    if (pending.command === Command.REGION_WRITE) {
+      this.copyAccess(pending);
+      pending.reply(RegionAccess.size);
+    } else if (pending.command !== Command.REGION_READ) pending.fail(Errno.ENODEV);
     else if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) pending.fail(Errno.EINVAL);
     else this.replyAllOnes(pending);
   }

@@ -361,14 +361,14 @@ test("VERSION waits for a device; without one it is ETIMEDOUT", async (t) => {
   t.true(await usable(await fixture.negotiatedRaw()));
 });
 
-test("a device that went away: reads give all ones, the rest ENODEV", async (t) => {
+test("a device that went away: reads give all ones, writes are dropped, the rest is ENODEV", async (t) => {
   const fixture = new Fixture(t);
   const raw = await fixture.negotiatedRaw();
   const { device } = fixture.backend;
   fixture.backend.device = undefined;
   t.deepEqual([...(await raw.exchange(READ_1)).body.subarray(16)], [0xff]);
   t.true(isError(await raw.exchange(message(Command.REGION_READ, access(0, 0, 0xffffffff))), Errno.EINVAL));
-  t.true(isError(await raw.exchange(message(Command.REGION_WRITE, access(0, 0, 1, 1))), Errno.ENODEV));
+  t.deepEqual([...(await raw.exchange(message(Command.REGION_WRITE, access(0, 0, 1, 1)))).body], [...access(0, 0, 1)]);
   const fd = eventfd(0);
   t.true(isError(await raw.exchange(message(Command.DEVICE_SET_IRQS, irqs({ flags: 0x24 })), [fd]), Errno.ENODEV));
   closeSync(fd);

@@ -1,0 +1,144 @@
+/** Device processes that break the rules, and what that must cost nobody else. */
+import test from "ava";
+import { MiB } from "../../shared/limits.js";
+import { LinkCommand, Queue } from "../../shared/spec/link.js";
+import { Command, DmaAccess, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
+import { DescriptorFlags, Status } from "../../shared/spec/virtio.js";
+import { Client } from "../../shared/vfio-user/client.js";
+import { FrontEnd } from "../fakes/front-end.js";
+import { BAR_SIZE, message, TestDevice } from "../fakes/front-end-device.js";
+
+import { bridgeHas, memory, ones, pattern, setUp } from "./set-up.js";
+
+const hello = (device: TestDevice, change: (data: DataView) => void) => {
+  const body = device.hello();
+  change(new DataView(body.buffer));
+  return message(9, LinkCommand.HELLO, 0, body);
+};
+
+/** What a hostile device process might do with a client connected. Each must cost it the link and nobody else anything. */
+const hostile: Record<string, (device: TestDevice, frontEnd: FrontEnd) => void> = {
+  "a message shorter than a header": (device) => device.sendRaw(new Uint8Array(15)),
+  "a message that says 0 bytes": (device) => device.sendRaw(new Uint8Array(16)),
+  "a message that says more than the largest": (device) =>
+    device.sendRaw(Uint8Array.of(0, 0, 9, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0)),
+  "a buffer longer than its message": (device) =>
+    device.sendRaw(Buffer.concat([message(0, LinkCommand.QUIESCE, 0), new Uint8Array(4)])),
+  "a second HELLO": (device) => device.sendRaw(hello(device, () => {})),
+  "a message of no type": (device) => device.sendRaw(message(0, LinkCommand.QUIESCE, 7)),
+  "a command of nobody's": (device) => device.sendRaw(message(0, 0x999, 0)),
+  "a command that is only for devices": (device) =>
+    device.sendRaw(message(0, Command.REGION_READ, 0, new Uint8Array(16))),
+  "a reply to nothing": (device) => device.sendRaw(message(3, Command.REGION_READ, 1)),
+  "a reply with an id out of range": (device) => device.sendRaw(message(0xffff, Command.REGION_READ, 1)),
+  "a DMA without an address": (device) => device.sendRaw(message(0, Command.DMA_READ, 0, new Uint8Array(8))),
+  "a DMA_WRITE with too little data": (device) =>
+    device.sendRaw(message(0, Command.DMA_WRITE, 0, DmaAccess.encode({ address: 0, count: 100 }))),
+  "an available index that jumps": (device) => {
+    device.rings[Queue.FROM_DEVICE].setAvailableIndex(40_000);
+    device.notify(Queue.FROM_DEVICE);
+  },
+  "a loop of descriptors": (device) => {
+    const ring = device.rings[Queue.FROM_DEVICE];
+    ring.descriptor(60, 0x10_0000, 16, DescriptorFlags.NEXT, 60);
+    ring.offer(60);
+    device.notify(Queue.FROM_DEVICE);
+  },
+  "a buffer outside memory": (device) => {
+    device.rings[Queue.FROM_DEVICE].add(60, { address: 0x7fff_0000_0000, length: 16 });
+    device.notify(Queue.FROM_DEVICE);
+  },
+  "an empty buffer": (device) => {
+    device.rings[Queue.FROM_DEVICE].add(60, { address: 0x10_0000, length: 0 });
+    device.notify(Queue.FROM_DEVICE);
+  },
+};
+for (const [name, act] of Object.entries(hostile)) {
+  test.serial(`${name} costs the device process the link, and nobody else anything`, async (t) => {
+    const { bridge, frontEnd, device, connect } = await setUp(t);
+    const client = await connect();
+    const { fd } = memory(t, MiB);
+    await client.mapMemory({ address: 0, size: MiB, fd, fdOffset: 0 });
+    act(device, frontEnd);
+    await bridge.logged(/"msg":"the device process broke the link"/);
+    t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
+    await client.mapMemory({ address: 0x1000_0000, size: MiB, fd, fdOffset: 0 });
+    t.is(frontEnd.maps.length, 0, "driver-VM memory was taken from it");
+    // A reset, and all is well.
+    await device.startAndGreet();
+    await bridgeHas(client);
+    t.is(frontEnd.maps.length, 2);
+  });
+}
+
+const badHellos: Record<string, (device: TestDevice) => Uint8Array> = {
+  "another ABI version": (device) => hello(device, (data) => data.setUint32(0, 2, true)),
+  "posted config writes": (device) => hello(device, (data) => data.setUint32(4, 1 << Region.CONFIG, true)),
+  "a posted region that cannot be": (device) => hello(device, (data) => data.setUint32(4, 0x200, true)),
+  "a region of 2^63 bytes": (device) => hello(device, (data) => data.setUint32(12, 0x8000_0000, true)),
+  "too many vectors": (device) => hello(device, (data) => data.setUint32(80, 2049, true)),
+  "a short HELLO": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, 99)),
+  "no body": () => message(9, LinkCommand.HELLO, 0),
+  "something else first": () => message(9, LinkCommand.QUIESCE, 0),
+};
+for (const [name, make] of Object.entries(badHellos)) {
+  test.serial(`HELLO with ${name} is refused`, async (t) => {
+    const { bridge, frontEnd, device } = await setUp(t);
+    frontEnd.reset();
+    device.start();
+    device.sendRaw(make(device));
+    await bridge.logged(/"msg":"the device process broke the link"/);
+    await device.startAndGreet();
+    t.is(frontEnd.status & Status.DRIVER_OK, Status.DRIVER_OK);
+  });
+}
+
+const badReplies: Record<string, Uint8Array> = {
+  "too short": new Uint8Array(19),
+  "too long": new Uint8Array(21),
+  "for another region": Uint8Array.from([...RegionAccess.encode({ offset: 0, region: 1, count: 4 }), 1, 2, 3, 4]),
+  empty: new Uint8Array(0),
+};
+for (const [name, body] of Object.entries(badReplies)) {
+  test.serial(`a reply to REGION_READ that is ${name} never reaches the client`, async (t) => {
+    const { bridge, device, connect } = await setUp(t);
+    const client = await connect();
+    device.onCommand = (received) => {
+      if (received.command === Command.REGION_READ) device.reply(received, body as Uint8Array<ArrayBuffer>);
+      return received.command === Command.REGION_READ;
+    };
+    t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
+    await bridge.logged(/"msg":"the device process broke the link"/);
+  });
+}
+
+test.serial("a device process that breaks the link disturbs no other session", async (t) => {
+  const { bridge, device, connect } = await setUp(t, { sessions: 2 });
+  const other = new FrontEnd(bridge.path("vhost-user", 1));
+  t.teardown(() => other.quit());
+  const otherDevice = new TestDevice(other);
+  await otherDevice.startAndGreet();
+  const otherClient = await Client.connect(bridge.path("vfio-user", 1));
+  t.teardown(() => otherClient.close());
+  await connect();
+  device.sendRaw(new Uint8Array(3));
+  await bridge.logged(/"msg":"the device process broke the link"/);
+  otherDevice.bar[3] = 5;
+  t.is((await otherClient.regionRead(Region.BAR0, 3, 1))[0], 5);
+});
+
+test.serial("a device process that takes no messages does not block the client", async (t) => {
+  const { device, frontEnd, connect } = await setUp(t);
+  const client = await connect();
+  // It keeps all buffers, and writes pile up: the client's are held back, never lost, and the bridge lives.
+  const ring = device.rings[Queue.TO_DEVICE];
+  device.poll = () => {};
+  const taken = ring.usedIndex;
+  const writes: Promise<void>[] = [];
+  for (let i = 0; i < 100; i++) writes.push(client.regionWrite(Region.BAR0, 0, pattern(BAR_SIZE)));
+  frontEnd.memoryChanged();
+  while (ring.usedIndex - taken < 30) await new Promise((resolve) => setImmediate(resolve));
+  frontEnd.reset();
+  await Promise.all(writes);
+  t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
+});

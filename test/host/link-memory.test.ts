@@ -1,0 +1,72 @@
+/** Driver-VM memory in the window of the device VM, through the bridge. */
+import test from "ava";
+import { Errno, ProtocolError } from "../../shared/errors.js";
+import { MiB } from "../../shared/limits.js";
+import { Command, DmaMap, DmaMapFlags } from "../../shared/spec/vfio-user.js";
+import { WINDOW_BAR } from "../fakes/front-end-config.js";
+
+import { mapFlags, memory, setUp } from "./set-up.js";
+
+test.serial("driver-VM memory appears in the window, and goes", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd, bytes } = memory(t, 4 * MiB);
+  bytes.set([1, 2, 3, 4], 2 * MiB);
+  await client.mapMemory({ address: 0x10_0000, size: 2 * MiB, fd, fdOffset: 2 * MiB });
+  const map = await device.waitFor(Command.DMA_MAP);
+  const { address, size, offset, flags } = DmaMap.view(map.data);
+  t.deepEqual({ address, size, flags }, { address: 0x10_0000, size: 2 * MiB, flags: 7 });
+  t.is(offset % (2 * MiB), 0, "so that large pages can be used");
+  const window = new Uint8Array(frontEnd.memory(WINDOW_BAR, 0, frontEnd.windowSize));
+  t.deepEqual([...window.subarray(offset, offset + 4)], [1, 2, 3, 4]);
+  window[offset + 5] = 99;
+  t.is(bytes[2 * MiB + 5], 99);
+  t.is(frontEnd.maps.length, 1);
+
+  await client.unmapMemory(0x10_0000, 2 * MiB);
+  t.true(device.received.some(({ command }) => command === Command.DMA_UNMAP));
+  t.is(frontEnd.maps.length, 0);
+  t.is(window[offset], 0);
+});
+
+test.serial("memory that cannot be in the window is told without it", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  await client.mapMemory({ address: 0, size: 0x1000 });
+  await client.mapMemory({ address: 0x10_0000, size: 0x1000, fd, writable: false });
+  const maps = device.received.filter(({ command }) => command === Command.DMA_MAP).map(({ data }) => mapFlags(data));
+  t.deepEqual(maps, [DmaMapFlags.READ | DmaMapFlags.WRITE, DmaMapFlags.READ], "no fd; read-only");
+  t.is(frontEnd.maps.length, 0);
+});
+
+test.serial("more maps than a memory table holds, and a window that is full", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t, { windowSize: "1M" });
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  for (let i = 0; i < 16; i++)
+    await client.mapMemory({ address: i * 0x1_0000, size: 0x1_0000, fd, fdOffset: i * 0x1_0000 });
+  t.is(frontEnd.maps.length, 16);
+  t.true(frontEnd.complaints.includes("No buffer space available"), "QEMU says so itself");
+  await client.mapMemory({ address: 0x100_0000, size: 0x1000, fd, fdOffset: 0 });
+  const flags = device.received.filter(({ command }) => command === Command.DMA_MAP).map(({ data }) => mapFlags(data));
+  t.deepEqual(flags, [...new Array(16).fill(7), 3], "the last one is for DMA by messages");
+  for (let i = 0; i < 16; i++) await client.unmapMemory(i * 0x1_0000, 0x1_0000);
+  t.is(frontEnd.maps.length, 0);
+});
+
+test.serial("a map that the device process refuses is refused to the client, and is not in the window", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  device.onCommand = (received) => {
+    if (received.command !== Command.DMA_MAP) return false;
+    device.reply(received, undefined, Errno.ENOMEM);
+    return true;
+  };
+  const error = await t.throwsAsync(client.mapMemory({ address: 0, size: MiB, fd, fdOffset: 0 }), {
+    instanceOf: ProtocolError,
+  });
+  t.is((error as ProtocolError).errno, Errno.ENOMEM);
+  t.is(frontEnd.maps.length, 0);
+});
