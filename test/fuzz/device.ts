@@ -1,0 +1,82 @@
+/**
+ * A device for attacks: registers that do DMA and interrupts on command, as the copy device's (test/fakes/copy-device.ts), but
+ * with bounds on what one command costs, and true to its contract whatever it is told.
+ */
+import { type Device, type DeviceContext, DmaError } from "../../guest/device.js";
+import { BAR_SIZE, Commands, Registers, Statuses } from "../fakes/copy-device.js";
+
+const MAX_LENGTH = 0x3fff;
+const MAX_JOBS = 32;
+
+export class FuzzDevice implements Device {
+  readonly identity = {
+    vendorId: 0xfff4,
+    deviceId: 0x0003,
+    classCode: 0xff0000,
+    bars: { 0: { size: BAR_SIZE, is64Bit: true } },
+    msix: { vectors: 8, bar: 2, offset: 0 },
+  } as const;
+  readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
+  readonly #jobs = new Set<Promise<void>>();
+  #context: DeviceContext | undefined;
+
+  start(context: DeviceContext): void {
+    this.#context = context;
+  }
+
+  readBar(bar: number, offset: number, size: number): number {
+    if (bar !== 0) return 0;
+    if (size === 4) return this.#data.getUint32(offset, true);
+    return size === 2 ? this.#data.getUint16(offset, true) : this.#data.getUint8(offset);
+  }
+
+  writeBar(bar: number, offset: number, size: number, value: number): void {
+    if (bar !== 0) return;
+    if (size === 4) this.#data.setUint32(offset, value, true);
+    else if (size === 2) this.#data.setUint16(offset, value, true);
+    else this.#data.setUint8(offset, value);
+    if (offset === Registers.COMMAND) this.#run(value);
+  }
+
+  async reset(): Promise<void> {
+    await this.quiesce();
+    new Uint8Array(this.#data.buffer).fill(0);
+  }
+
+  async quiesce(): Promise<void> {
+    await Promise.all(this.#jobs);
+  }
+
+  close(): void {}
+
+  #run(command: number): void {
+    const context = this.#context;
+    if (context === undefined) throw new Error("not started");
+    const length = this.#data.getUint32(Registers.LENGTH, true) & MAX_LENGTH;
+    if (command === Commands.TRIGGER) context.interrupts.trigger(length % this.identity.msix.vectors);
+    if ((command === Commands.COPY || command === Commands.COPY_SYNC) && this.#jobs.size < MAX_JOBS) {
+      const job = this.#copy(context, length, command === Commands.COPY_SYNC).finally(() => this.#jobs.delete(job));
+      this.#jobs.add(job);
+    }
+  }
+
+  async #copy({ dma, interrupts }: DeviceContext, length: number, sync: boolean): Promise<void> {
+    const source = Number(this.#data.getBigUint64(Registers.SOURCE, true));
+    const target = Number(this.#data.getBigUint64(Registers.TARGET, true));
+    const bytes = new Uint8Array(length);
+    let status: number = Statuses.DONE;
+    try {
+      if (sync) {
+        dma.readSync(source, bytes);
+        dma.writeSync(target, bytes);
+      } else {
+        await dma.read(source, bytes);
+        await dma.write(target, bytes);
+      }
+    } catch (error) {
+      status = error instanceof DmaError ? Statuses.DMA_ERROR : Statuses.OTHER_ERROR;
+    }
+    this.#data.setUint32(Registers.STATUS, status, true);
+    interrupts.trigger(status === Statuses.DONE ? 1 : 0);
+  }
+}

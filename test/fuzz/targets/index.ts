@@ -1,0 +1,26 @@
+/** All targets by name, each loaded when it is wanted. */
+import type { Target } from "../target.js";
+import type { Bug } from "./planted.js";
+
+const load = (module: () => Promise<{ createTarget: Target }>) => async () => (await module()).createTarget;
+const bug = (kind: Bug) => async () => (await import("./planted.js")).planted(kind);
+
+const real = {
+  "vfio-user-server": load(() => import("./vfio-user-server.js")),
+};
+
+/** What is fuzzed when no target is named. */
+export const TARGETS = Object.keys(real);
+
+export const targets: Readonly<Record<string, () => Promise<Target>>> = {
+  ...real,
+  "planted-exception": bug("exception"),
+  "planted-rejection": bug("rejection"),
+  "planted-hang": bug("hang"),
+  "planted-stall": bug("stall"),
+  "planted-crash": bug("crash"),
+  "planted-fds": bug("fds"),
+  "planted-memory": bug("memory"),
+  "planted-answer": bug("answer"),
+  "planted-canary": bug("canary"),
+};
