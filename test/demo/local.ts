@@ -82,7 +82,7 @@ async function startDevice(cleanup: Cleanup, args: readonly string[]): Promise<v
   const listening = new Promise<void>((resolve) => {
     lines.on("line", (line) => {
       heard.push(line);
-      if (line.includes('"msg":"listening')) resolve();
+      if (line.includes('"msg":"the device is ready"')) resolve();
     });
   });
   const ended = exited.then(([code]) => {

@@ -40,7 +40,7 @@ export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
   say("ending everything");
   await driverVm.stop();
   await vms.stopNvme(deviceVm);
-  const device = (await vms.nvmeLog(deviceVm)).findLast((line) => line.msg === "statistics");
+  const device = (await vms.nvmeLog(deviceVm)).findLast((line) => line.msg === "served so far");
   const exitCode = await bridge.stop();
   const session = bridge.lines.findLast((line) => line.msg === "statistics");
   await deviceVm.stop();
@@ -55,7 +55,7 @@ export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
     ["checksum", `${checksum} both times`],
     ["interrupts in the driver VM", String(interrupts)],
     ["doorbells relayed", String(session.doorbells)],
-    ["DMA through the window", `${device.bytesRead} bytes read, ${device.bytesWritten} bytes written`],
+    ["DMA through the window", `${device.readThroughWindow} bytes read, ${device.writtenThroughWindow} bytes written`],
   ]);
 }
 

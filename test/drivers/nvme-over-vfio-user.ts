@@ -19,6 +19,8 @@ import { Irq, Region } from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import type { DmaMemory, NvmeTransport } from "./nvme.js";
 
+/** Above 4 GiB, so that both halves of an address matter. */
+const MEMORY_ADDRESS = 0x1_0000_0000;
 const COMMAND_REGISTER = 4;
 const MEMORY_AND_BUS_MASTER = 0x6;
 
@@ -81,13 +83,13 @@ export class VfioUserNvme implements NvmeTransport {
     });
   }
 
-  /** Connects, maps `memoryBytes` of memory for the controller at address 0, and binds every MSI-X vector. */
+  /** Connects, maps `memoryBytes` of memory for the controller, and binds every MSI-X vector. */
   static async connect(path: string, memoryBytes: number): Promise<VfioUserNvme> {
     const client = await Client.connect(path);
     const fd = createMemory("nvme-driver", memoryBytes, false);
     addSeals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     const buffer = mapFile(fd, 0, memoryBytes, PROT_READ | PROT_WRITE);
-    const memory = { address: 0, bytes: new Uint8Array(buffer), data: new DataView(buffer) };
+    const memory = { address: MEMORY_ADDRESS, bytes: new Uint8Array(buffer), data: new DataView(buffer) };
     const transport = new VfioUserNvme(client, memory, fd);
     try {
       await transport.#start();

@@ -117,12 +117,15 @@ export async function startDeviceVm(
   return new Vm(environment, "device VM", deviceVmArguments({ ...machine, vhostUserSocket, queues }));
 }
 
-/** Makes the disk and starts the NVMe controller on it, in the background of the device VM. */
+/** Makes the disk, starts the NVMe controller on it in the background of the device VM, and waits until it is ready. */
 export async function startNvme(vm: Vm, diskMiB: number): Promise<void> {
   await vm.check(`[ -f ${DISK} ] || truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
   const command = `node ${main} run nvme --pci ${PCI_ADDRESS} --file ${DISK}`;
-  await vm.check(`${command} 2>${DEVICE_LOG} & echo $! >/tmp/device.pid`, COMMAND_MS);
+  await vm.check(`${command} 2>>${DEVICE_LOG} & echo $! >/tmp/device.pid`, COMMAND_MS);
+  const ready = `tail -n 1 ${DEVICE_LOG} | grep -q '"msg":"the device is ready"'`;
+  const ended = `{ cat ${DEVICE_LOG}; exit 1; }`;
+  await vm.check(`until ${ready}; do kill -0 $(cat /tmp/device.pid) || ${ended}; sleep 0.1; done`, COMMAND_MS);
 }
 
 /** Ends the controller with a signal and waits until it is gone. */

@@ -132,10 +132,10 @@ both(
     t.is(await copy(BASE + 2 * MiB + 5, BASE + 7, 2 * MiB - 7 + 100), Statuses.DONE);
     const copied = Buffer.concat([first.bytes.subarray(7), second.bytes, third.subarray(0, 100)]);
     t.true(copied.equals(expected));
-  for (let n = 0; n < MiB; n++) first.bytes[n] = n * 13 + (n >> 8);
-  t.is(await copy(BASE + 1, BASE + 2 * MiB + 9, MiB + MiB / 2), Statuses.DONE);
-  const written = Buffer.concat([first.bytes.subarray(1), second.bytes.subarray(0, MiB / 2 + 1)]);
-  t.true(written.equals(third.subarray(9, 9 + MiB + MiB / 2)));
+    for (let n = 0; n < MiB; n++) first.bytes[n] = n * 13 + (n >> 8);
+    t.is(await copy(BASE + 1, BASE + 2 * MiB + 9, MiB + MiB / 2), Statuses.DONE);
+    const written = Buffer.concat([first.bytes.subarray(1), second.bytes.subarray(0, MiB / 2 + 1)]);
+    t.true(written.equals(third.subarray(9, 9 + MiB + MiB / 2)));
   },
 );
 
