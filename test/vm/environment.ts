@@ -30,7 +30,7 @@ export interface VmEnvironment {
   readonly kernelVersion: string;
   /** Paths of the kernel modules, uncompressed, in the order in which they load. */
   readonly modules: readonly string[];
-  /** The unpacked tree of guest programs (busybox, e2fsprogs and their libraries). */
+  /** The unpacked tree of guest programs (busybox, e2fsprogs, pciutils and their libraries). */
   readonly root: string;
   /** Where archives that are made from all this may be kept. */
   readonly cache: string;

@@ -1,8 +1,8 @@
 /**
  * The two VMs' file systems: an archive for each kind, made once and kept, and a small one for each run behind it.
  *
- * The device VM's holds busybox, this machine's node with its libraries, and the VFIO modules; the driver VM's busybox and
- * e2fsprogs (its kernel has NVMe and ext4 built in). Both live in memory only.
+ * The device VM's holds busybox, this machine's node with its libraries, and the VFIO modules; the driver VM's busybox,
+ * e2fsprogs and pciutils (its kernel has NVMe and ext4 built in). Both live in memory only.
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -13,10 +13,10 @@ import { PROJECT_ROOT, treeLoader, type VmEnvironment } from "./environment.js";
 import { sharedLibraries, treeLibraries } from "./libraries.js";
 
 /** One more whenever the archives' recipe changes. */
-const RECIPE = 1;
+const RECIPE = 2;
 /** Where the project is in the device VM. */
 export const GUEST_PROJECT = "/project";
-const FILE_SYSTEM_TOOLS = ["mkfs.ext4", "e2fsck"];
+const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci"];
 
 /** A file of this machine and its place in the guest. */
 interface Source {
@@ -44,8 +44,8 @@ export async function driverVmBase(environment: VmEnvironment): Promise<string> 
     { from: loader, to: "/lib64/ld-linux-x86-64.so.2" },
     { from: join(root, "etc/mke2fs.conf"), to: "/etc/mke2fs.conf" },
   ];
-  for (const tool of FILE_SYSTEM_TOOLS) {
-    const program = join(root, "usr/sbin", tool);
+  for (const tool of DRIVER_VM_TOOLS) {
+    const program = join(root, "usr", tool);
     const libraries = await treeLibraries(loader, dirname(loader), program);
     sources.push(...[program, ...libraries].map((from) => ({ from, to: `/${relative(root, from)}` })));
   }

@@ -11,7 +11,7 @@
 set -euo pipefail
 shopt -s inherit_errexit
 
-recipe=1 # one more whenever the tree's contents change
+recipe=2 # one more whenever the tree's contents change
 suite=trixie
 kernel_modules=(vfio_iommu_type1 vfio-pci)
 needed_mib=600
@@ -144,7 +144,7 @@ say "downloading $kernel_package (about 35 MB)"
 mkdir "$work/kernel-package"
 (cd "$work/kernel-package" && download download "$kernel_package") || apt_failed "the kernel did not come"
 
-packages=(busybox-static e2fsprogs)
+packages=(busybox-static e2fsprogs pciutils)
 from=$suite
 if [[ -z $qemu ]]; then
   packages+=(qemu-system-x86 seabios)

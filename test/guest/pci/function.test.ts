@@ -3,7 +3,6 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
-import type { Device, DeviceContext, PciIdentity } from "../../../guest/device.js";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import { LocalLink } from "../../../guest/link/local.js";
 import { close, eventfd, eventfdRead } from "../../../native/index.js";
@@ -11,47 +10,16 @@ import { quietLog } from "../../../shared/log.js";
 import { CommandBits, Header, StatusBits } from "../../../shared/spec/pci.js";
 import { Irq, IrqInfoFlags, Region } from "../../../shared/spec/vfio-user.js";
 import { Client } from "../../../shared/vfio-user/client.js";
+import { EveryKindDevice, ROM } from "../../fakes/every-kind-device.js";
 
-const ROM = Uint8Array.from({ length: 2500 }, (_, n) => n * 7);
 const PM_CONTROL = 0x44;
 const EXPRESS_CONTROL = 0x50;
 const MSI = 0x84;
 
-class EveryKind implements Device {
-  readonly identity: PciIdentity = {
-    vendorId: 0xfff4,
-    deviceId: 3,
-    classCode: 0xff0000,
-    bars: { 0: { size: 0x100, io: true }, 1: { size: 0x1000 }, 2: { size: 0x2000, is64Bit: true, prefetchable: true } },
-    rom: ROM,
-    intx: true,
-    capabilities: { pm: { softReset: true }, msi: { vectors: 4, perVectorMasking: true } },
-  };
-  readonly accesses: string[] = [];
-  resets = 0;
-  context: DeviceContext | undefined;
-
-  start(context: DeviceContext): void {
-    this.context = context;
-  }
-  readBar(bar: number, offset: number, size: number): number {
-    this.accesses.push(`r${size} ${bar}:${offset}`);
-    return 0;
-  }
-  writeBar(bar: number, offset: number, size: number, value: number): void {
-    this.accesses.push(`w${size} ${bar}:${offset}=${value}`);
-  }
-  reset(): void {
-    this.resets++;
-  }
-  quiesce(): void {}
-  close(): void {}
-}
-
 async function setUp(t: ExecutionContext) {
   const directory = mkdtempSync(join(tmpdir(), "vvu-"));
   const link = new LocalLink({ socket: join(directory, "device.sock"), log: quietLog });
-  const device = new EveryKind();
+  const device = new EveryKindDevice();
   const endpoint = new DeviceEndpoint(device, link, quietLog);
   await endpoint.start();
   await link.open(endpoint);
