@@ -148,8 +148,8 @@ export class QueuePair {
       this.#ringing = undefined;
       return this.#transport.writeRegister(DOORBELL_OFFSET + this.id * 8, this.#tail);
     });
-    await this.#ringing;
-    return done;
+    const [completion] = await Promise.all([done, this.#ringing]);
+    return completion;
   }
 
   /** Takes what is in the completion queue; call it after an interrupt. Returns how many entries. */

@@ -1,0 +1,101 @@
+/** The product on real parts: an NVMe disk in one stock QEMU VM, used by the Linux driver in another, which dies and comes back. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import anyTest, { type ExecutionContext, type TestFn } from "ava";
+import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
+import type { Vm } from "./qemu.js";
+import * as vms from "./two-vms.js";
+
+const MiB = 1024 * 1024;
+const DISK_MIB = 64;
+const DATA_MIB = 4;
+
+const test = anyTest as TestFn<{
+  environment: VmEnvironment;
+  directory: string;
+  bridge: vms.BridgeProcess;
+  deviceVm: Vm;
+}>;
+
+test.before(async (t) => {
+  t.timeout(20 * 60_000);
+  const environment = await prepareVmEnvironment();
+  const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
+  const bridge = new vms.BridgeProcess(directory);
+  await bridge.listening();
+  const deviceVm = await vms.startDeviceVm(environment, directory, bridge.vhostUserSocket);
+  t.context = { environment, directory, bridge, deviceVm };
+  await vms.booted(deviceVm);
+  await vms.startNvme(deviceVm, DISK_MIB);
+});
+
+test.after.always(async (t) => {
+  const { deviceVm, bridge, directory } = t.context;
+  await deviceVm?.stop();
+  await bridge?.stop();
+  if (directory !== undefined) await rm(directory, { recursive: true });
+});
+
+async function driverVm(
+  t: ExecutionContext<{ environment: VmEnvironment; directory: string; bridge: vms.BridgeProcess }>,
+) {
+  const { environment, directory, bridge } = t.context;
+  const vm = await vms.startDriverVm(environment, directory, bridge.vfioUserSocket);
+  t.teardown(() => vm.stop());
+  await vms.booted(vm);
+  return vm;
+}
+
+/** No process of the product died, and nobody gave up on anybody. */
+function assertHealthy(t: ExecutionContext<{ bridge: vms.BridgeProcess; deviceVm: Vm }>): void {
+  const { bridge, deviceVm } = t.context;
+  t.true(bridge.alive);
+  t.notRegex(deviceVm.log, /\[qemu\]/);
+  const complaints = bridge.lines.filter((line) => Number(line.level) >= 40);
+  t.deepEqual(complaints, []);
+}
+
+test.serial("Linux finds the disk, keeps a file system on it, and gets its data back", async (t) => {
+  t.timeout(10 * 60_000);
+  const vm = await driverVm(t);
+  t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
+  t.regex(await vms.pciId(vm), /class 010802$/);
+  t.is(await vms.pciId(t.context.deviceVm), "1af4:1067 class 078000");
+  t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
+  t.true((await vms.nvmeInterrupts(vm)) > 0);
+  assertHealthy(t);
+});
+
+test.serial("a driver VM that is killed in the middle of writing and started again finds a working disk", async (t) => {
+  t.timeout(20 * 60_000);
+  const { bridge, deviceVm } = t.context;
+  const first = await driverVm(t);
+  await vms.waitForDisk(first);
+  await first.check("printf kept | dd of=/dev/nvme0n1 bs=512 conv=sync,fsync oflag=direct 2>/dev/null", vms.COMMAND_MS);
+  await first.check(
+    "dd if=/dev/zero of=/dev/nvme0n1 bs=64k seek=1 count=500 oflag=direct 2>/dev/null & sleep 1",
+    vms.COMMAND_MS,
+  );
+  await first.kill();
+
+  const second = await driverVm(t);
+  t.is(await vms.waitForDisk(second), DISK_MIB * MiB);
+  t.is(await second.check("head -c 4 /dev/nvme0n1", vms.COMMAND_MS), "kept");
+  t.regex(await vms.exerciseDisk(second, DATA_MIB), /^[0-9a-f]{64}$/);
+  t.true(bridge.alive);
+  t.is((await vms.nvmeLog(deviceVm)).filter(({ msg }) => msg === "the device is ready").length, 1);
+});
+
+test.serial("the device's process ends and starts again, the disk with it, and QEMU lives on", async (t) => {
+  t.timeout(20 * 60_000);
+  const { deviceVm } = t.context;
+  for (const signal of ["TERM", "KILL"] as const) {
+    await vms.stopNvme(deviceVm, signal);
+    await vms.startNvme(deviceVm, DISK_MIB);
+  }
+  const vm = await driverVm(t);
+  t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
+  t.regex(await vms.exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
+  t.true(t.context.bridge.alive);
+});
