@@ -1,0 +1,368 @@
+/** The virtio link against a bridge that breaks the rules, and what only an in-process bridge can show. */
+import test, { type ExecutionContext } from "ava";
+import { DeviceEndpoint } from "../../../guest/endpoint.js";
+import { createVirtioLink } from "../../../guest/link/virtio.js";
+import { Errno } from "../../../shared/errors.js";
+import { MiB } from "../../../shared/limits.js";
+import { quietLog } from "../../../shared/log.js";
+import {
+  ClientConnected,
+  ClientGone,
+  Config,
+  Hello,
+  LinkCommand,
+  NO_DOORBELL,
+  Queue,
+} from "../../../shared/spec/link.js";
+import { CommandBits, Header as ConfigHeader } from "../../../shared/spec/pci.js";
+import {
+  Command,
+  DmaAccess,
+  DmaMap,
+  DmaMapFlags,
+  DmaUnmap,
+  Header,
+  HeaderFlags,
+  Irq,
+  IrqSet,
+  IrqSetFlags,
+  Region,
+  RegionAccess,
+} from "../../../shared/spec/vfio-user.js";
+import { Status } from "../../../shared/spec/virtio.js";
+import { CopyDevice } from "../../fakes/copy-device.js";
+import { PciBridge } from "../../fakes/pci-bridge.js";
+
+const ADDRESS = 0x10_0000;
+
+async function setUp(t: ExecutionContext) {
+  const bridge = new PciBridge();
+  const link = await createVirtioLink(bridge, quietLog);
+  const device = new CopyDevice();
+  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  await endpoint.start();
+  const opened = link.open(endpoint);
+  const hello = await bridge.welcome();
+  await opened;
+  const close = async () => {
+    const closed = link.close();
+    if (bridge.status !== 0 && (bridge.status & Status.DEVICE_NEEDS_RESET) === 0) {
+      const quiesce = bridge.poll();
+      if (quiesce !== undefined) bridge.reply(quiesce);
+    }
+    await closed;
+  };
+  t.teardown(close);
+  const connect = () =>
+    bridge.request(LinkCommand.CLIENT_CONNECTED, ClientConnected.encode({ generation: 1, maxDataXferSize: MiB }));
+  const map = (fields: Parameters<typeof DmaMap.encode>[0]) =>
+    bridge.request(
+      Command.DMA_MAP,
+      DmaMap.encode({ argsz: DmaMap.size, flags: 7, address: ADDRESS, size: 0x1000, ...fields }),
+    );
+  const write = (region: number, offset: number, ...bytes: number[]) =>
+    bridge.request(
+      Command.REGION_WRITE,
+      Buffer.concat([RegionAccess.encode({ offset, region, count: bytes.length }), Uint8Array.from(bytes)]),
+    );
+  const enable = () => write(Region.CONFIG, ConfigHeader.COMMAND, CommandBits.BUS_MASTER);
+  return { bridge, link, device, endpoint, hello, close, connect, map, write, enable };
+}
+
+test("a device that is not ours, or contradicts itself, is refused with a sentence", async (t) => {
+  const refused = async (
+    message: RegExp,
+    change: (bridge: PciBridge, config: ReturnType<typeof Config.view>) => void,
+  ) => {
+    const bridge = new PciBridge();
+    change(bridge, Config.view(new DataView(bridge.deviceConfig.buffer)));
+    await t.throwsAsync(createVirtioLink(bridge, quietLog), { name: "UserError", message });
+  };
+  await refused(/no virtio-vfio-user device/, (_, config) => {
+    config.magic = 0;
+  });
+  await refused(/speaks version 2/, (_, config) => {
+    config.abiVersion = 2;
+  });
+  await refused(/window of 33554432 bytes/, (_, config) => {
+    config.windowSize = 32 * MiB;
+  });
+  await refused(/window of 0 bytes/, (_, config) => {
+    config.windowSize = 0;
+  });
+  await refused(/contradicts itself/, (_, config) => {
+    config.doorbells = 5;
+  });
+  await refused(/contradicts itself/, (_, config) => {
+    config.maxMessageSize = 100;
+  });
+  await refused(/not a VIRTIO device/, (bridge) => bridge.configBytes.fill(0xff, 0, 4));
+});
+
+test("start: every queue is set up, HELLO says what the device is; close: QUIESCE, then reset", async (t) => {
+  const { bridge, hello, link } = await setUp(t);
+  t.true(bridge.queues.every(({ enabled }) => enabled));
+  t.deepEqual(
+    bridge.queues.map(({ vector }) => vector),
+    [0, 0, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff],
+  );
+  t.is(hello.body.length, Hello.size + 9 * 8 + 5 * 4);
+  t.is(hello.body.readUInt32LE(0), 1);
+  t.is(hello.body.readUInt32LE(4), 0b101);
+  t.is(hello.body.readUInt32LE(8 + Region.CONFIG * 8), 4096);
+  t.is(hello.body.readUInt32LE(80 + Irq.MSIX * 4), 4);
+  const closed = link.close();
+  const quiesce = await bridge.receive();
+  t.is(quiesce.command, LinkCommand.QUIESCE);
+  t.not(bridge.status, 0);
+  bridge.reply(quiesce);
+  await closed;
+  t.is(bridge.status, 0);
+  t.true(bridge.closed);
+});
+
+test("a refused HELLO is told", async (t) => {
+  const bridge = new PciBridge();
+  const link = await createVirtioLink(bridge, quietLog);
+  const opened = link.open(new DeviceEndpoint(new CopyDevice(), link, quietLog));
+  bridge.reply(await bridge.receive(), undefined, Errno.EINVAL);
+  await t.throwsAsync(opened, { name: "UserError", message: /does not take the device/ });
+});
+
+test("bodies that are too short, and what is out of bounds, get an error reply and nothing else", async (t) => {
+  const { bridge, connect, map } = await setUp(t);
+  await connect();
+  const commands = [
+    Command.DMA_MAP,
+    Command.DMA_UNMAP,
+    Command.DEVICE_SET_IRQS,
+    Command.DEVICE_GET_INFO,
+    Command.DEVICE_GET_REGION_INFO,
+    Command.DEVICE_GET_IRQ_INFO,
+    Command.REGION_READ,
+    Command.REGION_WRITE,
+    Command.REGION_WRITE_MULTI,
+    LinkCommand.CLIENT_CONNECTED,
+  ];
+  for (const command of commands) {
+    const reply = await bridge.request(command, new Uint8Array(7));
+    t.is(reply.errno, Errno.EINVAL, `command ${command}`);
+    t.is(reply.flags, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR);
+    t.is(reply.body.length, 0);
+  }
+  t.is((await bridge.request(0x999)).errno, Errno.ENOTSUP);
+  t.is((await map({ offset: 16 * MiB - 0x1000, size: 0x2000 })).errno, Errno.EINVAL, "behind the window's end");
+  t.is((await map({ offset: 2 ** 52 })).errno, Errno.EINVAL);
+  t.is((await map({ address: 0x123 })).errno, Errno.EINVAL, "not on a page");
+  t.is((await map({ size: 0 })).errno, Errno.EINVAL);
+  t.is((await map({})).errno, 0);
+  t.is((await map({})).errno, Errno.EEXIST);
+  const unmap = DmaUnmap.encode({ argsz: 24, address: ADDRESS, size: 0x2000 });
+  t.is((await bridge.request(Command.DMA_UNMAP, unmap)).errno, Errno.ENOENT);
+  const read = RegionAccess.encode({ offset: 0xfff, region: 0, count: 2 });
+  t.is((await bridge.request(Command.REGION_READ, read)).errno, Errno.EINVAL);
+  const cut = Buffer.concat([RegionAccess.encode({ offset: 0, region: 0, count: 8 }), new Uint8Array(4)]);
+  t.is((await bridge.request(Command.REGION_WRITE, cut)).errno, Errno.EINVAL);
+  const multi = new Uint8Array(8 + 24).fill(0xff);
+  t.is((await bridge.request(Command.REGION_WRITE_MULTI, multi)).errno, Errno.EINVAL);
+});
+
+test("doorbells: bound by number, rung by notification; wrong numbers are refused", async (t) => {
+  const { bridge, connect, endpoint } = await setUp(t);
+  await connect();
+  const flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER;
+  const set = (index: number, start: number, ...doorbells: number[]) =>
+    bridge.request(
+      Command.DEVICE_SET_IRQS,
+      Buffer.concat([
+        IrqSet.encode({ argsz: IrqSet.size, flags, index, start, count: doorbells.length }),
+        new Uint8Array(Uint32Array.from(doorbells).buffer),
+      ]),
+    );
+  t.is((await set(Irq.MSIX, 0, 3, NO_DOORBELL, 1)).errno, 0);
+  bridge.notified.length = 0;
+  for (const vector of [0, 1, 2]) endpoint.interrupts.trigger(vector);
+  t.deepEqual(bridge.notified, [Queue.FIRST_DOORBELL + 3, Queue.FIRST_DOORBELL + 1]);
+  t.is((await set(Irq.MSIX, 0, 4)).errno, Errno.EINVAL);
+  t.is((await set(Irq.MSIX, 3, 0, 1)).errno, Errno.EINVAL);
+  t.is((await set(9, 0, 0)).errno, Errno.EINVAL);
+  const cut = IrqSet.encode({ argsz: IrqSet.size, flags, index: Irq.MSIX, start: 0, count: 4 });
+  t.is((await bridge.request(Command.DEVICE_SET_IRQS, cut)).errno, Errno.EINVAL);
+  bridge.notified.length = 0;
+  endpoint.interrupts.trigger(0);
+  t.deepEqual(bridge.notified, [Queue.FIRST_DOORBELL + 3], "what was refused changed nothing");
+  await bridge.request(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation: 1 }));
+  bridge.notified.length = 0;
+  endpoint.interrupts.trigger(0);
+  t.deepEqual(bridge.notified, []);
+});
+
+test("DMA by message: replies that are wrong, refused, or never come for a client that left", async (t) => {
+  const { bridge, connect, map, enable, device } = await setUp(t);
+  await connect();
+  await map({ flags: DmaMapFlags.READ | DmaMapFlags.WRITE });
+  await enable();
+  const { dma } = device.context;
+  const target = new Uint8Array(16);
+  const access = DmaAccess.encode({ address: ADDRESS, count: 16 });
+
+  let done = dma.read(ADDRESS, target);
+  let request = await bridge.receive();
+  t.is(request.command, Command.DMA_READ);
+  t.deepEqual(Uint8Array.from(request.body), access);
+  bridge.reply(request, Buffer.concat([access, new Uint8Array(16).fill(9)]));
+  await done;
+  t.deepEqual(target, new Uint8Array(16).fill(9));
+
+  done = dma.write(ADDRESS, target);
+  request = await bridge.receive();
+  t.deepEqual(Uint8Array.from(request.body), Uint8Array.from([...access, ...target]));
+  bridge.reply(request, access);
+  await done;
+
+  done = dma.read(ADDRESS, target);
+  bridge.reply(await bridge.receive(), Buffer.concat([access, new Uint8Array(15)]));
+  await t.throwsAsync(done, { name: "ProtocolError" });
+
+  done = dma.read(ADDRESS, target);
+  bridge.reply(await bridge.receive(), Buffer.concat([DmaAccess.encode({ count: 8 }), new Uint8Array(16)]));
+  await t.throwsAsync(done, { name: "ProtocolError" });
+
+  done = dma.write(ADDRESS, target);
+  bridge.reply(await bridge.receive(), undefined, Errno.EFAULT);
+  await t.throwsAsync(done, { name: "ProtocolError", message: new RegExp(`errno ${Errno.EFAULT}`) });
+
+  done = dma.read(ADDRESS, target);
+  request = await bridge.receive();
+  const gone = bridge.request(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation: 1 }));
+  await t.throwsAsync(done, { name: "PeerGone" });
+  t.is((await gone).errno, 0);
+  // The late reply is taken, and its data left alone.
+  bridge.reply(request, Buffer.concat([access, new Uint8Array(16).fill(1)]));
+  t.is((await connect()).errno, 0);
+  t.deepEqual(target, new Uint8Array(16).fill(9));
+});
+
+test("a DMA's reply overtakes the command that waits for the DMA", async (t) => {
+  const { bridge, connect, map, enable, device } = await setUp(t);
+  await connect();
+  await map({ flags: DmaMapFlags.READ });
+  await enable();
+  const { dma } = device.context;
+  const job = dma.read(ADDRESS, new Uint8Array(4));
+  device.onQuiesce = () => job;
+  const request = await bridge.receive();
+  const unmap = bridge.send(Command.DMA_UNMAP, DmaUnmap.encode({ argsz: 24, address: ADDRESS, size: 0x1000 }));
+  const info = bridge.send(Command.DEVICE_GET_INFO, new Uint8Array(Uint32Array.of(16, 0, 0, 0).buffer));
+  t.is(bridge.poll(), undefined, "the unmap waits, and what came behind it too");
+  bridge.reply(request, Buffer.concat([DmaAccess.encode({ address: ADDRESS, count: 4 }), new Uint8Array(4)]));
+  t.is((await bridge.receive()).id, unmap);
+  t.is((await bridge.receive()).id, info);
+});
+
+test("many commands behind one that takes long: kept in order, the rest left in the ring", async (t) => {
+  const { bridge, connect, device } = await setUp(t);
+  await connect();
+  let release = () => {};
+  const resetting = new Promise<void>((began) => {
+    device.onReset = () => {
+      began();
+      return new Promise((resolve) => {
+        release = resolve;
+      });
+    };
+  });
+  bridge.send(Command.DEVICE_RESET);
+  await resetting;
+  const writes = 600;
+  const body = (n: number) =>
+    Buffer.concat(
+      [RegionAccess.encode({ offset: 0x40, region: 0, count: 4 }), Uint32Array.of(n)].map(
+        (part) => new Uint8Array(part.buffer),
+      ),
+    );
+  let sent = 0;
+  // The bridge stops where the driver offers no more buffers.
+  const sendMore = () => {
+    try {
+      while (sent < writes) {
+        bridge.send(Command.REGION_WRITE, body(sent), HeaderFlags.NO_REPLY);
+        sent++;
+      }
+    } catch (error) {
+      t.regex(String(error), /no buffer/);
+    }
+  };
+  sendMore();
+  t.true(sent > 256 && sent < writes, `${sent} were taken`);
+  t.deepEqual(device.accesses, []);
+  release();
+  while (sent < writes || device.accesses.length < writes) {
+    await new Promise((resolve) => setImmediate(resolve));
+    sendMore();
+  }
+  t.deepEqual(
+    device.accesses,
+    Array.from({ length: writes }, (_, n) => `w4 0:40=${n.toString(16)}`),
+  );
+  t.is((await bridge.receive()).command, Command.DEVICE_RESET);
+});
+
+const command = (size: number, flags = 0) => Header.encode({ id: 1, command: Command.DEVICE_RESET, size, flags });
+
+const BREAKS: readonly [string, (bridge: PciBridge) => void][] = [
+  ["an empty buffer", (bridge) => bridge.sendRaw(new Uint8Array(0))],
+  ["a message shorter than a header", (bridge) => bridge.sendRaw(command(16).subarray(0, 15))],
+  ["a size below the header's", (bridge) => bridge.sendRaw(command(15))],
+  ["a size above the largest", (bridge) => bridge.sendRaw(command(MiB + 1))],
+  ["a size of 2^32-1", (bridge) => bridge.sendRaw(command(0xffffffff))],
+  ["a message that ends too early", (bridge) => bridge.sendRaw(command(100))],
+  ["bytes behind a message's end", (bridge) => bridge.sendRaw(Buffer.concat([command(16), new Uint8Array(4)]))],
+  ["a used length larger than the buffer", (bridge) => bridge.sendRaw(command(16), 0x7fffffff)],
+  ["a reply to nothing", (bridge) => bridge.sendRaw(command(16, HeaderFlags.TYPE_REPLY))],
+  ["a message of an unknown type", (bridge) => bridge.sendRaw(command(16, 2))],
+  [
+    "a used ring that jumps",
+    (bridge) => {
+      const { buffer, offset } = bridge.find(bridge.addresses(Queue.TO_DEVICE)[2]);
+      new DataView(buffer).setUint16(offset + 2, 500, true);
+      bridge.raiseInterrupt();
+    },
+  ],
+  [
+    "a transmit buffer that comes back twice, found when a reply is sent",
+    (bridge) => {
+      const { buffer, offset } = bridge.find(bridge.addresses(Queue.FROM_DEVICE)[2]);
+      new DataView(buffer).setUint16(offset + 2, 77, true);
+      bridge.send(Command.DEVICE_GET_INFO, new Uint8Array(Uint32Array.of(16, 0, 0, 0).buffer));
+    },
+  ],
+  [
+    "a device that needs a reset",
+    (bridge) => {
+      bridge.status |= Status.DEVICE_NEEDS_RESET;
+    },
+  ],
+];
+
+for (const [what, breakIt] of BREAKS) {
+  test(`the link is lost, the process lives: ${what}`, async (t) => {
+    const { bridge, link, device, connect, map, enable } = await setUp(t);
+    await connect();
+    await map({ flags: DmaMapFlags.READ });
+    await enable();
+    const dma = device.context.dma.read(ADDRESS, new Uint8Array(4));
+    await bridge.receive();
+    breakIt(bridge);
+    await t.throwsAsync(dma);
+    await link.closed;
+    t.deepEqual(device.events, ["start", "reset"]);
+    await t.throwsAsync(link.readMemory(ADDRESS, new Uint8Array(4)), { name: "PeerGone" });
+    bridge.notified.length = 0;
+    device.context.interrupts.trigger(0);
+    bridge.raiseInterrupt();
+    t.deepEqual(bridge.notified, []);
+    await link.close();
+    t.is(bridge.status, 0);
+  });
+}
