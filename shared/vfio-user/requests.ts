@@ -23,18 +23,20 @@ export interface Reply {
 interface Request {
   readonly command: number;
   readonly maxFds: number;
-  /** In performance.now()'s milliseconds. */
-  readonly deadline: number;
+  /** In ticks. */
+  readonly startedAt: number;
   readonly resolve: (reply: Reply) => void;
   readonly reject: (error: Error) => void;
 }
 
 const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayBuffer(0)), fds: [] };
 const MAX_IDS = 0x10000;
-const CHECKS_PER_TIMEOUT = 8;
+/** Ticks, not the time, say what is late: a process that stood still has not read the replies yet. */
+const TICKS_PER_TIMEOUT = 8;
 
 export class Requests {
   private readonly pending = new Map<number, Request>();
+  private now = 0;
   private clock: NodeJS.Timeout | undefined;
   private out = new Uint8Array(4 * KiB);
   private outData = new DataView(this.out.buffer);
@@ -54,9 +56,8 @@ export class Requests {
       const flags = options.flags ?? 0;
       const id = this.takeId();
       if (!(flags & HeaderFlags.NO_REPLY)) {
-        const deadline = this.timeoutMs > 0 ? performance.now() + this.timeoutMs : Number.POSITIVE_INFINITY;
-        this.pending.set(id, { command, maxFds: options.maxFds ?? 0, deadline, resolve, reject });
-        if (this.timeoutMs > 0) this.clock ??= setInterval(() => this.expire(), this.timeoutMs / CHECKS_PER_TIMEOUT);
+        this.pending.set(id, { command, maxFds: options.maxFds ?? 0, startedAt: this.now, resolve, reject });
+        if (this.timeoutMs > 0) this.clock ??= setInterval(() => this.tick(), this.timeoutMs / TICKS_PER_TIMEOUT);
       }
       const size = Header.size + body.length;
       if (this.out.length < size) {
@@ -105,15 +106,15 @@ export class Requests {
     return id;
   }
 
-  private expire(): void {
+  private tick(): void {
+    this.now++;
     if (this.pending.size === 0) {
       clearInterval(this.clock);
       this.clock = undefined;
       return;
     }
-    const now = performance.now();
-    for (const [id, { command, deadline, reject }] of this.pending) {
-      if (now < deadline) continue;
+    for (const [id, { command, startedAt, reject }] of this.pending) {
+      if (this.now - startedAt < TICKS_PER_TIMEOUT) continue;
       this.pending.delete(id);
       reject(new ProtocolError(`the server does not answer command ${command}`, Errno.ETIMEDOUT, command));
     }

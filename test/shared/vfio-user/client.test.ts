@@ -204,7 +204,7 @@ test("region capabilities that make no sense are errors, their fd is closed", as
 });
 
 test("no answer is ETIMEDOUT, what comes late is dropped, fds closed", async (t) => {
-  const { client, server } = await pair(t, { timeoutMs: 40 });
+  const { client, server } = await pair(t, { timeoutMs: 200 });
   const fd = createMemory("late", 4096, false);
   const info = client.getInfo();
   const request = await server.receive();

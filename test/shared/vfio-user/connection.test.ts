@@ -372,6 +372,18 @@ test("a body that is left alone is not overwritten by what follows", (t) => {
   );
 });
 
+test("fds stay with their message when it is moved before it is looked at", (t) => {
+  const peer = new Peer();
+  peer.autoFinish = false;
+  const full = Array.from({ length: MAX_PENDING_COMMANDS + 1 }, (_, index) => command(index + 1));
+  peer.arrive(Buffer.concat([...full, command(1000, "waits"), command(1001, "has fds")]), [10, 11]);
+  peer.connection.leaveBody();
+  peer.autoFinish = true;
+  peer.connection.finish();
+  t.deepEqual(peer.seen.at(-2), { kind: "command", id: 1000, body: "waits", fds: [] });
+  t.deepEqual(peer.seen.at(-1), { kind: "command", id: 1001, body: "has fds", fds: [10, 11] });
+});
+
 test("random streams, cuts and finish times give every message once, in order", (t) => {
   const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
   t.log(`SEED=${seed}`);

@@ -227,7 +227,7 @@ test("posted writes are answered before the device is done, in order, and its er
 });
 
 test("a device that does not answer: reads give all ones, the rest ETIMEDOUT, and late replies are dropped", async (t) => {
-  const fixture = new Fixture(t, { replyDeadlineMs: 80 });
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
   const late: PendingCommand[] = [];
   fixture.backend.onCommand = (command) => late.push(command);
   const raw = await fixture.negotiatedRaw();
@@ -255,7 +255,7 @@ test("a device that does not answer: reads give all ones, the rest ETIMEDOUT, an
 });
 
 test("a late device still sees the body that it was given", async (t) => {
-  const fixture = new Fixture(t, { replyDeadlineMs: 40 });
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
   let late: PendingCommand | undefined;
   fixture.backend.onCommand = (command) => {
     late = command;
@@ -270,7 +270,7 @@ test("a late device still sees the body that it was given", async (t) => {
 });
 
 test("a map that comes too late is taken away again; one under way can be neither mapped nor unmapped", async (t) => {
-  const fixture = new Fixture(t, { replyDeadlineMs: 80 });
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
   const { backend } = fixture;
   let finish = () => {};
   backend.onMap = () =>
@@ -309,6 +309,27 @@ test("an unmap waits for the backend, and echoes the request", async (t) => {
   t.like(reply, { id: 5, flags: HeaderFlags.TYPE_REPLY });
   t.deepEqual(reply.body, Buffer.from(body));
   t.is((await raw.receive()).id, 4711);
+});
+
+test("an unmap that takes too long goes on, and is not begun twice", async (t) => {
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
+  let letGo = () => {};
+  fixture.backend.onUnmap = () =>
+    new Promise((resolve) => {
+      letGo = resolve;
+    });
+  const raw = await fixture.negotiatedRaw();
+  const fd = sealed(0x1000);
+  await raw.exchange(message(Command.DMA_MAP, map()), [fd]);
+  const body = unmap({ address: 0x10000 });
+  t.true(isError(await raw.exchange(message(Command.DMA_UNMAP, body)), Errno.ETIMEDOUT));
+  t.true(isError(await raw.exchange(message(Command.DMA_UNMAP, body)), Errno.EBUSY));
+  t.is(copies(fd), 2);
+  letGo();
+  await until(() => fixture.server.stats.maps === 0);
+  t.is(copies(fd), 1);
+  closeSync(fd);
+  t.true(isError(await raw.exchange(message(Command.DMA_UNMAP, body)), Errno.ENOENT));
 });
 
 test("what a backend rejects with becomes the errno; what it throws becomes EIO", async (t) => {
@@ -467,7 +488,7 @@ test("a client that goes in the middle of a map, an unmap, a command and VERSION
 });
 
 test("DMA by message: errors, silence, nonsense and a client that goes", async (t) => {
-  const fixture = new Fixture(t, { replyDeadlineMs: 60 });
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
   const raw = await fixture.negotiatedRaw();
   const { memory } = fixture.backend;
   if (memory === undefined) return t.fail();
