@@ -197,8 +197,5 @@ printf '%s\n' "$version" >"$work/tree/kernel/version"
 
 rm -rf "$tree"
 mv -T "$work/tree" "$tree"
-for old in "$prefix"/vm-*; do
-  [[ $old == "$tree" ]] || rm -rf "$old"
-done
 say "ready in $((SECONDS - started)) s: $(du -sm "$tree" | cut -f 1) MiB in $tree"
 report
