@@ -8,7 +8,7 @@ import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { BAR_SIZE, message, TestDevice } from "../fakes/front-end-device.js";
 
-import { bridgeHas, memory, ones, pattern, setUp } from "./set-up.js";
+import { deviceAnswers, memory, ones, pattern, setUp } from "./set-up.js";
 
 const hello = (device: TestDevice, change: (data: DataView) => void) => {
   const body = device.hello();
@@ -66,7 +66,7 @@ for (const [name, act] of Object.entries(hostile)) {
     t.is(frontEnd.maps.length, 0, "driver-VM memory was taken from it");
     // A reset, and all is well.
     await device.startAndGreet();
-    await bridgeHas(client);
+    await deviceAnswers(client);
     t.is(frontEnd.maps.length, 2);
   });
 }

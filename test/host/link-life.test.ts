@@ -10,7 +10,7 @@ import { BridgeProcess } from "../fakes/front-end-bridge.js";
 import { WINDOW_BAR } from "../fakes/front-end-config.js";
 import { TestDevice } from "../fakes/front-end-device.js";
 
-import { bridgeHas, doorbellsOf, eventfd, memory, ones, setUp } from "./set-up.js";
+import { deviceAnswers, doorbellsOf, eventfd, memory, ones, setUp } from "./set-up.js";
 
 test.serial("a client that leaves takes its memory and eventfds along; the next one starts anew", async (t) => {
   const { bridge, frontEnd, device, connect } = await setUp(t);
@@ -97,7 +97,7 @@ test.serial("a command under way when the device goes is answered", async (t) =>
   const after = device.received.length;
   await device.startAndGreet();
   await device.waitFor(LinkCommand.CLIENT_CONNECTED, after);
-  await bridgeHas(client);
+  await deviceAnswers(client);
   const info = t.throwsAsync(client.getInfo(), { instanceOf: ProtocolError });
   await device.waitFor(Command.DEVICE_GET_INFO, after);
   frontEnd.reset();
@@ -118,7 +118,7 @@ test.serial("after QUIESCE nothing is in the window and nothing is asked of QEMU
   frontEnd.reset();
   t.is(frontEnd.fatal, undefined);
   await device.startAndGreet();
-  await bridgeHas(client);
+  await deviceAnswers(client);
   t.is(frontEnd.maps.length, 1);
 });
 
@@ -177,7 +177,7 @@ test.serial("the front-end goes and another comes; only one at a time", async (t
     const next = new FrontEnd(bridge.vhostUserSocketPath);
     const device = new TestDevice(next);
     await device.startAndGreet();
-    await bridgeHas(client);
+    await deviceAnswers(client);
     t.is(next.fatal, undefined);
     next.quit();
     await bridge.logged(/"msg":"front-end gone"/, 1 + i);

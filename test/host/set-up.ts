@@ -101,7 +101,7 @@ export const doorbellsOf = (body: Uint8Array) => {
 };
 
 /** Waits until the device process answers commands again. */
-export async function bridgeHas(client: Client): Promise<void> {
+export async function deviceAnswers(client: Client): Promise<void> {
   for (;;) {
     try {
       await client.getIrqInfo(0);
