@@ -53,12 +53,12 @@ export interface DeviceContext {
   readonly log: Log;
 }
 
-/** A device. All offsets and sizes are bytes; sizes are 1, 2, 4 or 8 and never cross the BAR's end. */
+/** A device. All offsets and sizes are bytes; accesses are of 1, 2 or 4 bytes and naturally aligned: others arrive in pieces. */
 export interface Device {
   readonly identity: PciIdentity;
   /** Called once, before anything else. */
   start(context: DeviceContext): void | Promise<void>;
-  /** A read of a BAR, as an unsigned number (8-byte reads arrive as two of 4). Synchronous: the driver VM's CPU waits. */
+  /** A read of a BAR, as an unsigned number. Synchronous: the driver VM's CPU waits. */
   readBar(bar: number, offset: number, size: number): number;
   writeBar(bar: number, offset: number, size: number, value: number): void;
   /** The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Resolves when no DMA is under way. */

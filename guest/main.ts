@@ -8,7 +8,7 @@ import type { Device } from "./device.js";
 import { DEVICES } from "./devices/index.js";
 import type { Link } from "./link/link.js";
 import { LocalLink } from "./link/local.js";
-import { createVirtioLink } from "./link/virtio.js";
+import { createVirtioLink } from "./link/open.js";
 import { helpText, isModulePath, type Options, type Place, parseOptions } from "./options.js";
 import { runDevice } from "./run.js";
 import { VfioFunction } from "./vfio/vfio.js";

@@ -115,7 +115,7 @@ function parse(args: readonly string[], deviceOptions: readonly string[]): Value
   try {
     return parseArgs({ args: [...args], options: { ...own, ...OWN }, allowPositionals: false }).values;
   } catch (error) {
-    throw usage(error instanceof Error ? error.message.replace(/\.?\s*To specify.*$/s, "") : String(error));
+    throw usage((error instanceof Error ? error.message : String(error)).split("\n")[0]);
   }
 }
 

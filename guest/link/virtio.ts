@@ -5,26 +5,9 @@
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
-import {
-  KiB,
-  MAX_DMA_MAPS,
-  MAX_MESSAGE_SIZE,
-  MAX_PENDING_COMMANDS,
-  MAX_QUEUES,
-  WINDOW_PIECE_SIZE,
-} from "../../shared/limits.js";
+import { MAX_DMA_MAPS, MAX_PENDING_COMMANDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import {
-  ABI_VERSION,
-  ClientConnected,
-  Config,
-  Hello,
-  LinkCommand,
-  MAGIC,
-  NO_DOORBELL,
-  Queue,
-  WINDOW_SHMID,
-} from "../../shared/spec/link.js";
+import { ABI_VERSION, ClientConnected, Hello, LinkCommand, Queue } from "../../shared/spec/link.js";
 import {
   Command,
   DmaAccess,
@@ -38,62 +21,19 @@ import {
   NUM_PCI_IRQS,
   NUM_PCI_REGIONS,
 } from "../../shared/spec/vfio-user.js";
-import { Feature, Status } from "../../shared/spec/virtio.js";
+import { Status } from "../../shared/spec/virtio.js";
 import { setU64 } from "../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
 import type { PciFunction } from "../vfio/pci-function.js";
-import type { Structure } from "../virtio-pci/capabilities.js";
-import { VirtioPci } from "../virtio-pci/transport.js";
+import type { VirtioPci } from "../virtio-pci/transport.js";
 import { LinkPendingCommand } from "./command.js";
+import { Doorbells, UNBOUND } from "./doorbells.js";
 import type { Endpoint, IrqChange, Link, Window } from "./link.js";
-import { emptyQueues, Messages } from "./messages.js";
+import { emptyQueues, type Messages } from "./messages.js";
 import { Requests } from "./requests.js";
 
-/** A bridge that allows less than this in a message is broken. */
-const MIN_MESSAGE_SIZE = 4 * KiB;
 /** How often the device is asked whether it wants a reset, beside its interrupt. */
 const STATUS_POLL_MS = 1000;
-const UNBOUND = -1;
-
-/** Resets the device and checks that it is ours. @throws UserError when it is not, or is broken */
-export async function createVirtioLink(pci: PciFunction, log: Log): Promise<VirtioLink> {
-  const transport = new VirtioPci(pci);
-  await transport.reset();
-  transport.negotiate(Feature.VERSION_1);
-  const config = Config.view(new DataView(transport.readConfig(Config.size).buffer));
-  const { magic, abiVersion, windowSize, maxMessageSize, doorbells } = config;
-  if (magic !== MAGIC) throw new UserError("it is a VIRTIO device, but no virtio-vfio-user device");
-  if (abiVersion !== ABI_VERSION) {
-    throw new UserError(`the bridge speaks version ${abiVersion} of the link and this program version ${ABI_VERSION}`);
-  }
-  const region = transport.sharedMemory(WINDOW_SHMID);
-  if (region === undefined || !inBounds(0, windowSize, region.length) || windowSize === 0) {
-    throw new UserError(`the bridge's window of ${windowSize} bytes is not in the device's shared memory`);
-  }
-  const queues = transport.numQueues;
-  if (maxMessageSize < MIN_MESSAGE_SIZE || Queue.FIRST_DOORBELL + doorbells > queues || queues > MAX_QUEUES) {
-    throw new UserError("the bridge's configuration contradicts itself");
-  }
-  const messages = new Messages(pci, transport, Math.min(maxMessageSize, MAX_MESSAGE_SIZE));
-  return new VirtioLink(pci, transport, messages, new BarWindow(pci, region, windowSize), doorbells, log);
-}
-
-/** The window as pieces of the shared memory region, each mapped when it is first used. */
-class BarWindow implements Window {
-  readonly pieceSize = WINDOW_PIECE_SIZE;
-
-  constructor(
-    readonly pci: PciFunction,
-    readonly region: Structure,
-    readonly size: number,
-  ) {}
-
-  piece(index: number): ArrayBuffer {
-    const start = index * this.pieceSize;
-    const length = Math.min(this.pieceSize, this.size - start);
-    return this.pci.memory(this.region.bar, this.region.offset + start, length);
-  }
-}
 
 export class VirtioLink implements Link {
   readonly window: Window;
@@ -104,12 +44,10 @@ export class VirtioLink implements Link {
   readonly #messages: Messages;
   readonly #requests: Requests;
   readonly #log: Log;
-  readonly #numDoorbells: number;
   readonly #command: LinkPendingCommand;
   /** Copies of commands that came while one was under way. */
   readonly #backlog: Uint8Array<ArrayBuffer>[] = [];
-  /** By interrupt index, the doorbell of each vector, or UNBOUND. */
-  #doorbells: readonly Int32Array[] = [];
+  #doorbells: Doorbells;
   #endpoint: Endpoint | undefined;
   #maps = 0;
   #statusPoll: NodeJS.Timeout | undefined;
@@ -139,7 +77,7 @@ export class VirtioLink implements Link {
     messages.onBroken = (error) => this.#break(error);
     this.#requests = new Requests(messages);
     this.#command = new LinkPendingCommand(messages, () => this.#next());
-    this.#numDoorbells = numDoorbells;
+    this.#doorbells = new Doorbells([], numDoorbells);
     this.#log = log;
     this.window = window;
     this.closed = new Promise((resolve) => {
@@ -151,7 +89,7 @@ export class VirtioLink implements Link {
   async open(endpoint: Endpoint): Promise<void> {
     const { summary } = endpoint;
     this.#endpoint = endpoint;
-    this.#doorbells = summary.irqCounts.map((count) => new Int32Array(count).fill(UNBOUND));
+    this.#doorbells = new Doorbells(summary.irqCounts, this.#doorbells.count);
     const transport = this.#transport;
     this.#messages.enable();
     for (const [n, queue] of emptyQueues(this.#pci, transport.numQueues - Queue.COPY).entries()) {
@@ -165,10 +103,10 @@ export class VirtioLink implements Link {
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
     await this.#hello(summary);
     const needed = summary.irqCounts.reduce((most, count) => Math.max(most, count), 0);
-    if (needed > this.#numDoorbells) {
-      this.#log.warn({ vectors: needed, doorbells: this.#numDoorbells }, "fewer doorbells than interrupt vectors");
+    if (needed > this.#doorbells.count) {
+      this.#log.warn({ vectors: needed, doorbells: this.#doorbells.count }, "fewer doorbells than interrupt vectors");
     }
-    this.#log.info({ doorbells: this.#numDoorbells, windowSize: this.window.size }, "the bridge is there");
+    this.#log.info({ doorbells: this.#doorbells.count, windowSize: this.window.size }, "the bridge is there");
   }
 
   async #hello(summary: DeviceSummary): Promise<void> {
@@ -180,7 +118,7 @@ export class VirtioLink implements Link {
   }
 
   trigger(index: number, vector: number): void {
-    const doorbell = this.#doorbells[index][vector];
+    const doorbell = this.#doorbells.of(index, vector);
     if (doorbell === UNBOUND) return;
     this.doorbellsRung++;
     this.#transport.notify(Queue.FIRST_DOORBELL + doorbell);
@@ -247,7 +185,7 @@ export class VirtioLink implements Link {
     this.#requests.abandon(error);
     this.#command.abandon();
     this.#backlog.length = 0;
-    this.#unbindAll();
+    this.#doorbells.unbindAll();
   }
 
   #receive(bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number): void {
@@ -359,7 +297,7 @@ export class VirtioLink implements Link {
 
   #clientGone(endpoint: Endpoint): void {
     this.#log.info("client gone");
-    this.#unbindAll();
+    this.#doorbells.unbindAll();
     this.#maps = 0;
     this.#requests.abandon(new PeerGone("the client is gone"));
     this.#answer(endpoint.disconnected());
@@ -368,9 +306,8 @@ export class VirtioLink implements Link {
   #setIrqs(endpoint: Endpoint, command: LinkPendingCommand): void {
     needLength(command, IrqSet.size);
     const { flags, index, start, count } = this.#irqSet.at(command.data, command.offset);
-    const vectors = this.#doorbells[index]?.length;
-    if (vectors === undefined || !inBounds(start, count, vectors)) {
-      throw new ProtocolError(`vectors ${start}+${count} of ${vectors} of interrupt ${index}`);
+    if (!this.#doorbells.has(index, start, count)) {
+      throw new ProtocolError(`no vectors ${start}+${count} of interrupt ${index}`);
     }
     const data = flags & IrqSetFlags.DATA_MASK;
     const at = command.offset + IrqSet.size;
@@ -380,34 +317,12 @@ export class VirtioLink implements Link {
       change = { ...change, bools: command.bytes.slice(at, at + count) };
     } else if (data === IrqSetFlags.DATA_EVENTFD) {
       needLength(command, IrqSet.size + count * 4);
-      change = { ...change, bound: this.#bind(change, command.data, at) };
+      change = { ...change, bound: this.#doorbells.bind(change, command.data, at) };
     } else if (count === 0 && (flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {
-      this.#doorbells[index].fill(UNBOUND);
+      this.#doorbells.unbind(index);
     }
     endpoint.setIrqs(change);
     command.reply(0);
-  }
-
-  /** Notes the doorbells that follow a SET_IRQS; which vectors have one. */
-  #bind({ flags, index, start, count }: IrqChange, data: DataView, at: number): boolean[] {
-    const bound: boolean[] = [];
-    for (let n = 0; n < count; n++) {
-      const doorbell = data.getUint32(at + n * 4, true);
-      if (doorbell !== NO_DOORBELL && doorbell >= this.#numDoorbells)
-        throw new ProtocolError(`no doorbell ${doorbell}`);
-      bound.push(doorbell !== NO_DOORBELL);
-    }
-    // An eventfd that masks or unmasks is no doorbell to ring; the endpoint refuses it.
-    if ((flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {
-      for (let n = 0; n < count; n++) {
-        this.#doorbells[index][start + n] = bound[n] ? data.getUint32(at + n * 4, true) : UNBOUND;
-      }
-    }
-    return bound;
-  }
-
-  #unbindAll(): void {
-    for (const vectors of this.#doorbells) vectors.fill(UNBOUND);
   }
 
   /** Replies, without a body, when `work` is done. */

@@ -9,7 +9,7 @@ import type { ExecutionContext } from "ava";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
 import { LocalLink } from "../../../guest/link/local.js";
-import { createVirtioLink } from "../../../guest/link/virtio.js";
+import { createVirtioLink } from "../../../guest/link/open.js";
 import {
   addSeals,
   close,

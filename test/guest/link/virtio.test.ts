@@ -1,27 +1,16 @@
-/** The virtio link against a bridge that breaks the rules, and what only an in-process bridge can show. */
-import test, { type ExecutionContext } from "ava";
+/** What of the virtio link only a bridge in the same process can show, and commands that are wrong. */
+import test from "ava";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { createVirtioLink } from "../../../guest/link/virtio.js";
+import { createVirtioLink } from "../../../guest/link/open.js";
 import { Errno } from "../../../shared/errors.js";
 import { MiB } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";
-import {
-  ClientConnected,
-  ClientGone,
-  Config,
-  Hello,
-  LinkCommand,
-  NO_DOORBELL,
-  Queue,
-} from "../../../shared/spec/link.js";
-import { CommandBits, Header as ConfigHeader } from "../../../shared/spec/pci.js";
+import { ClientGone, Config, Hello, LinkCommand, NO_DOORBELL, Queue } from "../../../shared/spec/link.js";
 import {
   Command,
   DmaAccess,
-  DmaMap,
   DmaMapFlags,
   DmaUnmap,
-  Header,
   HeaderFlags,
   Irq,
   IrqSet,
@@ -29,45 +18,9 @@ import {
   Region,
   RegionAccess,
 } from "../../../shared/spec/vfio-user.js";
-import { Status } from "../../../shared/spec/virtio.js";
 import { CopyDevice } from "../../fakes/copy-device.js";
 import { PciBridge } from "../../fakes/pci-bridge.js";
-
-const ADDRESS = 0x10_0000;
-
-async function setUp(t: ExecutionContext) {
-  const bridge = new PciBridge();
-  const link = await createVirtioLink(bridge, quietLog);
-  const device = new CopyDevice();
-  const endpoint = new DeviceEndpoint(device, link, quietLog);
-  await endpoint.start();
-  const opened = link.open(endpoint);
-  const hello = await bridge.welcome();
-  await opened;
-  const close = async () => {
-    const closed = link.close();
-    if (bridge.status !== 0 && (bridge.status & Status.DEVICE_NEEDS_RESET) === 0) {
-      const quiesce = bridge.poll();
-      if (quiesce !== undefined) bridge.reply(quiesce);
-    }
-    await closed;
-  };
-  t.teardown(close);
-  const connect = () =>
-    bridge.request(LinkCommand.CLIENT_CONNECTED, ClientConnected.encode({ generation: 1, maxDataXferSize: MiB }));
-  const map = (fields: Parameters<typeof DmaMap.encode>[0]) =>
-    bridge.request(
-      Command.DMA_MAP,
-      DmaMap.encode({ argsz: DmaMap.size, flags: 7, address: ADDRESS, size: 0x1000, ...fields }),
-    );
-  const write = (region: number, offset: number, ...bytes: number[]) =>
-    bridge.request(
-      Command.REGION_WRITE,
-      Buffer.concat([RegionAccess.encode({ offset, region, count: bytes.length }), Uint8Array.from(bytes)]),
-    );
-  const enable = () => write(Region.CONFIG, ConfigHeader.COMMAND, CommandBits.BUS_MASTER);
-  return { bridge, link, device, endpoint, hello, close, connect, map, write, enable };
-}
+import { ADDRESS, setUp } from "./in-process.js";
 
 test("a device that is not ours, or contradicts itself, is refused with a sentence", async (t) => {
   const refused = async (
@@ -307,62 +260,3 @@ test("many commands behind one that takes long: kept in order, the rest left in 
   );
   t.is((await bridge.receive()).command, Command.DEVICE_RESET);
 });
-
-const command = (size: number, flags = 0) => Header.encode({ id: 1, command: Command.DEVICE_RESET, size, flags });
-
-const BREAKS: readonly [string, (bridge: PciBridge) => void][] = [
-  ["an empty buffer", (bridge) => bridge.sendRaw(new Uint8Array(0))],
-  ["a message shorter than a header", (bridge) => bridge.sendRaw(command(16).subarray(0, 15))],
-  ["a size below the header's", (bridge) => bridge.sendRaw(command(15))],
-  ["a size above the largest", (bridge) => bridge.sendRaw(command(MiB + 1))],
-  ["a size of 2^32-1", (bridge) => bridge.sendRaw(command(0xffffffff))],
-  ["a message that ends too early", (bridge) => bridge.sendRaw(command(100))],
-  ["bytes behind a message's end", (bridge) => bridge.sendRaw(Buffer.concat([command(16), new Uint8Array(4)]))],
-  ["a used length larger than the buffer", (bridge) => bridge.sendRaw(command(16), 0x7fffffff)],
-  ["a reply to nothing", (bridge) => bridge.sendRaw(command(16, HeaderFlags.TYPE_REPLY))],
-  ["a message of an unknown type", (bridge) => bridge.sendRaw(command(16, 2))],
-  [
-    "a used ring that jumps",
-    (bridge) => {
-      const { buffer, offset } = bridge.find(bridge.addresses(Queue.TO_DEVICE)[2]);
-      new DataView(buffer).setUint16(offset + 2, 500, true);
-      bridge.raiseInterrupt();
-    },
-  ],
-  [
-    "a transmit buffer that comes back twice, found when a reply is sent",
-    (bridge) => {
-      const { buffer, offset } = bridge.find(bridge.addresses(Queue.FROM_DEVICE)[2]);
-      new DataView(buffer).setUint16(offset + 2, 77, true);
-      bridge.send(Command.DEVICE_GET_INFO, new Uint8Array(Uint32Array.of(16, 0, 0, 0).buffer));
-    },
-  ],
-  [
-    "a device that needs a reset",
-    (bridge) => {
-      bridge.status |= Status.DEVICE_NEEDS_RESET;
-    },
-  ],
-];
-
-for (const [what, breakIt] of BREAKS) {
-  test(`the link is lost, the process lives: ${what}`, async (t) => {
-    const { bridge, link, device, connect, map, enable } = await setUp(t);
-    await connect();
-    await map({ flags: DmaMapFlags.READ });
-    await enable();
-    const dma = device.context.dma.read(ADDRESS, new Uint8Array(4));
-    await bridge.receive();
-    breakIt(bridge);
-    await t.throwsAsync(dma);
-    await link.closed;
-    t.deepEqual(device.events, ["start", "reset"]);
-    await t.throwsAsync(link.readMemory(ADDRESS, new Uint8Array(4)), { name: "PeerGone" });
-    bridge.notified.length = 0;
-    device.context.interrupts.trigger(0);
-    bridge.raiseInterrupt();
-    t.deepEqual(bridge.notified, []);
-    await link.close();
-    t.is(bridge.status, 0);
-  });
-}

@@ -1,0 +1,74 @@
+/** The program as a process: exit codes, signals, the socket's file. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import test, { type ExecutionContext } from "ava";
+import { Client } from "../../shared/vfio-user/client.js";
+
+const MAIN = fileURLToPath(new URL("../../guest/main.js", import.meta.url));
+const DEVICE = fileURLToPath(new URL("../examples/byte-sum.js", import.meta.url));
+
+function start(t: ExecutionContext, ...args: string[]) {
+  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  t.teardown(() => child.kill("SIGKILL"));
+  const exit = once(child, "close");
+  const result = { output: "", errors: "" };
+  child.stdout.setEncoding("utf8").on("data", (text) => {
+    result.output += text;
+  });
+  const ready = new Promise<void>((resolve) => {
+    child.stderr.setEncoding("utf8").on("data", (text) => {
+      result.errors += text;
+      if (result.errors.includes("the device is ready")) resolve();
+    });
+  });
+  return { child, exit, ready, result };
+}
+
+function directory(t: ExecutionContext): string {
+  const path = mkdtempSync(join(tmpdir(), "device-"));
+  t.teardown(() => rmSync(path, { recursive: true }));
+  return path;
+}
+
+test("wrong usage ends with 2 and one line, help with 0", async (t) => {
+  const wrong = start(t, "run", "nothing-like-it", "--socket-path", "x");
+  t.deepEqual(await wrong.exit, [2, null]);
+  t.regex(wrong.result.errors, /^vfio-user-device: no such device: nothing-like-it.*\n$/);
+  const help = start(t, "--help");
+  t.deepEqual(await help.exit, [0, null]);
+  t.regex(help.result.output, /^Usage: vfio-user-device run/);
+});
+
+test("a machine that is not as needed ends with 1 and one line", async (t) => {
+  const path = directory(t);
+  writeFileSync(join(path, "nothing.mjs"), "export const x = 1;\n");
+  for (const [message, ...args] of [
+    ["there is no PCI device ffff:ff:1f.7|only root", DEVICE, "--pci", "ffff:ff:1f.7"],
+    ["cannot load the device", join(path, "absent.js"), "--socket-path", join(path, "s")],
+    ["no default export", join(path, "nothing.mjs"), "--socket-path", join(path, "s")],
+    ["cannot listen", DEVICE, "--socket-path", join(path, "absent", "s")],
+  ]) {
+    const { exit, result } = start(t, "run", ...args, "--log-level", "error");
+    t.deepEqual(await exit, [1, null], message);
+    t.regex(result.errors, new RegExp(`^vfio-user-device: .*(${message}).*\n$`));
+  }
+});
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  test(`${signal} lets go of a client, takes the socket away and ends with 0`, async (t) => {
+    const socket = join(directory(t), "device.sock");
+    const { child, exit, ready, result } = start(t, "run", DEVICE, "--socket-path", socket);
+    await ready;
+    const client = await Client.connect(socket);
+    t.is((await client.getInfo()).numRegions, 9);
+    child.kill(signal);
+    await client.closed;
+    t.deepEqual(await exit, [0, null], result.errors);
+    t.false(existsSync(socket));
+    t.regex(result.errors, /"readThroughWindow":0/);
+  });
+}

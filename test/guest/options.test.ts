@@ -1,0 +1,78 @@
+import test from "ava";
+import type { DeviceKind } from "../../guest/devices/index.js";
+import { helpText, parseOptions } from "../../guest/options.js";
+
+const unused = () => Promise.reject(new Error("not made here"));
+const kinds: Record<string, DeviceKind> = {
+  disk: {
+    summary: "a disk",
+    options: {
+      file: { value: "PATH", summary: "its contents", required: true },
+      size: { value: "BYTES", summary: "how much" },
+    },
+    create: unused,
+  },
+};
+const parse = (line: string) => parseOptions(line.split(" ").filter(Boolean), kinds);
+
+test("a device by name, in a device VM", (t) => {
+  t.deepEqual(parse("run disk --pci 0000:01:00.0 --file disk.img --log-level debug"), {
+    action: "run",
+    device: "disk",
+    place: { pci: "0000:01:00.0" },
+    logLevel: "debug",
+    trustUnsealedMemory: false,
+    deviceOptions: { file: "disk.img" },
+  });
+});
+
+test("places: an address without a domain, a path, a handed-down socket", (t) => {
+  const place = (line: string) => {
+    const options = parse(`run disk --file f ${line}`);
+    return options.action === "run" ? options.place : undefined;
+  };
+  t.deepEqual(place("--pci 01:1F.7"), { pci: "0000:01:1f.7" });
+  t.deepEqual(place("--socket-path=/run/a.sock"), { socketPath: "/run/a.sock" });
+  t.deepEqual(place("--fd 0"), { fd: 0 });
+});
+
+test("a user's own module gets every --name=value that is not the program's", (t) => {
+  t.like(parse("run ./own.js --socket-path s --rate=9 --name=a=b --trust-unsealed-memory"), {
+    device: "./own.js",
+    trustUnsealedMemory: true,
+    deviceOptions: { rate: "9", name: "a=b" },
+  });
+});
+
+for (const [line, message] of [
+  ["", /nothing to do/],
+  ["walk disk", /no such command: walk/],
+  ["run", /needs a device/],
+  ["run --pci 01:00.0", /needs a device/],
+  ["run floppy --pci 01:00.0", /no such device: floppy .*disk/],
+  ["run constructor --pci 01:00.0", /no such device/],
+  ["run disk --pci 01:00.0", /disk needs --file PATH/],
+  ["run disk --file f", /exactly one of/],
+  ["run disk --file f --pci 01:00.0 --socket-path s", /exactly one of/],
+  ["run disk --file f --pci 01:00", /not a PCI address/],
+  ["run disk --file f --pci 01:20.0", /not a PCI address/],
+  ["run disk --file f --fd -1", /./],
+  ["run disk --file f --fd x", /file descriptor/],
+  ["run disk --file f --socket-path=", /a socket is a path/],
+  ["run disk --file f --fd 3 --log-level loud", /no such log level: loud/],
+  ["run disk --file f --fd 3 --colour", /colour/],
+  ["run disk --file f --fd 3 extra", /extra/],
+  ["run ./own.js --fd 3 --rate 9", /rate/],
+] as const) {
+  test(`wrong usage: ${line || "(nothing)"}`, (t) => {
+    const error = t.throws(() => parse(line), { name: "UserError", message });
+    t.is((error as unknown as { exitCode: number }).exitCode, 2);
+    t.false(error.message.includes("\n"));
+  });
+}
+
+test("help names the devices and their options", (t) => {
+  t.deepEqual(parse("--help"), { action: "help" });
+  t.deepEqual(parse("run disk -h"), { action: "help" });
+  t.regex(helpText(kinds), /disk +a disk\n +--file PATH +its contents \(required\)\n +--size BYTES/);
+});
