@@ -13,8 +13,18 @@ export class FuzzDevice implements Device {
     vendorId: 0xfff4,
     deviceId: 0x0003,
     classCode: 0xff0000,
-    bars: { 0: { size: BAR_SIZE, is64Bit: true } },
+    bars: { 0: { size: BAR_SIZE, is64Bit: true }, 4: { size: 64, io: true }, 5: { size: 0x1000, prefetchable: true } },
+    rom: Uint8Array.of(0x55, 0xaa, 1, 2, 3),
     msix: { vectors: 8, bar: 2, offset: 0 },
+    intx: true,
+    capabilities: {
+      pm: { softReset: true },
+      pcie: { linkSpeed: 5, linkWidth: 16, maxPayload: 512 },
+      msi: { vectors: 8, perVectorMasking: true },
+      vendor: [{ size: 8, registers: { vendorScratch: { offset: 4, size: 4, writable: 0xff00ff00 } } }],
+      serialNumber: "00-11-22-33-44-55-66-77",
+      errorReporting: true,
+    },
   } as const;
   readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
   readonly #jobs = new Set<Promise<void>>();

@@ -3,10 +3,16 @@ import type { Target } from "../target.js";
 import type { Bug } from "./planted.js";
 
 const load = (module: () => Promise<{ createTarget: Target }>) => async () => (await module()).createTarget;
+const endpoint = (only: "all" | "config") => async () => (await import("./endpoint.js")).endpointTarget(only);
 const bug = (kind: Bug) => async () => (await import("./planted.js")).planted(kind);
 
 const real = {
   "vfio-user-server": load(() => import("./vfio-user-server.js")),
+  "virtqueue-device": load(() => import("./virtqueue-device.js")),
+  "virtqueue-driver": load(() => import("./virtqueue-driver.js")),
+  endpoint: endpoint("all"),
+  "pci-config": endpoint("config"),
+  nvme: load(() => import("./nvme.js")),
 };
 
 /** What is fuzzed when no target is named. */
