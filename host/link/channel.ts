@@ -11,6 +11,7 @@ import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../shared/limits.js";
 import { Queue } from "../../shared/spec/link.js";
 import { Header } from "../../shared/spec/vfio-user.js";
 import { DeviceQueue, QueueBroken } from "../../shared/virtqueue/device.js";
+import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 
 /** Waiting bytes above which producers hold back. */
@@ -117,7 +118,7 @@ export class Channel {
     header.size = size;
     header.flags = flags;
     header.errno = errno;
-    if (length > 0) this.#out.set(bytes.subarray(offset, offset + length), this.#tail + Header.size);
+    copyBytes(bytes, offset, this.#out, this.#tail + Header.size, length);
     this.#tail += size;
     this.sent++;
     this.#flush();

@@ -36,11 +36,6 @@ export class Doorbells {
     return this.#relay.count();
   }
 
-  /** Doorbells in use. */
-  get bound(): number {
-    return this.#taken.filter((binding) => binding !== undefined).length;
-  }
-
   /** A device with `count` doorbells is there. */
   attach(count: number, kickOf: KickOf): void {
     this.detach();
@@ -68,9 +63,9 @@ export class Doorbells {
       const has = (bindings.get(start + i)?.doorbell ?? NO_DOORBELL) !== NO_DOORBELL;
       needed += (fd >= 0 ? 1 : 0) - (has ? 1 : 0);
     });
-    if (this.#attached && needed > this.#taken.length - this.bound) {
+    if (this.#attached && needed > this.#free) {
       for (const fd of eventfds) if (fd >= 0) closeSync(fd);
-      throw new ProtocolError(`${this.#taken.length} doorbells are not enough`, Errno.ENOSPC);
+      throw new ProtocolError(`${this.#free} free doorbells are not enough`, Errno.ENOSPC);
     }
     // Doorbells that become free are free for the others of the same request.
     eventfds.forEach((_, i) => {
@@ -120,6 +115,11 @@ export class Doorbells {
     this.detach();
     this.clear();
     this.#relay.close();
+  }
+
+  /** Doorbells that can be taken: not in use, and set up by the driver. */
+  get #free(): number {
+    return this.#taken.filter((binding, n) => !binding && this.#kickOf(Queue.FIRST_DOORBELL + n) >= 0).length;
   }
 
   #take(binding: Binding): boolean {

@@ -9,30 +9,10 @@
  */
 import { closeSync } from "node:fs";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_SIZE, REPLY_DEADLINE_MS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import {
-  ABI_VERSION,
-  ClientConnected,
-  ClientGone,
-  Config,
-  ConfigStatus,
-  LinkCommand,
-  MAGIC,
-  Queue,
-} from "../../shared/spec/link.js";
-import {
-  Command,
-  DmaMap,
-  DmaMapFlags,
-  DmaUnmap,
-  Header,
-  HeaderFlags,
-  IrqSet,
-  IrqSetFlags,
-  RegionAccess,
-} from "../../shared/spec/vfio-user.js";
-import { MAX_CONFIG_SIZE } from "../../shared/spec/vhost-user.js";
+import { ClientConnected, ClientGone, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { Command, Header, HeaderFlags, IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type {
   Backend,
   ClientMemory,
@@ -42,13 +22,17 @@ import type {
   MemoryMap,
   PendingCommand,
 } from "../../shared/vfio-user/backend.js";
-import { WindowAllocator } from "../../shared/window-allocator.js";
+import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
+import { answerWithoutDevice, isPosted, replyToWrite } from "./answers.js";
+import { doorbellBody, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
 import { Channel } from "./channel.js";
 import { checkReply, parseHello } from "./checks.js";
+import { ConfigSpace } from "./config.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
+import { Places } from "./places.js";
 import { Requests } from "./requests.js";
 
 /** The device process, as the specification's table of states has it. "broken" is "absent until it resets". */
@@ -90,9 +74,8 @@ export class VirtioLink implements Backend {
 
   readonly #log: Log;
   readonly #window: Window;
-  readonly #places: WindowAllocator;
-  readonly #config = new Uint8Array(MAX_CONFIG_SIZE);
-  readonly #configView = Config.view(new DataView(this.#config.buffer));
+  readonly #places: Places;
+  readonly #config: ConfigSpace;
   readonly #requests = new Requests();
   readonly #inHeader = Header.view();
   #backEnd: BackEnd | undefined;
@@ -109,31 +92,22 @@ export class VirtioLink implements Backend {
   constructor(options: LinkOptions) {
     this.#log = options.log;
     this.#window = options.window;
-    this.#places = new WindowAllocator(options.window.size, WINDOW_PIECE_SIZE);
+    this.#places = new Places(options.window, options.log);
+    this.#config = new ConfigSpace(options.window.size, options.uuid, options.name);
     this.channel = new Channel({
       message: (bytes, data, length) => this.#message(bytes, data, length),
       drained: () => this.#drained(),
       broken: (reason) => this.#break(reason),
     });
     this.dma = new DmaRelay(this.channel);
-    Object.assign(this.#configView, {
-      magic: MAGIC,
-      abiVersion: ABI_VERSION,
-      status: ConfigStatus.BRIDGE_UP,
-      windowSize: options.window.size,
-      maxMessageSize: MAX_MESSAGE_SIZE,
-    });
-    this.#config.set(options.uuid.subarray(0, 16), Config.offsets.uuid);
-    // At least one NUL stays at the end; a character is never cut in two.
-    new TextEncoder().encodeInto(options.name, this.#config.subarray(Config.offsets.name, Config.size - 1));
   }
 
   // The device VM's side: what the session calls as the vhost-user back-end reports it.
 
   /** The device's config space as it is now. */
   config(): Uint8Array {
-    this.#configView.doorbells = Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
-    return this.#config;
+    this.#config.doorbells = Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
+    return this.#config.bytes;
   }
 
   attach(backEnd: BackEnd): void {
@@ -153,7 +127,7 @@ export class VirtioLink implements Backend {
   stopped(reason: string): void {
     this.#leave("absent", reason);
     this.channel.stop();
-    this.#forgetPlaces();
+    this.#places.forgetAll(this.#client?.maps ?? []);
   }
 
   detach(): void {
@@ -183,8 +157,7 @@ export class VirtioLink implements Backend {
     const irqs = new Set<number>();
     return new Promise((resolve, reject) => {
       this.#client = { version, memory, generation, maps, irqs, introduced: { resolve, reject } };
-      this.#configView.generation = generation;
-      this.#configView.status = ConfigStatus.BRIDGE_UP | ConfigStatus.CLIENT_CONNECTED;
+      this.#config.clientConnected(generation);
       this.#introduce();
     });
   }
@@ -193,7 +166,7 @@ export class VirtioLink implements Backend {
     const client = this.#client;
     if (!client) return;
     this.#client = undefined;
-    this.#configView.status = ConfigStatus.BRIDGE_UP;
+    this.#config.clientGone();
     client.introduced?.reject(new PeerGone("the client is gone"));
     client.introduced = undefined;
     if (this.#state === "connected") this.#state = "ready";
@@ -206,7 +179,7 @@ export class VirtioLink implements Backend {
         const body = ClientGone.encode({ generation: client.generation });
         await this.#request(LinkCommand.CLIENT_GONE, body).catch((error) => this.#log.warn(error.message));
       }
-      await this.#takeBack(client.maps);
+      await this.#places.takeBack(client.maps);
     });
   }
 
@@ -231,17 +204,15 @@ export class VirtioLink implements Backend {
     return this.#exclusive(async () => {
       this.#client?.maps.delete(map);
       if (this.#state === "connected") {
-        const { address, size } = map;
-        const body = DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
-        await this.#request(Command.DMA_UNMAP, body).catch((error) => this.#log.warn(error.message));
+        await this.#request(Command.DMA_UNMAP, unmapBody(map)).catch((error) => this.#log.warn(error.message));
       }
-      await this.#takeBack([map]);
+      await this.#places.takeBack([map]);
     });
   }
 
   setIrqs(request: IrqSetRequest): Promise<void> {
     return this.#exclusive(async () => {
-      const { flags, index, start, count, bools, eventfds } = request;
+      const { flags, index, start, count, eventfds } = request;
       const isTrigger = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
       if (eventfds) {
         // Only an eventfd that the device signals can be a doorbell; this also closes the others.
@@ -254,9 +225,9 @@ export class VirtioLink implements Backend {
         this.#client?.irqs.delete(index);
       }
       if (this.#state !== "connected") return;
-      const body = eventfds ? this.#irqBody(flags, index, start, count) : plainIrqBody(request);
+      const body = eventfds ? doorbellBody(flags, index, start, count, this.doorbells) : plainIrqBody(request);
       try {
-        await this.#request(Command.DEVICE_SET_IRQS, bools ? Buffer.concat([body, bools]) : body);
+        await this.#request(Command.DEVICE_SET_IRQS, body);
       } catch (error) {
         if (error instanceof PeerGone) return;
         if (eventfds) this.doorbells.bind(index, start, new Array(count).fill(-1));
@@ -319,7 +290,7 @@ export class VirtioLink implements Backend {
         relayed.fail(code);
       } else {
         relayed.reserve(body);
-        if (body > 0) relayed.replyBytes.set(bytes.subarray(Header.size, Header.size + body), relayed.replyOffset);
+        copyBytes(bytes, Header.size, relayed.replyBytes, relayed.replyOffset, body);
         relayed.reply(body);
       }
     }
@@ -367,7 +338,7 @@ export class VirtioLink implements Backend {
     // After the reply it may reset the device, and then no request for the window may be on its way.
     this.#background(async () => {
       if (this.#state !== "quiesced") return;
-      await this.#takeBack(this.#client?.maps ?? []);
+      await this.#places.takeBack(this.#client?.maps ?? []);
       this.#window.forbid("the device process is about to reset the device");
       this.channel.send(id, LinkCommand.QUIESCE, HeaderFlags.TYPE_REPLY, 0, NOTHING);
     });
@@ -394,8 +365,8 @@ export class VirtioLink implements Backend {
         if (!this.doorbells.rebind()) this.#log.warn("the device has fewer doorbells than the client has vectors");
         for (const index of client.irqs) {
           const flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER;
-          const body = this.#irqBody(flags, index, 0, Math.max(1, this.doorbells.vectors(index)));
-          await this.#request(Command.DEVICE_SET_IRQS, body);
+          const count = Math.max(1, this.doorbells.vectors(index));
+          await this.#request(Command.DEVICE_SET_IRQS, doorbellBody(flags, index, 0, count, this.doorbells));
         }
       } catch (error) {
         this.#log.warn({ reason: (error as Error).message }, "the device did not take the client");
@@ -412,57 +383,13 @@ export class VirtioLink implements Backend {
 
   /** Puts a map into the window where that is possible, and tells the device process of it. */
   async #show(map: MemoryMap): Promise<void> {
-    const { address, size, readable, writable, fd, fdOffset } = map;
-    // QEMU does not enforce a read-only mapping, so what is not read-write is left to DMA messages.
-    if (fd >= 0 && readable && writable && this.#window.permitted) {
-      const offset = this.#places.allocate(size, fdOffset);
-      if (offset < 0) this.#log.warn({ address, size }, "the window is full: DMA by messages");
-      else await this.#place(map, offset);
-    }
-    const inWindow = map.windowOffset >= 0;
-    const flags =
-      (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0) | (inWindow ? DmaMapFlags.MMAP : 0);
-    const offset = inWindow ? map.windowOffset : 0;
+    await this.#places.put(map);
     try {
-      await this.#request(Command.DMA_MAP, DmaMap.encode({ argsz: DmaMap.size, flags, offset, address, size }));
+      await this.#request(Command.DMA_MAP, mapBody(map));
     } catch (error) {
-      await this.#takeBack([map]);
+      await this.#places.takeBack([map]);
       throw error;
     }
-  }
-
-  async #place(map: MemoryMap, offset: number): Promise<void> {
-    map.windowOffset = offset;
-    try {
-      await this.#window.map(map.fd, map.fdOffset, offset, map.size);
-    } catch (error) {
-      this.#forgetPlace(map);
-      if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ address: map.address, size: map.size }, `${error.message}: DMA by messages`);
-    }
-  }
-
-  /** Takes maps out of the window; when this resolves, the device VM cannot reach them. */
-  async #takeBack(maps: Iterable<MemoryMap>): Promise<void> {
-    for (const map of maps) {
-      if (map.windowOffset < 0) continue;
-      try {
-        await this.#window.unmap(map.windowOffset, map.size);
-      } catch (error) {
-        // The device stopped meanwhile, and with it all maps went.
-        if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
-      }
-      this.#forgetPlace(map);
-    }
-  }
-
-  #forgetPlace(map: MemoryMap): void {
-    if (map.windowOffset >= 0) this.#places.free(map.windowOffset);
-    map.windowOffset = -1;
-  }
-
-  #forgetPlaces(): void {
-    for (const map of this.#client?.maps ?? []) this.#forgetPlace(map);
   }
 
   /** The device process no longer answers: what waits for it is answered as by a device that is not there. */
@@ -483,7 +410,7 @@ export class VirtioLink implements Backend {
     this.#log.warn({ reason }, "the device process broke the link");
     this.#leave("broken", reason);
     this.channel.stop();
-    this.#background(() => this.#takeBack(this.#client?.maps ?? []));
+    this.#background(() => this.#places.takeBack(this.#client?.maps ?? []));
   }
 
   #drained(): void {
@@ -528,52 +455,5 @@ export class VirtioLink implements Backend {
 
   #background(work: () => Promise<void>): void {
     this.#exclusive(work).catch((error) => this.#log.error({ err: error }, "unexpected"));
-  }
-
-  /** SET_IRQS with the doorbells that vectors start to start + count have now. */
-  #irqBody(flags: number, index: number, start: number, count: number): Uint8Array {
-    const body = new Uint8Array(IrqSet.size + 4 * count);
-    const data = new DataView(body.buffer);
-    Object.assign(IrqSet.view(data), { argsz: body.length, flags, index, start, count });
-    for (let i = 0; i < count; i++) {
-      data.setUint32(IrqSet.size + 4 * i, this.doorbells.doorbell(index, start + i), true);
-    }
-    return body;
-  }
-}
-
-function plainIrqBody({ flags, index, start, count, bools }: IrqSetRequest): Uint8Array {
-  return IrqSet.encode({ argsz: IrqSet.size + (bools?.length ?? 0), flags, index, start, count });
-}
-
-function isPosted(command: PendingCommand, device: DeviceSummary): boolean {
-  if (command.command !== Command.REGION_WRITE) return false;
-  const region = command.data.getUint32(command.offset + RegionAccess.offsets.region, true);
-  return region < 32 && ((device.postedRegions >>> region) & 1) === 1;
-}
-
-/** The reply to a write is the fixed part of its request. */
-function replyToWrite(command: PendingCommand): void {
-  command.reserve(RegionAccess.size);
-  const { bytes, offset, replyBytes, replyOffset } = command;
-  for (let i = 0; i < RegionAccess.size; i++) replyBytes[replyOffset + i] = bytes[offset + i];
-  command.reply(RegionAccess.size);
-}
-
-/** As a dead PCI device does: reads give all ones, writes go nowhere. */
-function answerWithoutDevice(command: PendingCommand): void {
-  if (command.command === Command.REGION_WRITE) {
-    replyToWrite(command);
-  } else if (command.command === Command.REGION_READ) {
-    const { data, offset } = command;
-    const count = data.getUint32(offset + RegionAccess.offsets.count, true);
-    const size = RegionAccess.size + count;
-    command.reserve(size);
-    const { bytes, replyBytes, replyOffset } = command;
-    replyBytes.set(bytes.subarray(offset, offset + RegionAccess.size), replyOffset);
-    replyBytes.fill(0xff, replyOffset + RegionAccess.size, replyOffset + size);
-    command.reply(size);
-  } else {
-    command.fail(Errno.ENODEV);
   }
 }

@@ -9,7 +9,7 @@ import { closeSync } from "node:fs";
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
 import * as native from "../../native/index.js";
 import { inBounds, isPowerOfTwo } from "../../shared/bits.js";
-import { MiB, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import { MiB, PAGE_SIZE } from "../../shared/limits.js";
 import {
   BackendRequest,
   DeviceConfig,
@@ -28,7 +28,9 @@ import {
 } from "../../shared/spec/vhost-user.js";
 import { CommonCfg, NO_VECTOR, PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
 import { getU64 } from "../../shared/struct/struct.js";
-import { Layout, MSIX_BAR, makeConfigSpace, NOTIFY_MULTIPLIER, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
+import { Layout, MSIX_BAR, makeConfigSpace, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
+import { bytesAsRegisters, VirtioRegisters } from "./front-end-registers.js";
+import { FakeWindow, type Mapping } from "./front-end-window.js";
 import { Wire, type WireMessage } from "./front-end-wire.js";
 
 const MAX_REGIONS = 8;
@@ -75,13 +77,6 @@ class Queue {
   }
 }
 
-interface Mapping {
-  readonly offset: number;
-  readonly length: number;
-  readonly fd: number;
-  readonly fdOffset: number;
-}
-
 export class FrontEnd implements PciFunction {
   /** What killed QEMU, if anything did. */
   fatal: string | undefined;
@@ -91,7 +86,6 @@ export class FrontEnd implements PciFunction {
   readonly sent: number[] = [];
   readonly windowSize: number;
   readonly config: Registers;
-  readonly maps: Mapping[] = [];
   /** Answers no backend request while set: QEMU's main loop is busy elsewhere. */
   busy = false;
   readonly features: bigint;
@@ -104,7 +98,7 @@ export class FrontEnd implements PciFunction {
   readonly #queues: Queue[];
   readonly #ram: number;
   #ramUsed = HIGH_RAM;
-  readonly #window: native.Reservation;
+  readonly #window: FakeWindow;
   readonly #configSpace: Uint8Array<ArrayBuffer>;
   readonly #commonData = new DataView(new ArrayBuffer(CommonCfg.size));
   readonly #common = CommonCfg.view(this.#commonData);
@@ -148,7 +142,7 @@ export class FrontEnd implements PciFunction {
     if (!isPowerOfTwo(this.windowSize) || this.windowSize % PAGE_SIZE !== 0) {
       this.#die("the shared memory regions' total size is not a power of two");
     }
-    this.#window = new native.Reservation(this.windowSize, Math.min(this.windowSize, WINDOW_PIECE_SIZE));
+    this.#window = new FakeWindow(this.windowSize, (reason) => this.#die(reason));
 
     this.#configSpace = makeConfigSpace(PCI_DEVICE_ID_BASE + virtioId, configSize, this.windowSize);
     this.config = bytesAsRegisters(this.#configSpace, (offset) => this.#configWritten(offset));
@@ -163,6 +157,11 @@ export class FrontEnd implements PciFunction {
     });
   }
 
+  /** What is mapped in the window now. */
+  get maps(): readonly Mapping[] {
+    return this.#window.maps;
+  }
+
   get started(): boolean {
     return this.#started;
   }
@@ -175,11 +174,8 @@ export class FrontEnd implements PciFunction {
   }
 
   memory(bar: number, offset: number, length: number): ArrayBuffer {
-    const piece = this.#window.piece(Math.floor(offset / WINDOW_PIECE_SIZE));
-    if (bar !== WINDOW_BAR || offset % WINDOW_PIECE_SIZE !== 0 || length !== piece.byteLength) {
-      throw new RangeError(`BAR ${bar} cannot be mapped from ${offset} for ${length} bytes`);
-    }
-    return piece;
+    if (bar !== WINDOW_BAR) throw new RangeError(`BAR ${bar} is no memory`);
+    return this.#window.piece(offset, length);
   }
 
   barSize(bar: number): number {
@@ -222,7 +218,6 @@ export class FrontEnd implements PciFunction {
       closeSync(queue.error);
       if (queue.kick >= 0) closeSync(queue.kick);
     }
-    this.#dropMaps();
     this.#window.release();
     closeSync(this.#ram);
   }
@@ -237,7 +232,7 @@ export class FrontEnd implements PciFunction {
     this.#stop();
     this.#status = 0;
     this.#driverFeatures = 0n;
-    this.#dropMaps();
+    this.#window.clear();
     for (const queue of this.#queues) {
       Object.assign(queue, { size: this.#options.queueSize, vector: NO_VECTOR, enabled: false, base: 0 });
       Object.assign(queue, { descriptors: 0, available: 0, used: 0 });
@@ -467,7 +462,7 @@ export class FrontEnd implements PciFunction {
       return;
     }
     let refusal: string | undefined;
-    let work = () => {};
+    let work: (() => void) | undefined;
     if (request === BackendRequest.CONFIG_CHANGE_MSG) {
       this.#generation++;
       if (this.#common.configMsixVector === 0) this.#interrupt?.();
@@ -478,12 +473,12 @@ export class FrontEnd implements PciFunction {
       if (shmid !== 0) refusal = `shared memory region ${shmid} not found`;
       else if (!inBounds(offset, length, this.windowSize)) refusal = "Bad offset/len";
       else if (request === BackendRequest.SHMEM_MAP) {
-        refusal = this.#refuseMap(offset, length, fdOffset, fds);
-        work = () => this.#map(offset, length, fdOffset, fds[0]);
+        refusal = this.#window.refuses(offset, length, fdOffset, fds);
+        work = () => this.#window.map(offset, length, fdOffset, fds[0]);
       } else if (request === BackendRequest.SHMEM_UNMAP) {
         const index = this.maps.findIndex((map) => map.offset === offset && map.length === length);
         if (index < 0) refusal = "Shared memory mapping not found";
-        work = () => this.#unmap(index);
+        work = () => this.#window.unmap(index);
       } else refusal = `unexpected message ${request}`;
     }
     if (refusal !== undefined) this.complaints.push(refusal);
@@ -491,37 +486,9 @@ export class FrontEnd implements PciFunction {
     if (flags & HeaderFlags.NEED_REPLY) {
       this.#channel.send(request, HeaderFlags.REPLY, U64.encode({ value: refusal === undefined ? 0 : 1 }));
     }
-    if (refusal === undefined) work();
-  }
-
-  #refuseMap(offset: number, length: number, fdOffset: number, fds: readonly number[]): string | undefined {
-    if (fds.length !== 1) return "Bad fd for map";
-    if (length === 0) return "Shared memory mapping size cannot be zero";
-    if (fdOffset % PAGE_SIZE !== 0) return "the file offset is not page-aligned";
-    if (offset % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0) this.#die("a map that is not page-aligned");
-    if (!inBounds(fdOffset, length, native.fileStatus(fds[0]).size)) return "the file is too short";
-    if (!native.isWritable(fds[0])) return "the file is not writable";
-    const overlaps = this.maps.some((map) => offset < map.offset + map.length && map.offset < offset + length);
-    return overlaps ? "VIRTIO Shared Memory mapping overlap" : undefined;
-  }
-
-  #map(offset: number, length: number, fdOffset: number, fd: number): void {
-    this.#window.map(offset, length, fd, fdOffset, native.PROT_READ | native.PROT_WRITE);
-    this.maps.push({ offset, length, fdOffset, fd: native.duplicate(fd) });
-    this.#commit();
-  }
-
-  #unmap(index: number): void {
-    const [map] = this.maps.splice(index, 1);
-    this.#window.unmap(map.offset, map.length);
-    closeSync(map.fd);
-    this.#commit();
-  }
-
-  #dropMaps(): void {
-    for (const map of this.maps.splice(0)) {
-      this.#window.unmap(map.offset, map.length);
-      closeSync(map.fd);
+    if (refusal === undefined) {
+      work?.();
+      if (work) this.#commit();
     }
   }
 
@@ -560,63 +527,6 @@ export class FrontEnd implements PciFunction {
   #sendFd(request: number, index: number, fd: number): void {
     this.#send(request, U64.encode({ value: index }), [fd], true);
   }
-}
-
-/** BAR 2. */
-class VirtioRegisters implements Registers {
-  constructor(private readonly frontEnd: FrontEnd) {}
-  read8(offset: number): number {
-    return this.#read(offset, 1);
-  }
-  read16(offset: number): number {
-    return this.#read(offset, 2);
-  }
-  read32(offset: number): number {
-    return this.#read(offset, 4);
-  }
-  write8(offset: number, value: number): void {
-    this.#write(offset, 1, value);
-  }
-  write16(offset: number, value: number): void {
-    this.#write(offset, 2, value);
-  }
-  write32(offset: number, value: number): void {
-    this.#write(offset, 4, value);
-  }
-  #read(offset: number, width: number): number {
-    if (offset + width <= CommonCfg.size) return this.frontEnd.readCommon(offset, width);
-    if (offset >= Layout.DEVICE && offset < Layout.NOTIFY) {
-      return this.frontEnd.readDeviceConfig(offset - Layout.DEVICE, width);
-    }
-    return 0;
-  }
-  #write(offset: number, width: number, value: number): void {
-    if (offset + width <= CommonCfg.size) this.frontEnd.writeCommon(offset, width, value);
-    else if (offset >= Layout.NOTIFY) this.frontEnd.notify((offset - Layout.NOTIFY) / NOTIFY_MULTIPLIER);
-    else if (offset >= Layout.DEVICE) this.frontEnd.writeDeviceConfig();
-  }
-}
-
-function bytesAsRegisters(bytes: Uint8Array<ArrayBuffer>, written: (offset: number) => void): Registers {
-  const data = new DataView(bytes.buffer);
-  const after = (offset: number) => written(offset & ~1);
-  return {
-    read8: (offset) => data.getUint8(offset),
-    read16: (offset) => data.getUint16(offset, true),
-    read32: (offset) => data.getUint32(offset, true),
-    write8(offset, value) {
-      data.setUint8(offset, value);
-      after(offset);
-    },
-    write16(offset, value) {
-      data.setUint16(offset, value, true);
-      after(offset);
-    },
-    write32(offset, value) {
-      data.setUint32(offset, value, true);
-      after(offset);
-    },
-  };
 }
 
 const userAddress = (guestAddress: number) => RAM_USER_ADDRESS + guestAddress;

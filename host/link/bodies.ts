@@ -1,0 +1,39 @@
+/** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
+import { DmaMap, DmaMapFlags, DmaUnmap, IrqSet } from "../../shared/spec/vfio-user.js";
+import type { IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
+import type { Doorbells } from "./doorbells.js";
+
+/** DMA_MAP: with its window offset where it has one. */
+export function mapBody({ address, size, readable, writable, windowOffset }: MemoryMap): Uint8Array {
+  const access = (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0);
+  const inWindow = windowOffset >= 0;
+  const flags = access | (inWindow ? DmaMapFlags.MMAP : 0);
+  return DmaMap.encode({ argsz: DmaMap.size, flags, offset: inWindow ? windowOffset : 0, address, size });
+}
+
+export function unmapBody({ address, size }: MemoryMap): Uint8Array {
+  return DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
+}
+
+/** SET_IRQS with eventfds: the doorbells that vectors start to start + count have now. */
+export function doorbellBody(
+  flags: number,
+  index: number,
+  start: number,
+  count: number,
+  doorbells: Doorbells,
+): Uint8Array {
+  const body = new Uint8Array(IrqSet.size + 4 * count);
+  const data = new DataView(body.buffer);
+  Object.assign(IrqSet.view(data), { argsz: body.length, flags, index, start, count });
+  for (let i = 0; i < count; i++) data.setUint32(IrqSet.size + 4 * i, doorbells.doorbell(index, start + i), true);
+  return body;
+}
+
+/** SET_IRQS without eventfds, as the client sent it. */
+export function plainIrqBody({ flags, index, start, count, bools }: IrqSetRequest): Uint8Array {
+  const body = new Uint8Array(IrqSet.size + (bools?.length ?? 0));
+  body.set(IrqSet.encode({ argsz: body.length, flags, index, start, count }));
+  if (bools) body.set(bools, IrqSet.size);
+  return body;
+}
