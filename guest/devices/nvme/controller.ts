@@ -312,6 +312,7 @@ interface Parts {
   readonly admin: AdminCommands;
 }
 
+/** Address 0 is as good as any other to an IOMMU. Memory that is not there is noticed when it is used. */
 function isQueueBase(address: number, pageSize: number): boolean {
-  return address !== 0 && address % pageSize === 0 && address <= Number.MAX_SAFE_INTEGER - 0x1_0000_0000;
+  return address % pageSize === 0 && address <= Number.MAX_SAFE_INTEGER - 0x1_0000_0000;
 }

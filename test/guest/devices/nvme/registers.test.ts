@@ -154,9 +154,13 @@ test("enable and disable: RDY follows EN, and queue registers stay", async (t) =
 });
 
 for (const { name, cc = ENABLE, aqa = 0x000f_000f, asq = MEMORY_ADDRESS, acq = MEMORY_ADDRESS + 0x1000 } of [
-  { name: "ASQ is 0", asq: 0 },
-  { name: "ACQ is 0", acq: 0 },
-  { name: "ASQ is not aligned to the memory page size", cc: ENABLE | (1 << 7), asq: MEMORY_ADDRESS + 0x1000 },
+  { name: "ACQ is not aligned to the memory page size", cc: ENABLE | (1 << 7), acq: MEMORY_ADDRESS + 0x1000 },
+  {
+    name: "ASQ is not aligned to the memory page size",
+    cc: ENABLE | (1 << 7),
+    asq: MEMORY_ADDRESS + 0x1000,
+    acq: 0x2000,
+  },
   { name: "ASQ is above 2^53", asq: 2 ** 60 },
   { name: "an admin submission queue of one entry", aqa: 0x000f_0000 },
   { name: "an admin completion queue of one entry", aqa: 0x0000_000f },

@@ -1,0 +1,150 @@
+/** The driver and the controller with a socket between them: vfio-user's real client and server, the library's endpoint. */
+import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import test, { type ExecutionContext } from "ava";
+import type { Device } from "../../../../guest/device.js";
+import { createController, createNvme } from "../../../../guest/devices/nvme/index.js";
+import { DeviceEndpoint } from "../../../../guest/endpoint.js";
+import { LocalLink } from "../../../../guest/link/local.js";
+import { MiB } from "../../../../shared/limits.js";
+import { quietLog } from "../../../../shared/log.js";
+import { NvmeDriver } from "../../../drivers/nvme.js";
+import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
+import { Random } from "./random.js";
+import { settle } from "./setup.js";
+import { FakeStorage } from "./storage.js";
+
+const MEMORY = 8 * MiB;
+const DISK = 8 * MiB;
+const READ = { opcode: 2, namespaceId: 1 };
+
+/** Puts the device on a socket, until the test ends. */
+async function serve(t: ExecutionContext, device: Device): Promise<() => Promise<VfioUserNvme>> {
+  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
+  const socket = join(directory, "nvme.sock");
+  const link = new LocalLink({ socket, log: quietLog });
+  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  await endpoint.start();
+  await link.open(endpoint);
+  const transports: VfioUserNvme[] = [];
+  t.teardown(async () => {
+    for (const transport of transports) transport.close();
+    await link.close();
+    await endpoint.close();
+    await rm(directory, { recursive: true });
+  });
+  return async () => {
+    const transport = await VfioUserNvme.connect(socket, MEMORY);
+    transports.push(transport);
+    return transport;
+  };
+}
+
+for (const memory of ["mapped memory", "memory by messages"]) {
+  test(`random reads and writes over a socket agree with a model, ${memory}`, async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), "nvme-"));
+    t.teardown(() => rm(directory, { recursive: true }));
+    const file = join(directory, "disk.img");
+    await writeFile(file, "");
+    await truncate(file, DISK);
+    const random = new Random();
+    t.log(`seed ${random.seed}`);
+    const connect = await serve(t, await createNvme({ file }));
+    const transport = await connect();
+    const { client } = transport;
+    if (memory === "memory by messages") {
+      await client.unmapAll();
+      client.registerMemory(0, transport.memory.bytes);
+      await client.mapMemory({ address: 0, size: MEMORY });
+    }
+    const driver = await NvmeDriver.open(transport, { queues: 4, entries: 32 });
+    const model = new Uint8Array(DISK);
+    for (let round = 0; round < 6; round++) {
+      const operations: Promise<void>[] = [];
+      for (let block = 0; ; ) {
+        block += random.below(200);
+        const blocks = 1 + random.below(random.below(4) === 0 ? 3000 : 64);
+        if (block + blocks > driver.blockCount) break;
+        const place = model.subarray(block * 512, (block + blocks) * 512);
+        if (random.below(2) === 0) {
+          random.fill(place);
+          operations.push(driver.write(block, place.slice()));
+        } else {
+          const expected = place.slice();
+          const target = new Uint8Array(place.length);
+          const start = block;
+          operations.push(
+            driver.read(block, target).then(() => {
+              t.is(Buffer.compare(target, expected), 0, `block ${start}, seed ${random.seed}`);
+            }),
+          );
+        }
+        block += blocks;
+      }
+      await Promise.all(operations);
+    }
+    await driver.close();
+    t.true(transport.interrupts > 0);
+    t.is(Buffer.compare(await readFile(file), model), 0, `seed ${random.seed}`);
+  });
+}
+
+test("unmapping waits for file I/O to that memory", async (t) => {
+  const storage = new FakeStorage(DISK);
+  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const transport = await connect();
+  const driver = await NvmeDriver.open(transport);
+  const { client, memory } = transport;
+  storage.bytes.fill(7);
+  storage.hold();
+  const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: memory.address + MEMORY / 2 }));
+  await storage.whenHeld(1);
+  let unmapped = false;
+  const unmap = client.unmapAll().then(() => {
+    unmapped = true;
+    return memory.bytes[MEMORY / 2];
+  });
+  await settle();
+  t.false(unmapped);
+  storage.release();
+  t.is(await unmap, 7, "the data came before the reply");
+  client.close();
+  await abandoned;
+});
+
+test("a driver VM that leaves in the middle of its I/O, and the next one", async (t) => {
+  const storage = new FakeStorage(DISK);
+  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const first = await connect();
+  const driver = await NvmeDriver.open(first, { queues: 2 });
+  await driver.write(5, new Uint8Array(512).fill(3));
+  storage.hold();
+  const abandoned = driver.io({ ...READ, prp1: MEMORY / 2 });
+  await storage.whenHeld(1);
+  first.client.close();
+  await t.throwsAsync(abandoned);
+  const connecting = connect();
+  storage.release();
+  const next = await NvmeDriver.open(await connecting, { queues: 2 });
+  const target = new Uint8Array(512);
+  await next.read(5, target);
+  t.true(target.every((byte) => byte === 3));
+});
+
+test("a reset from the client in the middle of I/O", async (t) => {
+  const storage = new FakeStorage(DISK);
+  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const transport = await connect();
+  const driver = await NvmeDriver.open(transport);
+  storage.hold();
+  const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: MEMORY / 2 }));
+  await storage.whenHeld(1);
+  const reset = transport.client.reset();
+  storage.release();
+  await reset;
+  t.is(await transport.readRegister(0x1c), 0);
+  t.is(await transport.readRegister(0x14), 0);
+  transport.client.close();
+  await abandoned;
+});
