@@ -236,8 +236,7 @@ export class AdminCommands {
       command.complete(Status.INVALID_QUEUE_IDENTIFIER);
       return;
     }
-    queue.onIdle = () => {
-      if (queue.active > 0) return;
+    const finish = (): void => {
       queue.onIdle = undefined;
       if (queue.alive) {
         queue.alive = false;
@@ -247,7 +246,8 @@ export class AdminCommands {
       }
       command.complete(Status.SUCCESS);
     };
-    queue.onIdle();
+    queue.onIdle = finish;
+    if (queue.active === 0) finish();
   }
 
   #hasQueues(): boolean {

@@ -105,6 +105,8 @@ test("deleting a submission queue waits for its commands, and then nothing is po
   t.deepEqual(order, []);
   t.is((await driver.admin({ opcode: DELETE_SQ, dwords: [1] })).status, 0x101, "it is being deleted already");
   void driver.io({ opcode: 2, namespaceId: 1, prp1: address });
+  await settle();
+  t.deepEqual(storage.calls, ["read"]);
   storage.release();
   await read.then(({ status }) => order.push(`read ${status}`));
   await deleted;

@@ -23,6 +23,8 @@ export class FakeDma implements Dma {
   maps: FakeMap[] = [];
   /** DMA done by messages. */
   messages = 0;
+  /** What each message waits for. */
+  gate: Promise<unknown> = Promise.resolve();
   readonly bytes: Uint8Array;
   readonly data: DataView;
 
@@ -84,6 +86,7 @@ export class FakeDma implements Dma {
       if (map.windowed === false) {
         this.messages++;
         await new Promise((resolve) => setImmediate(resolve));
+        await this.gate;
       }
       copy(map.offset + address + done - map.address, done, part);
       done += part;

@@ -79,6 +79,9 @@ test("a completion queue is never overfilled: commands wait for places", async (
   await settle();
   t.is(storage.calls.length, 3);
   t.is(entry(machine, completion, 3).phase, 0);
+  const event = driver.admin({ opcode: 0x0c });
+  machine.write(SUBMISSION + 8, 3);
+  t.is((await event).result, 0x0001_0100, "more commands than the submission queue has places for");
   machine.write(COMPLETION + 8, 2);
   await settle();
   t.is(storage.calls.length, 5);
@@ -218,7 +221,10 @@ test("more commands than are worked on at once, and the event loop goes on in be
   const { machine, storage, driver } = await bringUp(t, { controllerQueues: 2, queues: 2, entries: 1024 });
   const prp1 = scratch(machine, 100).address;
   storage.hold();
-  const commands = Array.from({ length: 2046 }, () => driver.io({ ...READ, prp1 }));
+  // One on its own, so that the limit is reached in the middle of a burst.
+  const commands = [driver.io({ ...READ, prp1 }, 0)];
+  await settle();
+  commands.push(...Array.from({ length: 2046 }, () => driver.io({ ...READ, prp1 })));
   await settle();
   t.true(storage.held > 64, "several turns have gone by");
   await storage.whenHeld(1024);
@@ -248,4 +254,23 @@ test("queues by messages: fetched in bunches, over the wrap, and the phase last"
   t.true(done.every(({ status }) => status === 0));
   t.true(storage.calls.length > 0);
   t.true(machine.dma.messages > 80);
+});
+
+test("entries that are being read by messages when the controller is disabled are not executed", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  machine.leaveWindow();
+  let open = (): void => {};
+  machine.dma.gate = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  const { messages } = machine.dma;
+  void driver.io({ ...READ, prp1: scratch(machine).address });
+  await settle();
+  t.is(machine.dma.messages, messages + 1);
+  machine.write(0x14, 0);
+  t.is(machine.read(0x1c), 1, "RDY stays while the message is under way");
+  open();
+  await settle();
+  t.is(machine.read(0x1c), 0);
+  t.deepEqual(storage.calls, []);
 });

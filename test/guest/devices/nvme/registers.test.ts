@@ -309,6 +309,18 @@ test("shutdown notification: what was written is synced before SHST says complet
   t.is(machine.read(CSTS), 0);
 });
 
+test("a shutdown that ends after the controller was enabled again does not show", async (t) => {
+  const { machine, storage } = await bringUp(t);
+  storage.hold();
+  machine.write(CC, ENABLE | (1 << 14));
+  await storage.whenHeld(1);
+  machine.write(CC, 0);
+  machine.write(CC, ENABLE);
+  storage.release();
+  await settle();
+  t.is(machine.read(CSTS), 1);
+});
+
 test("doorbells of a disabled controller do nothing", async (t) => {
   const { machine } = await powerOn(t);
   machine.write(0x1000, 1);
