@@ -55,8 +55,9 @@ for (const memory of ["mapped memory", "memory by messages"]) {
     const { client } = transport;
     if (memory === "memory by messages") {
       await client.unmapAll();
-      client.registerMemory(0, transport.memory.bytes);
-      await client.mapMemory({ address: 0, size: MEMORY });
+      const { address, bytes } = transport.memory;
+      client.registerMemory(address, bytes);
+      await client.mapMemory({ address, size: MEMORY });
     }
     const driver = await NvmeDriver.open(transport, { queues: 4, entries: 32 });
     const model = new Uint8Array(DISK);
@@ -120,7 +121,7 @@ test("a driver VM that leaves in the middle of its I/O, and the next one", async
   const driver = await NvmeDriver.open(first, { queues: 2 });
   await driver.write(5, new Uint8Array(512).fill(3));
   storage.hold();
-  const abandoned = driver.io({ ...READ, prp1: MEMORY / 2 });
+  const abandoned = driver.io({ ...READ, prp1: first.memory.address + MEMORY / 2 });
   await storage.whenHeld(1);
   first.client.close();
   await t.throwsAsync(abandoned);
@@ -138,7 +139,7 @@ test("a reset from the client in the middle of I/O", async (t) => {
   const transport = await connect();
   const driver = await NvmeDriver.open(transport);
   storage.hold();
-  const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: MEMORY / 2 }));
+  const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: transport.memory.address + MEMORY / 2 }));
   await storage.whenHeld(1);
   const reset = transport.client.reset();
   storage.release();
