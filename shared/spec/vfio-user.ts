@@ -116,7 +116,7 @@ export const RegionAccess = struct({ offset: "u64", region: "u32", count: "u32" 
 
 /** DMA_READ and DMA_WRITE as the specification and libvfio-user have it: data at byte 32 of the message. */
 export const DmaAccess = struct({ address: "u64", count: "u64" });
-/** The same as stock QEMU's vfio-user-pci has it: data at byte 28 of the message, which is padded to be as long as the above. */
+/** The same as the first QEMUs with vfio-user-pci have it: data at byte 28 of a message that is as long as the above. */
 export const DmaAccessQemu = struct({ address: "u64", count: "u32" });
 
 /** REGION_WRITE_MULTI: `writes` WriteMultiEntry follow. */

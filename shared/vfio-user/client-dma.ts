@@ -65,7 +65,7 @@ export class ClientDma {
     const reply = (isQemu ? qemuView : view).at(this.outData, Header.size);
     reply.address = address;
     reply.count = count;
-    // What QEMU answers to the question which layout it has.
+    // What early QEMU answers to the question which layout it has.
     if (count === 0 && isQemu) return DmaAccess.size;
     const range = this.memory.find(address, count);
     if (range === undefined) throw new ProtocolError(`no memory at ${address} of ${count}`, Errno.EFAULT);

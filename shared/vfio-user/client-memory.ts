@@ -1,10 +1,10 @@
 /**
  * DMA by message: DMA_READ and DMA_WRITE from the server to the client, many at once, for maps without an fd.
  *
- * The specification and libvfio-user have a 64-bit count and the data at byte 32 of the message. Stock QEMU (11.1 and
- * before) has a 32-bit count and the data at byte 28; as its structure is padded to 32 bytes, its messages are equally long
- * and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes. A client that follows the
- * specification refuses it; QEMU sees the low half, reads nothing, and says that all is well.
+ * The specification and libvfio-user have a 64-bit count and the data at byte 32 of the message, and so has QEMU 11.1. The
+ * first QEMUs with vfio-user-pci have a 32-bit count and the data at byte 28; as their structure is padded to 32 bytes,
+ * their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes.
+ * A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say that all is well.
  */
 import { Errno, type PeerGone, ProtocolError } from "../errors.js";
 import { KiB } from "../limits.js";
@@ -12,12 +12,17 @@ import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/
 import type { ClientMemory } from "./backend.js";
 import { type Connection, type Frame, putHeader } from "./connection.js";
 
-/** Where a client puts the data of a DMA_READ and expects that of a DMA_WRITE. */
+/** Where a client puts the data of a DMA_READ and expects that of a DMA_WRITE; "qemu" is how QEMU began. */
 export type DmaLayout = "specification" | "qemu";
 
 const DATA_OFFSET = { specification: DmaAccess.size, qemu: DmaAccessQemu.size } as const;
 const PROBE_COUNT = 0x1_0000_0000;
 const MAX_IDS = 0x10000;
+/**
+ * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply; what
+ * fits into one of the kernel's socket buffers is taken whole or not at all.
+ */
+const MAX_READ_COUNT = 32 * KiB;
 const NO_BYTES = new Uint8Array(0);
 
 interface Request {
@@ -104,7 +109,7 @@ export class DmaMessages implements ClientMemory {
       this.probing ??= this.probe();
       await this.probing;
     }
-    const most = this.maxDataXferSize;
+    const most = command === Command.DMA_READ ? Math.min(this.maxDataXferSize, MAX_READ_COUNT) : this.maxDataXferSize;
     if (bytes.length <= most) return this.request(command, address, bytes.length, bytes);
     const parts: Promise<void>[] = [];
     for (let at = 0; at < bytes.length; at += most) {
@@ -158,14 +163,14 @@ export class DmaMessages implements ClientMemory {
   /** What is wrong with a reply that is no error reply, or undefined. */
   private check(request: Request, frame: Frame): string | undefined {
     if (request.command === Command.DMA_WRITE) {
-      // The reply is a header alone (QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user).
+      // The reply is a header alone (early QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user, QEMU).
       if (frame.length === 0) return undefined;
       if (frame.length !== DmaAccessQemu.size && frame.length !== DmaAccess.size) return `${frame.length} bytes`;
     } else if (frame.length !== DmaAccess.size + request.target.length) {
       return `${frame.length} bytes`;
     }
     const { address } = view.at(frame.data, frame.offset);
-    // The high half of QEMU's count is data.
+    // The high half of early QEMU's count is data.
     const count = frame.data.getUint32(frame.offset + DmaAccess.offsets.count, true);
     if (address !== request.address || count !== request.count >>> 0) return `${count} bytes at ${address}`;
     return undefined;
