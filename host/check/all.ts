@@ -1,0 +1,29 @@
+/** All checks, in the order in which they run: what later ones rely on comes first, judgement on all replies last. */
+import type { Check } from "./check.js";
+import { access } from "./topics/access.js";
+import { configSpace } from "./topics/config-space.js";
+import { deviceChecks } from "./topics/device.js";
+import { dma } from "./topics/dma.js";
+import { features } from "./topics/features.js";
+import { framing } from "./topics/framing.js";
+import { irqs } from "./topics/irqs.js";
+import { lifecycle } from "./topics/lifecycle.js";
+import { negotiation } from "./topics/negotiation.js";
+import { regions } from "./topics/regions.js";
+import { replies } from "./topics/replies.js";
+import { setIrqs } from "./topics/set-irqs.js";
+
+export const ALL_CHECKS: readonly Check[] = [
+  ...negotiation,
+  ...deviceChecks,
+  ...regions,
+  ...irqs,
+  ...setIrqs,
+  ...access,
+  ...configSpace,
+  ...dma,
+  ...features,
+  ...framing,
+  ...lifecycle,
+  ...replies,
+];

@@ -1,0 +1,44 @@
+/**
+ * What a check is: data, with one function that does it. A check passes when the function returns, perhaps with a note of
+ * what the server did where the specification leaves it a choice; it fails or is skipped by an exception.
+ */
+import type { Context } from "./context.js";
+
+export interface Check {
+  /** Unique, lower-case words with dashes; begins with the topic. */
+  readonly id: string;
+  /** Where the demand comes from: "vfio-user.rst, VFIO_USER_DMA_MAP". */
+  readonly section: string;
+  /** What must hold, in one sentence without a full stop. */
+  readonly title: string;
+  /** It writes to the device, resets it or changes its state. */
+  readonly destructive?: boolean;
+  /** Resolves with a note about what came, if there is something to tell. @throws Failure, Skip, ServerGone */
+  readonly run: (context: Context) => Promise<string | undefined>;
+}
+
+/** The server does not do what the specification demands. */
+export class Failure extends Error {
+  override readonly name: string = "Failure";
+  constructor(
+    readonly expected: string,
+    readonly came: string,
+  ) {
+    super(`expected ${expected}; came ${came}`);
+  }
+}
+
+/** The check does not apply to this server or device. */
+export class Skip extends Error {
+  override readonly name = "Skip";
+}
+
+/** Nobody accepts connections any more. */
+export class ServerGone extends Failure {
+  override readonly name = "ServerGone";
+}
+
+/** A section of the vfio-user specification (QEMU's docs/interop/vfio-user.rst). */
+export function vfioUser(section: string): string {
+  return `vfio-user.rst, ${section}`;
+}

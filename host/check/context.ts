@@ -1,0 +1,137 @@
+/**
+ * What a check works with: connections, fds that are closed behind it, and what is known of the device. A server may serve
+ * one client at a time, so a check closes one connection before it opens the next.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import { addSeals, close, createMemory, eventfd, F_SEAL_GROW, F_SEAL_SHRINK } from "../../native/index.js";
+import { isSystemError } from "../../shared/errors.js";
+import { Command, DeviceInfo } from "../../shared/spec/vfio-user.js";
+import { encodeVersion, OUR_CAPABILITIES } from "./bodies.js";
+import { Failure, ServerGone, Skip } from "./check.js";
+import type { Conduct } from "./conduct.js";
+import type { Device } from "./device.js";
+import { expectSuccess } from "./expect.js";
+import { type Answer, Session } from "./session.js";
+import { Wire } from "./wire.js";
+
+const CONNECT_RETRY_MS = 20;
+const INFO = DeviceInfo.encode({ argsz: DeviceInfo.size });
+const FIRST_ATTEMPTS = 4;
+
+/** What outlives a check: shared by all contexts of a run. */
+export interface Target {
+  readonly path: string;
+  readonly timeoutMs: number;
+  readonly conduct: Conduct;
+  /** What the device said of itself when the run began, or why it did not. */
+  readonly device: Device | Skip;
+}
+
+export class Context {
+  private readonly sessions: Session[] = [];
+  private readonly fds: number[] = [];
+
+  constructor(readonly target: Target) {}
+
+  get timeoutMs(): number {
+    return this.target.timeoutMs;
+  }
+
+  get conduct(): Conduct {
+    return this.target.conduct;
+  }
+
+  /**
+   * A connection without a VERSION. Waits for a server that is being started again.
+   * @throws ServerGone
+   */
+  async connectRaw(): Promise<Session> {
+    const deadline = performance.now() + this.timeoutMs;
+    for (;;) {
+      try {
+        const session = new Session(Wire.connect(this.target.path), this.conduct, this.timeoutMs);
+        this.sessions.push(session);
+        return session;
+      } catch (error) {
+        if (!isSystemError(error)) throw error;
+        if (performance.now() >= deadline) {
+          throw new ServerGone(
+            "the server to accept a connection",
+            `${error.code} from connect for ${this.timeoutMs} ms`,
+          );
+        }
+        await sleep(CONNECT_RETRY_MS);
+      }
+    }
+  }
+
+  /**
+   * The answer to the first message on a new connection. A connection that is closed instead is tried again a few times: it
+   * may have reached a server that ends with its client, just before it did, and was started again.
+   */
+  async first(
+    command: number,
+    body: Uint8Array,
+    fds?: readonly number[],
+  ): Promise<{ session: Session; answer: Answer }> {
+    for (let attempt = 1; ; attempt++) {
+      const session = await this.connectRaw();
+      const answer = await session.request(command, body, fds && { fds });
+      if (answer !== undefined || attempt === FIRST_ATTEMPTS) return { session, answer };
+      session.close();
+      await sleep(CONNECT_RETRY_MS);
+    }
+  }
+
+  /** A connection that has agreed on a version, with all that we can do announced. */
+  async connect(): Promise<Session> {
+    const body = encodeVersion({ json: JSON.stringify({ capabilities: OUR_CAPABILITIES }) });
+    const { session, answer } = await this.first(Command.VERSION, body);
+    session.version = expectSuccess(answer, Command.VERSION);
+    return session;
+  }
+
+  /** @throws Skip when the device cannot be described, which other checks are about */
+  device(): Device {
+    if (this.target.device instanceof Skip) throw this.target.device;
+    return this.target.device;
+  }
+
+  /** A sealed memfd of that size. */
+  memory(size: number): number {
+    const fd = createMemory("vfio-user-check", size, false);
+    this.fds.push(fd);
+    addSeals(fd, F_SEAL_SHRINK | F_SEAL_GROW);
+    return fd;
+  }
+
+  eventfd(): number {
+    const fd = eventfd(0);
+    this.fds.push(fd);
+    return fd;
+  }
+
+  /**
+   * Whatever came before: the server answers on this connection, or, if it closed that one and was allowed to, on a new one.
+   * @throws Failure
+   */
+  async expectUsable(session?: Session): Promise<void> {
+    const alive = session ?? (await this.connect());
+    const answer = await alive.request(Command.DEVICE_GET_INFO, INFO);
+    if (session === undefined || answer === undefined) alive.close();
+    if (answer !== undefined) return;
+    if (session === undefined) throw new Failure("the server to go on", "a closed connection upon DEVICE_GET_INFO");
+    await this.expectUsable();
+  }
+
+  /** As expectUsable, but the connection must have been kept. */
+  async expectConnectionKept(session: Session): Promise<void> {
+    const answer = await session.request(Command.DEVICE_GET_INFO, INFO);
+    if (answer === undefined) throw new Failure("the connection to be kept", "a closed connection");
+  }
+
+  close(): void {
+    for (const session of this.sessions) session.close();
+    for (const fd of this.fds) close(fd);
+  }
+}

@@ -1,0 +1,39 @@
+#!/usr/bin/env node
+/**
+ * vfio-user-check: tells whether a vfio-user server, ours or any other, does what the specification demands. See
+ * docs/conformance.md.
+ */
+import { UserError } from "../../shared/errors.js";
+import { ALL_CHECKS } from "./all.js";
+import { type Options, parseOptions, USAGE } from "./options.js";
+import { count, formatCheck, formatJson, formatResult, formatSummary } from "./report.js";
+import { runChecks, selectChecks } from "./run.js";
+
+async function check(options: Options): Promise<number> {
+  const selected = selectChecks(ALL_CHECKS, options.only);
+  if (selected.length === 0) throw new UserError("no check matches --only; see vfio-user-check --list", 2);
+  const width = Math.max(...selected.map(({ id }) => id.length));
+  if (options.list) {
+    for (const each of selected) console.log(formatCheck(each, width));
+    return 0;
+  }
+  const colour = process.stdout.isTTY && !process.env.NO_COLOR;
+  const results = await runChecks(selected, {
+    ...options,
+    onResult: (result) => {
+      if (!options.json) console.log(formatResult(result, width, colour));
+    },
+  });
+  console.log(options.json ? formatJson(options.socketPath, results) : formatSummary(results));
+  return count(results, "fail") > 0 ? 1 : 0;
+}
+
+try {
+  const options = parseOptions(process.argv.slice(2));
+  if (options.help) console.log(USAGE);
+  else process.exitCode = await check(options);
+} catch (error) {
+  if (!(error instanceof UserError)) throw error;
+  console.error(`vfio-user-check: ${error.message}`);
+  process.exitCode = error.exitCode;
+}

@@ -1,0 +1,97 @@
+/** Runs checks one after the other, each with connections of its own, and never lets one stop those behind it. */
+import { UserError } from "../../shared/errors.js";
+import { type Check, Failure, ServerGone, Skip } from "./check.js";
+import { Conduct } from "./conduct.js";
+import { Context, type Target } from "./context.js";
+import { Device } from "./device.js";
+
+export type Outcome = "pass" | "fail" | "skip";
+
+export interface Result {
+  readonly id: string;
+  readonly section: string;
+  readonly title: string;
+  readonly outcome: Outcome;
+  /** Of a pass: what the server did, where there is something to tell. */
+  readonly note?: string;
+  /** Of a failure. */
+  readonly expected?: string;
+  readonly came?: string;
+  /** Of what was skipped. */
+  readonly reason?: string;
+  readonly milliseconds: number;
+}
+
+export interface RunOptions {
+  readonly socketPath: string;
+  readonly timeoutMs: number;
+  readonly destructive: boolean;
+  readonly only: RegExp | undefined;
+  /** Told of each result as it comes. */
+  readonly onResult?: (result: Result) => void;
+}
+
+/** Those that `only` asks for. */
+export function selectChecks(checks: readonly Check[], only: RegExp | undefined): readonly Check[] {
+  return only === undefined ? checks : checks.filter(({ id }) => only.test(id));
+}
+
+/**
+ * What the device says of itself, asked before the first check. A server that gives no proper answer is not reason to stop:
+ * the checks of that will fail, and those that need to know will be skipped.
+ */
+async function describeDevice(target: Omit<Target, "device">): Promise<Device | Skip> {
+  const context = new Context({ ...target, device: new Skip("not asked yet") });
+  try {
+    return await Device.describe(context);
+  } catch (error) {
+    if (error instanceof ServerGone) {
+      throw new UserError(`cannot connect to ${target.path}: ${error.came}; is the server running?`);
+    }
+    if (error instanceof Failure) return new Skip(`the device does not describe itself: ${error.message}`);
+    throw error;
+  } finally {
+    context.close();
+  }
+}
+
+/** Resolves with one result for each selected check. @throws UserError when there is no server from the beginning */
+export async function runChecks(checks: readonly Check[], options: RunOptions): Promise<Result[]> {
+  const reached = { path: options.socketPath, timeoutMs: options.timeoutMs, conduct: new Conduct() };
+  const target: Target = { ...reached, device: await describeDevice(reached) };
+  const results: Result[] = [];
+  let goneSince: string | undefined;
+  for (const check of selectChecks(checks, options.only)) {
+    const start = performance.now();
+    const { id, section, title } = check;
+    const verdict =
+      goneSince !== undefined
+        ? { outcome: "skip" as const, reason: `the server accepts no connections since ${goneSince}` }
+        : check.destructive && !options.destructive
+          ? { outcome: "skip" as const, reason: "it writes to the device: give --destructive" }
+          : await runOne(check, target);
+    if ("isGone" in verdict && verdict.isGone) goneSince = id;
+    const { isGone: _, ...rest } = { isGone: false, ...verdict };
+    const result = { id, section, title, ...rest, milliseconds: Math.round(performance.now() - start) };
+    results.push(result);
+    options.onResult?.(result);
+  }
+  return results;
+}
+
+type Verdict = Pick<Result, "outcome" | "note" | "expected" | "came" | "reason"> & { readonly isGone?: boolean };
+
+async function runOne(check: Check, target: Target): Promise<Verdict> {
+  const context = new Context(target);
+  try {
+    const note = await check.run(context);
+    return { outcome: "pass", ...(note !== undefined && { note }) };
+  } catch (error) {
+    if (error instanceof Skip) return { outcome: "skip", reason: error.message };
+    if (!(error instanceof Failure)) throw error;
+    const { expected, came } = error;
+    return { outcome: "fail", expected, came, isGone: error instanceof ServerGone };
+  } finally {
+    context.close();
+  }
+}

@@ -1,0 +1,357 @@
+/**
+ * REGION_READ, REGION_WRITE and REGION_WRITE_MULTI. Good accesses go to configuration space alone, as reading a device's
+ * registers may change them; the one good write is of the interrupt line register's own value, of which no device takes notice.
+ */
+import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
+import {
+  Command,
+  Region,
+  RegionAccess,
+  RegionInfoFlags,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../../../shared/spec/vfio-user.js";
+import { type BadRequest, badRequests } from "../bad-request.js";
+import { type AccessFields, encodeAccess } from "../bodies.js";
+import { type Check, Failure, Skip, vfioUser } from "../check.js";
+import type { Device, RegionFacts } from "../device.js";
+import { isReadable } from "../device.js";
+import { expectEqual, expectSuccess, expectThat } from "../expect.js";
+import type { Session } from "../session.js";
+import type { Message } from "../wire.js";
+
+const READ = vfioUser("VFIO_USER_REGION_READ");
+const WRITE = vfioUser("VFIO_USER_REGION_WRITE");
+const MULTI = vfioUser("VFIO_USER_REGION_WRITE_MULTI");
+const LIMITS = vfioUser("Read and Write Operations");
+const { REGION_READ, REGION_WRITE, REGION_WRITE_MULTI } = Command;
+const MAX_U64 = 2n ** 64n - 1n;
+
+function expectEcho({ data }: Message, region: number, offset: number, count: number): void {
+  const echo = RegionAccess.view(data);
+  expectEqual("the region echoed:", echo.region, region);
+  expectEqual("the offset echoed:", echo.offset, offset);
+  expectEqual("the count echoed:", echo.count, count);
+}
+
+async function read(session: Session, offset: number, count: number): Promise<Uint8Array> {
+  const region = Region.CONFIG;
+  const answer = await session.request(REGION_READ, encodeAccess({ region, offset, count }));
+  const reply = expectSuccess(answer, REGION_READ, RegionAccess.size + count);
+  expectEcho(reply, region, offset, count);
+  return reply.body.slice(RegionAccess.size);
+}
+
+const reads: Check[] = [
+  {
+    id: "region-read",
+    section: READ,
+    title: "Reads of 1, 2 and 4 bytes agree with each other, and echo what was asked",
+    run: async (context) => {
+      context.device().config();
+      const session = await context.connect();
+      const whole = Buffer.from(await read(session, 0, 4)).toString("hex");
+      const halves = [await read(session, 0, 2), await read(session, 2, 2)];
+      const bytes: Uint8Array[] = [];
+      for (let offset = 0; offset < 4; offset++) bytes.push(await read(session, offset, 1));
+      expectEqual("two reads of 2 bytes to give", Buffer.concat(halves).toString("hex"), whole);
+      expectEqual("four reads of 1 byte to give", Buffer.concat(bytes).toString("hex"), whole);
+      return undefined;
+    },
+  },
+  {
+    id: "region-read-config-whole",
+    section: READ,
+    title: "Configuration space can be read at once, as QEMU does",
+    run: async (context) => {
+      const { size } = context.device().config();
+      await read(await context.connect(), 0, size);
+      return `${size} bytes`;
+    },
+  },
+];
+
+/** A region that can be read, preferably not configuration space, which some servers treat apart. */
+function anyRegion(device: Device): RegionFacts {
+  const found = device.regions.find((region) => region.index !== Region.CONFIG && isReadable(region));
+  return found ?? device.config();
+}
+
+type Bad = Omit<BadRequest, "command" | "answer">;
+
+/** Out of bounds in either direction: refused, whether it is read or written. */
+const OUTSIDE: readonly { id: string; title: string; section?: string; where: (device: Device) => AccessFields }[] = [
+  {
+    id: "index",
+    title: "The region behind the last",
+    where: (device) => ({ region: device.numRegions, offset: 0, count: 4 }),
+  },
+  { id: "index-max", title: "Region 0xffffffff", where: () => ({ region: 0xffff_ffff, offset: 0, count: 4 }) },
+  {
+    id: "empty",
+    title: "A region without a size",
+    where: (device) => ({ region: device.emptyRegion().index, offset: 0, count: 4 }),
+  },
+  {
+    id: "end",
+    title: "An offset behind the end of configuration space",
+    where: (device) => ({ region: Region.CONFIG, offset: device.config().size, count: 4 }),
+  },
+  {
+    id: "end-other",
+    title: "An offset behind the end of another region",
+    where: (device) => ({ region: anyRegion(device).index, offset: anyRegion(device).size, count: 4 }),
+  },
+  {
+    id: "offset-wrap",
+    title: "An offset whose end overflows 64 bits",
+    where: (device) => ({ region: anyRegion(device).index, offset: MAX_U64 - 3n, count: 8 }),
+  },
+  {
+    id: "offset-max",
+    title: "The offset 2^64 - 1",
+    where: (device) => ({ region: anyRegion(device).index, offset: MAX_U64, count: 1 }),
+  },
+  {
+    id: "offset-signed",
+    title: "The offset 2^63",
+    where: (device) => ({ region: anyRegion(device).index, offset: 2n ** 63n, count: 4 }),
+  },
+];
+
+const badReads: Bad[] = [
+  ...OUTSIDE.map(({ where, ...rest }) => ({
+    ...rest,
+    title: `${rest.title} cannot be read`,
+    body: (device: Device) => encodeAccess(where(device)),
+  })),
+  {
+    id: "straddle",
+    title: "A read across the end of configuration space is refused",
+    body: (device) => encodeAccess({ region: Region.CONFIG, offset: device.config().size - 2, count: 4 }),
+  },
+  {
+    id: "straddle-other",
+    title: "A read across the end of another region is refused",
+    body: (device) => {
+      const { index, size } = anyRegion(device);
+      return encodeAccess({ region: index, offset: size - 1, count: 4 });
+    },
+  },
+  {
+    id: "count-data-limit",
+    title: "A count of more than the server's max_data_xfer_size is refused",
+    section: LIMITS,
+    body: (device) => {
+      const largest = [...device.regions].sort((a, b) => b.size - a.size)[0] ?? device.config();
+      return encodeAccess({
+        region: largest.index,
+        offset: 0,
+        count: Math.min(device.maxDataXferSize + 1, 0xffff_ffff),
+      });
+    },
+  },
+  {
+    id: "count-max",
+    title: "A count of 0xffffffff is refused",
+    body: (device) => encodeAccess({ region: anyRegion(device).index, offset: 0, count: 0xffff_ffff }),
+  },
+  { id: "no-body", title: "A request without a body is refused", body: new Uint8Array(0) },
+  { id: "short", title: "A request of 15 bytes is refused", body: new Uint8Array(15) },
+];
+
+const writes: Check[] = [
+  {
+    id: "region-write",
+    section: WRITE,
+    title: "A write is answered with what was asked, without data",
+    run: async (context) => {
+      const device = context.device();
+      if (!(device.config().flags & RegionInfoFlags.WRITE)) throw new Skip("configuration space cannot be written");
+      const session = await context.connect();
+      const bytes = await read(session, ConfigHeader.INTERRUPT_LINE, 1);
+      const access = { region: Region.CONFIG, offset: ConfigHeader.INTERRUPT_LINE, count: 1 };
+      const answer = await session.request(REGION_WRITE, encodeAccess({ ...access, bytes }));
+      expectEcho(expectSuccess(answer, REGION_WRITE, RegionAccess.size), access.region, access.offset, 1);
+      return undefined;
+    },
+  },
+];
+
+const FOUR = Uint8Array.of(0, 0, 0, 0);
+
+const badWrites: Bad[] = [
+  ...OUTSIDE.map(({ where, ...rest }) => ({
+    ...rest,
+    title: `${rest.title} cannot be written`,
+    body: (device: Device) => {
+      const access = where(device);
+      return encodeAccess({ ...access, bytes: new Uint8Array(access.count) });
+    },
+  })),
+  {
+    id: "straddle",
+    title: "A write across the end of a region is refused",
+    destructive: true,
+    body: (device) => {
+      const { index, size } = anyRegion(device);
+      return encodeAccess({ region: index, offset: size - 1, count: 4, bytes: FOUR });
+    },
+  },
+  { id: "no-body", title: "A request without a body is refused", body: new Uint8Array(0) },
+  { id: "short", title: "A request of 15 bytes is refused", body: new Uint8Array(15) },
+  {
+    id: "data-none",
+    title: "A count without data is refused",
+    body: encodeAccess({ region: Region.CONFIG, offset: ConfigHeader.INTERRUPT_LINE, count: 1 }),
+  },
+  {
+    id: "data-short",
+    title: "Less data than count is refused",
+    body: (device) => encodeAccess({ region: Region.CONFIG, offset: device.config().size, count: 4096, bytes: FOUR }),
+  },
+  {
+    id: "count-max",
+    title: "A count of 0xffffffff is refused",
+    body: encodeAccess({ region: Region.CONFIG, offset: 0, count: 0xffff_ffff, bytes: FOUR }),
+  },
+];
+
+/** Odd accesses that need not be refused. */
+const ODD: readonly BadRequest[] = [
+  {
+    id: "region-read-zero",
+    title: "A read of 0 bytes is answered",
+    section: READ,
+    command: REGION_READ,
+    body: encodeAccess({ region: Region.CONFIG, offset: 0, count: 0 }),
+    answer: "any",
+  },
+  {
+    id: "region-read-long",
+    title: "A read request with bytes behind it is answered",
+    section: READ,
+    command: REGION_READ,
+    body: encodeAccess({ region: Region.CONFIG, offset: 0, count: 4, bytes: FOUR }),
+    answer: "any",
+  },
+  {
+    id: "region-read-odd",
+    title: "A read of 3 bytes at offset 1 is answered",
+    section: READ,
+    command: REGION_READ,
+    body: encodeAccess({ region: Region.CONFIG, offset: 1, count: 3 }),
+    answer: "any",
+  },
+  {
+    id: "region-write-zero",
+    title: "A write of 0 bytes is answered",
+    section: WRITE,
+    command: REGION_WRITE,
+    body: encodeAccess({ region: Region.CONFIG, offset: 0, count: 0 }),
+    answer: "any",
+  },
+  {
+    id: "region-write-data-long",
+    title: "More data than count is answered",
+    section: WRITE,
+    command: REGION_WRITE,
+    body: encodeAccess({ region: Region.CONFIG, offset: 0, count: 0, bytes: FOUR }),
+    answer: "any",
+  },
+];
+
+function encodeMulti(
+  entries: readonly { region: number; offset: number; bytes: Uint8Array; count?: number }[],
+  writes: number | bigint = entries.length,
+): Uint8Array {
+  const head = WriteMulti.encode({});
+  new DataView(head.buffer).setBigUint64(0, BigInt(writes), true);
+  const parts = entries.map(({ region, offset, bytes, count = bytes.length }) => {
+    const entry = WriteMultiEntry.encode({ offset, region, count });
+    entry.set(bytes, WriteMultiEntry.offsets.data);
+    return entry;
+  });
+  return Buffer.concat([head, ...parts]);
+}
+
+/** @throws Skip when REGION_WRITE_MULTI was not agreed on */
+function multi(device: Device, body: Uint8Array): Uint8Array {
+  if (!device.writeMultiple) throw new Skip("the server does not announce write_multiple");
+  return body;
+}
+
+const OUTSIDE_ENTRY = { region: 0xffff_ffff, offset: 0, bytes: FOUR };
+
+const multis: Check[] = [
+  {
+    id: "write-multi",
+    section: MULTI,
+    title: "Several writes are done, and the reply says how many",
+    run: async (context) => {
+      const device = context.device();
+      multi(device, FOUR);
+      const session = await context.connect();
+      const bytes = await read(session, ConfigHeader.INTERRUPT_LINE, 1);
+      const entry = { region: Region.CONFIG, offset: ConfigHeader.INTERRUPT_LINE, bytes };
+      const answer = await session.request(REGION_WRITE_MULTI, encodeMulti([entry, entry, entry]));
+      const { data } = expectSuccess(answer, REGION_WRITE_MULTI, WriteMulti.size);
+      expectEqual("the writes done:", WriteMulti.view(data).writes, 3);
+      return undefined;
+    },
+  },
+  {
+    id: "write-multi-outside",
+    section: MULTI,
+    title: "A write outside of any region is refused, or not counted",
+    run: async (context) => {
+      const body = multi(context.device(), encodeMulti([OUTSIDE_ENTRY]));
+      const session = await context.connect();
+      const answer = await session.request(REGION_WRITE_MULTI, body);
+      if (answer === undefined) throw new Failure("a reply to REGION_WRITE_MULTI", "a closed connection");
+      if (answer.body.length >= WriteMulti.size) {
+        const { writes } = WriteMulti.view(answer.data);
+        expectThat(writes === 0, "an error, or 0 writes done", `${writes} writes done`);
+      }
+      await context.expectConnectionKept(session);
+      return undefined;
+    },
+  },
+];
+
+const badMultis: Bad[] = [
+  { id: "short", title: "A request of 7 bytes is refused", body: (device) => multi(device, new Uint8Array(7)) },
+  {
+    id: "count-high",
+    title: "More writes announced than there are is refused",
+    body: (device) => multi(device, encodeMulti([OUTSIDE_ENTRY], 2)),
+  },
+  {
+    id: "count-overflow",
+    title: "A number of writes whose size overflows 64 bits is refused",
+    body: (device) => multi(device, encodeMulti([OUTSIDE_ENTRY], 2n ** 61n)),
+  },
+  {
+    id: "entry-long",
+    title: "A write of more than 8 bytes is refused",
+    body: (device) => multi(device, encodeMulti([{ ...OUTSIDE_ENTRY, count: WRITE_MULTI_MAX_DATA + 1 }])),
+  },
+];
+
+function refused(section: string, prefix: string, command: number, bad: readonly Bad[]): Check[] {
+  return badRequests(
+    section,
+    bad.map((request) => ({ ...request, id: `${prefix}-${request.id}`, command, answer: "error" as const })),
+  );
+}
+
+export const access: readonly Check[] = [
+  ...reads,
+  ...refused(READ, "region-read", REGION_READ, badReads),
+  ...writes,
+  ...refused(WRITE, "region-write", REGION_WRITE, badWrites),
+  ...badRequests(LIMITS, ODD),
+  ...multis,
+  ...refused(MULTI, "write-multi", REGION_WRITE_MULTI, badMultis),
+];
