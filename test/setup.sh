@@ -45,6 +45,6 @@ fi
 
 say "compiling TypeScript"
 node_modules/.bin/tsc -b
-for program in build/host/main.js build/guest/main.js; do
+for program in build/host/main.js build/host/check/main.js build/guest/main.js; do
   if [[ -f $program ]]; then chmod +x "$program"; fi
 done

@@ -4,7 +4,7 @@ import { Command, DeviceInfo, Region } from "../../../shared/spec/vfio-user.js";
 import { encodeAccess, encodeMap, PAGE } from "../bodies.js";
 import { type Check, Skip, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
-import { expectEqual, expectSuccess } from "../expect.js";
+import { expectEqual, expectSuccess, expectThat } from "../expect.js";
 import { encode } from "../wire.js";
 
 const DISCONNECTION = vfioUser("Client Disconnection");
@@ -34,6 +34,8 @@ function leave(id: string, title: string, bytes: Uint8Array, negotiate = true): 
   };
 }
 
+/** PCI leaves it open; these are in use. */
+const INTERRUPT_LINE_AFTER_RESET = [0, 0xff];
 const MESSAGE = encode(GET_INFO, INFO);
 const LARGE = encodeAccess({ region: Region.CONFIG, offset: 0, count: 0x10000, bytes: new Uint8Array(0x10000) });
 
@@ -73,7 +75,8 @@ export const lifecycle: readonly Check[] = [
   {
     id: "reconnect-state",
     section: DISCONNECTION,
-    title: "The device's state is retained: the interrupt line register, which software may use, keeps its value",
+    // The specification says "should": a server that resets the device is noted, not failed.
+    title: "The device's state is retained or reset: so is the interrupt line register, which software may use",
     destructive: true,
     run: async (context) => {
       const device = context.device();
@@ -92,8 +95,13 @@ export const lifecycle: readonly Check[] = [
       const second = await context.connect();
       const after = (await device.readConfig(second, offset, 1)).getUint8(0);
       await second.request(Command.REGION_WRITE, write(before));
-      expectEqual("the interrupt line", after, value);
-      return undefined;
+      if (after === value) return "retained";
+      expectThat(
+        INTERRUPT_LINE_AFTER_RESET.includes(after),
+        `an interrupt line of ${value}, or as after a reset`,
+        after,
+      );
+      return "reset, though it should be retained";
     },
   },
   {

@@ -1,0 +1,130 @@
+/**
+ * Sits between a client and a server and changes what they say, so that a good server looks like a broken one: requests may be
+ * answered in the server's place, changed or swallowed, replies may be changed.
+ */
+import { accept, connect, listen, POLL_READABLE, Poll } from "../../../native/index.js";
+import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import { Connection, type Frame, putHeader } from "../../../shared/vfio-user/connection.js";
+import { type Syscalls, systemCalls } from "../../../shared/vfio-user/syscalls.js";
+
+/** A message that may be changed before it goes on. */
+export interface Passing {
+  id: number;
+  command: number;
+  flags: number;
+  errno: number;
+  body: Buffer;
+  fds: number[];
+}
+
+/** What is to be done wrong. */
+export interface Meddling {
+  /** True: the request is not passed on; `answer` may have been called in its place. */
+  readonly request?: (request: Passing, answer: (reply: Partial<Passing>) => void) => boolean | undefined;
+  /** Changes the reply (the request's fds are closed by then); true closes the connection in its place. */
+  readonly reply?: (reply: Passing, request: Passing, send: (more: Partial<Passing>) => void) => boolean | undefined;
+  /** Called with the bytes that were received at once; true closes the connection. */
+  readonly received?: (bytes: Uint8Array) => boolean;
+}
+
+function passing(frame: Frame): Passing {
+  const { id, command, flags, errno, fds } = frame;
+  return {
+    id,
+    command,
+    flags,
+    errno,
+    fds,
+    body: Buffer.from(frame.bytes.slice(frame.offset, frame.offset + frame.length)),
+  };
+}
+
+function forward(to: Connection, { id, command, flags, errno, body, fds }: Passing): void {
+  const bytes = new Uint8Array(Header.size + body.length);
+  putHeader(new DataView(bytes.buffer), 0, id, command, bytes.length, flags, errno);
+  bytes.set(body, Header.size);
+  to.send(bytes, 0, bytes.length, fds.length > 0 ? fds : undefined);
+}
+
+export class Meddler {
+  private readonly fd: number;
+  private readonly poll: Poll;
+  private readonly connections = new Set<Connection>();
+
+  constructor(
+    path: string,
+    private readonly serverPath: string,
+    private readonly meddling: Meddling,
+  ) {
+    this.fd = listen(path, 16);
+    this.poll = new Poll(this.fd, () => this.acceptAll());
+    this.poll.start(POLL_READABLE);
+  }
+
+  close(): void {
+    this.poll.close();
+    systemCalls.close(this.fd);
+    for (const connection of [...this.connections]) connection.close();
+  }
+
+  private acceptAll(): void {
+    for (let fd = accept(this.fd); fd !== -1; fd = accept(this.fd)) this.join(fd);
+  }
+
+  private join(fd: number): void {
+    const { meddling } = this;
+    const asked: Passing[] = [];
+    const endAll = () => {
+      for (const end of [client, server]) {
+        this.connections.delete(end);
+        end.close();
+      }
+    };
+    const client: Connection = new Connection(
+      fd,
+      {
+        command: (frame) => {
+          const request = passing(frame);
+          const answer = (reply: Partial<Passing>) =>
+            forward(client, { ...request, flags: HeaderFlags.TYPE_REPLY, body: Buffer.alloc(0), fds: [], ...reply });
+          if (!meddling.request?.(request, answer)) {
+            forward(server, request);
+            if (!(request.flags & HeaderFlags.NO_REPLY)) asked.push(request);
+          }
+          client.finish();
+        },
+        reply: (frame) => forward(server, passing(frame)),
+        gone: () => endAll(),
+      },
+      { syscalls: this.syscalls() },
+    );
+    const server: Connection = new Connection(connect(this.serverPath), {
+      command: (frame) => {
+        forward(client, passing(frame));
+        server.finish();
+      },
+      reply: (frame) => {
+        const reply = passing(frame);
+        const request = asked.shift();
+        const send = (more: Partial<Passing>) => forward(client, { ...reply, fds: [], ...more });
+        if (request !== undefined && meddling.reply?.(reply, request, send)) endAll();
+        else forward(client, reply);
+      },
+      gone: () => endAll(),
+    });
+    this.connections.add(client).add(server);
+  }
+
+  private syscalls(): Syscalls {
+    const { received } = this.meddling;
+    if (received === undefined) return systemCalls;
+    return {
+      ...systemCalls,
+      receive: (fd, bytes, offset, length, fds) => {
+        const count = systemCalls.receive(fd, bytes, offset, length, fds);
+        // 0 is the end of the stream.
+        return count > 0 && received(bytes.subarray(offset, offset + count)) ? 0 : count;
+      },
+    };
+  }
+}

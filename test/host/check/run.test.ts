@@ -1,0 +1,160 @@
+/** The checker on servers that are good, on one that is not there, and on one that goes away. */
+import { mkdtempSync, renameSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import test from "ava";
+import { DeviceEndpoint } from "../../../guest/endpoint.js";
+import type { Link } from "../../../guest/link/link.js";
+import { LocalLink } from "../../../guest/link/local.js";
+import { createVirtioLink } from "../../../guest/link/open.js";
+import { ALL_CHECKS } from "../../../host/check/all.js";
+import { UserError } from "../../../shared/errors.js";
+import { quietLog } from "../../../shared/log.js";
+import { Command } from "../../../shared/spec/vfio-user.js";
+import { CopyDevice } from "../../fakes/copy-device.js";
+import { FrontEnd } from "../../fakes/front-end.js";
+import { BridgeProcess } from "../../fakes/front-end-bridge.js";
+import { check, idsOf, only, withServer } from "./fixture.js";
+
+/** What a device with everything has not: it can be reset, and has no regions of its own. */
+const NOT_FOR_FULL = ["device-reset-unannounced", "region-info-type", "config-extended-capabilities"];
+
+/** What our devices do not have: regions to map, migration, MSI. */
+const NOT_FOR_COPY = [
+  ...NOT_FOR_FULL,
+  "region-info-argsz-growth",
+  "region-info-capabilities",
+  "region-info-areas",
+  "region-info-mmap",
+  "config-msi",
+  "migration-probe",
+  "migration-get",
+  "migration-state",
+  "migration-stop-run",
+  "migration-save",
+  "migration-state-error",
+  "migration-state-unknown",
+  "dma-logging-report-unstarted",
+];
+
+test("ids are unique, and there are more than 60 kinds of bad request", (t) => {
+  const ids = ALL_CHECKS.map(({ id }) => id);
+  t.is(new Set(ids).size, ids.length);
+  t.true(ALL_CHECKS.filter(({ title }) => /refused|survived|cannot be/.test(title)).length > 60);
+});
+
+test("a server with a device that has everything passes every check that applies", async (t) => {
+  const results = await withServer({}, (path) => check(path));
+  t.deepEqual(
+    results.filter(({ outcome }) => outcome === "fail"),
+    [],
+  );
+  t.deepEqual(idsOf(results, "skip").sort(), [...NOT_FOR_FULL].sort());
+});
+
+test("a meddler that does nothing changes nothing", async (t) => {
+  const results = await withServer({ meddling: {} }, (path) => check(path));
+  t.deepEqual(
+    results.filter(({ outcome }) => outcome === "fail"),
+    [],
+  );
+});
+
+/** Runs the checker on a device behind a link. */
+async function checkDevice(link: Link, socketPath: string) {
+  const endpoint = new DeviceEndpoint(new CopyDevice(), link, quietLog);
+  await endpoint.start();
+  await link.open(endpoint);
+  try {
+    return await check(socketPath);
+  } finally {
+    await link.close();
+    await endpoint.close();
+  }
+}
+
+test("a device on a socket passes", async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), "vfio-user-check-"));
+  const socket = join(directory, "socket");
+  const results = await checkDevice(new LocalLink({ socket, log: quietLog }), socket);
+  rmSync(directory, { recursive: true, force: true });
+  t.deepEqual(
+    results.filter(({ outcome }) => outcome === "fail"),
+    [],
+  );
+  t.deepEqual(idsOf(results, "skip").sort(), [...NOT_FOR_COPY].sort());
+});
+
+test("a device behind the bridge passes", async (t) => {
+  const bridge = await BridgeProcess.start();
+  const frontEnd = new FrontEnd(bridge.vhostUserSocketPath);
+  const results = await checkDevice(await createVirtioLink(frontEnd, quietLog), bridge.socketPath);
+  frontEnd.quit();
+  await bridge.stop();
+  t.deepEqual(
+    results.filter(({ outcome }) => outcome === "fail"),
+    [],
+  );
+  t.deepEqual(idsOf(results, "skip").sort(), [...NOT_FOR_COPY].sort());
+});
+
+test("without --destructive nothing is written to the device but the interrupt line's own value", async (t) => {
+  const written: { command: number; body: Buffer }[] = [];
+  const meddling = {
+    request: ({ command, body }: { command: number; body: Buffer }) => {
+      if (command === Command.REGION_WRITE || command === Command.REGION_WRITE_MULTI) written.push({ command, body });
+      if (command === Command.DEVICE_RESET) t.fail("a reset");
+      return false;
+    },
+    reply: (reply: { flags: number }, request: { command: number; body: Buffer }) => {
+      // Those that were refused did nothing.
+      if (request.command === Command.REGION_WRITE && reply.flags & 0x20) {
+        const index = written.findIndex(({ body }) => body.equals(request.body));
+        if (index !== -1) written.splice(index, 1);
+      }
+      return false;
+    },
+  };
+  const results = await withServer({ meddling }, (path) => check(path, { destructive: false }));
+  t.deepEqual(idsOf(results, "fail"), []);
+  const destructive = ALL_CHECKS.filter((each) => each.destructive).map(({ id }) => id);
+  t.deepEqual(idsOf(results, "skip").sort(), [...new Set([...destructive, ...NOT_FOR_FULL])].sort());
+  for (const { command, body } of written) {
+    if (command !== Command.REGION_WRITE) continue;
+    const [offset, region, count] = [body.readUInt32LE(0), body.readUInt32LE(8), body.readUInt32LE(12)];
+    t.true(count === 0 || (region === 7 && offset === 0x3c && count === 1 && body[16] === 0), `${region} ${offset}`);
+  }
+});
+
+test("no server: an error that says so", async (t) => {
+  const error = await t.throwsAsync(check("/nonexistent/socket", { timeoutMs: 30 }), { instanceOf: UserError });
+  t.regex(error?.message ?? "", /cannot connect to \/nonexistent\/socket: ENOENT/);
+});
+
+test("a server that goes away: one failure, and the rest is skipped with the reason", async (t) => {
+  const results = await withServer({}, (path) =>
+    check(path, {
+      timeoutMs: 200,
+      only: only("device-info", "dma-map", "reconnect"),
+      onResult: ({ id }) => {
+        if (id === "device-info") renameSync(path, `${path}-gone`);
+      },
+    }),
+  );
+  t.deepEqual(
+    results.map(({ outcome }) => outcome),
+    ["pass", "fail", "skip"],
+  );
+  t.regex(results[1].came ?? "", /ENOENT from connect/);
+  t.is(results[2].reason, "the server accepts no connections since dma-map");
+});
+
+test("a reply that does not come is one failure, and the run goes on", async (t) => {
+  const meddling = { request: ({ command }: { command: number }) => command === Command.DEVICE_RESET };
+  const results = await withServer({ meddling }, (path) =>
+    check(path, { timeoutMs: 100, only: only("device-reset", "device-reset-body", "region-info") }),
+  );
+  t.deepEqual(idsOf(results, "fail"), ["device-reset", "device-reset-body"]);
+  t.is(results[0].came, "none within 100 ms");
+  t.deepEqual(idsOf(results, "pass"), ["region-info"]);
+});
