@@ -1,6 +1,6 @@
 /** A listening AF_UNIX socket whose connections are handed out one by one, and whose file goes when it is closed. */
-import { closeSync, statSync, unlinkSync } from "node:fs";
-import { accept, listen, POLL_READABLE, Poll } from "../native/index.js";
+import { statSync, unlinkSync } from "node:fs";
+import { accept, close, listen, POLL_READABLE, Poll } from "../native/index.js";
 import { isSystemError, UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 
@@ -37,7 +37,7 @@ export class Listener {
   close(): void {
     clearTimeout(this.#retry);
     this.#poll.close();
-    closeSync(this.#fd);
+    close(this.#fd);
     try {
       // Somebody may have replaced the file meanwhile; then it is theirs.
       if (statSync(this.#path).ino === this.#inode) unlinkSync(this.#path);

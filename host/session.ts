@@ -4,7 +4,7 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { closeSync } from "node:fs";
+import { close } from "../native/index.js";
 import type { Log } from "../shared/log.js";
 import { Server } from "../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
@@ -76,7 +76,7 @@ export class Session {
   #connected(fd: number): void {
     if (this.#backEnd) {
       this.#log.warn("refused a second front-end: one device VM at a time");
-      closeSync(fd);
+      close(fd);
       return;
     }
     this.#log.info("front-end connected");

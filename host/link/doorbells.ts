@@ -4,8 +4,9 @@
  *
  * The client's eventfds outlive the device process: after a restart, `rebind` gives every bound vector a doorbell again.
  */
-import { closeSync } from "node:fs";
+
 import * as native from "../../native/index.js";
+import { close } from "../../native/index.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { NO_DOORBELL, Queue } from "../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../shared/spec/vfio-user.js";
@@ -64,7 +65,7 @@ export class Doorbells {
       needed += (fd >= 0 ? 1 : 0) - (has ? 1 : 0);
     });
     if (this.#attached && needed > this.#free) {
-      for (const fd of eventfds) if (fd >= 0) closeSync(fd);
+      for (const fd of eventfds) if (fd >= 0) close(fd);
       throw new ProtocolError(`${this.#free} free doorbells are not enough`, Errno.ENOSPC);
     }
     // Doorbells that become free are free for the others of the same request.
@@ -150,6 +151,6 @@ export class Doorbells {
     if (!binding) return;
     bindings.delete(vector);
     this.#release(binding);
-    closeSync(binding.fd);
+    close(binding.fd);
   }
 }

@@ -7,7 +7,7 @@
  * dropped when it stops. Changes of the maps and interrupts are made one after the other (`#exclusive`); each step
  * waits for the device process, and every wait ends when the process answers, stops, or lets its deadline pass.
  */
-import { closeSync } from "node:fs";
+import { close } from "../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -217,7 +217,7 @@ export class VirtioLink implements Backend {
       if (eventfds) {
         // Only an eventfd that the device signals can be a doorbell; this also closes the others.
         if (isTrigger && this.#client) this.doorbells.bind(index, start, eventfds);
-        else for (const fd of eventfds) if (fd >= 0) closeSync(fd);
+        else for (const fd of eventfds) if (fd >= 0) close(fd);
         if (!isTrigger) throw new ProtocolError("eventfds for masking cannot be passed on", Errno.ENOTSUP);
         this.#client?.irqs.add(index);
       } else if (isTrigger && count === 0) {

@@ -6,8 +6,9 @@
  * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
  * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
  */
-import { closeSync } from "node:fs";
+
 import * as native from "../../native/index.js";
+import { close } from "../../native/index.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -296,7 +297,7 @@ export class BackEnd {
     const fd = value & VRING_NO_FD ? -1 : takeFd(message);
     if (fd < 0 && !(value & VRING_NO_FD)) throw new ProtocolError("an eventfd is missing");
     if (fd >= 0 && !native.isEventfd(fd)) {
-      closeSync(fd);
+      close(fd);
       throw new ProtocolError(`the ${name} fd is not an eventfd`);
     }
     replaceFd(vring, name, fd);
@@ -402,6 +403,6 @@ export class BackEnd {
 }
 
 function replaceFd(vring: Vring, name: "kick" | "call" | "error", fd: number): void {
-  if (vring[name] >= 0) closeSync(vring[name]);
+  if (vring[name] >= 0) close(vring[name]);
   vring[name] = fd;
 }

@@ -6,8 +6,9 @@
  * with the fds of the second. Both directions carry a handful of small messages that the peer waits for, so a socket
  * that does not take one at once has a peer that does not read: that ends the connection, and there is no send queue.
  */
-import { closeSync } from "node:fs";
+
 import * as native from "../../native/index.js";
+import { close } from "../../native/index.js";
 import { PeerGone } from "../../shared/errors.js";
 import { MAX_VHOST_USER_MESSAGE_SIZE, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
 import { Header, HeaderFlags } from "../../shared/spec/vhost-user.js";
@@ -107,7 +108,7 @@ export class Connection {
     this.#open = false;
     this.#poll.close();
     this.#closeFds();
-    closeSync(this.#fd);
+    close(this.#fd);
   }
 
   /** One recvmsg; false when nothing waits. */
@@ -149,7 +150,7 @@ export class Connection {
   }
 
   #closeFds(): void {
-    for (const fd of this.#message.fds) closeSync(fd);
+    for (const fd of this.#message.fds) close(fd);
     this.#message.fds.length = 0;
   }
 

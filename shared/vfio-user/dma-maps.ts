@@ -4,8 +4,7 @@
  *
  * Dirty bitmaps (GET_DIRTY_BITMAP) are not kept: ENOTSUP.
  */
-import { closeSync } from "node:fs";
-import { F_SEAL_SHRINK, fileStatus, getSeals, isWritable } from "../../native/index.js";
+import { close, F_SEAL_SHRINK, fileStatus, getSeals, isWritable } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, PAGE_SIZE } from "../limits.js";
@@ -49,7 +48,7 @@ export class DmaMaps {
 
   constructor(private readonly options: DmaMapsOptions) {
     this.table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
-    this.close = options.syscalls?.close ?? closeSync;
+    this.close = options.syscalls?.close ?? close;
   }
 
   get length(): number {

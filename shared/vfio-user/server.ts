@@ -2,8 +2,8 @@
  * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
  * Disconnection"). A second client waits in the socket's backlog until the first is gone and all its memory is let go.
  */
-import { closeSync, statSync, unlinkSync } from "node:fs";
-import { accept, listen, POLL_READABLE, Poll } from "../../native/index.js";
+import { statSync, unlinkSync } from "node:fs";
+import { accept, close, listen, POLL_READABLE, Poll } from "../../native/index.js";
 import { isSystemError, UserError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
 import { type Log, quietLog } from "../log.js";
@@ -64,7 +64,7 @@ export class Server {
     this.poll?.close();
     this.poll = undefined;
     clearTimeout(this.retry);
-    closeSync(this.fd);
+    close(this.fd);
     this.fd = -1;
     this.removeSocketFile();
     this.session?.close("the server ends");

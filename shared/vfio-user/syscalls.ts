@@ -2,8 +2,9 @@
  * The few system calls that a connection makes, gathered in one object: a test can put EAGAIN, short sends and EPIPE in
  * their place without a socket.
  */
-import { closeSync } from "node:fs";
+
 import * as native from "../../native/index.js";
+import { close } from "../../native/index.js";
 
 export interface Syscalls {
   /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits; fds[0] is the count of fds. */
@@ -19,7 +20,7 @@ export const systemCalls: Syscalls = {
   receive: native.receive,
   send: native.send,
   duplicate: native.duplicate,
-  close: closeSync,
+  close,
   poll: (fd, callback) => new native.Poll(fd, callback),
 };
 
