@@ -57,6 +57,7 @@ export class ClientDma {
     const isQemu = this.layout === "qemu";
     const dataOffset = isQemu ? DmaAccessQemu.size : DmaAccess.size;
     const { address, count } = (isQemu ? qemuView : view).at(frame.data, frame.offset);
+    if (!Number.isSafeInteger(address)) throw new ProtocolError(`no memory at ${address}`, Errno.EFAULT);
     if (count > MAX_DATA_XFER_SIZE) throw new ProtocolError(`${count} bytes at once`, Errno.E2BIG);
     if (!isRead && (isQemu ? count > length - DmaAccess.size : count !== length - DmaAccess.size)) {
       throw new ProtocolError(`${count} bytes in a body of ${length}`);

@@ -8,6 +8,7 @@ const bug = (kind: Bug) => async () => (await import("./planted.js")).planted(ki
 
 const real = {
   "vfio-user-server": load(() => import("./vfio-user-server.js")),
+  "vfio-user-client": load(() => import("./vfio-user-client.js")),
   "virtqueue-device": load(() => import("./virtqueue-device.js")),
   "virtqueue-driver": load(() => import("./virtqueue-driver.js")),
   endpoint: endpoint("all"),

@@ -258,6 +258,7 @@ test("the server's DMA is bounded by what was registered", async (t) => {
   for (const [command, body, errno] of [
     [Command.DMA_READ, dma(0x103f, 2), Errno.EFAULT],
     [Command.DMA_READ, dma(0xfff, 2), Errno.EFAULT],
+    [Command.DMA_READ, Buffer.alloc(16, 0xff).fill(0, 8), Errno.EFAULT],
     [Command.DMA_READ, dma(0x1000, 2 ** 32), Errno.E2BIG],
     [Command.DMA_READ, dma(0x1000, 2).subarray(1), Errno.EINVAL],
     [Command.DMA_READ, dma(0x1000, 2, Buffer.alloc(1)), Errno.EINVAL],
