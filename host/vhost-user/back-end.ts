@@ -233,6 +233,10 @@ export class BackEnd {
   #setBackendRequestFd(message: Message): void {
     const fd = takeFd(message);
     if (fd < 0) throw new ProtocolError("SET_BACKEND_REQ_FD without an fd");
+    if (native.fileStatus(fd).kind !== "socket") {
+      closeSync(fd);
+      throw new ProtocolError("the backend request channel is not a socket");
+    }
     this.#window.attach(fd);
   }
 

@@ -50,7 +50,7 @@ export class Connection {
   #received = 0;
   #open = true;
 
-  /** Takes the connected socket `fd` over. */
+  /** Takes the connected socket `fd` over, also when it throws. @throws SystemError when it is nothing that can be polled */
   constructor(fd: number, events: ConnectionEvents) {
     this.#fd = fd;
     this.#events = events;
@@ -63,7 +63,12 @@ export class Connection {
       bytes: new Uint8Array(payload),
       fds: [],
     };
-    this.#poll = new native.Poll(fd, () => this.drain());
+    try {
+      this.#poll = new native.Poll(fd, () => this.drain());
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
     this.#poll.start(native.POLL_READABLE | native.POLL_DISCONNECT);
   }
 

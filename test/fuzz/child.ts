@@ -23,7 +23,7 @@ const MEMORY_SLACK_ELSEWHERE = 192 * 1024 * 1024;
 const MEMORY_PER_ROUND = 512;
 
 /** What only a bug of ours makes somebody log. */
-const BUG = /"msg":"(unexpected|a bug in )/;
+const BUG = /"msg":"(unexpected|a bug in |a command of the bridge's failed)/;
 
 const [name, seed, first, most, seconds] = process.argv.slice(2);
 const trace = new Trace(TRACE_FD);

@@ -140,6 +140,7 @@ const refusals: Record<string, (setup: SetUp) => Promise<number>> = {
   "protocol features that were not offered": (s) =>
     ask(s, Request.SET_PROTOCOL_FEATURES, Features.encode({ value: ProtocolFeature.CONFIGURE_MEM_SLOTS })),
   "no backend channel": (s) => ask(s, Request.SET_BACKEND_REQ_FD),
+  "a backend channel that is memory": (s) => ask(s, Request.SET_BACKEND_REQ_FD, undefined, [s.ram]),
   "queue 256": (s) => ask(s, Request.SET_VRING_NUM, VringState.encode({ index: 256, num: 64 })),
   "queue 2^32 - 1": (s) => ask(s, Request.SET_VRING_ENABLE, VringState.encode({ index: 0xffffffff, num: 1 })),
   "a queue of no descriptors": (s) => ask(s, Request.SET_VRING_NUM, VringState.encode({ index: 0, num: 0 })),

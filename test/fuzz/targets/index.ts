@@ -13,6 +13,8 @@ const real = {
   "virtqueue-driver": load(() => import("./virtqueue-driver.js")),
   endpoint: endpoint("all"),
   "pci-config": endpoint("config"),
+  "vhost-user": load(() => import("./vhost-user.js")),
+  "guest-virtio": load(() => import("./guest-virtio.js")),
   nvme: load(() => import("./nvme.js")),
 };
 
