@@ -6,7 +6,7 @@ import test from "ava";
 import { run } from "./run.js";
 import { TARGETS } from "./targets/index.js";
 
-const SECONDS = 4;
+const SECONDS = 3;
 const PLANTED_SECONDS = 10;
 const PLANTED_WATCHDOG_SECONDS = 2;
 
