@@ -17,8 +17,6 @@ export type Misconduct = "id" | "command" | "type" | "error body" | "error fds" 
 export class Conduct {
   replies = 0;
   errors = 0;
-  /** Commands of the server's own, DMA_READ and DMA_WRITE. */
-  commands = 0;
   /** The first deviation of each kind, and how many there were. */
   private readonly deviations = new Map<Misconduct, { first: string; count: number }>();
 
@@ -47,7 +45,6 @@ export class Conduct {
       );
       return;
     }
-    this.commands++;
     if (message.command !== Command.DMA_READ && message.command !== Command.DMA_WRITE) {
       this.note("direction", `the server sent the command ${commandName(message.command)}`);
     }

@@ -1,31 +1,22 @@
 /**
- * REGION_READ, REGION_WRITE and REGION_WRITE_MULTI. Good accesses go to configuration space alone, as reading a device's
+ * REGION_READ and REGION_WRITE. Good accesses go to configuration space alone, as reading a device's
  * registers may change them; the one good write is of the interrupt line register's own value, of which no device takes notice.
  */
 import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
-import {
-  Command,
-  Region,
-  RegionAccess,
-  RegionInfoFlags,
-  WRITE_MULTI_MAX_DATA,
-  WriteMulti,
-  WriteMultiEntry,
-} from "../../../shared/spec/vfio-user.js";
+import { Command, Region, RegionAccess, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";
 import { type AccessFields, encodeAccess } from "../bodies.js";
-import { type Check, Failure, Skip, vfioUser } from "../check.js";
+import { type Check, Skip, vfioUser } from "../check.js";
 import type { Device, RegionFacts } from "../device.js";
 import { isReadable } from "../device.js";
-import { expectEqual, expectSuccess, expectThat } from "../expect.js";
+import { expectEqual, expectSuccess } from "../expect.js";
 import type { Session } from "../session.js";
 import type { Message } from "../wire.js";
 
 const READ = vfioUser("VFIO_USER_REGION_READ");
 const WRITE = vfioUser("VFIO_USER_REGION_WRITE");
-const MULTI = vfioUser("VFIO_USER_REGION_WRITE_MULTI");
 const LIMITS = vfioUser("Read and Write Operations");
-const { REGION_READ, REGION_WRITE, REGION_WRITE_MULTI } = Command;
+const { REGION_READ, REGION_WRITE } = Command;
 const MAX_U64 = 2n ** 64n - 1n;
 
 function expectEcho({ data }: Message, region: number, offset: number, count: number): void {
@@ -262,83 +253,6 @@ const ODD: readonly BadRequest[] = [
   },
 ];
 
-function encodeMulti(
-  entries: readonly { region: number; offset: number; bytes: Uint8Array; count?: number }[],
-  writes: number | bigint = entries.length,
-): Uint8Array {
-  const head = WriteMulti.encode({});
-  new DataView(head.buffer).setBigUint64(0, BigInt(writes), true);
-  const parts = entries.map(({ region, offset, bytes, count = bytes.length }) => {
-    const entry = WriteMultiEntry.encode({ offset, region, count });
-    entry.set(bytes, WriteMultiEntry.offsets.data);
-    return entry;
-  });
-  return Buffer.concat([head, ...parts]);
-}
-
-/** @throws Skip when REGION_WRITE_MULTI was not agreed on */
-function multi(device: Device, body: Uint8Array): Uint8Array {
-  if (!device.writeMultiple) throw new Skip("the server does not announce write_multiple");
-  return body;
-}
-
-const OUTSIDE_ENTRY = { region: 0xffff_ffff, offset: 0, bytes: FOUR };
-
-const multis: Check[] = [
-  {
-    id: "write-multi",
-    section: MULTI,
-    title: "Several writes are done, and the reply says how many",
-    run: async (context) => {
-      const device = context.device();
-      multi(device, FOUR);
-      const session = await context.connect();
-      const bytes = await read(session, ConfigHeader.INTERRUPT_LINE, 1);
-      const entry = { region: Region.CONFIG, offset: ConfigHeader.INTERRUPT_LINE, bytes };
-      const answer = await session.request(REGION_WRITE_MULTI, encodeMulti([entry, entry, entry]));
-      const { data } = expectSuccess(answer, REGION_WRITE_MULTI, WriteMulti.size);
-      expectEqual("the writes done:", WriteMulti.view(data).writes, 3);
-      return undefined;
-    },
-  },
-  {
-    id: "write-multi-outside",
-    section: MULTI,
-    title: "A write outside of any region is refused, or not counted",
-    run: async (context) => {
-      const body = multi(context.device(), encodeMulti([OUTSIDE_ENTRY]));
-      const session = await context.connect();
-      const answer = await session.request(REGION_WRITE_MULTI, body);
-      if (answer === undefined) throw new Failure("a reply to REGION_WRITE_MULTI", "a closed connection");
-      if (answer.body.length >= WriteMulti.size) {
-        const { writes } = WriteMulti.view(answer.data);
-        expectThat(writes === 0, "an error, or 0 writes done", `${writes} writes done`);
-      }
-      await context.expectConnectionKept(session);
-      return undefined;
-    },
-  },
-];
-
-const badMultis: Bad[] = [
-  { id: "short", title: "A request of 7 bytes is refused", body: (device) => multi(device, new Uint8Array(7)) },
-  {
-    id: "count-high",
-    title: "More writes announced than there are is refused",
-    body: (device) => multi(device, encodeMulti([OUTSIDE_ENTRY], 2)),
-  },
-  {
-    id: "count-overflow",
-    title: "A number of writes whose size overflows 64 bits is refused",
-    body: (device) => multi(device, encodeMulti([OUTSIDE_ENTRY], 2n ** 61n)),
-  },
-  {
-    id: "entry-long",
-    title: "A write of more than 8 bytes is refused",
-    body: (device) => multi(device, encodeMulti([{ ...OUTSIDE_ENTRY, count: WRITE_MULTI_MAX_DATA + 1 }])),
-  },
-];
-
 function refused(section: string, prefix: string, command: number, bad: readonly Bad[]): Check[] {
   return badRequests(
     section,
@@ -352,6 +266,4 @@ export const access: readonly Check[] = [
   ...writes,
   ...refused(WRITE, "region-write", REGION_WRITE, badWrites),
   ...badRequests(LIMITS, ODD),
-  ...multis,
-  ...refused(MULTI, "write-multi", REGION_WRITE_MULTI, badMultis),
 ];

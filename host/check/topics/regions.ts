@@ -1,17 +1,15 @@
-/** GET_REGION_INFO with its capabilities and fds, and GET_REGION_IO_FDS. What the regions contain is access.ts. */
+/** GET_REGION_INFO with its capabilities and fds. What the regions contain is access.ts. */
 import { mapFile, PROT_READ } from "../../../native/index.js";
 import { inBounds, isAligned } from "../../../shared/bits.js";
 import { isSystemError } from "../../../shared/errors.js";
 import { GiB } from "../../../shared/limits.js";
 import {
   Command,
-  IoEventFd,
   NUM_PCI_REGIONS,
   RegionCap,
   RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
-  RegionIoFds,
   SparseMmap,
   SparseMmapArea,
 } from "../../../shared/spec/vfio-user.js";
@@ -19,15 +17,13 @@ import { badRequests } from "../bad-request.js";
 import { encodeRegionInfo, PAGE } from "../bodies.js";
 import { type Check, Failure, Skip, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
-import { expectEqual, expectSuccess, expectThat, isError } from "../expect.js";
+import { expectEqual, expectSuccess, expectThat } from "../expect.js";
 import type { Session } from "../session.js";
 import type { Message } from "../wire.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_GET_REGION_INFO");
 const SPARSE = vfioUser("VFIO region info cap sparse mmap");
-const IO_FDS = vfioUser("VFIO_USER_DEVICE_GET_REGION_IO_FDS");
 const GET_REGION_INFO = Command.DEVICE_GET_REGION_INFO;
-const GET_IO_FDS = Command.DEVICE_GET_REGION_IO_FDS;
 const ARGSZ = 4096;
 const MAX_ARGSZ = 1024 * 1024;
 const KNOWN_FLAGS = RegionInfoFlags.READ | RegionInfoFlags.WRITE | RegionInfoFlags.MMAP | RegionInfoFlags.CAPS;
@@ -291,84 +287,4 @@ const badInfos = badRequests(SECTION, [
   },
 ]);
 
-function encodeIoFds(index: number, argsz: number, rest: { flags?: number; count?: number } = {}): Uint8Array {
-  return RegionIoFds.encode({ argsz, index, ...rest });
-}
-
-const ioFds: Check[] = [
-  {
-    id: "region-io-fds",
-    section: IO_FDS,
-    title: "Each region's I/O fds, if any, are described: index echoed, sub-regions in bounds, fds there",
-    run: async (context) => {
-      const { regions } = context.device();
-      const session = await context.connect();
-      let found = 0;
-      for (const { index, size } of regions) {
-        const answer = await session.request(GET_IO_FDS, encodeIoFds(index, ARGSZ));
-        if (answer === undefined) throw new Failure(`a reply for region ${index}`, "a closed connection");
-        if (isError(answer)) continue;
-        found += checkIoFds(answer, index, size);
-      }
-      return found === 0 ? "there are none" : `${found} sub-regions`;
-    },
-  },
-];
-
-function checkIoFds({ body, data, fds }: Message, index: number, size: number): number {
-  const name = `region ${index}`;
-  expectThat(body.length >= RegionIoFds.size, `${name}: at least ${RegionIoFds.size} bytes`, body.length);
-  const info = RegionIoFds.view(data);
-  expectEqual(`${name}: the index`, info.index, index);
-  expectEqual(`${name}: flags`, info.flags, 0);
-  const { count, argsz } = info;
-  const room = (body.length - RegionIoFds.size) / IoEventFd.size;
-  expectThat(count <= room || argsz > ARGSZ, `${name}: ${count} sub-regions of ${IoEventFd.size} bytes`, `${room}`);
-  for (let each = 0; each < Math.min(count, Math.floor(room)); each++) {
-    const sub = IoEventFd.view(data, RegionIoFds.size + each * IoEventFd.size);
-    const came = `${sub.size} bytes at ${sub.gpaOffset}`;
-    expectThat(inBounds(sub.gpaOffset, sub.size, size), `${name}: sub-regions within its ${size} bytes`, came);
-    expectThat(sub.fdIndex < fds.length, `${name}: an fd_index below the ${fds.length} fds of the reply`, sub.fdIndex);
-  }
-  return count;
-}
-
-const badIoFds = badRequests(IO_FDS, [
-  {
-    id: "region-io-fds-index",
-    title: "The index behind the last region is refused",
-    command: GET_IO_FDS,
-    body: (device) => encodeIoFds(device.numRegions, ARGSZ),
-    answer: "error",
-  },
-  {
-    id: "region-io-fds-short",
-    title: "A request of 8 bytes is refused",
-    command: GET_IO_FDS,
-    body: new Uint8Array(8),
-    answer: "error",
-  },
-  {
-    id: "region-io-fds-flags",
-    title: "Flags, which must be 0, are survived",
-    command: GET_IO_FDS,
-    body: encodeIoFds(0, ARGSZ, { flags: 1 }),
-    answer: "any",
-  },
-  {
-    id: "region-io-fds-count",
-    title: "A count, which must be 0, is survived",
-    command: GET_IO_FDS,
-    body: encodeIoFds(0, ARGSZ, { count: 0xffff_ffff }),
-    answer: "any",
-  },
-  {
-    id: "region-io-fds-argsz",
-    title: "An argsz of 1 is survived",
-    command: GET_IO_FDS,
-    body: encodeIoFds(0, 1),
-    answer: "any",
-  },
-]);
-
-export const regions: readonly Check[] = [...infos, ...badInfos, ...ioFds, ...badIoFds];
+export const regions: readonly Check[] = [...infos, ...badInfos];

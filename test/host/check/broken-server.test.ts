@@ -241,7 +241,7 @@ const CASES: readonly Case[] = [
     meddling: change(Command.REGION_READ, (reply) => {
       reply.body.writeUInt32LE(0x40, RegionAccess.offsets.offset);
     }),
-    fails: ["region-read", "region-read-config-whole", "region-write", "write-multi"],
+    fails: ["region-read", "region-read-config-whole", "region-write"],
   },
   {
     name: "writes with less data than announced are done",

@@ -10,11 +10,12 @@ import { createVirtioLink } from "../../../guest/link/open.js";
 import { ALL_CHECKS } from "../../../host/check/all.js";
 import { UserError } from "../../../shared/errors.js";
 import { quietLog } from "../../../shared/log.js";
-import { Command } from "../../../shared/spec/vfio-user.js";
+import { Command, DmaAccess, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import { CopyDevice } from "../../fakes/copy-device.js";
 import { FrontEnd } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";
 import { check, idsOf, only, withServer } from "./fixture.js";
+import type { Meddling } from "./meddler.js";
 
 /** What a device with everything has not: it can be reset, and has no regions of its own. */
 const NOT_FOR_FULL = ["device-reset-unannounced", "region-info-type", "config-extended-capabilities"];
@@ -157,4 +158,31 @@ test("a reply that does not come is one failure, and the run goes on", async (t)
   t.deepEqual(idsOf(results, "fail"), ["device-reset", "device-reset-body"]);
   t.is(results[0].came, "none within 100 ms");
   t.deepEqual(idsOf(results, "pass"), ["region-info"]);
+});
+
+test("the server's DMA_READ and DMA_WRITE are answered in between", async (t) => {
+  const access = (count: number, data = 0) =>
+    Buffer.concat([DmaAccess.encode({ address: 0x1000, count }), Buffer.alloc(data, 0xff)]);
+  const replies: { id: number; command: number; flags: number; body: Buffer }[] = [];
+  const meddling: Meddling = {
+    reply: (_reply, request, send) => {
+      if (request.command !== Command.DEVICE_RESET) return false;
+      send({ id: 1, command: Command.DMA_READ, flags: 0, body: access(16) });
+      send({ id: 2, command: Command.DMA_WRITE, flags: 0, body: access(16, 16) });
+      send({ id: 3, command: Command.DMA_READ, flags: 0, body: access(2 ** 40) });
+      send({ id: 4, command: Command.DMA_READ, flags: 0, body: Buffer.alloc(3) });
+      send({ id: 5, command: Command.DMA_READ, flags: HeaderFlags.NO_REPLY, body: access(16) });
+      return false;
+    },
+    clientReply: ({ id, command, flags, body }) => replies.push({ id, command, flags, body }),
+  };
+  const results = await withServer({ meddling }, (path) => check(path, { only: only("device-reset", "reply-id") }));
+  t.deepEqual(idsOf(results, "pass"), ["device-reset", "reply-id"]);
+  const { TYPE_REPLY, ERROR } = HeaderFlags;
+  t.deepEqual(replies, [
+    { id: 1, command: Command.DMA_READ, flags: TYPE_REPLY, body: Buffer.concat([access(16), Buffer.alloc(16)]) },
+    { id: 2, command: Command.DMA_WRITE, flags: TYPE_REPLY, body: access(16) },
+    { id: 3, command: Command.DMA_READ, flags: TYPE_REPLY | ERROR, body: Buffer.alloc(0) },
+    { id: 4, command: Command.DMA_READ, flags: TYPE_REPLY | ERROR, body: Buffer.alloc(0) },
+  ]);
 });
