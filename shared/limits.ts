@@ -22,6 +22,10 @@ export const MAX_IRQ_VECTORS = 2048;
 
 /** Bytes that may wait in a socket's send queue before the peer counts as gone. */
 export const MAX_SEND_BACKLOG = 4 * MiB;
+/** Bytes of DMA_WRITE messages on their way to one client; more wait in their order. */
+export const MAX_DMA_WRITE_BYTES = 1 * MiB;
+/** DMA messages that may wait for their turn. */
+export const MAX_DMA_REQUESTS = 64 * KiB;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */
 export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 /** vhost-user without CONFIGURE_MEM_SLOTS: regions of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS. */

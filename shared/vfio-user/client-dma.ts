@@ -20,10 +20,7 @@ export class ClientDma {
   private out = new Uint8Array(4 * KiB);
   private outData = new DataView(this.out.buffer);
 
-  constructor(
-    private readonly connection: Connection,
-    private readonly layout: DmaLayout,
-  ) {}
+  constructor(private readonly layout: DmaLayout) {}
 
   /** @throws ProtocolError as DmaTable.insert */
   register(address: number, bytes: Uint8Array): () => void {
@@ -34,18 +31,19 @@ export class ClientDma {
     };
   }
 
-  command(frame: Frame): void {
+  /** Answers a command of the server's that came over `connection`. */
+  command(connection: Connection, frame: Frame): void {
     try {
       const length = this.handle(frame);
       if (!(frame.flags & HeaderFlags.NO_REPLY)) {
         putHeader(this.outData, 0, frame.id, frame.command, Header.size + length, HeaderFlags.TYPE_REPLY);
-        this.connection.send(this.out, 0, Header.size + length);
+        connection.send(this.out, 0, Header.size + length);
       }
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      if (!(frame.flags & HeaderFlags.NO_REPLY)) this.connection.sendError(frame.id, frame.command, error.errno);
+      if (!(frame.flags & HeaderFlags.NO_REPLY)) connection.sendError(frame.id, frame.command, error.errno);
     }
-    this.connection.finish();
+    connection.finish();
   }
 
   /** Writes the reply's body behind the header in `out`; returns its length. */

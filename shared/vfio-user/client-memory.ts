@@ -1,13 +1,14 @@
 /**
- * DMA by message: DMA_READ and DMA_WRITE from the server to the client, many at once, for maps without an fd.
+ * DMA by message: DMA_READ and DMA_WRITE from the server to the client, many at once, for maps without an fd. They go over
+ * the one socket, between the replies, or over a twin socket.
  *
  * The specification and libvfio-user have a 64-bit count and the data at byte 32 of the message, and so has QEMU 11.1. The
  * first QEMUs with vfio-user-pci have a 32-bit count and the data at byte 28; as their structure is padded to 32 bytes,
  * their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes.
  * A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say that all is well.
  */
-import { Errno, type PeerGone, ProtocolError } from "../errors.js";
-import { KiB } from "../limits.js";
+import { Errno, ProtocolError } from "../errors.js";
+import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
 import type { ClientMemory } from "./backend.js";
 import { type Connection, type Frame, putHeader } from "./connection.js";
@@ -18,6 +19,8 @@ export type DmaLayout = "specification" | "qemu";
 const DATA_OFFSET = { specification: DmaAccess.size, qemu: DmaAccessQemu.size } as const;
 const PROBE_COUNT = 0x1_0000_0000;
 const MAX_IDS = 0x10000;
+/** Requests that the client has not answered; the others wait here, so that no client is flooded. */
+const MAX_SENT = 1024;
 /**
  * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply; what
  * fits into one of the kernel's socket buffers is taken whole or not at all.
@@ -29,19 +32,26 @@ interface Request {
   readonly command: number;
   readonly address: number;
   readonly count: number;
-  readonly target: Uint8Array;
+  /** A read's target, a write's source. */
+  readonly bytes: Uint8Array;
   readonly startedAt: number;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
+  /** Nobody waits any more. The id stays taken until its reply comes, so that a late one is never taken for another's. */
+  abandoned: boolean;
 }
 
 const view = DmaAccess.view();
 
 export class DmaMessages implements ClientMemory {
-  private readonly requests = new Map<number, Request>();
+  /** By id. */
+  private readonly sent = new Map<number, Request>();
+  private readonly waiting: Request[] = [];
+  /** Bytes of the writes that were sent and not answered. */
+  private writeBytes = 0;
   private nextId = 0;
   private now = 0;
-  private gone: PeerGone | undefined;
+  private gone: Error | undefined;
   private layout: DmaLayout | undefined;
   private probing: Promise<void> | undefined;
   private out = new Uint8Array(4 * KiB);
@@ -61,43 +71,46 @@ export class DmaMessages implements ClientMemory {
     return this.transfer(Command.DMA_WRITE, address, source);
   }
 
-  /** A reply of the client's. False when nothing waits for it (it came too late, or was never asked for). */
+  /** A reply of the client's. False when nothing waits for it (it was never asked for). */
   handleReply(frame: Frame): boolean {
-    const request = this.requests.get(frame.id);
+    const request = this.sent.get(frame.id);
     if (request === undefined || request.command !== frame.command) return false;
-    this.requests.delete(frame.id);
-    if (frame.flags & HeaderFlags.ERROR) {
-      request.reject(new ProtocolError("the client refused a DMA", frame.errno || Errno.EIO, frame.command));
-      return true;
+    this.sent.delete(frame.id);
+    if (!request.abandoned) {
+      const wrong = this.finish(request, frame);
+      if (wrong === undefined) request.resolve();
+      else this.drop(request, wrong);
+      this.release(request);
     }
-    const wrong = this.check(request, frame);
-    if (wrong !== undefined) {
-      request.reject(new ProtocolError(`the client's reply to a DMA: ${wrong}`, Errno.EPROTO, frame.command));
-      return true;
-    }
-    if (request.command === Command.DMA_READ && request.target.length > 0) {
-      const from = frame.offset + DATA_OFFSET[this.layout ?? "specification"];
-      request.target.set(frame.bytes.subarray(from, from + request.count));
-    }
-    request.resolve();
+    this.sendWaiting();
     return true;
   }
 
   /** Gives up requests older than `deadline` ticks. */
   tick(now: number, deadline: number): void {
     this.now = now;
-    for (const [id, request] of this.requests) {
-      if (now - request.startedAt < deadline) continue;
-      this.requests.delete(id);
-      request.reject(new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, request.command));
+    const isLate = (request: Request) => !request.abandoned && now - request.startedAt >= deadline;
+    for (const request of this.sent.values()) {
+      if (!isLate(request)) continue;
+      this.giveUp(request);
+      this.release(request);
     }
+    // In the order in which they came: behind one that is not late, none is.
+    while (this.waiting.length > 0 && isLate(this.waiting[0])) {
+      const request = this.waiting.shift();
+      if (request !== undefined) this.giveUp(request);
+    }
+    this.sendWaiting();
   }
 
-  /** The client is gone. */
-  close(reason: PeerGone): void {
+  /** The client cannot be reached any more: everything rejects with `reason`. */
+  close(reason: Error): void {
+    if (this.gone !== undefined) return;
     this.gone = reason;
-    for (const request of this.requests.values()) request.reject(reason);
-    this.requests.clear();
+    const requests = [...this.sent.values(), ...this.waiting];
+    this.sent.clear();
+    this.waiting.length = 0;
+    for (const request of requests) if (!request.abandoned) this.drop(request, reason);
   }
 
   private async transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
@@ -125,24 +138,39 @@ export class DmaMessages implements ClientMemory {
       this.layout = "qemu";
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      this.layout = "specification";
+      if (error.errno === Errno.ETIMEDOUT) this.probing = undefined;
+      else this.layout = "specification";
     }
   }
 
   private request(command: number, address: number, count: number, bytes: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.gone !== undefined) return reject(this.gone);
-      if (this.requests.size >= MAX_IDS)
+      if (this.waiting.length >= MAX_DMA_REQUESTS)
         return reject(new ProtocolError("too many DMAs at once", Errno.EBUSY, command));
-      let id = this.nextId;
-      while (this.requests.has(id)) id = (id + 1) % MAX_IDS;
-      this.nextId = (id + 1) % MAX_IDS;
-      this.requests.set(id, { command, address, count, target: bytes, startedAt: this.now, resolve, reject });
-      this.send(id, command, address, count, command === Command.DMA_WRITE ? bytes : NO_BYTES);
+      const startedAt = this.now;
+      this.waiting.push({ command, address, count, bytes, startedAt, resolve, reject, abandoned: false });
+      this.sendWaiting();
     });
   }
 
-  private send(id: number, command: number, address: number, count: number, data: Uint8Array): void {
+  /** Sends what waits, in order, as far as the client is to have it at once. */
+  private sendWaiting(): void {
+    while (this.waiting.length > 0 && this.sent.size < MAX_SENT && this.gone === undefined) {
+      const request = this.waiting[0];
+      const isWrite = request.command === Command.DMA_WRITE;
+      if (isWrite && this.writeBytes > 0 && this.writeBytes + request.count > MAX_DMA_WRITE_BYTES) return;
+      this.waiting.shift();
+      if (isWrite) this.writeBytes += request.count;
+      let id = this.nextId;
+      while (this.sent.has(id)) id = (id + 1) % MAX_IDS;
+      this.nextId = (id + 1) % MAX_IDS;
+      this.sent.set(id, request);
+      this.send(id, request, isWrite ? request.bytes : NO_BYTES);
+    }
+  }
+
+  private send(id: number, { command, address, count }: Request, data: Uint8Array): void {
     const size = Header.size + DmaAccess.size + data.length;
     if (this.out.length < size) {
       this.out = new Uint8Array(size);
@@ -160,13 +188,42 @@ export class DmaMessages implements ClientMemory {
     this.connection.send(this.out, 0, size);
   }
 
+  /** The request is over: makes room for the next. */
+  private release(request: Request): void {
+    if (request.command === Command.DMA_WRITE) this.writeBytes -= request.count;
+  }
+
+  private giveUp(request: Request): void {
+    this.drop(request, new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, request.command));
+  }
+
+  private drop(request: Request, reason: Error): void {
+    request.abandoned = true;
+    request.reject(reason);
+  }
+
+  /** Takes a reply's data; what is wrong with it, or undefined. */
+  private finish(request: Request, frame: Frame): ProtocolError | undefined {
+    const { command, bytes, count } = request;
+    if (frame.flags & HeaderFlags.ERROR) {
+      return new ProtocolError("the client refused a DMA", frame.errno || Errno.EIO, command);
+    }
+    const wrong = this.check(request, frame);
+    if (wrong !== undefined) return new ProtocolError(`the client's reply to a DMA: ${wrong}`, Errno.EPROTO, command);
+    if (command === Command.DMA_READ && bytes.length > 0) {
+      const from = frame.offset + DATA_OFFSET[this.layout ?? "specification"];
+      bytes.set(frame.bytes.subarray(from, from + count));
+    }
+    return undefined;
+  }
+
   /** What is wrong with a reply that is no error reply, or undefined. */
   private check(request: Request, frame: Frame): string | undefined {
     if (request.command === Command.DMA_WRITE) {
       // The reply is a header alone (early QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user, QEMU).
       if (frame.length === 0) return undefined;
       if (frame.length !== DmaAccessQemu.size && frame.length !== DmaAccess.size) return `${frame.length} bytes`;
-    } else if (frame.length !== DmaAccess.size + request.target.length) {
+    } else if (frame.length !== DmaAccess.size + request.bytes.length) {
       return `${frame.length} bytes`;
     }
     const { address } = view.at(frame.data, frame.offset);

@@ -4,7 +4,7 @@
  * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or with
  * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
-import { connect } from "../../native/index.js";
+import { connect, fileStatus } from "../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../errors.js";
 import {
   Command,
@@ -84,6 +84,7 @@ export class Client {
   /** What the server agreed to. */
   version: VersionMessage = { major: 0, minor: 0, capabilities: DEFAULT_CAPABILITIES };
   private readonly connection: Connection;
+  private twin: Connection | undefined;
   private readonly dma: ClientDma;
   private readonly requests: Requests;
   private end!: (reason: PeerGone) => void;
@@ -93,15 +94,16 @@ export class Client {
       this.end = resolve;
     });
     this.connection = new Connection(fd, {
-      command: (frame) => this.dma.command(frame),
+      command: (frame) => this.dma.command(this.connection, frame),
       reply: (frame) => this.requests.handleReply(frame),
       gone: (reason) => {
+        this.twin?.close(reason);
         this.requests.close(reason);
         this.end(reason);
       },
     });
     this.requests = new Requests(this.connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-    this.dma = new ClientDma(this.connection, options.dmaLayout ?? "specification");
+    this.dma = new ClientDma(options.dmaLayout ?? "specification");
   }
 
   /** Connects to the socket at `target`, or takes over a connected one, and agrees on a version. */
@@ -124,10 +126,21 @@ export class Client {
   async negotiate(options: ClientOptions = {}): Promise<void> {
     const minor = options.minor ?? VERSION_MINOR;
     const body = encodeVersion(minor, { ...DEFAULT_CAPABILITIES, writeMultiple: true, ...options.capabilities });
-    const reply = await this.request(Command.VERSION, body);
-    const version = parseVersion(reply.body, 0, reply.body.length);
-    if (version.minor > minor) this.bad(Command.VERSION, `minor version ${version.minor}`);
-    this.version = version;
+    const maxFds = options.capabilities?.twinSocket ? 1 : 0;
+    const reply = await this.request(Command.VERSION, body, { maxFds });
+    try {
+      const version = parseVersion(reply.body, 0, reply.body.length);
+      if (version.minor > minor) this.bad(Command.VERSION, `minor version ${version.minor}`);
+      if (version.capabilities.twinSocket) this.openTwin(version.capabilities.twinSocketFd, reply.fds);
+      this.version = version;
+    } finally {
+      closeAll(systemCalls, reply.fds);
+    }
+  }
+
+  /** Whether the server sends its commands over a twin socket (ask for it with `capabilities.twinSocket`). */
+  get hasTwinSocket(): boolean {
+    return this.twin !== undefined && !this.twin.closed;
   }
 
   close(): void {
@@ -291,6 +304,19 @@ export class Client {
   async migDataWrite(bytes: Uint8Array): Promise<void> {
     const fixed = MigData.encode({ argsz: MigData.size + bytes.length, size: bytes.length });
     await this.request(Command.MIG_DATA_WRITE, Buffer.concat([fixed, bytes]));
+  }
+
+  /** Takes the twin socket out of `fds`. A server that says it has one and sends none could not be heard: that is an error. */
+  private openTwin(index: number, fds: number[]): void {
+    const fd = fds[index];
+    if (fd === undefined || fileStatus(fd).kind !== "socket") this.bad(Command.VERSION, "no twin socket");
+    fds[index] = -1;
+    const twin = new Connection(fd, {
+      command: (frame) => this.dma.command(twin, frame),
+      reply: () => {},
+      gone: () => {},
+    });
+    this.twin = twin;
   }
 
   private async sendUnmap(flags: number, address: number, size: number): Promise<void> {

@@ -4,6 +4,7 @@
  *
  * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies are
  * handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could never end.
+ * While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off.
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
@@ -164,6 +165,8 @@ export class Connection {
       return;
     }
     this.updatePoll();
+    // Commands may have waited for this.
+    this.run();
   }
 
   private receive(): void {
@@ -210,7 +213,8 @@ export class Connection {
   /** Deals with one message; false when none is complete, or the next has to wait where it is. */
   private handOver(): boolean {
     const { buffer } = this;
-    if (!this.busy && !buffer.queueIsEmpty) {
+    const held = this.busy || this.sendQueue.congested;
+    if (!held && !buffer.queueIsEmpty) {
       this.busy = true;
       this.handler.command(buffer.dequeue(this.commandFrame));
       return true;
@@ -221,7 +225,7 @@ export class Connection {
       const { fds } = buffer.take(this.replyFrame);
       this.handler.reply(this.replyFrame);
       closeAll(this.syscalls, fds);
-    } else if (!this.busy) {
+    } else if (!held) {
       this.busy = true;
       this.handler.command(buffer.take(this.commandFrame));
     } else {

@@ -77,12 +77,12 @@ export class Pending implements PendingCommand {
     this.done();
   }
 
-  /** Copies `body` and sends it as the reply. */
-  replyWith(body: Uint8Array): void {
+  /** Copies `body` and sends it as the reply; fds are sent along and stay the caller's. */
+  replyWith(body: Uint8Array, fds?: readonly number[]): void {
     if (!this.active) return;
     this.reserve(body.length);
     this.replyBytes.set(body, this.replyOffset);
-    this.reply(body.length);
+    this.reply(body.length, fds);
   }
 
   fail(errno: number): void {

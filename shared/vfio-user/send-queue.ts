@@ -5,6 +5,9 @@
 import { isSystemError, PeerGone } from "../errors.js";
 import { closeAll, type Syscalls } from "./syscalls.js";
 
+/** Of the largest backlog, what is left to those who cannot wait. */
+const CONGESTED_PART = 4;
+
 interface Chunk {
   readonly bytes: Uint8Array;
   offset: number;
@@ -27,6 +30,11 @@ export class SendQueue {
   /** True while something waits for the socket to become writable. */
   get waiting(): boolean {
     return this.backlog > 0;
+  }
+
+  /** So much waits that nothing is to be done that adds to it. */
+  get congested(): boolean {
+    return this.backlog > this.maxBacklog / CONGESTED_PART;
   }
 
   /** Sends bytes[offset, offset + length) and duplicates of `fds`; the bytes may be reused afterwards. @throws PeerGone */

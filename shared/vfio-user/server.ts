@@ -21,6 +21,8 @@ export interface ServerOptions {
   readonly log?: Log;
   /** Map also memory that its owner can shrink (its pages then read as zeros). */
   readonly trustUnsealedMemory?: boolean;
+  /** Open a twin socket for a client that can have one (default: true). */
+  readonly twinSocket?: boolean;
   readonly replyDeadlineMs?: number;
   readonly deviceWaitMs?: number;
 }
@@ -120,6 +122,7 @@ export class Server {
       stats: this.counts,
       trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
       deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
+      twinSocket: this.options.twinSocket ?? true,
     });
     this.session = session;
     const tickMs = (this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS) / TICKS_PER_DEADLINE;

@@ -15,7 +15,8 @@ import { Connection, type ConnectionHandler, type Frame } from "./connection.js"
 import { DmaMaps } from "./dma-maps.js";
 import { parseIrqSet } from "./irq-set.js";
 import { Pending } from "./pending.js";
-import { encodeVersionReply, parseVersion } from "./version.js";
+import { TwinSocket } from "./twin-socket.js";
+import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
 
 /** Ticks of a session's clock within one deadline; what is late is noticed at most one tick early. */
 export const TICKS_PER_DEADLINE = 8;
@@ -36,6 +37,8 @@ export interface SessionOptions {
   readonly stats: SessionStats;
   readonly trustUnsealedMemory: boolean;
   readonly deviceWaitMs: number;
+  /** Open a twin socket for a client that can have one. */
+  readonly twinSocket: boolean;
 }
 
 const access = RegionAccess.view();
@@ -47,6 +50,7 @@ export class Session implements ConnectionHandler {
   private readonly maps: DmaMaps;
   private pending: Pending;
   private memory: DmaMessages | undefined;
+  private twin: TwinSocket | undefined;
   private state: "new" | "connecting" | "ready" | "gone" = "new";
   private now = 0;
   private warnings = 0;
@@ -116,6 +120,7 @@ export class Session implements ConnectionHandler {
     this.pending.active = false;
     this.maps.end();
     this.options.log.info({ reason: reason.message }, "client gone");
+    this.twin?.close();
     this.memory?.close(reason);
     void this.tearDown(connected);
   }
@@ -144,7 +149,8 @@ export class Session implements ConnectionHandler {
     const { maxDataXferSize } = client.capabilities;
     log.info({ version: `${client.major}.${client.minor}`, ...client.capabilities }, "client connected");
     stats.clients++;
-    this.memory = new DmaMessages(this.connection, maxDataXferSize);
+    this.twin = pending.wantsReply ? this.openTwin(client) : undefined;
+    this.memory = new DmaMessages(this.twin?.connection ?? this.connection, maxDataXferSize);
     this.state = "connecting";
     this.deviceWait = setTimeout(() => {
       this.refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
@@ -155,10 +161,34 @@ export class Session implements ConnectionHandler {
         if (this.state !== "connecting") return;
         clearTimeout(this.deviceWait);
         this.state = "ready";
-        pending.replyWith(encodeVersionReply(client));
+        const { twin } = this;
+        if (twin === undefined) {
+          pending.replyWith(encodeVersionReply(client));
+        } else {
+          pending.replyWith(encodeVersionReply(client, 0), [twin.clientEnd]);
+          twin.handedOver();
+        }
       },
       (error) => this.refuseClient(pending, error),
     );
+  }
+
+  /** A client that does not say so, or takes no fds, gets no twin socket; neither does any when there are no fds left. */
+  private openTwin({ capabilities }: VersionMessage): TwinSocket | undefined {
+    if (!this.options.twinSocket || !capabilities.twinSocket || capabilities.maxMsgFds < 1) return undefined;
+    try {
+      return new TwinSocket(
+        (frame) => this.reply(frame),
+        (reason) => {
+          this.options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
+          this.memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
+        },
+      );
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.options.log.warn({ err: error }, "no twin socket");
+      return undefined;
+    }
   }
 
   private refuseClient(pending: Pending, error: unknown): void {

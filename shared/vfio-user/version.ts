@@ -1,8 +1,7 @@
 /**
  * VERSION: the body of the request and of the reply, and what the two sides agree on (vfio-user, "VFIO_USER_VERSION").
  *
- * Capabilities that we do not know are ignored, as the specification wants; known ones of a wrong type are refused. We
- * never offer the twin socket: the reply that a DMA_READ waits for is found among the commands of the one socket as well.
+ * Capabilities that we do not know are ignored, as the specification wants; known ones of a wrong type are refused.
  */
 import { Errno, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DMA_MAPS, MAX_VERSION_JSON_SIZE, PAGE_SIZE } from "../limits.js";
@@ -17,6 +16,8 @@ export interface Capabilities {
   readonly pgsizes: number;
   readonly writeMultiple: boolean;
   readonly twinSocket: boolean;
+  /** In a reply: which of the message's fds is the client's end of the twin socket; -1 when that is not said. */
+  readonly twinSocketFd: number;
   /** Undefined when the sender does not speak of migration. */
   readonly migration: { readonly pgsize: number; readonly maxBitmapSize: number } | undefined;
 }
@@ -34,6 +35,7 @@ export const DEFAULT_CAPABILITIES: Capabilities = {
   pgsizes: PAGE_SIZE,
   writeMultiple: false,
   twinSocket: false,
+  twinSocketFd: -1,
   migration: undefined,
 };
 
@@ -75,6 +77,7 @@ function parseCapabilities(json: Json): Capabilities {
   if (all === undefined) return DEFAULT_CAPABILITIES;
   const caps = objectOf(all, "capabilities");
   const twin = property(caps, "twin_socket");
+  const twinCaps = twin === undefined ? {} : objectOf(twin, "twin_socket");
   const migration = property(caps, "migration");
   const migrationCaps = migration === undefined ? undefined : objectOf(migration, "migration");
   const defaults = DEFAULT_CAPABILITIES;
@@ -84,7 +87,8 @@ function parseCapabilities(json: Json): Capabilities {
     maxDmaMaps: count(caps, "max_dma_maps", 0, defaults.maxDmaMaps),
     pgsizes: count(caps, "pgsizes", 1, defaults.pgsizes),
     writeMultiple: flag(caps, "write_multiple"),
-    twinSocket: twin !== undefined && flag(objectOf(twin, "twin_socket"), "supported"),
+    twinSocket: flag(twinCaps, "supported"),
+    twinSocketFd: count(twinCaps, "fd_index", 0, -1),
     migration: migrationCaps && {
       pgsize: count(migrationCaps, "pgsize", 1, DEFAULT_MIGRATION.pgsize),
       maxBitmapSize: count(migrationCaps, "max_bitmap_size", 0, DEFAULT_MIGRATION.maxBitmapSize),
@@ -112,7 +116,7 @@ export function parseVersion(bytes: Uint8Array, offset: number, length: number):
 
 /** The JSON that announces `capabilities`. */
 export function versionData(capabilities: Capabilities): string {
-  const { migration } = capabilities;
+  const { migration, twinSocketFd } = capabilities;
   return JSON.stringify({
     capabilities: {
       max_msg_fds: capabilities.maxMsgFds,
@@ -120,6 +124,9 @@ export function versionData(capabilities: Capabilities): string {
       max_dma_maps: capabilities.maxDmaMaps,
       pgsizes: capabilities.pgsizes,
       write_multiple: capabilities.writeMultiple,
+      ...(capabilities.twinSocket && {
+        twin_socket: { supported: true, ...(twinSocketFd >= 0 && { fd_index: twinSocketFd }) },
+      }),
       ...(migration && { migration: { pgsize: migration.pgsize, max_bitmap_size: migration.maxBitmapSize } }),
     },
   });
@@ -131,13 +138,15 @@ export function encodeVersion(minor: number, capabilities: Capabilities): Uint8A
   return Buffer.concat([fixed, Buffer.from(versionData(capabilities)), Buffer.alloc(1)]);
 }
 
-/** The server's answer to a client's VERSION. */
-export function encodeVersionReply(client: VersionMessage): Uint8Array {
+/** The server's answer to a client's VERSION; `twinSocketFd` as in Capabilities. */
+export function encodeVersionReply(client: VersionMessage, twinSocketFd = -1): Uint8Array {
   return encodeVersion(Math.min(client.minor, VERSION_MINOR), {
     ...DEFAULT_CAPABILITIES,
     maxMsgFds: ANNOUNCED_MSG_FDS,
     maxDataXferSize: MAX_DATA_XFER_SIZE,
     maxDmaMaps: MAX_DMA_MAPS,
     writeMultiple: client.capabilities.writeMultiple,
+    twinSocket: twinSocketFd >= 0,
+    twinSocketFd,
   });
 }

@@ -1,5 +1,6 @@
 /** A backend that answers everything at once, remembers what it was asked, and can be told to behave otherwise. */
 import { closeSync } from "node:fs";
+import { Errno } from "../../../shared/errors.js";
 import { Command, RegionAccess, WriteMulti } from "../../../shared/spec/vfio-user.js";
 import type {
   Backend,
@@ -92,4 +93,18 @@ export function answer(command: PendingCommand): void {
   command.reserve(echo);
   command.replyBytes.set(bytes.subarray(offset, offset + echo), command.replyOffset);
   command.reply(echo);
+}
+
+/** Answers a region read with what DMA from the client's memory at `address` gives. */
+export function readThroughDma({ memory }: FakeBackend, command: PendingCommand, address: number): void {
+  const { count } = RegionAccess.view(command.data, command.offset);
+  const target = new Uint8Array(count);
+  const done = () => {
+    command.reserve(RegionAccess.size + count);
+    const { bytes, offset, replyBytes, replyOffset } = command;
+    replyBytes.set(bytes.subarray(offset, offset + RegionAccess.size), replyOffset);
+    replyBytes.set(target, replyOffset + RegionAccess.size);
+    command.reply(RegionAccess.size + count);
+  };
+  memory?.read(address, target).then(done, () => command.fail(Errno.EIO));
 }

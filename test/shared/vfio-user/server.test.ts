@@ -19,7 +19,7 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { Server } from "../../../shared/vfio-user/server.js";
-import { answer, FakeBackend } from "./fake-backend.js";
+import { answer, FakeBackend, readThroughDma } from "./fake-backend.js";
 import { copies, Fixture, until } from "./fixture.js";
 import { isError, message, RawClient, versionBody } from "./raw-client.js";
 import { access, irqs, map, READ_1, sealed, unmap, usable, withU64 } from "./raw-requests.js";
@@ -539,17 +539,7 @@ test("a reply to DMA_READ gets through while a command waits for it, others queu
   const { backend } = fixture;
   const client = await fixture.connect();
   client.registerMemory(0x1000, Uint8Array.of(7, 8, 9, 10));
-  backend.onCommand = (command) => {
-    const target = new Uint8Array(2);
-    void backend.memory?.read(0x1001, target).then(() => {
-      const { count } = RegionAccess.view(command.data, command.offset);
-      command.reserve(RegionAccess.size + count);
-      const { bytes, offset, replyBytes, replyOffset } = command;
-      replyBytes.set(bytes.subarray(offset, offset + RegionAccess.size), replyOffset);
-      replyBytes.set(target, replyOffset + RegionAccess.size);
-      command.reply(RegionAccess.size + count);
-    });
-  };
+  backend.onCommand = (command) => readThroughDma(backend, command, 0x1001);
   const reads = Array.from({ length: 50 }, (_, index) => client.regionRead(0, index, 2));
   for (const read of reads) t.deepEqual(await read, Uint8Array.of(8, 9));
 });

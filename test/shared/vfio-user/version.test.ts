@@ -27,6 +27,7 @@ test("what stock QEMU sends", (t) => {
       pgsizes: 4096,
       writeMultiple: true,
       twinSocket: false,
+      twinSocketFd: -1,
       migration: { pgsize: 4096, maxBitmapSize: 268435456 },
     },
   });
@@ -58,9 +59,17 @@ test("it says again what was said", (t) => {
     pgsizes: 0x1000,
     writeMultiple: true,
     twinSocket: false,
+    twinSocketFd: -1,
     migration: { pgsize: 4096, maxBitmapSize: 64 },
   };
-  t.deepEqual(parse(encodeVersion(1, capabilities)), { major: 0, minor: 1, capabilities });
+  for (const [twinSocket, twinSocketFd] of [
+    [false, -1],
+    [true, -1],
+    [true, 3],
+  ] as const) {
+    const said = { ...capabilities, twinSocket, twinSocketFd };
+    t.deepEqual(parse(encodeVersion(1, said)), { major: 0, minor: 1, capabilities: said });
+  }
 });
 
 test("the server's reply: the lower minor version, write_multiple only when asked for", (t) => {
@@ -72,6 +81,8 @@ test("the server's reply: the lower minor version, write_multiple only when aske
   t.is(reply(0, QEMU), `\0\0\0\0${json(true)}`);
   t.is(reply(2, "{}"), `\0\0\x02\0${json(false)}`);
   t.is(reply(77, "{}"), `\0\0\x02\0${json(false)}`);
+  const twin = Buffer.from(encodeVersionReply(parse(versionBody("{}")), 0)).toString("latin1");
+  t.true(twin.endsWith(',"write_multiple":false,"twin_socket":{"supported":true,"fd_index":0}}}\0'));
 });
 
 const BAD: readonly [string, Uint8Array][] = [
@@ -103,6 +114,8 @@ const BAD: readonly [string, Uint8Array][] = [
     '{"capabilities":{"write_multiple":1}}',
     '{"capabilities":{"twin_socket":true}}',
     '{"capabilities":{"twin_socket":{"supported":"yes"}}}',
+    '{"capabilities":{"twin_socket":{"supported":true,"fd_index":-1}}}',
+    '{"capabilities":{"twin_socket":{"supported":true,"fd_index":"0"}}}',
     '{"capabilities":{"migration":4096}}',
     '{"capabilities":{"migration":{"pgsize":"big"}}}',
   ].map((json): [string, Uint8Array] => [json, versionBody(json)]),
