@@ -182,9 +182,9 @@ const CASES: readonly Case[] = [
     fails: ["version-reply-data"],
   },
   {
-    name: "a twin socket, unasked and without an fd",
+    name: "a twin socket, unasked and with the index of no fd",
     meddling: change(Command.VERSION, (reply) => {
-      const twin = { twin_socket: { supported: true, fd_index: 0 } };
+      const twin = { twin_socket: { supported: true, fd_index: 1 } };
       setVersionJson(reply, { capabilities: { ...versionJson(reply).capabilities, ...twin } });
     }),
     fails: ["version-reply-subset", "version-twin-socket"],
