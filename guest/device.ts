@@ -4,6 +4,7 @@
  */
 import type { Log } from "../shared/log.js";
 import type { PciIdentity } from "./pci/identity.js";
+import type { RegisterFile } from "./pci/registers.js";
 
 export type { BarOptions, PciCapabilities, PciIdentity } from "./pci/identity.js";
 
@@ -42,6 +43,13 @@ export interface Dma {
 export interface Interrupts {
   /** Signals a vector: MSI-X, else MSI, whichever the driver VM enabled; else INTx (vector is ignored). */
   trigger(vector: number): void;
+  /**
+   * The same, but INTA# stays asserted until `lower`: a driver that handled one cause of several is interrupted again. For
+   * devices with an interrupt status register; one device uses either this or `trigger`.
+   */
+  raise(vector: number): void;
+  /** No cause is left: INTA# is deasserted. Messages that were sent are not taken back. */
+  lower(): void;
   /** Interrupts signalled so far. */
   readonly count: number;
 }
@@ -51,23 +59,53 @@ export interface DeviceContext {
   readonly dma: Dma;
   readonly interrupts: Interrupts;
   readonly log: Log;
+  /**
+   * Starts work that takes time, DMA above all. `reset`, `quiesce` and `pause` wait for it without the author's doing, so each
+   * job must end by itself. While the function is paused a new job waits for `resume`; while it is being reset, or where
+   * more than MAX_JOBS are under way, it is dropped. A job that fails is logged: DmaError is the driver VM's mistake,
+   * anything else the device's.
+   */
+  run(job: () => void | Promise<void>): void;
 }
 
-/** A device. All offsets and sizes are bytes; accesses are of 1, 2 or 4 bytes and naturally aligned: others arrive in pieces. */
+/**
+ * A device. All offsets and sizes are bytes; accesses are of 1, 2 or 4 bytes and naturally aligned: others arrive in pieces.
+ *
+ * Its life: `start`, then any number of clients, one after the other; then a last `reset`, and `close`. What is left out
+ * below is answered by the framework; what takes time is a promise, which must resolve by itself: the driver VM waits for it.
+ * A promise that rejects is logged as the device's bug, and the framework goes on as if it had resolved.
+ */
 export interface Device {
   readonly identity: PciIdentity;
+  /** By BAR, the registers at its start: accesses to them are answered from these, `reset` puts them back, `inspect` shows them. */
+  readonly registers?: Readonly<Record<number, RegisterFile>>;
   /** Called once, before anything else. */
-  start(context: DeviceContext): void | Promise<void>;
-  /** A read of a BAR, as an unsigned number. Synchronous: the driver VM's CPU waits. */
-  readBar(bar: number, offset: number, size: number): number;
-  writeBar(bar: number, offset: number, size: number, value: number): void;
-  /** The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Resolves when no DMA is under way. */
-  reset(): void | Promise<void>;
-  /** Some driver-VM memory is about to go away: resolves when DMA that is under way is finished. New DMA to what stays mapped may start meanwhile. */
-  quiesce(): void | Promise<void>;
-  /** The process ends: release files. Called after reset. */
-  close(): void | Promise<void>;
-  /** The device's state as plain data, for people. */
+  start?(context: DeviceContext): void | Promise<void>;
+  /** A read of a BAR outside `registers`, as an unsigned number; zeros when left out. Synchronous: the driver VM's CPU waits. */
+  readBar?(bar: number, offset: number, size: number): number;
+  /** A write to a BAR outside `registers`; ignored when left out. */
+  writeBar?(bar: number, offset: number, size: number, value: number): void;
+  /**
+   * The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Called when all jobs have ended and
+   * `registers` have their reset values. Promise: when it resolves no DMA is under way, and no interrupt of before comes any more.
+   */
+  reset?(): void | Promise<void>;
+  /**
+   * Some driver-VM memory is about to go away. Promise: DMA that was under way when it was called, jobs apart, is finished, and no
+   * view or segment of before is used again. New DMA to what stays mapped may start meanwhile.
+   */
+  quiesce?(): void | Promise<void>;
+  /**
+   * The driver VM is being stopped, as for migration. Promise: until `resume` the device does no DMA, triggers no interrupt, and
+   * changes nothing of its state but by register accesses. Where it is left out, `quiesce` is called instead: enough for a
+   * device that does nothing unless it is told to by a register.
+   */
+  pause?(): void | Promise<void>;
+  /** The end of a pause: what was held back goes on. Called before held jobs start. */
+  resume?(): void | Promise<void>;
+  /** The halt: the process ends. Called once, after `reset`, when no client is there. Promise: files and the like are released. */
+  close?(): void | Promise<void>;
+  /** The device's own state as plain data, for people: SIGUSR1 shows it, along with the registers, interrupts and DMA maps. */
   inspect?(): unknown;
 }
 

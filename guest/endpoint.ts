@@ -27,6 +27,7 @@ import type { DeviceSummary, PendingCommand } from "../shared/vfio-user/backend.
 import type { Device } from "./device.js";
 import { WindowDma } from "./dma.js";
 import { InterruptController } from "./interrupts.js";
+import { Jobs } from "./jobs.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
@@ -51,10 +52,12 @@ export class DeviceEndpoint implements Endpoint {
   readonly #config: ConfigSpace;
   readonly #msix: MsixTable | undefined;
   readonly #regions: Regions;
+  readonly #jobs: Jobs;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
   /** Resets one behind the other, so that none overlaps with another. */
   #resetting: Promise<void> = Promise.resolve();
+  #paused = false;
 
   readonly #deviceInfo = DeviceInfo.view();
   readonly #regionInfo = RegionInfo.view();
@@ -67,6 +70,7 @@ export class DeviceEndpoint implements Endpoint {
   constructor(device: Device, link: Link, log: Log) {
     this.#device = device;
     this.#log = log;
+    this.#jobs = new Jobs(log);
     const requestReset = () => {
       this.#resetRequested = true;
     };
@@ -92,13 +96,14 @@ export class DeviceEndpoint implements Endpoint {
 
   /** Starts the device; call it once, before the link is opened. */
   async start(): Promise<void> {
-    await this.#device.start({ dma: this.dma, interrupts: this.interrupts, log: this.#log });
+    const { dma, interrupts } = this;
+    await this.#device.start?.({ dma, interrupts, log: this.#log, run: (job) => this.#jobs.run(job) });
   }
 
   /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
   async close(): Promise<void> {
     await this.disconnected();
-    await this.#settle("close", () => this.#device.close());
+    await this.#settle("close", () => this.#device.close?.());
   }
 
   connected(maxDataXferSize: number): void {
@@ -118,7 +123,23 @@ export class DeviceEndpoint implements Endpoint {
 
   async unmap(address: number, size: number): Promise<void> {
     this.dma.unmap(address, size);
-    await this.#settle("quiesce", () => this.#device.quiesce());
+    await Promise.all([this.#jobs.settled(), this.#settle("quiesce", () => this.#device.quiesce?.())]);
+  }
+
+  /** Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. Never rejects. */
+  async pause(): Promise<void> {
+    this.#paused = true;
+    const device = this.#device;
+    const stop = () => (device.pause === undefined ? device.quiesce?.() : device.pause());
+    await Promise.all([this.#jobs.pause(), this.#settle("pause", stop)]);
+  }
+
+  /** A reset ends a pause as well. */
+  async resume(): Promise<void> {
+    if (!this.#paused) return;
+    this.#paused = false;
+    await this.#settle("resume", () => this.#device.resume?.());
+    this.#jobs.resume();
   }
 
   setIrqs(change: IrqChange): void {
@@ -160,6 +181,8 @@ export class DeviceEndpoint implements Endpoint {
       config: this.#config.inspect(),
       dma: this.dma.inspect(),
       interrupts: this.interrupts.inspect(),
+      jobs: this.#jobs.inspect(),
+      registers: this.#regions.inspect(),
       device: this.#device.inspect?.(),
     };
   }
@@ -302,14 +325,18 @@ export class DeviceEndpoint implements Endpoint {
     }
   }
 
-  /** The function's reset: the device first, while what it still reads through DMA is there. */
+  /** The function's reset: the device's work first, while what it still reads through DMA is there. */
   #reset(): Promise<void> {
     this.#resetRequested = false;
     this.#resetting = this.#resetting.then(async () => {
-      await this.#settle("reset", () => this.#device.reset());
+      await this.#jobs.reset(async () => {
+        this.#regions.resetRegisters();
+        await this.#settle("reset", () => this.#device.reset?.());
+      });
       this.#config.reset();
       this.#msix?.reset();
       this.interrupts.forgetPending();
+      await this.resume();
     });
     return this.#resetting;
   }

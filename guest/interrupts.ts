@@ -27,6 +27,8 @@ export class InterruptController implements Interrupts {
   #intxEnabled = false;
   /** INTx is a level: up from a trigger until the client has handled it and unmasks. */
   #intxAsserted = false;
+  /** The level as the device drives it by `raise` and `lower`, whatever the client handled. */
+  #level = false;
   /** MSI vectors that the client set up: as many as the driver VM lets the function use; 0 when MSI is off. */
   #msiVectors = 0;
   #msixEnabled = false;
@@ -48,6 +50,16 @@ export class InterruptController implements Interrupts {
     else if (this.#intxEnabled) this.#signal(Irq.INTX, 0);
   }
 
+  raise(vector: number): void {
+    this.#level = true;
+    this.trigger(vector);
+  }
+
+  lower(): void {
+    this.#level = this.#intxAsserted = false;
+    for (const vector of this.#states[Irq.INTX].keys()) this.#states[Irq.INTX][vector] &= ~PENDING;
+  }
+
   /** Whether an interrupt waits for its MSI-X vector to be bound or unmasked. */
   pending(vector: number): boolean {
     return (this.#states[Irq.MSIX][vector] & PENDING) !== 0;
@@ -55,7 +67,7 @@ export class InterruptController implements Interrupts {
 
   /** Whether INTA# is asserted, disabled or not. */
   get intxPending(): boolean {
-    return this.#intxAsserted;
+    return this.#intxAsserted || this.#levelShows;
   }
 
   /** MSI vectors that wait, a bit each. */
@@ -105,13 +117,15 @@ export class InterruptController implements Interrupts {
     for (const states of this.#states) {
       for (let vector = 0; vector < states.length; vector++) states[vector] &= ~PENDING;
     }
-    this.#intxAsserted = false;
+    this.#level = this.#intxAsserted = false;
   }
 
   inspect(): unknown {
-    const bound = this.#states.map((states) => states.reduce((sum, state) => sum + (state & BOUND), 0));
-    const { count } = this;
-    return { intx: this.#intxEnabled, msi: this.#msiVectors, msix: this.#msixEnabled, bound, count };
+    const having = (bit: number) =>
+      this.#states.map((states) => [...states.keys()].filter((vector) => (states[vector] & bit) !== 0));
+    const enabled = { intx: this.#intxEnabled, msi: this.#msiVectors, msix: this.#msixEnabled };
+    const vectors = { bound: having(BOUND), masked: having(MASKED), pending: having(PENDING) };
+    return { ...enabled, ...vectors, asserted: this.intxPending, count: this.count };
   }
 
   /** A vector that is not bound yet keeps its interrupt, as masked MSI-X vectors do: QEMU binds each at its first unmask. */
@@ -127,6 +141,11 @@ export class InterruptController implements Interrupts {
     states[vector] = index === Irq.INTX ? BOUND | MASKED : BOUND;
     this.count++;
     this.link.trigger(index, vector);
+  }
+
+  /** A function that sends messages asserts no pin. */
+  get #levelShows(): boolean {
+    return this.#level && !this.#msixEnabled && this.#msiVectors === 0;
   }
 
   #gated(index: number, vector: number): boolean {
@@ -148,7 +167,8 @@ export class InterruptController implements Interrupts {
   }
 
   #deliver(index: number, vector: number): void {
-    if ((this.#states[index][vector] & PENDING) !== 0) this.#signal(index, vector);
+    if ((index === Irq.INTX && this.#levelShows) || (this.#states[index][vector] & PENDING) !== 0)
+      this.#signal(index, vector);
   }
 
   #enable(change: IrqChange): void {
@@ -163,6 +183,7 @@ export class InterruptController implements Interrupts {
     this.#states[index].fill(0);
     if (index === Irq.MSIX) this.#msixEnabled = false;
     if (index === Irq.MSI) this.#msiVectors = 0;
+    // The level itself is the device's: it is still up when the client sets INTx up again.
     if (index === Irq.INTX) this.#intxEnabled = this.#intxAsserted = false;
   }
 }

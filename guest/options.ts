@@ -97,6 +97,8 @@ Options:
   --trust-unsealed-memory   with a socket: map also memory that the driver VM's VMM could shrink
   --help                    this text
 
+SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of itself.
+
 Exit codes: 0 ended by SIGINT or SIGTERM, 1 the machine is not as needed, 2 wrong usage.
 `;
 }

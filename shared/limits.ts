@@ -42,6 +42,8 @@ export const MAX_QUEUE_SIZE = 1024;
 export const REPLY_DEADLINE_MS = 4000;
 /** How long VERSION's reply waits for a device to be there. */
 export const DEVICE_WAIT_MS = 4000;
+/** Jobs of a device's that may be under way, or wait for the end of a pause. */
+export const MAX_JOBS = 1024;
 
 /** Default size of the window of driver-VM memory; a power of two. */
 export const WINDOW_SIZE = 64 * GiB;

@@ -1,19 +1,43 @@
 /**
  * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX): accesses of any size and alignment become
  * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM, to the MSI-X
- * table, or to the device. A ROM ignores writes.
+ * table, to the device's register files, or to the device. A ROM ignores writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
 import type { Device } from "../device.js";
 import type { ConfigSpace } from "./config-space.js";
 import type { MsixTable } from "./msix.js";
+import type { RegisterFile } from "./registers.js";
+
+/** An access is of at most so many bytes, and a register file ends between two. */
+const MAX_PIECE = 4;
 
 export class Regions {
+  /** By BAR. */
+  readonly #files: readonly (RegisterFile | undefined)[];
+
+  /** @throws RangeError for registers that are in no BAR: an author's bug */
   constructor(
     readonly device: Device,
     readonly config: ConfigSpace,
     readonly msix: MsixTable | undefined,
-  ) {}
+  ) {
+    const files = device.registers ?? {};
+    this.#files = config.barSizes.map((_, bar) => files[bar]);
+    for (const [bar, { size }] of Object.entries(files)) {
+      const room = config.barSizes[Number(bar)] ?? 0;
+      if (size > room || size % MAX_PIECE !== 0) {
+        throw new RangeError(
+          `${size} bytes of registers do not go into BAR ${bar} of ${room} bytes, or end within four`,
+        );
+      }
+    }
+  }
+
+  /** The author's registers, by BAR. */
+  resetRegisters(): void {
+    for (const file of this.#files) file?.reset();
+  }
 
   /** Reads region bytes [offset, offset + count), which lie within the region, into `data` from `to` on. */
   read(region: number, offset: number, count: number, data: DataView, to: number): void {
@@ -45,14 +69,26 @@ export class Regions {
     if (region === Region.CONFIG) return this.config.read(offset, size);
     if (region === Region.ROM) return readBytes(this.config.rom, offset, size);
     if (this.msix?.covers(region, offset)) return this.msix.read(offset, size);
-    return this.device.readBar(region, offset, size);
+    const file = this.#files[region];
+    if (file !== undefined && offset < file.size) return file.read(offset, size);
+    return this.device.readBar?.(region, offset, size) ?? 0;
   }
 
   #writePiece(region: number, offset: number, size: number, value: number): void {
     if (region === Region.CONFIG) this.config.write(offset, size, value);
     else if (region === Region.ROM) return;
     else if (this.msix?.covers(region, offset)) this.msix.write(offset, size, value);
-    else this.device.writeBar(region, offset, size, value);
+    else {
+      const file = this.#files[region];
+      if (file !== undefined && offset < file.size) file.write(offset, size, value);
+      else this.device.writeBar?.(region, offset, size, value);
+    }
+  }
+
+  /** The author's registers by BAR and name, for people. */
+  inspect(): unknown {
+    const shown = this.#files.flatMap((file, bar) => (file === undefined ? [] : [[bar, file.inspect()]]));
+    return Object.fromEntries(shown);
   }
 }
 

@@ -145,3 +145,48 @@ test("INTx disabled in config space: asserted all the same, and signalled when i
   interrupts.reset();
   t.false(interrupts.intxPending);
 });
+
+test("a raised level comes again at each unmask until it is lowered", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  const unmask = () => act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  interrupts.raise(0);
+  t.true(interrupts.intxPending, "the pin is asserted, whether anybody listens or not");
+  bind(Irq.INTX, 0, true);
+  t.deepEqual(rung.splice(0), ["0:0"], "a level that was up before is signalled");
+  unmask();
+  unmask();
+  t.deepEqual(rung.splice(0), ["0:0", "0:0"]);
+  interrupts.raise(0);
+  interrupts.lower();
+  t.false(interrupts.intxPending);
+  unmask();
+  t.deepEqual(rung, [], "what came while it was masked is lowered, too");
+});
+
+test("a raised level is a message where there are messages, and comes back with the pin", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  bind(Irq.MSI, 0, true);
+  interrupts.raise(0);
+  t.deepEqual(rung.splice(0), ["1:0"]);
+  t.false(interrupts.intxPending);
+  act(Irq.MSI, ACTION_TRIGGER, 0, 0);
+  bind(Irq.INTX, 0, true);
+  t.deepEqual(rung.splice(0), ["0:0"]);
+  interrupts.forgetPending();
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  t.deepEqual(rung, [], "a reset lowers it");
+});
+
+test("inspect names the vectors", (t) => {
+  const { interrupts, bind, act } = controller();
+  bind(Irq.MSI, 0, true, true, true);
+  act(Irq.MSI, ACTION_MASK, 1, 1);
+  interrupts.trigger(1);
+  t.like(interrupts.inspect(), {
+    msi: 3,
+    bound: [[], [0, 1, 2], [], [], []],
+    masked: [[], [1], [], [], []],
+    pending: [[], [1], [], [], []],
+    asserted: false,
+  });
+});

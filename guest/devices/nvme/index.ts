@@ -3,7 +3,6 @@ import { createHash } from "node:crypto";
 import { realpath } from "node:fs/promises";
 import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
-import type { Device } from "../../device.js";
 import { NvmeController } from "./controller.js";
 import { openStorage, type Storage } from "./storage.js";
 
@@ -38,7 +37,7 @@ export interface NvmeOptions {
 }
 
 /** Makes an NVMe controller with one namespace. @throws UserError for an option or a file that will not do */
-export async function createNvme(options: NvmeOptions): Promise<Device> {
+export async function createNvme(options: NvmeOptions): Promise<NvmeController> {
   const storage = await openStorage(options.file);
   try {
     const path = await realpath(options.file).catch(() => resolve(options.file));

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
 import { DEVICES } from "../../../../guest/devices/index.js";
+import { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
 import { UserError } from "../../../../shared/errors.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
@@ -70,6 +71,7 @@ test("the command line's options make a device", (t) =>
       "vendor-id": "0x1234",
       "device-id": "7",
     });
+    if (!(device instanceof NvmeController)) return t.fail();
     const machine = await Machine.start(device);
     const driver = await NvmeDriver.open(machine, { queues: 8 });
     t.is(driver.serial, "CLI");

@@ -2,7 +2,8 @@
  * A driver VM in miniature for device tests: memory with maps, interrupts, and a Device driven straight through its
  * interface. Maps can lack permissions, be missing, or lie outside the window, so that they are reached by messages only.
  */
-import { type Device, type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
+import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
+import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { quietLog } from "../../../../shared/log.js";
 import type { DmaMemory, NvmeTransport } from "../../../drivers/nvme.js";
 
@@ -116,6 +117,12 @@ export class FakeInterrupts implements Interrupts {
     else this.#pending[vector] = (this.#pending[vector] ?? 0) + 1;
   }
 
+  raise(vector: number): void {
+    this.trigger(vector);
+  }
+
+  lower(): void {}
+
   /** Interrupts of a vector that nobody waited for. */
   pending(vector: number): number {
     return this.#pending[vector] ?? 0;
@@ -139,9 +146,9 @@ export class Machine implements NvmeTransport {
   readonly dma: FakeDma;
   readonly interrupts = new FakeInterrupts();
   readonly memory: DmaMemory;
-  readonly device: Device;
+  readonly device: NvmeController;
 
-  private constructor(device: Device, size: number) {
+  private constructor(device: NvmeController, size: number) {
     this.device = device;
     this.dma = new FakeDma(new ArrayBuffer(size));
     this.dma.maps = [{ address: MEMORY_ADDRESS, size, offset: 0 }];
@@ -149,9 +156,13 @@ export class Machine implements NvmeTransport {
   }
 
   /** Starts the device in a machine with `size` bytes of memory, all of it mapped and in the window. */
-  static async start(device: Device, size = 8 * 1024 * 1024): Promise<Machine> {
+  static async start(device: NvmeController, size = 8 * 1024 * 1024): Promise<Machine> {
     const machine = new Machine(device, size);
-    await device.start({ dma: machine.dma, interrupts: machine.interrupts, log: quietLog });
+    const { dma, interrupts } = machine;
+    const run = () => {
+      throw new Error("it keeps its own list of jobs");
+    };
+    device.start({ dma, interrupts, log: quietLog, run });
     return machine;
   }
 
