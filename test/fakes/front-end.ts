@@ -239,6 +239,11 @@ export class FrontEnd implements PciFunction {
     }
   }
 
+  /** The eventfd that a notification of the queue signals, while the device runs; -1 otherwise. */
+  kickFd(index: number): number {
+    return this.#queues[index].kick;
+  }
+
   /** A change of the guest's memory map, which has nothing to do with us, brings a new table all the same. */
   memoryChanged(): void {
     this.#commit();

@@ -1,0 +1,45 @@
+/**
+ * The device that accesses are measured with: BAR 0 is a register file whose accesses cost next to nothing, so that what is
+ * measured is the way there. SEQUENCE notes each value that is not its predecessor plus one in VIOLATIONS.
+ */
+import type { Device } from "../../guest/device.js";
+
+const SEQUENCE = 0x40;
+const VIOLATIONS = 0x44;
+const BAR_SIZE = 0x1000;
+
+export class RegisterDevice implements Device {
+  readonly identity = {
+    vendorId: 0xfff4,
+    deviceId: 0x0003,
+    classCode: 0xff0000,
+    bars: { 0: { size: BAR_SIZE, is64Bit: true } },
+    msix: { vectors: 4, bar: 2, offset: 0 },
+  } as const;
+  readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
+
+  start(): void {}
+
+  readBar(bar: number, offset: number, size: number): number {
+    if (bar !== 0) return 0;
+    if (size === 4) return this.#data.getUint32(offset, true);
+    return size === 2 ? this.#data.getUint16(offset, true) : this.#data.getUint8(offset);
+  }
+
+  writeBar(bar: number, offset: number, size: number, value: number): void {
+    if (bar !== 0 || size !== 4) return;
+    if (offset === SEQUENCE) {
+      const violations = value === 0 ? 0 : this.#data.getUint32(VIOLATIONS, true);
+      const inOrder = value === 0 || value === this.#data.getUint32(SEQUENCE, true) + 1;
+      this.#data.setUint32(VIOLATIONS, violations + (inOrder ? 0 : 1), true);
+    }
+    this.#data.setUint32(offset, value, true);
+  }
+
+  reset(): void {
+    new Uint8Array(this.#data.buffer).fill(0);
+  }
+
+  quiesce(): void {}
+  close(): void {}
+}

@@ -1,0 +1,75 @@
+/** npm run bench: measures what the project promises, each figure beside its floor on this machine, in one table. */
+import { parseArgs } from "node:util";
+import { Machine } from "./machine.js";
+import { keep, load, type Report, table } from "./report.js";
+import { type Result, runTopic } from "./run.js";
+import { access } from "./topics/access.js";
+import { dma } from "./topics/dma.js";
+import { doorbells } from "./topics/doorbells.js";
+import { heap } from "./topics/heap.js";
+import { lookup } from "./topics/lookup.js";
+import { maps } from "./topics/maps.js";
+import { nvme } from "./topics/nvme.js";
+import { sessions } from "./topics/sessions.js";
+
+const HELP = `\
+Usage: npm run bench -- [OPTION]...
+
+Measures each figure in rounds, right after the floor that it is compared with (small C programs, compiled now), and prints
+one table. A missed target is marked; it is no failure.
+
+  --only PATTERN   rows whose "topic: name" matches this regular expression
+  --rounds N       rounds for each row (default: 8); the first one is dropped
+  --json FILE      keep the results
+  --compare FILE   compare with results that were kept
+  --help           print this text
+`;
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      only: { type: "string", default: "" },
+      rounds: { type: "string", default: "8" },
+      json: { type: "string" },
+      compare: { type: "string" },
+      help: { type: "boolean", default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(HELP);
+    return;
+  }
+  const rounds = Number(values.rounds);
+  if (!Number.isInteger(rounds) || rounds < 1) throw new Error("--rounds needs a number of at least 1");
+  const earlier = values.compare === undefined ? undefined : load(values.compare);
+  const pattern = new RegExp(values.only, "i");
+  const wanted = (name: string): boolean => pattern.test(name);
+  const isTerminal = process.stderr.isTTY;
+  const progress = (text: string): void => {
+    if (isTerminal) process.stderr.write(`\r\x1b[K${text}`);
+  };
+
+  const machine = new Machine();
+  const results: Result[] = [];
+  try {
+    await machine.compile();
+    const about = machine.describe();
+    results.push(...(await runTopic(access, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(doorbells, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(dma, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(lookup, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(maps, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(nvme, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(sessions, machine, rounds, wanted, progress)));
+    results.push(...(await runTopic(heap, machine, rounds, wanted, progress)));
+    progress("");
+    if (results.length === 0) throw new Error(`no row matches ${values.only}`);
+    const report: Report = { machine: about, results };
+    process.stdout.write(table(report, earlier));
+    if (values.json !== undefined) keep(values.json, report);
+  } finally {
+    machine.remove();
+  }
+}
+
+await main();

@@ -1,0 +1,50 @@
+/** The processes that several topics share: a device on the local link, and bridges with devices behind them. */
+import { join } from "node:path";
+import type { Machine } from "./machine.js";
+import { NodeProcess } from "./node-process.js";
+
+const SERVER = "test/bench/server.js";
+
+/** A device on a socket of its own. */
+export interface LocalDevice {
+  readonly socket: string;
+  readonly device: NodeProcess;
+}
+
+let count = 0;
+
+export async function startLocal(machine: Machine): Promise<LocalDevice> {
+  const socket = join(machine.directory, `local-${count++}.sock`);
+  const device = await NodeProcess.start({ script: SERVER, args: ["local", socket], cpu: machine.cpu });
+  await device.call("ready");
+  return { socket, device };
+}
+
+/** A bridge and one process with a device on each of its sessions. */
+export interface BridgedDevices {
+  readonly sockets: readonly string[];
+  readonly bridge: NodeProcess;
+  readonly devices: NodeProcess;
+}
+
+export async function startBridged(machine: Machine, sessions = 1, bridgeCpu = machine.cpu): Promise<BridgedDevices> {
+  const run = count++;
+  const path = (kind: string, n: number) => join(machine.directory, `${kind}-${run}-${n}.sock`);
+  const sockets = Array.from({ length: sessions }, (_, n) => path("vfio-user", n));
+  const vhostUser = Array.from({ length: sessions }, (_, n) => path("vhost-user", n));
+  const pairs = sockets.flatMap((socket, n) => ["--socket-path", socket, "--vhost-user-socket-path", vhostUser[n]]);
+  const bridge = await NodeProcess.start({
+    script: "host/main.js",
+    args: [...pairs, "--window-size", "1G"],
+    cpu: bridgeCpu,
+    ready: { text: '"msg":"serving"', count: sessions },
+  });
+  const devices = await NodeProcess.start({ script: SERVER, args: ["virtio", ...vhostUser], cpu: machine.cpu });
+  await devices.call("ready");
+  return { sockets, bridge, devices };
+}
+
+export async function stopBridged({ bridge, devices }: BridgedDevices): Promise<void> {
+  await devices.stop();
+  await bridge.stop();
+}

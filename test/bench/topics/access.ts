@@ -1,0 +1,70 @@
+/** Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU. */
+import type { Machine } from "../machine.js";
+import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
+import { type Sample, single, sum, type Topic } from "../row.js";
+
+interface State {
+  readonly machine: Machine;
+  readonly local: LocalDevice;
+  readonly bridged: BridgedDevices;
+}
+
+const COUNT = 8000;
+const ORDERED_WRITES = 200_000;
+
+const socketFloor = ({ machine }: State): Promise<Sample> => machine.us("floor-unix-ping-pong", COUNT);
+const bridgeFloor = async ({ machine }: State): Promise<Sample> =>
+  sum(await machine.us("floor-unix-ping-pong", COUNT), await machine.us("floor-eventfd-ping-pong", COUNT));
+
+export const access: Topic<State> = {
+  name: "access",
+  rows: [
+    {
+      name: "REGION_READ, local link",
+      unit: "us",
+      target: { ratio: 1.1 },
+      floorName: "AF_UNIX ping-pong",
+      floor: socketFloor,
+      measure: ({ machine, local }) => machine.us("client-access", COUNT, "read", local.socket),
+    },
+    {
+      name: "REGION_WRITE, local link",
+      unit: "us",
+      target: { ratio: 1.15 },
+      floorName: "AF_UNIX ping-pong",
+      floor: socketFloor,
+      measure: ({ machine, local }) => machine.us("client-access", COUNT, "write", local.socket),
+    },
+    {
+      name: "REGION_READ, bridge",
+      unit: "us",
+      target: { ratio: 1.3 },
+      floorName: "AF_UNIX + eventfd ping-pong",
+      floor: bridgeFloor,
+      measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "read", bridged.sockets[0]),
+    },
+    {
+      name: "REGION_WRITE (posted), bridge",
+      unit: "us",
+      target: { ratio: 1.15 },
+      floorName: "AF_UNIX ping-pong",
+      floor: socketFloor,
+      measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "write", bridged.sockets[0]),
+    },
+    {
+      name: "posted writes out of order, of 200 000",
+      unit: "count",
+      target: { value: 0 },
+      once: true,
+      measure: async ({ machine, bridged }) =>
+        single((await machine.run("client-order", machine.cpu, ORDERED_WRITES, bridged.sockets[0])).median),
+    },
+  ],
+  async open(machine) {
+    return { machine, local: await startLocal(machine), bridged: await startBridged(machine) };
+  },
+  async close({ local, bridged }) {
+    await local.device.stop();
+    await stopBridged(bridged);
+  },
+};

@@ -1,0 +1,99 @@
+/** DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind. */
+import { MiB } from "../../../shared/limits.js";
+import type { Machine } from "../machine.js";
+import type { NodeProcess } from "../node-process.js";
+import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
+import { type Row, type Sample, single, sum, type Topic } from "../row.js";
+
+interface State {
+  readonly machine: Machine;
+  readonly local: LocalDevice;
+  readonly bridged: BridgedDevices;
+}
+
+const SIZE = 64 * MiB;
+const COUNT = 2000;
+const BRIDGED_COUNT = 500;
+const WARM_UP_CYCLES = 5000;
+const CYCLES = 100_000;
+const BRIDGED_CYCLES = 10_000;
+
+const bareFloor = ({ machine }: State): Promise<Sample> => machine.us("floor-map", COUNT, SIZE);
+/** A map and an unmap are a round trip each. */
+const roundTripFloor = async (state: State): Promise<Sample> => {
+  const roundTrip = await state.machine.us("floor-unix-ping-pong", COUNT);
+  return sum(await bareFloor(state), roundTrip, roundTrip);
+};
+
+/** What a process holds more after many cycles than before them. */
+async function growth(
+  { machine }: State,
+  process: NodeProcess,
+  socket: string,
+  cycles: number,
+  held: () => number | Promise<number>,
+): Promise<Sample> {
+  await machine.us("client-map", Math.min(WARM_UP_CYCLES, cycles), SIZE, socket);
+  await process.call("heap");
+  const before = await held();
+  await machine.us("client-map", cycles, SIZE, socket);
+  await process.call("heap");
+  return single((await held()) - before);
+}
+
+function growthRows(name: string, cycles: number, of: (state: State) => [NodeProcess, string]): Row<State>[] {
+  let fds: number;
+  return [
+    {
+      name: `resident memory after ${cycles} cycles, ${name}`,
+      unit: "MiB",
+      target: { value: 1 },
+      once: true,
+      async measure(state) {
+        const [process, socket] = of(state);
+        const fdsBefore = process.openFds;
+        const grown = await growth(state, process, socket, cycles, () => process.resident / MiB);
+        fds = process.openFds - fdsBefore;
+        return grown;
+      },
+    },
+    {
+      name: `fds left by them, ${name}`,
+      unit: "count",
+      target: { value: 0 },
+      once: true,
+      measure: async () => single(fds),
+    },
+  ];
+}
+
+export const maps: Topic<State> = {
+  name: "maps",
+  rows: [
+    {
+      name: "DMA_MAP + DMA_UNMAP, local link",
+      unit: "us",
+      target: { value: 40, ratio: 3 },
+      floorName: "mmap + munmap",
+      floor: bareFloor,
+      measure: ({ machine, local }) => machine.us("client-map", COUNT, SIZE, local.socket),
+    },
+    {
+      name: "DMA_MAP + DMA_UNMAP, bridge and SHMEM",
+      unit: "us",
+      target: {},
+      floorName: "mmap + munmap, 2 AF_UNIX ping-pongs",
+      floor: roundTripFloor,
+      measure: ({ machine, bridged }) => machine.us("client-map", BRIDGED_COUNT, SIZE, bridged.sockets[0]),
+    },
+    ...growthRows("local link", CYCLES, ({ local }) => [local.device, local.socket]),
+    ...growthRows("bridge", BRIDGED_CYCLES, ({ bridged }) => [bridged.bridge, bridged.sockets[0]]),
+  ],
+  async open(machine) {
+    return { machine, local: await startLocal(machine), bridged: await startBridged(machine) };
+  },
+  async close({ local, bridged }) {
+    await local.device.stop();
+    await stopBridged(bridged);
+  },
+};
