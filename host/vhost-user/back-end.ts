@@ -234,7 +234,7 @@ export class BackEnd {
     const fd = takeFd(message);
     if (fd < 0) throw new ProtocolError("SET_BACKEND_REQ_FD without an fd");
     if (native.fileStatus(fd).kind !== "socket") {
-      native.close(fd);
+      close(fd);
       throw new ProtocolError("the backend request channel is not a socket");
     }
     this.#window.attach(fd);

@@ -66,7 +66,7 @@ export class Connection {
     try {
       this.#poll = new native.Poll(fd, () => this.drain());
     } catch (error) {
-      native.close(fd);
+      close(fd);
       throw error;
     }
     this.#poll.start(native.POLL_READABLE | native.POLL_DISCONNECT);

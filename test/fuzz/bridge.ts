@@ -10,7 +10,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { Region } from "../../shared/spec/vfio-user.js";
+import { close, eventfd, eventfdRead } from "../../native/index.js";
+import { Irq, Region } from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { TestDevice } from "../fakes/front-end-device.js";
@@ -19,6 +20,7 @@ import type { Trace } from "./trace.js";
 const MAIN = fileURLToPath(new URL("../../host/main.js", import.meta.url));
 const LOG_TAIL = 8 * 1024;
 const PATIENCE_MS = 10_000;
+const SETTLE_MS = 200;
 /** Rounds between two looks at whether the attacked session serves honest peers. */
 const FULL_PROBE_INTERVAL = 4;
 
@@ -38,6 +40,7 @@ export async function inTime<T>(what: string, work: Promise<T>): Promise<T> {
 export class FuzzedBridge {
   readonly directory = mkdtempSync(join(tmpdir(), "fuzz-"));
   readonly #process: ChildProcess;
+  readonly #doorbell = eventfd(0);
   #log = "";
   #bug: string | undefined;
   #idleFds = 0;
@@ -74,7 +77,9 @@ export class FuzzedBridge {
     const client = await Client.connect(bridge.path("vfio-user", 1));
     bridge.#healthy = { frontEnd, device, client };
     await bridge.#probeHealthy();
-    await delay(200);
+    // What is opened at first use, such as the relay, is there then.
+    await bridge.#probeAttacked();
+    await delay(SETTLE_MS);
     bridge.#idleFds = bridge.fds();
     return bridge;
   }
@@ -129,6 +134,7 @@ export class FuzzedBridge {
     this.#process.kill("SIGTERM");
     await exit;
     assert.equal(this.#process.exitCode, 0, `the bridge did not end well\n${this.#log}`);
+    close(this.#doorbell);
     rmSync(this.directory, { recursive: true, force: true });
   }
 
@@ -153,6 +159,13 @@ export class FuzzedBridge {
     await client.regionWrite(Region.BAR0, 6, Uint8Array.of(0x88));
     await client.regionRead(Region.BAR0, 5, 1);
     assert.equal(device.bar[6], 0x88);
+    await client.setIrqs({ index: Irq.MSIX, eventfds: [this.#doorbell] });
+    device.ring(0);
+    // The relay's thread may take its time.
+    const rung = async () => {
+      while (eventfdRead(this.#doorbell) === 0) await delay(1);
+    };
+    await inTime("an interrupt", rung());
     client.close();
     await client.closed;
     assert.equal(frontEnd.fatal, undefined);

@@ -14,7 +14,7 @@ export class Choices extends Random {
 
   /** True `percent` times of a hundred. */
   chance(percent: number): boolean {
-    return this.below(100) < percent;
+    return this.below(100_000) < percent * 1000;
   }
 
   /** An integer from `least` to `most`. */

@@ -138,7 +138,7 @@ export function cut(random: Choices, messages: readonly Message[]): Message[] {
     let { bytes } = message;
     if (message.fds.length > 0) {
       // In front of a message with fds there is an end, as sendmsg makes one.
-      if (!random.chance(5)) flush();
+      if (!random.chance(1)) flush();
       fds = [...fds, ...message.fds].slice(0, 253);
     }
     while (random.chance(25) && bytes.length > 1) {

@@ -14,6 +14,7 @@ const real = {
   endpoint: endpoint("all"),
   "pci-config": endpoint("config"),
   "vhost-user": load(() => import("./vhost-user.js")),
+  link: load(() => import("./link.js")),
   "guest-virtio": load(() => import("./guest-virtio.js")),
   nvme: load(() => import("./nvme.js")),
 };

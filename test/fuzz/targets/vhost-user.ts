@@ -4,10 +4,16 @@
  * session goes on, all fds are closed, and stock QEMU's play finds the attacked session in order.
  */
 
+import { setTimeout as delay } from "node:timers/promises";
 import { HELLO_SIZE } from "../../../host/link/checks.js";
 import { connect, eventfdWrite, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { ABI_VERSION, Hello, LinkCommand } from "../../../shared/spec/link.js";
-import { DmaMap, Command as VfioCommand, Header as VfioHeader } from "../../../shared/spec/vfio-user.js";
+import {
+  DmaMap,
+  Command as VfioCommand,
+  Header as VfioHeader,
+  HeaderFlags as VfioHeaderFlags,
+} from "../../../shared/spec/vfio-user.js";
 import {
   DeviceConfig,
   Features,
@@ -16,6 +22,7 @@ import {
   MemoryRegion,
   MemTable,
   Request,
+  ShmemMap,
   U64,
   VRING_NO_FD,
   VringAddr,
@@ -27,7 +34,7 @@ import { FuzzedBridge } from "../bridge.js";
 import type { Choices } from "../choices.js";
 import { FdPool } from "../fds.js";
 import { bend, cut, disorder, type Layout, type Message, oddNumber, spoil } from "../mutate.js";
-import { Peer, turn } from "../peer.js";
+import { Peer } from "../peer.js";
 import type { Context, Instance } from "../target.js";
 import { pack, version } from "../vfio-user-messages.js";
 
@@ -36,6 +43,14 @@ const RAM_ADDRESS = 0x10_0000;
 const USER_ADDRESS = 0x7f00_0000_0000;
 const RING_SIZE = 16;
 const QUEUES = 6;
+/** Where the buffers of the first ring and those of the second are. */
+const BUFFERS = 0x10000;
+const MESSAGES = 0x80000;
+const BUFFER_SIZE = 0x1000;
+/** How long the back-end gets to deal with what was sent, before its front-end hangs up. */
+const PATIENCE_MS = 40;
+/** Both requests that the back-end has are of this size. */
+const CHANNEL_MESSAGE_SIZE = Header.size + ShmemMap.size;
 /** What stock QEMU agrees to: MQ, REPLY_ACK, BACKEND_REQ, CONFIG, BACKEND_SEND_FD, SHMEM. */
 const PROTOCOL_FEATURES = (1n << 0n) | (1n << 3n) | (1n << 5n) | (1n << 9n) | (1n << 10n) | (1n << 22n);
 const VIRTIO_FEATURES = (1n << 32n) | (1n << 30n);
@@ -52,10 +67,14 @@ class Machine {
   readonly kicks: number[];
   /** Our end of the backend request channel, and theirs. */
   readonly channel: [number, number];
+  #bufferSlot = 0;
+  #messageSlot = 0;
 
   constructor(
     readonly random: Choices,
     readonly fds: FdPool,
+    /** Percent of all messages with a mistake of a kind. */
+    readonly mistakes: number,
   ) {
     this.ram = fds.memory(random, RAM_SIZE);
     this.bytes = new Uint8Array(mapFile(this.ram, 0, RAM_SIZE, PROT_READ | PROT_WRITE));
@@ -67,39 +86,89 @@ class Machine {
     this.channel = fds.sockets();
   }
 
-  /** Puts something into a ring: on the first, empty buffers; on the second, messages. */
-  offer(): void {
-    const { random } = this;
-    const index = random.below(3);
-    const ring = this.rings[index];
-    const slot = random.below(RING_SIZE - 2);
-    const at = 0x10000 + random.below(16) * 0x1000;
-    if (index === 0) ring.add(slot, { address: RAM_ADDRESS + at, length: 0x1000, writable: true });
-    else {
-      const message = this.#message();
-      this.bytes.set(message, at);
-      const first = random.chance(70) ? message.length : random.between(0, message.length);
-      const buffers = [
-        { address: RAM_ADDRESS + at, length: first },
-        { address: RAM_ADDRESS + at + first, length: message.length - first },
-      ];
-      ring.add(slot, ...(first === message.length ? buffers.slice(0, 1) : buffers));
-    }
-    if (random.chance(15)) spoil(random, this.bytes, Descriptor, ring.descriptors + slot * Descriptor.size);
-    if (random.chance(4)) ring.setAvailableIndex(oddNumber(random, 2));
-    if (random.chance(3)) random.fill(this.bytes.subarray(ring.available, ring.end));
+  /** An empty buffer for the bridge's messages. */
+  #offerBuffer(): number {
+    const slot = this.#bufferSlot;
+    this.#bufferSlot = (slot + 1) % RING_SIZE;
+    const at = BUFFERS + slot * BUFFER_SIZE;
+    this.rings[0].add(slot, { address: RAM_ADDRESS + at, length: BUFFER_SIZE, writable: true });
+    return slot;
   }
 
-  /** What a device process says: mostly a good HELLO. */
-  #message(): Uint8Array {
+  /** A message to the bridge, in one buffer or in two. */
+  #say(message: Uint8Array): void {
     const { random } = this;
+    const ring = this.rings[1];
+    const slot = this.#messageSlot;
+    this.#messageSlot = (slot + 2) % RING_SIZE;
+    const at = MESSAGES + slot * BUFFER_SIZE;
+    this.bytes.set(message.subarray(0, BUFFER_SIZE), at);
+    const first = random.chance(80) ? message.length : random.between(0, message.length);
+    const buffers = [
+      { address: RAM_ADDRESS + at, length: first },
+      { address: RAM_ADDRESS + at + first, length: message.length - first },
+    ];
+    ring.add(slot, ...(first === message.length ? buffers.slice(0, 1) : buffers));
+    if (random.chance(4)) spoil(random, this.bytes, Descriptor, ring.descriptors + slot * Descriptor.size);
+  }
+
+  /** Buffers, and a device process that says HELLO. */
+  prepare(): void {
+    for (let n = 0; n < 8; n++) this.#offerBuffer();
+    if (this.random.chance(85)) this.#say(this.#hello(this.random.chance(10)));
+  }
+
+  /** Does something to a ring. */
+  disturb(): void {
+    const { random } = this;
+    const ring = random.pick(this.rings);
+    switch (random.below(5)) {
+      case 0:
+        this.#offerBuffer();
+        break;
+      case 1:
+        ring.setAvailableIndex(oddNumber(random, 2));
+        break;
+      case 2:
+        random.fill(this.bytes.subarray(ring.available, ring.end));
+        break;
+      case 3:
+        spoil(random, this.bytes, Descriptor, ring.descriptors + random.below(RING_SIZE) * Descriptor.size);
+        break;
+      default:
+        this.#say(this.#message());
+    }
+  }
+
+  /** Answers what the bridge asks of the device process. */
+  answer(): void {
+    const { random } = this;
+    for (let used = this.rings[0].take(); used; used = this.rings[0].take()) {
+      const at = BUFFERS + (used.id % RING_SIZE) * BUFFER_SIZE;
+      const { id, command, flags } = VfioHeader.view(new DataView(this.bytes.buffer, at));
+      this.#offerBuffer();
+      if ((flags & VfioHeaderFlags.TYPE_MASK) !== VfioHeaderFlags.TYPE_COMMAND) continue;
+      const reply = pack(id, command, VfioHeaderFlags.TYPE_REPLY, new Uint8Array(0));
+      if (random.chance(5)) spoil(random, reply, VfioHeader);
+      this.#say(reply);
+    }
+    for (const kick of this.kicks.slice(0, 2)) eventfdWrite(kick);
+  }
+
+  #hello(bad: boolean): Uint8Array {
     const hello = new Uint8Array(HELLO_SIZE);
     hello.set(Hello.encode({ abiVersion: ABI_VERSION, postedRegions: 1 }));
     hello[Hello.size + 1] = 0x40;
-    if (random.chance(20)) spoil(random, hello, Hello);
-    const type = random.chance(85) ? 0 : 1;
-    const command = random.pick([LinkCommand.HELLO, LinkCommand.HELLO, LinkCommand.QUIESCE, VfioCommand.DMA_READ]);
-    const message = pack(random.below(8), command, type, command === LinkCommand.HELLO ? hello : new Uint8Array(16));
+    if (bad) spoil(this.random, hello, Hello);
+    return pack(1, LinkCommand.HELLO, 0, hello);
+  }
+
+  #message(): Uint8Array {
+    const { random } = this;
+    const command = random.pick([LinkCommand.QUIESCE, VfioCommand.DMA_READ, LinkCommand.CLIENT_CONNECTED]);
+    const message = random.chance(20)
+      ? this.#hello(random.chance(50))
+      : pack(random.below(4), command, random.below(2), new Uint8Array(random.pick([0, 16])));
     if (random.chance(10)) spoil(random, message, VfioHeader);
     return message;
   }
@@ -115,7 +184,7 @@ class Machine {
     const state = (request: number, index: number, num: number) =>
       add(request, VringState.encode({ index, num }), VringState);
     const eventfd = (request: number, index: number, fd = this.fds.eventfd()) =>
-      this.random.chance(95)
+      this.random.chance(98)
         ? add(request, U64.encode({ value: index }), U64, [fd])
         : add(request, U64.encode({ value: index | VRING_NO_FD }), U64);
     const rings = this.rings.map((ring, index) => ({ ring, index }));
@@ -162,9 +231,9 @@ class Machine {
     const regions = [
       { guestAddress: RAM_ADDRESS, size: RAM_SIZE, userAddress: USER_ADDRESS, mmapOffset: 0, fd: this.ram },
     ];
-    for (let n = random.chance(70) ? 0 : random.below(9); n > 0; n--) {
+    for (let n = random.chance(70) ? 0 : random.below(8); n > 0; n--) {
       const size = 0x1000 * random.between(1, 16);
-      const fd = random.chance(80) ? this.fds.memory(random, size) : this.fds.any(random);
+      const fd = random.chance(this.mistakes) ? this.fds.any(random) : this.fds.memory(random, size);
       const guestAddress = 0x4000_0000 * n;
       regions.push({ guestAddress, size, userAddress: USER_ADDRESS + guestAddress, mmapOffset: 0, fd });
     }
@@ -172,20 +241,20 @@ class Machine {
       MemTable.encode({ regions: regions.length }),
       ...regions.map(({ fd: _, ...region }) => MemoryRegion.encode(region)),
     ]);
-    if (random.chance(10))
+    if (random.chance(this.mistakes))
       spoil(random, body, MemoryRegion, MemTable.size + MemoryRegion.size * random.below(regions.length));
     const fds = regions.map(({ fd }) => fd);
     add(Request.SET_MEM_TABLE, body, MemTable, fds);
   }
 }
 
-function spoiled(random: Choices, fds: FdPool, { bytes, fds: sent, layout }: Step): Message {
+function spoiled(random: Choices, fds: FdPool, mistakes: number, { bytes, fds: sent, layout }: Step): Message {
   let out: Uint8Array = new Uint8Array(bytes);
-  if (layout && random.chance(4)) spoil(random, out, layout, Header.size, random.between(1, 2));
-  if (random.chance(1)) spoil(random, out, Header);
-  if (random.chance(1)) out = bend(random, out);
+  if (layout && random.chance(mistakes)) spoil(random, out, layout, Header.size, random.between(1, 2));
+  if (random.chance(mistakes / 4)) spoil(random, out, Header);
+  if (random.chance(mistakes / 8)) out = bend(random, out);
   const others = () => Array.from({ length: random.pick([0, 1, 1, 2, 9]) }, () => fds.any(random));
-  return { bytes: out, fds: random.chance(4) ? others() : sent };
+  return { bytes: out, fds: random.chance(mistakes) ? others() : sent };
 }
 
 /** A client on the same session, whose maps make the bridge ask the front-end for changes of the window. */
@@ -198,14 +267,20 @@ async function sendClient(random: Choices, fds: FdPool, peer: Peer): Promise<voi
   for (const message of messages) await peer.send(message);
 }
 
-/** Answers on the backend request channel, as they come and as they do not. */
-function hostileReply(random: Choices): Message {
-  const request = random.pick([9, 10, 9, 2]);
-  const flags = HeaderFlags.VERSION | HeaderFlags.REPLY;
-  const body = U64.encode({ value: random.chance(70) ? 0 : 1 });
-  const bytes = Buffer.concat([Header.encode({ request, flags, size: body.length }), body]);
-  if (random.chance(30)) spoil(random, bytes, Header);
-  return { bytes, fds: [] };
+/** Answers on the backend request channel to requests, and to none. */
+function channelReplies(random: Choices, received: Buffer): Message[] {
+  const requests = [];
+  for (let at = 0; at + CHANNEL_MESSAGE_SIZE <= received.length; at += CHANNEL_MESSAGE_SIZE) {
+    requests.push(received.readUInt32LE(at));
+  }
+  if (random.chance(3)) requests.push(random.pick([2, 9, 10]));
+  return requests.map((request) => {
+    const body = U64.encode({ value: random.chance(80) ? 0 : 1 });
+    const flags = HeaderFlags.VERSION | HeaderFlags.REPLY;
+    const bytes = Buffer.concat([Header.encode({ request, flags, size: body.length }), body]);
+    if (random.chance(8)) spoil(random, bytes, Header);
+    return { bytes, fds: [] };
+  });
 }
 
 export async function createTarget({ trace }: Context): Promise<Instance> {
@@ -213,35 +288,46 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
   const fds = new FdPool();
   return {
     async round(random) {
-      const machine = new Machine(random, fds);
+      const mistakes = random.pick([0, 0.5, 2, 8]);
+      const machine = new Machine(random, fds, mistakes);
       const peer = new Peer(connect(bridge.path("vhost-user", 0)));
       const client = random.chance(50) ? new Peer(connect(bridge.path("vfio-user", 0))) : undefined;
       if (client) await sendClient(random, fds, client);
-      const script = random.chance(25) ? disorder(random, disorder(random, machine.script())) : machine.script();
-      const calm = random.chance(30);
-      const messages = calm ? script : script.map((step) => spoiled(random, fds, step));
+      const script = random.chance(5 * mistakes)
+        ? disorder(random, disorder(random, machine.script()))
+        : machine.script();
+      const messages = script.map((step) => spoiled(random, fds, mistakes, step));
       const pieces = random.chance(60) ? messages : cut(random, messages);
-      // Like QEMU: no more is said before there was time for an answer, but to a back-end that is somewhere else.
+      const channel = new Peer(machine.channel[0]);
+      const answers = random.fork();
+      channel.onBytes = (received) => {
+        for (const reply of channelReplies(answers, received)) {
+          trace.note("channel", reply.bytes);
+          void channel.send(reply);
+        }
+        return received.length - (received.length % CHANNEL_MESSAGE_SIZE);
+      };
+      const act = () => {
+        channel.drain();
+        machine.answer();
+      };
+      machine.prepare();
       for (const piece of pieces) {
         if (piece.bytes.length === 0) continue;
         trace.note("send", piece.bytes, piece.fds);
         if (!(await peer.send(piece))) break;
         if (random.chance(20)) await peer.linger(2);
-        if (random.chance(30)) {
-          machine.offer();
-          eventfdWrite(random.pick(machine.kicks));
-        }
-        if (random.chance(5)) {
-          const reply = hostileReply(random);
-          trace.note("channel", reply.bytes);
-          await new Peer(machine.channel[0]).send(reply);
-        }
-        if (random.chance(2)) fds.shrink(random);
+        if (random.chance(mistakes)) machine.disturb();
+        if (random.chance(mistakes)) fds.shrink(random);
+        act();
       }
-      for (let n = random.below(20); n > 0; n--) {
-        machine.offer();
-        eventfdWrite(random.pick(machine.kicks));
-        await turn();
+      // Whoever hangs up before it is answered ends it all; most stay until everything has been dealt with.
+      const hasty = random.chance(20);
+      for (let n = random.below(PATIENCE_MS); n > 0 && !hasty && !peer.ended; n--) {
+        await delay(1);
+        peer.drain();
+        act();
+        if (mistakes > 0 && random.chance(10)) machine.disturb();
       }
       peer.close();
       client?.close();
