@@ -5,7 +5,7 @@
  * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
 import { connect, fileStatus } from "../../native/index.js";
-import { Errno, PeerGone, ProtocolError } from "../errors.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import {
   Command,
   DeviceFeature,
@@ -310,13 +310,19 @@ export class Client {
   private openTwin(index: number, fds: number[]): void {
     const fd = fds[index];
     if (fd === undefined || fileStatus(fd).kind !== "socket") this.bad(Command.VERSION, "no twin socket");
-    fds[index] = -1;
-    const twin = new Connection(fd, {
-      command: (frame) => this.dma.command(twin, frame),
-      reply: () => {},
-      gone: () => {},
-    });
-    this.twin = twin;
+    try {
+      const twin = new Connection(fd, {
+        command: (frame) => this.dma.command(twin, frame),
+        reply: () => {},
+        gone: () => {},
+      });
+      fds[index] = -1;
+      this.twin = twin;
+    } catch (error) {
+      // Opened as a path only, it is a socket that nobody can use.
+      if (!isSystemError(error)) throw error;
+      this.bad(Command.VERSION, "no twin socket");
+    }
   }
 
   private async sendUnmap(flags: number, address: number, size: number): Promise<void> {

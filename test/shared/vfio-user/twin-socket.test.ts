@@ -1,7 +1,9 @@
 /** The twin socket: agreed on, used for DMA by message, and what happens when it is not what it should be. */
-import { closeSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
-import { eventfd, socketPair } from "../../../native/index.js";
+import { eventfd, listen, socketPair } from "../../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { Command, DmaAccess, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
@@ -11,6 +13,7 @@ import { copies, Fixture, until } from "./fixture.js";
 import { isError, message, RawClient, versionBody } from "./raw-client.js";
 import { usable } from "./raw-requests.js";
 
+const O_PATH = 0o10000000;
 const OFFER = versionBody('{"capabilities":{"max_msg_fds":1,"twin_socket":{"supported":true}}}');
 const json = (body: Buffer) => JSON.parse(body.subarray(4, -1).toString()).capabilities.twin_socket;
 
@@ -23,6 +26,17 @@ async function twins(t: ExecutionContext, fixture: Fixture) {
   const twin = new RawClient(reply.fds[0]);
   t.teardown(() => twin.close());
   return { raw, twin };
+}
+
+/** To fstat it is a socket; it can neither be polled nor read. */
+function pathOfSocket(): number {
+  const directory = mkdtempSync(join(tmpdir(), "twin-"));
+  const path = join(directory, "socket");
+  const listener = listen(path, 1);
+  const fd = openSync(path, O_PATH);
+  closeSync(listener);
+  rmSync(directory, { recursive: true });
+  return fd;
 }
 
 function memoryOf(fixture: Fixture): ClientMemory {
@@ -161,6 +175,7 @@ for (const [name, capability, makeFds] of [
   ["does not say which fd it is", { supported: true }, () => socketPair()],
   ["names an fd that is not there", { supported: true, fd_index: 1 }, () => [socketPair()[0]]],
   ["sends something that is no socket", { supported: true, fd_index: 0 }, () => [eventfd(0)]],
+  ["sends a socket that is opened as a path only", { supported: true, fd_index: 0 }, () => [pathOfSocket()]],
 ] as const) {
   test(`the client ends the connection when the server ${name}`, async (t) => {
     const [near, far] = socketPair();
