@@ -10,11 +10,13 @@ import {
   F_SEAL_SEAL,
   F_SEAL_SHRINK,
   F_SEAL_WRITE,
+  listen,
   socketPair,
 } from "../../native/index.js";
 import { KiB, MiB } from "../../shared/limits.js";
 import type { Choices } from "./choices.js";
 
+const O_PATH = 0o10000000;
 const SIZES = [0, 1, 4096, 4097, 64 * KiB, 1 * MiB, 2 * MiB, 16 * MiB];
 
 export class FdPool {
@@ -38,9 +40,14 @@ export class FdPool {
     keep("eventfd, full", eventfd(0xffff_ffff));
     for (const end of socketPair()) keep("socket", end);
     keep("directory", openSync("/tmp", constants.O_RDONLY));
-    keep("path only", openSync("/tmp", 0o10000000));
+    keep("path only", openSync("/tmp", O_PATH));
     keep("device", openSync("/dev/null", constants.O_RDWR));
     keep("endless device", openSync("/dev/zero", constants.O_RDWR));
+    const socket = join(tmpdir(), `fuzz-${process.pid}.sock`);
+    keep("socket that listens", listen(socket, 1));
+    // To fstat it is a socket; to everybody else it is nothing.
+    keep("path only, of a socket", openSync(socket, O_PATH));
+    unlinkSync(socket);
     const path = join(tmpdir(), `fuzz-${process.pid}`);
     writeFileSync(path, Buffer.alloc(64 * KiB));
     keep("file", openSync(path, constants.O_RDWR));

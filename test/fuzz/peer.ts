@@ -1,6 +1,5 @@
 /** The near end of a socket whose far end is under attack: sends anything, reads what comes, and never blocks. */
-import { closeSync } from "node:fs";
-import { receive, send } from "../../native/index.js";
+import { close, receive, send } from "../../native/index.js";
 import type { Message } from "./mutate.js";
 
 /** Turns of the event loop in which a peer must take or send something before it counts as stuck. */
@@ -17,8 +16,8 @@ export class Peer {
   #open = true;
   /** The far end closed, or reset the connection. */
   ended = false;
-  /** Fds that came along; they are closed at once. */
-  fdsReceived = 0;
+  /** Gets an fd that came along, and owns it. */
+  onFd: (fd: number) => void = close;
   /** Given all that is there after each receive; returns how many bytes it took. */
   onBytes: (bytes: Buffer) => number = (bytes) => bytes.length;
 
@@ -29,7 +28,7 @@ export class Peer {
   async send({ bytes, fds }: Message): Promise<boolean> {
     let stuck = 0;
     for (let at = 0; at < bytes.length; ) {
-      if (this.ended) return false;
+      if (this.ended || !this.#open) return false;
       let count: number;
       try {
         count = send(this.fd, bytes, at, bytes.length - at, at === 0 ? fds : undefined);
@@ -64,8 +63,7 @@ export class Peer {
         count = 0;
       }
       if (count === -1) return;
-      for (let n = 1; n <= this.#fds[0]; n++) closeSync(this.#fds[n]);
-      this.fdsReceived += this.#fds[0];
+      for (let n = 1; n <= this.#fds[0]; n++) this.onFd(this.#fds[n]);
       this.#fds[0] = 0;
       if (count === 0) {
         this.ended = true;
@@ -87,6 +85,6 @@ export class Peer {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    closeSync(this.fd);
+    close(this.fd);
   }
 }

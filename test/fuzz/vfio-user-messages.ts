@@ -243,10 +243,14 @@ const JSONS = [
 
 export const GOOD_VERSION = '{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"write_multiple":true}}';
 
-/** VERSION, right (four times of five) or odd. */
+const TWIN_VERSION = '{"capabilities":{"max_msg_fds":1,"twin_socket":{"supported":true,"fd_index":0}}}';
+
+/** VERSION, right (four times of five) or odd; now and then of one who wants or has a twin socket. */
 export function version(random: Choices, id: number, type: number = HeaderFlags.TYPE_COMMAND): Message {
   const good = random.chance(80);
-  let json: Uint8Array = Buffer.from(`${good ? GOOD_VERSION : random.pick(JSONS)}\0`);
+  let json: Uint8Array = Buffer.from(
+    `${good ? random.pick([GOOD_VERSION, GOOD_VERSION, TWIN_VERSION]) : random.pick(JSONS)}\0`,
+  );
   if (!good && random.chance(40)) json = bend(random, json);
   const fixed = Version.encode({
     major: good || random.chance(80) ? 0 : oddNumber(random, 2),

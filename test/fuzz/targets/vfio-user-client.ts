@@ -25,8 +25,7 @@ import {
   SparseMmapArea,
   WriteMulti,
 } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
-import type { DmaLayout } from "../../../shared/vfio-user/client-memory.js";
+import { Client, type ClientOptions } from "../../../shared/vfio-user/client.js";
 import type { Choices } from "../choices.js";
 import { FdPool } from "../fds.js";
 import { bend, cut, type Layout, type Message, spoil } from "../mutate.js";
@@ -103,7 +102,10 @@ function honest(random: Choices, command: number, body: Buffer, fds: FdPool): An
 
 function hostileReply(random: Choices, request: Buffer, fds: FdPool): Message {
   const { id, command } = Header.view(new DataView(request.buffer, request.byteOffset, Header.size));
-  if (command === Command.VERSION) return version(random, id, HeaderFlags.TYPE_REPLY);
+  if (command === Command.VERSION) {
+    const twin = random.chance(80) ? fds.sockets()[0] : fds.any(random);
+    return { ...version(random, id, HeaderFlags.TYPE_REPLY), fds: random.chance(40) ? [twin] : [] };
+  }
   const { layout, body, fds: honestFds } = honest(random, command, request.subarray(Header.size), fds);
   let bytes: Uint8Array = new Uint8Array(body);
   let sent = honestFds;
@@ -188,11 +190,11 @@ export function createTarget({ trace }: Context): Instance {
     peer: Peer,
     theirs: number,
     replies: Message[],
-    dmaLayout: DmaLayout,
+    options: ClientOptions,
   ): Promise<Client | undefined> {
     let client: Client | undefined;
     let settled = false;
-    const connecting = Client.connect(theirs, { timeoutMs: 0, dmaLayout })
+    const connecting = Client.connect(theirs, { timeoutMs: 0, ...options })
       .then((result) => {
         client = result;
       }, expected)
@@ -224,7 +226,10 @@ export function createTarget({ trace }: Context): Instance {
           if (type === HeaderFlags.TYPE_COMMAND && answers.chance(95))
             replies.push(hostileReply(answers, request, fds));
         });
-      const client = await connected(peer, theirs, replies, random.pick(["specification", "qemu"]));
+      const client = await connected(peer, theirs, replies, {
+        dmaLayout: random.pick(["specification", "qemu"]),
+        capabilities: { twinSocket: random.chance(50) },
+      });
       if (client) {
         const memory = new Uint8Array(MEMORY.size).fill(CANARY);
         client.registerMemory(MEMORY.address, memory.subarray(MEMORY.from, MEMORY.to));
@@ -262,7 +267,7 @@ export function createTarget({ trace }: Context): Instance {
             body = Buffer.concat([request.subarray(Header.size), Uint8Array.of(1, 2, 3)]);
           replies.push({ bytes: pack(id, command, HeaderFlags.TYPE_REPLY, body), fds: [] });
         });
-      const client = await connected(peer, theirs, replies, "specification");
+      const client = await connected(peer, theirs, replies, {});
       assert.ok(client, "no connection to an honest server");
       let read: Uint8Array | undefined;
       const reading = client.regionRead(7, 64, 3).then((bytes) => {

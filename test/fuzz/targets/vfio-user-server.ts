@@ -52,20 +52,34 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
   return {
     async round(random) {
       const peer = new Peer(connect(socket));
+      const peers = [peer];
       const replies = random.fork();
-      const answers: Message[] = [];
-      peer.onBytes = (received) => checkReplies(received, (request) => answers.push(dmaReply(replies, request)));
+      // The server's own commands come over this socket, or over a twin of it.
+      const listen = (to: Peer) => {
+        to.onBytes = (received) => checkReplies(received, (request) => answers.push([to, dmaReply(replies, request)]));
+      };
+      const answers: [Peer, Message][] = [];
+      listen(peer);
+      peer.onFd = (fd) => {
+        const twin = new Peer(fd);
+        peers.push(twin);
+        listen(twin);
+      };
       const reads = random.chance(90);
       for (const piece of attack(random, fds)) {
         trace.note("send", piece.bytes, piece.fds);
         if (!(await peer.send(piece))) break;
         if (reads && random.chance(40)) await peer.linger(1);
         if (random.chance(3)) fds.shrink(random);
-        for (const answer of answers.splice(0)) await peer.send(answer);
+        const twin = peers.at(1);
+        twin?.drain();
+        if (twin && random.chance(2)) answers.push([twin, hostileCommand(random, 1, fds)]);
+        if (random.chance(1)) twin?.close();
+        for (const [to, answer] of answers.splice(0)) await to.send(answer);
       }
       if (reads) await peer.linger(random.below(6));
-      assert.equal(peer.fdsReceived, 0, "replies without a region to map carry no fds");
-      peer.close();
+      assert.ok(peers.length <= 2, "but for one twin socket, no reply carries an fd");
+      for (const each of peers) each.close();
       fds.endRound();
     },
     async probe() {
