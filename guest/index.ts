@@ -11,4 +11,4 @@ export {
   type PciIdentity,
   type Segment,
 } from "./device.js";
-export { bytesAsRegisters, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";
+export { bytesAsRegisters, pair, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";

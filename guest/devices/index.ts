@@ -1,6 +1,7 @@
 /** The devices that come with this package, by the name that the command line gives them. */
 import { UserError } from "../../shared/errors.js";
 import type { Device } from "../device.js";
+import { createEdu } from "./edu/index.js";
 import { createNvme, DEFAULT_QUEUES, MAX_QUEUES } from "./nvme/index.js";
 
 /** A command-line option of a device. */
@@ -34,6 +35,11 @@ function given<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], un
 }
 
 export const DEVICES: Readonly<Record<string, DeviceKind>> = {
+  edu: {
+    summary: "QEMU's teaching device",
+    options: { "dma-bits": { value: "NUMBER", summary: "bits of a DMA address that it uses (default: 28)" } },
+    create: async (values) => createEdu(integer("dma-bits", values["dma-bits"])),
+  },
   nvme: {
     summary: "an NVMe disk over a file or block device",
     options: {

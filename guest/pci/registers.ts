@@ -1,6 +1,6 @@
 /**
  * A register file as data: the table reads like a data sheet, and one place turns accesses of any size and alignment into
- * accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them, as on a 32-bit bus.
+ * accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them (`pair`), as on a 32-bit bus.
  * Bytes that no register covers read as zero and ignore writes.
  */
 
@@ -22,6 +22,11 @@ export interface Register {
   /** Called after software's write took effect, once for each access, with the register's whole new and old value and the bits as they were written. */
   readonly onWrite?: (value: number, previous: number, written: number) => void;
 }
+
+/** What `pair` makes of a name. */
+type Halves<Name extends string> = `${Name}_LOW` | `${Name}_HIGH`;
+/** The names of which both halves may be there. */
+type Paired<Name extends string> = Name extends `${infer Whole}_LOW` ? Whole : never;
 
 export type RegisterTable<Name extends string = string> = Readonly<Record<Name, Register>>;
 
@@ -64,6 +69,12 @@ export class RegisterFile<Name extends string = string> {
   /** The stored value, as the device sees it: no hooks. */
   get(name: Name): number {
     return this.#values[this.#indexOf[name]];
+  }
+
+  /** The stored value of a 64-bit register that `pair` made: exact, so a bigint. */
+  get64(name: Paired<Name>): bigint {
+    const half = (which: Halves<string>) => BigInt(this.#values[this.#indexOf[which]]);
+    return (half(`${name}_HIGH`) << 32n) | half(`${name}_LOW`);
   }
 
   /** Sets the whole value, as the device does: no masks, no hooks. */
@@ -128,6 +139,19 @@ export class RegisterFile<Name extends string = string> {
     const lines = Object.entries(this.#indexOf).map(([name, index]) => [name, `0x${this.#values[index].toString(16)}`]);
     return Object.fromEntries(lines);
   }
+}
+
+/** A 64-bit register as two lines of the table, NAME_LOW and NAME_HIGH; masks and hooks are each half's. */
+export function pair<Name extends string>(
+  name: Name,
+  offset: number,
+  half: Omit<Register, "offset" | "size">,
+): RegisterTable<Halves<Name>> {
+  const table = {
+    [`${name}_LOW`]: { offset, size: 4, ...half },
+    [`${name}_HIGH`]: { offset: offset + 4, size: 4, ...half },
+  };
+  return table as RegisterTable<Halves<Name>>;
 }
 
 /**
