@@ -64,7 +64,7 @@ test("SIGTERM takes the sockets away and ends with 0; the log says so and nothin
   const bridge = await BridgeProcess.start({ sessions: 2 });
   const paths = (["vfio-user", "vhost-user"] as const).flatMap((kind) => [0, 1].map((i) => bridge.path(kind, i)));
   for (const path of paths) t.true(statSync(path).isSocket());
-  const exited = new Promise<number | null>((resolve) => bridge.process.once("exit", resolve));
+  const exited = new Promise<number | null>((resolve) => bridge.process.once("close", resolve));
   bridge.process.kill("SIGTERM");
   t.is(await exited, 0);
   for (const path of paths) t.false(existsSync(path), path);
@@ -77,7 +77,7 @@ test("a socket file that was replaced meanwhile is not taken away", async (t) =>
   const bridge = await BridgeProcess.start();
   rmSync(bridge.vhostUserSocketPath);
   writeFileSync(bridge.vhostUserSocketPath, "somebody else's");
-  const exited = new Promise<number | null>((resolve) => bridge.process.once("exit", resolve));
+  const exited = new Promise<number | null>((resolve) => bridge.process.once("close", resolve));
   bridge.process.kill("SIGINT");
   t.is(await exited, 0);
   t.true(existsSync(bridge.vhostUserSocketPath));
