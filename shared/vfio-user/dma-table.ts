@@ -100,17 +100,21 @@ export class DmaTable<Range extends AddressRange> {
     return range !== undefined && length >= 0 && length <= range.size - (address - range.address) ? range : undefined;
   }
 
-  /** Index of the last range that begins at or below `address`, or -1. */
+  /**
+   * Index of the last range that begins at or below `address`, or -1. The comparison is turned into a number instead of
+   * branching: no processor predicts where a random address is, and a wrong guess costs more than a step of the search.
+   */
   private below(address: number): number {
     const addresses = this.addresses;
-    let low = 0;
-    let high = addresses.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (addresses[middle] <= address) low = middle + 1;
-      else high = middle;
+    let count = addresses.length;
+    if (count === 0 || !(addresses[0] <= address)) return -1;
+    let index = 0;
+    while (count > 1) {
+      const half = count >>> 1;
+      index += Math.imul(+(addresses[index + half] <= address) | 0, half);
+      count -= half;
     }
-    return low - 1;
+    return index;
   }
 }
 

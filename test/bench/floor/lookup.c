@@ -25,14 +25,17 @@ int main(int argc, char **argv) {
   struct map *maps = calloc(n, sizeof *maps);
   for (size_t i = 0; i < n; i++) maps[i] = (struct map){i * STRIDE, SIZE, i * SIZE};
   uint64_t *samples = calloc((size_t)count, sizeof *samples), elapsed = 0, sum = 0;
+  static uint64_t addresses[BATCH];
   uint32_t seed = 1;
   for (int i = -count / 4; i < count; i++) {
-    uint64_t start = now_ns();
     for (int k = 0; k < BATCH; k++) {
       uint32_t random = next_random(&seed);
-      uint64_t address = (uint64_t)(random % n) * STRIDE + (random >> 8) % SIZE;
-      const struct map *map = find(maps, n, address);
-      if (map) sum += map->window + address - map->address;
+      addresses[k] = (uint64_t)(random % n) * STRIDE + (random >> 8) % SIZE;
+    }
+    uint64_t start = now_ns();
+    for (int k = 0; k < BATCH; k++) {
+      const struct map *map = find(maps, n, addresses[k]);
+      if (map) sum += map->window + addresses[k] - map->address;
     }
     uint64_t took = now_ns() - start;
     if (i < 0) continue;
