@@ -2,6 +2,7 @@
 import { parseArgs } from "node:util";
 import { Machine } from "./machine.js";
 import { keep, load, type Report, table } from "./report.js";
+import type { Topic } from "./row.js";
 import { type Result, runTopic } from "./run.js";
 import { access } from "./topics/access.js";
 import { dma } from "./topics/dma.js";
@@ -11,6 +12,7 @@ import { lookup } from "./topics/lookup.js";
 import { maps } from "./topics/maps.js";
 import { nvme } from "./topics/nvme.js";
 import { sessions } from "./topics/sessions.js";
+import { vm } from "./topics/vm.js";
 
 const HELP = `\
 Usage: npm run bench -- [OPTION]...
@@ -18,6 +20,7 @@ Usage: npm run bench -- [OPTION]...
 Measures each figure in rounds, right after the floor that it is compared with (small C programs, compiled now), and prints
 one table. A missed target is marked; it is no failure.
 
+  --vm             instead: the disk in a driver VM, against QEMU's own (npm run bench:vm)
   --only PATTERN   rows whose "topic: name" matches this regular expression
   --rounds N       rounds for each row (default: 8); the first one is dropped
   --json FILE      keep the results
@@ -28,6 +31,7 @@ one table. A missed target is marked; it is no failure.
 async function main(): Promise<void> {
   const { values } = parseArgs({
     options: {
+      vm: { type: "boolean", default: false },
       only: { type: "string", default: "" },
       rounds: { type: "string", default: "8" },
       json: { type: "string" },
@@ -54,14 +58,21 @@ async function main(): Promise<void> {
   try {
     await machine.compile();
     const about = machine.describe();
-    results.push(...(await runTopic(access, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(doorbells, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(dma, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(lookup, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(maps, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(nvme, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(sessions, machine, rounds, wanted, progress)));
-    results.push(...(await runTopic(heap, machine, rounds, wanted, progress)));
+    const measure = async <State>(topic: Topic<State>): Promise<void> => {
+      results.push(...(await runTopic(topic, machine, rounds, wanted, progress)));
+    };
+    if (values.vm) {
+      await measure(vm);
+    } else {
+      await measure(access);
+      await measure(doorbells);
+      await measure(dma);
+      await measure(lookup);
+      await measure(maps);
+      await measure(nvme);
+      await measure(sessions);
+      await measure(heap);
+    }
     progress("");
     if (results.length === 0) throw new Error(`no row matches ${values.only}`);
     const report: Report = { machine: about, results };

@@ -14,8 +14,8 @@ export interface NodeProcessOptions {
   /** Below the build directory. */
   readonly script: string;
   readonly args?: readonly string[];
-  readonly cpu: number;
-  readonly nodeArgs?: readonly string[];
+  /** Without it the process runs wherever it likes. */
+  readonly cpu?: number;
   /** It is ready when its standard error matched this, so many times. */
   readonly ready?: { readonly text: string; readonly count: number };
 }
@@ -27,9 +27,10 @@ export class NodeProcess {
   readonly #exited: Promise<unknown>;
   #nextId = 1;
 
-  private constructor({ script, args = [], cpu, nodeArgs = [] }: NodeProcessOptions) {
-    const node = [process.execPath, "--expose-gc", "--import", PROBE, ...nodeArgs];
-    this.#child = spawn("taskset", ["-c", String(cpu), ...node, join(PROJECT_ROOT, "build", script), ...args], {
+  private constructor({ script, args = [], cpu }: NodeProcessOptions) {
+    const node = [process.execPath, "--expose-gc", "--import", PROBE, join(PROJECT_ROOT, "build", script), ...args];
+    const [program, ...rest] = cpu === undefined ? node : ["taskset", "-c", String(cpu), ...node];
+    this.#child = spawn(program, rest, {
       stdio: ["ignore", "inherit", "pipe", "ipc"],
     });
     this.#exited = once(this.#child, "exit");

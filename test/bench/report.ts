@@ -48,7 +48,8 @@ export function table({ machine, results }: Report, earlier: Report | undefined)
   const missed = results.filter(({ met }) => met === false).length;
   const targets = results.filter(({ met }) => met !== undefined).length;
   const about = Object.entries(machine).map(([name, what]) => `${name}: ${what}`);
-  return [about.join(", "), "", ...text, "", `${targets - missed} of ${targets} targets met`, ""].join("\n");
+  const verdict = targets === 0 ? [] : ["", `${targets - missed} of ${targets} targets met`];
+  return [about.join(", "), "", ...text, ...verdict, ""].join("\n");
 }
 
 function number(value: number): string {
