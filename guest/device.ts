@@ -50,6 +50,13 @@ export interface Interrupts {
   raise(vector: number): void;
   /** No cause is left: INTA# is deasserted. Messages that were sent are not taken back. */
   lower(): void;
+  /**
+   * Tells the driver VM's VMM of an uncorrectable error (VFIO's ERR interrupt; stock QEMU stops the VM). False when it does
+   * not listen.
+   */
+  reportError(): boolean;
+  /** Asks the driver VM's VMM to give the device up (VFIO's REQ; stock QEMU unplugs it). False when it does not listen. */
+  requestRelease(): boolean;
   /** Interrupts signalled so far. */
   readonly count: number;
 }

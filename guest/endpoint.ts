@@ -84,6 +84,8 @@ export class DeviceEndpoint implements Endpoint {
     irqCounts[Irq.INTX] = this.#config.intxPins;
     irqCounts[Irq.MSI] = this.#config.msiVectors;
     irqCounts[Irq.MSIX] = this.#config.msixVectors;
+    irqCounts[Irq.ERR] = 1;
+    irqCounts[Irq.REQ] = 1;
     const regionSizes = Array.from({ length: NUM_PCI_REGIONS }, (_, index) => this.#config.barSizes[index] ?? 0);
     regionSizes[Region.ROM] = this.#config.rom.length;
     regionSizes[Region.CONFIG] = this.#config.size;
@@ -354,5 +356,6 @@ export class DeviceEndpoint implements Endpoint {
 function irqFlags(index: number, count: number): number {
   if (count === 0) return 0;
   if (index === Irq.INTX) return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED;
+  if (index === Irq.ERR || index === Irq.REQ) return IrqInfoFlags.EVENTFD;
   return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE;
 }

@@ -1,10 +1,10 @@
 /**
  * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state is
  * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables or masks
- * counts as well: a hypervisor that injects eventfds by itself looks at neither. Left out: eventfds that mask or unmask an
- * interrupt (a hypervisor's short cut, which it does without when refused).
+ * counts as well: a hypervisor that injects eventfds by itself looks at neither. Eventfds that mask or unmask are the
+ * link's, too. Left out: VFIO's refusals of INTx, MSI and MSI-X side by side; libvfio-user has none either.
  */
-import { Errno, ProtocolError } from "../shared/errors.js";
+import { ProtocolError } from "../shared/errors.js";
 import { Irq, IrqSetFlags } from "../shared/spec/vfio-user.js";
 import type { Interrupts } from "./device.js";
 import type { IrqChange, Link } from "./link/link.js";
@@ -60,6 +60,14 @@ export class InterruptController implements Interrupts {
     for (const vector of this.#states[Irq.INTX].keys()) this.#states[Irq.INTX][vector] &= ~PENDING;
   }
 
+  reportError(): boolean {
+    return this.#notify(Irq.ERR);
+  }
+
+  requestRelease(): boolean {
+    return this.#notify(Irq.REQ);
+  }
+
   /** Whether an interrupt waits for its MSI-X vector to be bound or unmasked. */
   pending(vector: number): boolean {
     return (this.#states[Irq.MSIX][vector] & PENDING) !== 0;
@@ -86,7 +94,6 @@ export class InterruptController implements Interrupts {
 
   /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
   change(change: IrqChange): void {
-    const states = this.#states[change.index];
     const action = change.flags & IrqSetFlags.ACTIONS_MASK;
     const data = change.flags & IrqSetFlags.DATA_MASK;
     if (data === IrqSetFlags.DATA_NONE && action === IrqSetFlags.ACTION_TRIGGER && change.count === 0) {
@@ -94,14 +101,14 @@ export class InterruptController implements Interrupts {
       return;
     }
     if (data === IrqSetFlags.DATA_EVENTFD && action !== IrqSetFlags.ACTION_TRIGGER) {
-      throw new ProtocolError("eventfds that mask or unmask an interrupt are not supported", Errno.ENOTSUP);
+      throw new ProtocolError("eventfds that mask or unmask an interrupt are the link's");
     }
     for (let n = 0; n < change.count; n++) {
       if (data === IrqSetFlags.DATA_BOOL && !change.bools?.[n]) continue;
       const vector = change.start + n;
       if (data === IrqSetFlags.DATA_EVENTFD) this.#bind(change.index, vector, change.bound?.[n] === true);
-      else if (action === IrqSetFlags.ACTION_TRIGGER) this.#signal(change.index, vector);
-      else if (action === IrqSetFlags.ACTION_MASK) states[vector] |= MASKED;
+      else if (action === IrqSetFlags.ACTION_TRIGGER) this.#loopBack(change.index, vector);
+      else if (action === IrqSetFlags.ACTION_MASK) this.#mask(change.index, vector);
       else this.#unmask(change.index, vector);
     }
     if (action === IrqSetFlags.ACTION_TRIGGER) this.#enable(change);
@@ -120,7 +127,8 @@ export class InterruptController implements Interrupts {
     this.#level = this.#intxAsserted = false;
   }
 
-  inspect(): unknown {
+  /** Vectors by interrupt index. */
+  inspect() {
     const having = (bit: number) =>
       this.#states.map((states) => [...states.keys()].filter((vector) => (states[vector] & bit) !== 0));
     const enabled = { intx: this.#intxEnabled, msi: this.#msiVectors, msix: this.#msixEnabled };
@@ -151,6 +159,24 @@ export class InterruptController implements Interrupts {
   #gated(index: number, vector: number): boolean {
     if (index === Irq.INTX) return this.gate.intxDisabled;
     return index === Irq.MSI && this.gate.msiMasked(vector);
+  }
+
+  /** The client's own trigger: what is not bound has nobody to hear of it. */
+  #loopBack(index: number, vector: number): void {
+    if ((this.#states[index][vector] & BOUND) !== 0) this.#signal(index, vector);
+  }
+
+  #notify(index: number): boolean {
+    const states = this.#states[index];
+    if (states.length === 0 || (states[0] & BOUND) === 0) return false;
+    this.#signal(index, 0);
+    return true;
+  }
+
+  #mask(index: number, vector: number): void {
+    // A hypervisor masks INTx to hand it to somebody else, who has not heard of the level that is up: told at the unmask.
+    const isUp = index === Irq.INTX && this.#intxAsserted;
+    this.#states[index][vector] |= isUp ? MASKED | PENDING : MASKED;
   }
 
   #bind(index: number, vector: number, bound: boolean): void {

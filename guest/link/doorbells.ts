@@ -2,7 +2,6 @@
 import { inBounds } from "../../shared/bits.js";
 import { ProtocolError } from "../../shared/errors.js";
 import { NO_DOORBELL } from "../../shared/spec/link.js";
-import { IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type { IrqChange } from "./link.js";
 
 export const UNBOUND = -1;
@@ -33,16 +32,13 @@ export class Doorbells {
    * Notes the doorbell numbers at `at` of `data`, one for each vector; returns which vectors have one.
    * @throws ProtocolError for a doorbell that is not there; nothing is changed then
    */
-  bind({ flags, index, start, count }: IrqChange, data: DataView, at: number): boolean[] {
+  bind({ index, start, count }: IrqChange, data: DataView, at: number): boolean[] {
     const numbers = Array.from({ length: count }, (_, n) => data.getUint32(at + n * 4, true));
     for (const number of numbers) {
       if (number !== NO_DOORBELL && number >= this.count) throw new ProtocolError(`no doorbell ${number}`);
     }
     const bound = numbers.map((number) => number !== NO_DOORBELL);
-    // An eventfd that masks or unmasks is no doorbell to ring; the endpoint refuses it.
-    if ((flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {
-      for (let n = 0; n < count; n++) this.#doorbells[index][start + n] = bound[n] ? numbers[n] : UNBOUND;
-    }
+    for (let n = 0; n < count; n++) this.#doorbells[index][start + n] = bound[n] ? numbers[n] : UNBOUND;
     return bound;
   }
 

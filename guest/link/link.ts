@@ -24,7 +24,10 @@ export interface DmaMapping {
   readonly windowOffset: number;
 }
 
-/** An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. */
+/**
+ * An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. DATA_EVENTFD comes with
+ * ACTION_TRIGGER alone: what an eventfd masks or unmasks is told when it does.
+ */
 export interface IrqChange {
   readonly flags: number;
   readonly index: number;

@@ -16,6 +16,7 @@ import type {
   MemoryMap,
   PendingCommand,
 } from "../../shared/vfio-user/backend.js";
+import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import type { Endpoint, Link, Window } from "./link.js";
@@ -45,6 +46,10 @@ export class LocalLink implements Link, Backend {
   readonly #mapped = new Map<MemoryMap, number>();
   /** By interrupt index, the eventfd of each vector, or UNBOUND. */
   #eventfds: readonly Int32Array[] = [];
+  /** Those by which the client masks and unmasks. */
+  readonly #irqEventfds = new IrqEventfds(async ({ flags, index, start, count }) => {
+    this.#open().setIrqs({ flags, index, start, count });
+  });
   #endpoint: Endpoint | undefined;
   #memory: ClientMemory | undefined;
 
@@ -93,6 +98,10 @@ export class LocalLink implements Link, Backend {
     return this.#endpoint?.summary;
   }
 
+  get irqCounts(): readonly number[] | undefined {
+    return this.device?.irqCounts;
+  }
+
   async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
     this.#memory = memory;
     this.#open().connected(version.maxDataXferSize);
@@ -103,6 +112,7 @@ export class LocalLink implements Link, Backend {
     this.#memory = undefined;
     for (const map of [...this.#mapped.keys()]) this.#release(map);
     for (const index of this.#eventfds.keys()) this.#unbind(index);
+    this.#irqEventfds.clear();
   }
 
   async map(map: MemoryMap): Promise<void> {
@@ -125,13 +135,20 @@ export class LocalLink implements Link, Backend {
   async setIrqs(request: IrqSetRequest): Promise<void> {
     const { flags, index, start, count, eventfds, bools } = request;
     const endpoint = this.#open();
+    const isTrigger = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
+    if (eventfds !== undefined && !isTrigger) {
+      this.#irqEventfds.set(request);
+      return;
+    }
     if (eventfds !== undefined) {
       this.#bind(request, eventfds);
       endpoint.setIrqs({ flags, index, start, count, bound: eventfds.map((fd) => fd !== UNBOUND) });
       return;
     }
     endpoint.setIrqs(bools === undefined ? { flags, index, start, count } : { flags, index, start, count, bools });
-    if (count === 0 && (flags & IrqSetFlags.ACTION_TRIGGER) !== 0) this.#unbind(index);
+    if (count !== 0 || !isTrigger) return;
+    this.#unbind(index);
+    this.#irqEventfds.clearIndex(index);
   }
 
   handle(command: PendingCommand): void {
@@ -171,13 +188,12 @@ export class LocalLink implements Link, Backend {
     map.windowOffset = -1;
   }
 
-  /** Takes the eventfds over. Those that mask or unmask are closed: the endpoint refuses them. */
-  #bind({ flags, index, start }: IrqSetRequest, eventfds: readonly number[]): void {
+  /** Takes the eventfds over. */
+  #bind({ index, start }: IrqSetRequest, eventfds: readonly number[]): void {
     const vectors = this.#eventfds[index];
-    const signals = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
     for (const [n, fd] of eventfds.entries()) {
-      const old = signals ? vectors[start + n] : fd;
-      if (signals) vectors[start + n] = fd;
+      const old = vectors[start + n];
+      vectors[start + n] = fd;
       if (old !== UNBOUND) close(old);
     }
   }

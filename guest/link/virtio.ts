@@ -16,6 +16,7 @@ import {
   DmaUnmap,
   Header,
   HeaderFlags,
+  Irq,
   IrqSet,
   IrqSetFlags,
   NUM_PCI_IRQS,
@@ -102,7 +103,9 @@ export class VirtioLink implements Link {
     this.#messages.offer();
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
     await this.#hello(summary);
-    const needed = summary.irqCounts.reduce((most, count) => Math.max(most, count), 0);
+    // INTx, MSI and MSI-X are used one at a time; errors and requests beside them.
+    const { irqCounts } = summary;
+    const needed = Math.max(...irqCounts.slice(Irq.INTX, Irq.ERR)) + irqCounts[Irq.ERR] + irqCounts[Irq.REQ];
     if (needed > this.#doorbells.count) {
       this.#log.warn({ vectors: needed, doorbells: this.#doorbells.count }, "fewer doorbells than interrupt vectors");
     }
@@ -316,6 +319,8 @@ export class VirtioLink implements Link {
       needLength(command, IrqSet.size + count);
       change = { ...change, bools: command.bytes.slice(at, at + count) };
     } else if (data === IrqSetFlags.DATA_EVENTFD) {
+      // Eventfds that mask or unmask stay with the bridge.
+      if ((flags & IrqSetFlags.ACTION_TRIGGER) === 0) throw new ProtocolError("a doorbell that is not for a trigger");
       needLength(command, IrqSet.size + count * 4);
       change = { ...change, bound: this.#doorbells.bind(change, command.data, at) };
     } else if (count === 0 && (flags & IrqSetFlags.ACTION_TRIGGER) !== 0) {

@@ -101,11 +101,6 @@ export class Doorbells {
     return all;
   }
 
-  /** Vectors up to the last one that is bound; 0 when none is. */
-  vectors(index: number): number {
-    return Math.max(-1, ...this.#bindings[index].keys()) + 1;
-  }
-
   /** The doorbell of a vector, or NO_DOORBELL. */
   doorbell(index: number, vector: number): number {
     return this.#bindings[index].get(vector)?.doorbell ?? NO_DOORBELL;

@@ -22,6 +22,7 @@ import type {
   MemoryMap,
   PendingCommand,
 } from "../../shared/vfio-user/backend.js";
+import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
@@ -29,6 +30,7 @@ import { answerWithoutDevice, isPosted, replyToWrite } from "./answers.js";
 import { doorbellBody, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
 import { Channel } from "./channel.js";
 import { checkReply, parseHello } from "./checks.js";
+import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
@@ -43,8 +45,7 @@ interface Client {
   readonly memory: ClientMemory;
   readonly generation: number;
   readonly maps: Set<MemoryMap>;
-  /** Interrupt indices that the client enabled. */
-  readonly irqs: Set<number>;
+  readonly irqs: ClientIrqs;
   /** Resolves `connect`; undefined when that was done. */
   introduced: { resolve(): void; reject(error: Error): void } | undefined;
 }
@@ -77,6 +78,10 @@ export class VirtioLink implements Backend {
   readonly #places: Places;
   readonly #config: ConfigSpace;
   readonly #requests = new Requests();
+  /** Eventfds by which the client masks and unmasks; those that it waits on are `doorbells`. */
+  readonly #irqEventfds = new IrqEventfds((request) =>
+    this.setIrqs(request).catch((error) => this.#log.warn(error.message)),
+  );
   readonly #inHeader = Header.view();
   #backEnd: BackEnd | undefined;
   #state: State = "absent";
@@ -151,10 +156,14 @@ export class VirtioLink implements Backend {
     return this.#state === "connected" ? this.#summary : undefined;
   }
 
+  get irqCounts(): readonly number[] | undefined {
+    return this.#summary?.irqCounts;
+  }
+
   connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
     const generation = ++this.#generation;
     const maps = new Set<MemoryMap>();
-    const irqs = new Set<number>();
+    const irqs = new ClientIrqs();
     return new Promise((resolve, reject) => {
       this.#client = { version, memory, generation, maps, irqs, introduced: { resolve, reject } };
       this.#config.clientConnected(generation);
@@ -174,6 +183,7 @@ export class VirtioLink implements Backend {
     await this.#exclusive(async () => {
       // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
       this.doorbells.clear();
+      this.#irqEventfds.clear();
       if (this.#told === client) {
         this.#told = undefined;
         const body = ClientGone.encode({ generation: client.generation });
@@ -210,29 +220,38 @@ export class VirtioLink implements Backend {
     });
   }
 
+  /** Without a device process it is kept for the next one. */
   setIrqs(request: IrqSetRequest): Promise<void> {
     return this.#exclusive(async () => {
+      const client = this.#client;
       const { flags, index, start, count, eventfds } = request;
       const isTrigger = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
+      if (!client) {
+        for (const fd of eventfds ?? []) if (fd >= 0) close(fd);
+        throw new PeerGone("no client is connected");
+      }
+      if (eventfds && !isTrigger) {
+        this.#irqEventfds.set(request);
+        return;
+      }
       if (eventfds) {
-        // Only an eventfd that the device signals can be a doorbell; this also closes the others.
-        if (isTrigger && this.#client) this.doorbells.bind(index, start, eventfds);
-        else for (const fd of eventfds) if (fd >= 0) close(fd);
-        if (!isTrigger) throw new ProtocolError("eventfds for masking cannot be passed on", Errno.ENOTSUP);
-        this.#client?.irqs.add(index);
+        this.doorbells.bind(index, start, eventfds);
       } else if (isTrigger && count === 0) {
         this.doorbells.unbindAll(index);
-        this.#client?.irqs.delete(index);
+        this.#irqEventfds.clearIndex(index);
       }
-      if (this.#state !== "connected") return;
-      const body = eventfds ? doorbellBody(flags, index, start, count, this.doorbells) : plainIrqBody(request);
-      try {
-        await this.#request(Command.DEVICE_SET_IRQS, body);
-      } catch (error) {
-        if (error instanceof PeerGone) return;
-        if (eventfds) this.doorbells.bind(index, start, new Array(count).fill(-1));
-        throw error;
+      if (this.#state === "connected") {
+        const body = eventfds ? doorbellBody(flags, index, start, count, this.doorbells) : plainIrqBody(request);
+        try {
+          await this.#request(Command.DEVICE_SET_IRQS, body);
+        } catch (error) {
+          if (!(error instanceof PeerGone)) {
+            if (eventfds) this.doorbells.bind(index, start, new Array(count).fill(-1));
+            throw error;
+          }
+        }
       }
+      client.irqs.note(request);
     });
   }
 
@@ -363,10 +382,8 @@ export class VirtioLink implements Backend {
           if (this.#client === client) await this.#show(map);
         }
         if (!this.doorbells.rebind()) this.#log.warn("the device has fewer doorbells than the client has vectors");
-        for (const index of client.irqs) {
-          const flags = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER;
-          const count = Math.max(1, this.doorbells.vectors(index));
-          await this.#request(Command.DEVICE_SET_IRQS, doorbellBody(flags, index, 0, count, this.doorbells));
+        for (const body of client.irqs.bodies(this.doorbells, this.irqCounts ?? [])) {
+          await this.#request(Command.DEVICE_SET_IRQS, body);
         }
       } catch (error) {
         this.#log.warn({ reason: (error as Error).message }, "the device did not take the client");

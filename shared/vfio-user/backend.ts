@@ -37,8 +37,9 @@ export interface IrqSetRequest {
   /** DATA_BOOL: one byte for each vector. */
   readonly bools?: Uint8Array;
   /**
-   * DATA_EVENTFD: one checked eventfd for each vector, -1 where there is none (all -1 takes the binding away). The
-   * backend owns them from this call on and closes each when it is replaced, unbound, or the client is gone.
+   * DATA_EVENTFD: one checked eventfd for each vector, -1 where there is none (all -1 takes the binding away). With
+   * ACTION_TRIGGER the device signals them; with the other actions the client does, to mask or unmask. The backend owns them
+   * from this call on and closes each when it is replaced, unbound, or the client is gone.
    */
   readonly eventfds?: readonly number[];
 }
@@ -83,6 +84,11 @@ export interface ClientMemory {
 export interface Backend {
   /** The device, or undefined while none is there. */
   readonly device: DeviceSummary | undefined;
+  /**
+   * Vectors of each interrupt index, also while the device is away for a time: the backend then remembers what the client
+   * sets up. Undefined before there was a device.
+   */
+  readonly irqCounts: readonly number[] | undefined;
   /** A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply and ends the session. */
   connect(version: ClientVersion, memory: ClientMemory): Promise<void>;
   /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */

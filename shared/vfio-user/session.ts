@@ -217,13 +217,13 @@ export class Session implements ConnectionHandler {
         });
         return;
     }
-    const { device } = backend;
-    if (device === undefined) {
-      this.answerWithoutDevice(pending);
+    const { device, irqCounts } = backend;
+    if (command === Command.DEVICE_SET_IRQS && irqCounts !== undefined) {
+      this.answer(pending, backend.setIrqs(parseIrqSet(frame, irqCounts)));
       return;
     }
-    if (command === Command.DEVICE_SET_IRQS) {
-      this.answer(pending, backend.setIrqs(parseIrqSet(frame, device.irqCounts)));
+    if (device === undefined) {
+      this.answerWithoutDevice(pending);
       return;
     }
     checkRequest(frame, device);

@@ -2,7 +2,13 @@
  * A small PCI device for tests: registers that do DMA and interrupts on command, and that remember how they were accessed.
  * Registers of BAR 0: 0x00 source and 0x08 target (64 bits each), 0x10 length, 0x14 command, 0x18 status.
  */
-import { type Device, type DeviceContext, DmaError } from "../../guest/device.js";
+import {
+  type Device,
+  type DeviceContext,
+  DmaError,
+  type PciCapabilities,
+  type PciIdentity,
+} from "../../guest/device.js";
 
 export const Registers = { SOURCE: 0, TARGET: 8, LENGTH: 0x10, COMMAND: 0x14, STATUS: 0x18, SCRATCH: 0x40 } as const;
 /** COPY moves bytes, then triggers vector 1 (0 when it failed). */
@@ -11,14 +17,7 @@ export const Statuses = { IDLE: 0, DONE: 1, DMA_ERROR: 2, OTHER_ERROR: 3 } as co
 export const BAR_SIZE = 0x1000;
 
 export class CopyDevice implements Device {
-  readonly identity = {
-    vendorId: 0xfff4,
-    deviceId: 0x0002,
-    classCode: 0xff0000,
-    bars: { 0: { size: BAR_SIZE, is64Bit: true } },
-    msix: { vectors: 4, bar: 2, offset: 0 },
-    intx: true,
-  } as const;
+  readonly identity: PciIdentity;
   readonly accesses: string[] = [];
   readonly events: string[] = [];
   /** Assign to make the promises wait, or fail. */
@@ -27,6 +26,18 @@ export class CopyDevice implements Device {
   #context: DeviceContext | undefined;
   #job: Promise<void> = Promise.resolve();
   readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
+
+  constructor(capabilities?: PciCapabilities) {
+    this.identity = {
+      vendorId: 0xfff4,
+      deviceId: 0x0002,
+      classCode: 0xff0000,
+      bars: { 0: { size: BAR_SIZE, is64Bit: true } },
+      msix: { vectors: 4, bar: 2, offset: 0 },
+      intx: true,
+      ...(capabilities && { capabilities }),
+    };
+  }
 
   get context(): DeviceContext {
     if (this.#context === undefined) throw new Error("not started");

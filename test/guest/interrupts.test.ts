@@ -8,7 +8,7 @@ function controller() {
   const rung: string[] = [];
   const gate = { intxDisabled: false, masks: 0, msiMasked: (vector: number) => ((gate.masks >>> vector) & 1) === 1 };
   const link = { doorbellsRung: 0, trigger: (index: number, vector: number) => void rung.push(`${index}:${vector}`) };
-  const interrupts = new InterruptController([1, 8, 4, 0, 0], link, gate);
+  const interrupts = new InterruptController([1, 8, 4, 1, 1], link, gate);
   const bind = (index: number, start: number, ...bound: boolean[]) =>
     interrupts.change({ flags: DATA_EVENTFD | ACTION_TRIGGER, index, start, count: bound.length, bound });
   const act = (index: number, action: number, start: number, count: number, bools?: Uint8Array) =>
@@ -189,4 +189,43 @@ test("inspect names the vectors", (t) => {
     pending: [[], [1], [], [], []],
     asserted: false,
   });
+});
+
+test("INTx masked while it is up: whoever unmasks it hears of it; once", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  bind(Irq.INTX, 0, true);
+  interrupts.trigger(0);
+  act(Irq.INTX, ACTION_MASK, 0, 1);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  t.deepEqual(rung, ["0:0", "0:0"]);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  act(Irq.INTX, ACTION_MASK, 0, 1);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  t.is(rung.length, 2);
+  t.false(interrupts.intxPending);
+});
+
+test("errors and requests are told only to who listens, and wait for nobody", (t) => {
+  const { interrupts, rung, bind } = controller();
+  t.false(interrupts.reportError());
+  t.false(interrupts.requestRelease());
+  bind(Irq.ERR, 0, true);
+  bind(Irq.REQ, 0, true);
+  t.deepEqual(rung, []);
+  t.true(interrupts.requestRelease());
+  t.true(interrupts.reportError());
+  t.deepEqual(rung, ["4:0", "3:0"]);
+  interrupts.reset();
+  t.false(interrupts.reportError());
+});
+
+test("the client's trigger of a vector that is not bound is not kept", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  for (const index of [Irq.INTX, Irq.MSI, Irq.MSIX, Irq.ERR]) {
+    act(index, ACTION_TRIGGER, 0, 1);
+    act(index, ACTION_TRIGGER, 0, 1, Uint8Array.of(1));
+    bind(index, 0, true);
+  }
+  t.deepEqual(rung, []);
+  t.false(interrupts.intxPending);
 });

@@ -55,6 +55,14 @@ class Interrupts {
 
   lower(): void {}
 
+  reportError(): boolean {
+    return false;
+  }
+
+  requestRelease(): boolean {
+    return false;
+  }
+
   wait(vector: number): Promise<void> {
     if (this.#pending.delete(vector)) return Promise.resolve();
     return new Promise((resolve, reject) => this.#waiting.set(vector, { resolve, reject }));

@@ -5,7 +5,8 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { ExecutionContext } from "ava";
+import test, { type ExecutionContext } from "ava";
+import type { PciCapabilities } from "../../../guest/device.js";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
 import { LocalLink } from "../../../guest/link/local.js";
@@ -26,9 +27,9 @@ import {
 import { quietLog } from "../../../shared/log.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Irq, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client, type ClientOptions } from "../../../shared/vfio-user/client.js";
 import { Commands, CopyDevice, Registers } from "../../fakes/copy-device.js";
-import { FrontEnd } from "../../fakes/front-end.js";
+import { FrontEnd, type FrontEndOptions } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";
 
 export type Kind = "local" | "virtio";
@@ -42,7 +43,7 @@ export function memory(t: ExecutionContext, size: number) {
 }
 
 /** An eventfd and a promise of its next signal. */
-function doorbell(t: ExecutionContext) {
+export function doorbell(t: ExecutionContext) {
   const fd = eventfd(0);
   let ring = () => {};
   const poll = new Poll(fd, () => {
@@ -86,9 +87,9 @@ function localTransport(): Transport {
 }
 
 /** The real bridge, and a front-end in place of QEMU and of the device VM's kernel. */
-async function virtioTransport(): Promise<Transport> {
+async function virtioTransport(options: FrontEndOptions): Promise<Transport> {
   const bridge = await BridgeProcess.start();
-  const frontEnd = new FrontEnd(bridge.vhostUserSocketPath);
+  const frontEnd = new FrontEnd(bridge.vhostUserSocketPath, options);
   const link = await createVirtioLink(frontEnd, quietLog);
   return {
     link,
@@ -102,13 +103,18 @@ async function virtioTransport(): Promise<Transport> {
   };
 }
 
-export async function setUp(t: ExecutionContext, kind: Kind) {
-  const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport();
-  const device = new CopyDevice();
+export interface MachineOptions extends FrontEndOptions {
+  readonly capabilities?: PciCapabilities;
+  readonly client?: ClientOptions;
+}
+
+export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}) {
+  const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport(options);
+  const device = new CopyDevice(options.capabilities);
   const endpoint = new DeviceEndpoint(device, link, quietLog);
   await endpoint.start();
   await link.open(endpoint);
-  const client = await Client.connect(socket);
+  const client = await Client.connect(socket, options.client);
   const end = async () => {
     client.close();
     const complaints = await closeLink();
@@ -137,3 +143,21 @@ export async function setUp(t: ExecutionContext, kind: Kind) {
 }
 
 export type Machine = Awaited<ReturnType<typeof setUp>>;
+
+/** A test that runs over both links. */
+export function both(
+  title: string,
+  run: (t: ExecutionContext, machine: Machine) => Promise<void>,
+  options: MachineOptions = {},
+): void {
+  for (const kind of ["local", "virtio"] as const) {
+    test(`${kind}: ${title}`, async (t) => {
+      const machine = await setUp(t, kind, options);
+      try {
+        await run(t, machine);
+      } finally {
+        t.deepEqual(await machine.end(), []);
+      }
+    });
+  }
+}

@@ -18,6 +18,8 @@ export class FakeBackend implements Backend {
     postedRegions: 0,
     irqCounts: [1, 0, 300, 1, 1],
   };
+  /** What is known while `device` is undefined. */
+  awayIrqCounts: readonly number[] | undefined;
   memory: ClientMemory | undefined;
   version: ClientVersion | undefined;
   connects = 0;
@@ -33,6 +35,10 @@ export class FakeBackend implements Backend {
   onUnmap: ((map: MemoryMap) => Promise<void>) | undefined;
   onIrqs: ((request: IrqSetRequest) => Promise<void>) | undefined;
   onCommand: ((command: PendingCommand) => void) | undefined;
+
+  get irqCounts(): readonly number[] | undefined {
+    return this.device?.irqCounts ?? this.awayIrqCounts;
+  }
 
   async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
     this.connects++;

@@ -398,6 +398,21 @@ test("a device that went away: reads give all ones, writes are dropped, the rest
   t.true(await usable(raw));
 });
 
+test("interrupts are set up while the device is away, and checked as ever", async (t) => {
+  const fixture = new Fixture(t);
+  const { backend } = fixture;
+  const raw = await fixture.negotiatedRaw();
+  backend.awayIrqCounts = [1, 0, 4, 0, 0];
+  backend.device = undefined;
+  const fd = eventfd(0);
+  const bind = (start: number) => message(Command.DEVICE_SET_IRQS, irqs({ flags: 0x24, start }));
+  t.is((await raw.exchange(bind(3), [fd])).flags, HeaderFlags.TYPE_REPLY);
+  t.true(isError(await raw.exchange(bind(4), [fd]), Errno.EINVAL));
+  t.is(copies(fd), 2);
+  t.like(backend.irqs, [{ index: Irq.MSIX, start: 3, count: 1 }]);
+  closeSync(fd);
+});
+
 test("a second client waits until the first is gone and let go", async (t) => {
   const fixture = new Fixture(t);
   const { backend, server } = fixture;

@@ -123,6 +123,14 @@ export class FakeInterrupts implements Interrupts {
 
   lower(): void {}
 
+  reportError(): boolean {
+    return false;
+  }
+
+  requestRelease(): boolean {
+    return false;
+  }
+
   /** Interrupts of a vector that nobody waited for. */
   pending(vector: number): number {
     return this.#pending[vector] ?? 0;

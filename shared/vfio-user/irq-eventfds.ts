@@ -1,0 +1,74 @@
+/**
+ * Eventfds that mask or unmask an interrupt when they are signalled (SET_IRQS, DATA_EVENTFD with ACTION_MASK or
+ * ACTION_UNMASK). KVM unmasks INTx in this way, without its VMM, when the driver VM has dealt with it.
+ */
+import { close, eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
+import { MAX_IRQ_VECTORS } from "../limits.js";
+import { IrqSetFlags } from "../spec/vfio-user.js";
+import type { IrqSetRequest } from "./backend.js";
+
+interface Entry {
+  readonly fd: number;
+  readonly poll: Poll;
+}
+
+/** `request` has one vector, no data, and the action. Must not reject. */
+export type IrqAction = (request: IrqSetRequest) => Promise<void>;
+
+export class IrqEventfds {
+  /** By action, index and vector: see `key`. */
+  private readonly entries = new Map<number, Entry>();
+
+  constructor(private readonly act: IrqAction) {}
+
+  /** Takes the eventfds of a request to mask or unmask over; each replaces the one before it, -1 takes it away. */
+  set({ flags, index, start, eventfds = [] }: IrqSetRequest): void {
+    const action = flags & IrqSetFlags.ACTIONS_MASK;
+    for (const [n, fd] of eventfds.entries()) {
+      const vector = start + n;
+      this.remove(key(action, index, vector));
+      if (fd === -1) continue;
+      const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
+      const poll = new Poll(fd, () => this.signalled(entry, request));
+      const entry = { fd, poll };
+      this.entries.set(key(action, index, vector), entry);
+      poll.start(POLL_READABLE);
+    }
+  }
+
+  /** The interrupt index is disabled. */
+  clearIndex(index: number): void {
+    for (const each of [...this.entries.keys()]) if (indexOf(each) === index) this.remove(each);
+  }
+
+  /** The client is gone. */
+  clear(): void {
+    for (const each of [...this.entries.keys()]) this.remove(each);
+  }
+
+  /** Signals that come while one is dealt with wait in the eventfd, so that a client cannot heap up work. */
+  private signalled(entry: Entry, request: IrqSetRequest): void {
+    if (eventfdRead(entry.fd) === 0) return;
+    entry.poll.stop();
+    const where = key(request.flags & IrqSetFlags.ACTIONS_MASK, request.index, request.start);
+    void this.act(request).then(() => {
+      if (this.entries.get(where) === entry) entry.poll.start(POLL_READABLE);
+    });
+  }
+
+  private remove(where: number): void {
+    const entry = this.entries.get(where);
+    if (entry === undefined) return;
+    this.entries.delete(where);
+    entry.poll.close();
+    close(entry.fd);
+  }
+}
+
+function key(action: number, index: number, vector: number): number {
+  return (index * MAX_IRQ_VECTORS + vector) * 2 + (action === IrqSetFlags.ACTION_UNMASK ? 1 : 0);
+}
+
+function indexOf(where: number): number {
+  return Math.floor(where / 2 / MAX_IRQ_VECTORS);
+}
