@@ -55,7 +55,7 @@ test("regions and interrupts are as declared; only memory is posted", async (t) 
     [3, 3, 3, 0, 0, 0, 1, 3, 0],
   );
   t.is(endpoint.summary.postedRegions, 0b110);
-  t.deepEqual(endpoint.summary.irqCounts, [1, 4, 0, 0, 0]);
+  t.deepEqual(endpoint.summary.irqCounts, [1, 4, 0, 1, 1]);
   t.like(await client.getIrqInfo(Irq.MSI), { count: 4, flags: IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE });
 });
 
