@@ -15,6 +15,7 @@ import { Irq, Region } from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { TestDevice } from "../fakes/front-end-device.js";
+import { tellsBug } from "./target.js";
 import type { Trace } from "./trace.js";
 
 const MAIN = fileURLToPath(new URL("../../host/main.js", import.meta.url));
@@ -60,7 +61,7 @@ export class FuzzedBridge {
     trace.process = this.#process.pid ?? 0;
     this.#process.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.#log = (this.#log + text).slice(-LOG_TAIL);
-      if (text.includes('"msg":"unexpected"')) this.#bug ??= text;
+      if (tellsBug(text)) this.#bug ??= text;
     });
   }
 
