@@ -2,16 +2,15 @@
  * What Linux and lspci make of our configuration spaces: a driver VM with two functions, straight on vfio-user sockets of
  * this host. One declares everything that can be declared; the other, the NVMe controller, leaves all to the defaults.
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import anyTest, { type TestFn } from "ava";
 import { ROM } from "../fakes/every-kind-device.js";
 import { driverVmArguments, vfioUserDevice } from "./arguments.js";
+import { startDevice, stopDevices } from "./device-process.js";
 import { PROJECT_ROOT, prepareVmEnvironment } from "./environment.js";
 import { initScript } from "./init.js";
 import { driverVmBase, writeInitrd } from "./initramfs.js";
@@ -22,30 +21,12 @@ import { BOOT_MS, COMMAND_MS, waitForDisk } from "./two-vms.js";
 const NVME = "01:00.0";
 const EVERY_KIND = "02:00.0";
 
-/** What the program logs when clients can connect. */
-const READY = "the device is ready";
-
 interface Context {
   directory: string;
   devices: ChildProcess[];
   vm: Vm;
 }
 const test = anyTest as TestFn<Context>;
-
-/** Starts `vfio-user-device run` and waits until it listens. */
-async function startDevice(devices: ChildProcess[], socket: string, ...args: string[]): Promise<void> {
-  const main = [join(PROJECT_ROOT, "build/guest/main.js"), "run", ...args, "--socket-path", socket];
-  const node = [process.execPath, ...main];
-  const child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
-  devices.push(child);
-  const said: string[] = [];
-  for await (const line of createInterface({ input: child.stderr })) {
-    said.push(line);
-    if (line.includes(READY)) break;
-  }
-  if (!said.at(-1)?.includes(READY)) throw new Error(`the device did not start:\n${said.join("\n")}`);
-  child.stderr.resume();
-}
 
 test.before(async (t) => {
   t.timeout(20 * 60_000);
@@ -71,10 +52,7 @@ test.before(async (t) => {
 test.after.always(async (t) => {
   const { vm, devices, directory } = t.context;
   await vm?.stop();
-  for (const child of devices ?? []) {
-    child.kill("SIGTERM");
-    if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
-  }
+  await stopDevices(devices ?? []);
   if (directory !== undefined) await rm(directory, { recursive: true });
 });
 
