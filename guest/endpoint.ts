@@ -5,6 +5,7 @@
  */
 import { inBounds } from "../shared/bits.js";
 import { Errno } from "../shared/errors.js";
+import { QUIESCE_DEADLINE_MS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import {
   Command,
@@ -29,6 +30,7 @@ import { WindowDma } from "./dma.js";
 import { InterruptController } from "./interrupts.js";
 import { Jobs } from "./jobs.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
+import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
@@ -53,6 +55,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #msix: MsixTable | undefined;
   readonly #regions: Regions;
   readonly #jobs: Jobs;
+  readonly #patience: Patience;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
   /** Resets one behind the other, so that none overlaps with another. */
@@ -67,10 +70,11 @@ export class DeviceEndpoint implements Endpoint {
   readonly #multiEntry = WriteMultiEntry.view();
 
   /** @throws RangeError when the device's identity contradicts itself: an author's bug */
-  constructor(device: Device, link: Link, log: Log) {
+  constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
     this.#device = device;
     this.#log = log;
     this.#jobs = new Jobs(log);
+    this.#patience = new Patience(quiesceDeadlineMs, log);
     const requestReset = () => {
       this.#resetRequested = true;
     };
@@ -104,18 +108,26 @@ export class DeviceEndpoint implements Endpoint {
 
   /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
   async close(): Promise<void> {
-    await this.disconnected();
-    await this.#settle("close", () => this.#device.close?.());
+    // What is overdue was logged, and the process ends.
+    await this.disconnected().catch(() => {});
+    await this.#patience
+      .wait(
+        "close",
+        this.#settle("close", () => this.#device.close?.()),
+      )
+      .catch(() => {});
   }
 
-  connected(maxDataXferSize: number): void {
+  /** A device that has not let go of the client before gets no other. */
+  async connected(maxDataXferSize: number): Promise<void> {
+    await this.#patience.idle();
     this.dma.maxMessageData = maxDataXferSize;
   }
 
   async disconnected(): Promise<void> {
     this.dma.unmapAll();
     this.interrupts.reset();
-    await this.#reset();
+    await this.#patience.wait("reset", this.#reset());
     this.#log.info(this.statistics(), "served so far");
   }
 
@@ -125,7 +137,8 @@ export class DeviceEndpoint implements Endpoint {
 
   async unmap(address: number, size: number): Promise<void> {
     this.dma.unmap(address, size);
-    await Promise.all([this.#jobs.settled(), this.#settle("quiesce", () => this.#device.quiesce?.())]);
+    const quiet = Promise.all([this.#jobs.settled(), this.#settle("quiesce", () => this.#device.quiesce?.())]);
+    await this.#patience.wait("quiesce", quiet);
   }
 
   /** Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. Never rejects. */
@@ -169,7 +182,7 @@ export class DeviceEndpoint implements Endpoint {
       case Command.DEVICE_GET_IRQ_INFO:
         return this.#getIrqInfo(command);
       case Command.DEVICE_RESET:
-        return this.#replyAfter(this.#reset(), command, 0);
+        return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, 0);
       case Command.DEVICE_FEATURE:
         return Errno.ENOTTY;
       default:
@@ -306,13 +319,16 @@ export class DeviceEndpoint implements Endpoint {
 
   /** A config write may have asked for a function-level reset: then the reply waits for it. */
   #replyToWrite(command: PendingCommand, length: number): number {
-    if (this.#resetRequested) return this.#replyAfter(this.#reset(), command, length);
+    if (this.#resetRequested) return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, length);
     command.reply(length);
     return 0;
   }
 
   #replyAfter(work: Promise<void>, command: PendingCommand, length: number): number {
-    void work.then(() => command.reply(length));
+    work.then(
+      () => command.reply(length),
+      () => command.fail(Errno.ETIMEDOUT),
+    );
     return 0;
   }
 

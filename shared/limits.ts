@@ -40,6 +40,10 @@ export const MAX_QUEUE_SIZE = 1024;
 
 /** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
 export const REPLY_DEADLINE_MS = 4000;
+/** How long a device may take to let go of memory, or to reset, before the memory is taken away by force. */
+export const QUIESCE_DEADLINE_MS = 2000;
+/** The same as seen by the bridge: the device process answers in time, or it does not answer at all. */
+export const UNMAP_DEADLINE_MS = 3000;
 /** How long VERSION's reply waits for a device to be there. */
 export const DEVICE_WAIT_MS = 4000;
 /** Jobs of a device's that may be under way, or wait for the end of a pause. */

@@ -42,12 +42,15 @@ export interface IrqChange {
 /** The device's end of the link: what a link calls. */
 export interface Endpoint {
   readonly summary: DeviceSummary;
-  /** A client is there; nothing is mapped yet. */
-  connected(maxDataXferSize: number): void;
-  /** The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards. */
+  /** A client is there; nothing is mapped yet. Resolves when the device is ready for it. */
+  connected(maxDataXferSize: number): Promise<void>;
+  /**
+   * The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards. Rejects
+   * with Overdue when that takes too long: the link takes the memory away by force.
+   */
   disconnected(): Promise<void>;
   map(mapping: DmaMapping): void;
-  /** Resolves when no DMA to or from it is under way. @throws ProtocolError ENOENT when there is no such map */
+  /** Resolves when no DMA to or from it is under way. Rejects with Overdue, or with ProtocolError ENOENT when there is no such map. */
   unmap(address: number, size: number): Promise<void>;
   setIrqs(change: IrqChange): void;
   /** Any other command; see PendingCommand for the duties. */

@@ -19,6 +19,7 @@ import type {
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
+import { Overdue } from "../patience.js";
 import type { Endpoint, Link, Window } from "./link.js";
 
 export interface LocalLinkOptions {
@@ -104,11 +105,12 @@ export class LocalLink implements Link, Backend {
 
   async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
     this.#memory = memory;
-    this.#open().connected(version.maxDataXferSize);
+    await this.#open().connected(version.maxDataXferSize);
   }
 
   async disconnect(): Promise<void> {
-    await this.#open().disconnected();
+    // No other client is served before the device is done; until then it has zeros.
+    await this.#open().disconnected().catch(ignoreOverdue);
     this.#memory = undefined;
     for (const map of [...this.#mapped.keys()]) this.#release(map);
     for (const index of this.#eventfds.keys()) this.#unbind(index);
@@ -128,8 +130,14 @@ export class LocalLink implements Link, Backend {
   }
 
   async unmap(map: MemoryMap): Promise<void> {
-    await this.#open().unmap(map.address, map.size);
-    this.#release(map);
+    let kept = Promise.resolve();
+    try {
+      await this.#open().unmap(map.address, map.size);
+    } catch (error) {
+      if (!(error instanceof Overdue)) throw error;
+      kept = error.finished;
+    }
+    this.#release(map, kept);
   }
 
   async setIrqs(request: IrqSetRequest): Promise<void> {
@@ -179,12 +187,13 @@ export class LocalLink implements Link, Backend {
     return offset;
   }
 
-  #release(map: MemoryMap): void {
+  /** Takes the memory out of the window; other memory may be there once `kept` has resolved. */
+  #release(map: MemoryMap, kept = Promise.resolve()): void {
     const offset = this.#mapped.get(map);
     if (offset === undefined) return;
     this.#mapped.delete(map);
     this.#reservation.unmap(offset, map.size);
-    this.#places.free(offset);
+    void kept.then(() => this.#places.free(offset));
     map.windowOffset = -1;
   }
 
@@ -203,4 +212,8 @@ export class LocalLink implements Link, Backend {
     for (const fd of vectors) if (fd !== UNBOUND) close(fd);
     vectors.fill(UNBOUND);
   }
+}
+
+function ignoreOverdue(error: unknown): void {
+  if (!(error instanceof Overdue)) throw error;
 }

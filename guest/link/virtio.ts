@@ -179,7 +179,8 @@ export class VirtioLink implements Link {
     this.#state = "broken";
     this.#log.error({ err: error }, "the link to the bridge is lost");
     this.#stop(error instanceof Error ? error : new PeerGone("the link is lost"));
-    void this.#endpoint?.disconnected().finally(() => this.#resolveClosed());
+    const letGo = this.#endpoint?.disconnected() ?? Promise.resolve();
+    letGo.catch((late) => this.#log.warn({ err: late }, "closing all the same")).finally(() => this.#resolveClosed());
   }
 
   #stop(error: Error): void {
@@ -294,8 +295,7 @@ export class VirtioLink implements Link {
     const most = this.#messages.maxMessageSize - Header.size - DmaAccess.size;
     if (maxDataXferSize === 0) throw new ProtocolError("a client without DMA messages", Errno.EINVAL);
     this.#log.info({ generation, version: `${major}.${minor}`, maxDataXferSize }, "client connected");
-    endpoint.connected(Math.min(maxDataXferSize, most));
-    command.reply(0);
+    this.#answer(endpoint.connected(Math.min(maxDataXferSize, most)));
   }
 
   #clientGone(endpoint: Endpoint): void {

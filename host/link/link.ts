@@ -9,7 +9,7 @@
  */
 import { close } from "../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
+import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS, UNMAP_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { ClientConnected, ClientGone, LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, Header, HeaderFlags, IrqSetFlags } from "../../shared/spec/vfio-user.js";
@@ -92,6 +92,8 @@ export class VirtioLink implements Backend {
   #generation = 0;
   /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
   readonly #heldBack: PendingCommand[] = [];
+  /** Unmaps that the device process has not answered, and that are done all the same. */
+  #lateUnmaps = 0;
   #tail: Promise<unknown> = Promise.resolve();
 
   constructor(options: LinkOptions) {
@@ -213,11 +215,36 @@ export class VirtioLink implements Backend {
   unmap(map: MemoryMap): Promise<void> {
     return this.#exclusive(async () => {
       this.#client?.maps.delete(map);
-      if (this.#state === "connected") {
-        await this.#request(Command.DMA_UNMAP, unmapBody(map)).catch((error) => this.#log.warn(error.message));
-      }
-      await this.#places.takeBack([map]);
+      const isFree = this.#state !== "connected" || (await this.#letGo(map));
+      await this.#places.takeBack([map], !isFree);
     });
+  }
+
+  /** Asks the device process to let go of a map. False when it does not say so in time: the map is then taken by force. */
+  async #letGo(map: MemoryMap): Promise<boolean> {
+    const answer = this.#send(Command.DMA_UNMAP, unmapBody(map));
+    const { address, size } = map;
+    let clock: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      // One that is late already is not waited for again: the client's deadline is for all of its unmaps together.
+      const deadline = this.#lateUnmaps > 0 ? 0 : UNMAP_DEADLINE_MS;
+      clock = setTimeout(() => {
+        this.#lateUnmaps++;
+        const answered = () => this.#lateUnmaps--;
+        answer.then(answered, answered);
+        reject(new ProtocolError("the device process does not answer", Errno.ETIMEDOUT));
+      }, deadline);
+    });
+    try {
+      await Promise.race([answer, late]);
+      return true;
+    } catch (error) {
+      const reason = (error as Error).message;
+      this.#log.warn({ address, size, reason }, "the device did not let go of memory: it is taken by force");
+      return false;
+    } finally {
+      clearTimeout(clock);
+    }
   }
 
   /** Without a device process it is kept for the next one. */
@@ -378,6 +405,7 @@ export class VirtioLink implements Backend {
           LinkCommand.CLIENT_CONNECTED,
           ClientConnected.encode({ generation, major, minor, maxDataXferSize }),
         );
+        this.#places.releaseKept();
         for (const map of client.maps) {
           if (this.#client === client) await this.#show(map);
         }
@@ -435,26 +463,24 @@ export class VirtioLink implements Backend {
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
   }
 
-  /** Sends a command of the bridge's own; resolves with its reply. Rejects with ProtocolError or PeerGone. */
-  #request(command: number, body: Uint8Array): Promise<void> {
+  /** Sends a command of the bridge's own; the link is broken if no reply comes in time. Rejects with ProtocolError or PeerGone. */
+  async #request(command: number, body: Uint8Array): Promise<void> {
+    const late = setTimeout(() => {
+      this.#break(`the device process did not answer command ${command} in time`);
+    }, REPLY_DEADLINE_MS);
+    try {
+      await this.#send(command, body);
+    } finally {
+      clearTimeout(late);
+    }
+  }
+
+  /** The same, with a reply that may take as long as it likes. */
+  #send(command: number, body: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
       if (!this.channel.open) return reject(new PeerGone("the device process is not there"));
-      const late = setTimeout(() => {
-        this.#break(`the device process did not answer command ${command} in time`);
-      }, REPLY_DEADLINE_MS);
-      const own = {
-        resolve() {
-          clearTimeout(late);
-          resolve();
-        },
-        reject(error: Error) {
-          clearTimeout(late);
-          reject(error);
-        },
-      };
-      const id = this.#requests.take(command, undefined, own);
+      const id = this.#requests.take(command, undefined, { resolve, reject });
       if (id < 0) {
-        clearTimeout(late);
         reject(new PeerGone("the device process answers nothing"));
         this.#break("the device process answers nothing");
         return;

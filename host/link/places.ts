@@ -13,6 +13,8 @@ export class Places {
   readonly #window: Window;
   readonly #log: Log;
   readonly #allocator: WindowAllocator;
+  /** Window offsets that a device which did not let go may still use: zeros are there, and nothing else is put there. */
+  readonly #kept: number[] = [];
 
   constructor(window: Window, log: Log) {
     this.#window = window;
@@ -40,8 +42,11 @@ export class Places {
     }
   }
 
-  /** Takes maps out of the window; when this resolves, the device VM cannot reach them. Never rejects. */
-  async takeBack(maps: Iterable<MemoryMap>): Promise<void> {
+  /**
+   * Takes maps out of the window; when this resolves, the device VM cannot reach them. With `keep` nothing else is put at
+   * their places until `releaseKept`. Never rejects.
+   */
+  async takeBack(maps: Iterable<MemoryMap>, keep = false): Promise<void> {
     for (const map of maps) {
       if (map.windowOffset < 0) continue;
       try {
@@ -50,13 +55,24 @@ export class Places {
         // The device stopped meanwhile, and with it all maps went.
         if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
       }
-      this.#forget(map);
+      if (keep && this.#window.permitted && map.windowOffset >= 0) {
+        this.#kept.push(map.windowOffset);
+        map.windowOffset = -1;
+      } else {
+        this.#forget(map);
+      }
     }
+  }
+
+  /** The device lets go of everything that it had. */
+  releaseKept(): void {
+    for (const offset of this.#kept.splice(0)) this.#allocator.free(offset);
   }
 
   /** The device stopped, and QEMU dropped all that was mapped. */
   forgetAll(maps: Iterable<MemoryMap>): void {
     for (const map of maps) this.#forget(map);
+    this.releaseKept();
   }
 
   #forget(map: MemoryMap): void {

@@ -3,7 +3,9 @@ import test from "ava";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { Command, DmaMap, DmaMapFlags } from "../../shared/spec/vfio-user.js";
+import type { Client } from "../../shared/vfio-user/client.js";
 import { WINDOW_BAR } from "../fakes/front-end-config.js";
+import type { LinkMessage } from "../fakes/front-end-device.js";
 
 import { mapFlags, memory, setUp } from "./set-up.js";
 
@@ -70,3 +72,62 @@ test.serial("a map that the device process refuses is refused to the client, and
   t.is((error as ProtocolError).errno, Errno.ENOMEM);
   t.is(frontEnd.maps.length, 0);
 });
+
+test.serial("a device process that does not answer an unmap: the memory is taken by force", async (t) => {
+  const { bridge, frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const [first, second] = [memory(t, 4 * MiB), memory(t, MiB)];
+  const unanswered: LinkMessage[] = [];
+  device.onCommand = (received) => {
+    if (received.command !== Command.DMA_UNMAP) return false;
+    unanswered.push(received);
+    return true;
+  };
+  for (let n = 0; n < 4; n++) {
+    await client.mapMemory({ address: n * MiB, size: MiB, fd: first.fd, fdOffset: n * MiB });
+  }
+  const places = frontEnd.maps.map(({ offset }) => offset);
+  const window = new Uint8Array(frontEnd.memory(WINDOW_BAR, 0, frontEnd.windowSize));
+  // Together they do not take longer than one, so that the client hears of it in time.
+  await client.unmapAll();
+  t.is(unanswered.length, 4);
+  t.is(frontEnd.maps.length, 0);
+  await bridge.logged(/taken by force/, 4);
+  for (const place of places) window[place] = 9;
+  t.true([0, 1, 2, 3].every((n) => first.bytes[n * MiB] === 0));
+
+  // The device process goes on; what it may still use is nobody's.
+  await client.getInfo();
+  await client.mapMemory({ address: 0, size: MiB, fd: second.fd });
+  t.false(places.includes(frontEnd.maps[0].offset));
+  for (const message of unanswered) device.reply(message);
+  device.onCommand = undefined;
+  await client.unmapMemory(0, MiB);
+  t.is(frontEnd.maps.length, 0);
+  t.notRegex(bridge.log, /broke the link/);
+});
+
+test.serial(
+  "a device process that does not let go in time and says so keeps its place, empty, until it has",
+  async (t) => {
+    const { frontEnd, device, connect } = await setUp(t);
+    const client = await connect();
+    const { fd } = memory(t, MiB);
+    const map = async (on: Client, address: number) => {
+      await on.mapMemory({ address, size: MiB, fd });
+      return frontEnd.maps[0].offset;
+    };
+    const place = await map(client, 0);
+    device.onCommand = (received) => {
+      if (received.command !== Command.DMA_UNMAP) return false;
+      device.reply(received, undefined, Errno.ETIMEDOUT);
+      return true;
+    };
+    await client.unmapMemory(0, MiB);
+    t.is(frontEnd.maps.length, 0);
+    t.not(await map(client, 0), place);
+    client.close();
+    // It takes the next client only when it has.
+    t.is(await map(await connect(), 0), place);
+  },
+);

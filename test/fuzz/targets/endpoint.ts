@@ -130,7 +130,7 @@ export function endpointTarget(only: "all" | "config"): Target {
     const { link, window } = fakeLink(() => random);
     const endpoint = new DeviceEndpoint(new FuzzDevice(), link, log);
     await endpoint.start();
-    endpoint.connected(0x10000);
+    await endpoint.connected(0x10000);
     const fds = new FdPool();
     const config = () => read(Region.CONFIG, 0, 4096);
 
@@ -221,7 +221,7 @@ export function endpointTarget(only: "all" | "config"): Target {
           );
         }
         await endpoint.disconnected();
-        endpoint.connected(0x10000);
+        await endpoint.connected(0x10000);
         fds.endRound();
         checkCanary(window, 0, MAPPED.from, "the window in front of what is mapped");
         checkCanary(window, MAPPED.to, WINDOW, "the window behind what is mapped");

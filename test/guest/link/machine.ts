@@ -105,21 +105,27 @@ async function virtioTransport(options: FrontEndOptions): Promise<Transport> {
 
 export interface MachineOptions extends FrontEndOptions {
   readonly capabilities?: PciCapabilities;
+  readonly quiesceDeadlineMs?: number;
   readonly client?: ClientOptions;
 }
 
 export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}) {
   const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport(options);
   const device = new CopyDevice(options.capabilities);
-  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  const endpoint = new DeviceEndpoint(device, link, quietLog, options.quiesceDeadlineMs);
   await endpoint.start();
   await link.open(endpoint);
   const client = await Client.connect(socket, options.client);
-  const end = async () => {
+  const endAll = async () => {
     client.close();
     const complaints = await closeLink();
     await endpoint.close();
     return complaints;
+  };
+  let ending: Promise<string[]> | undefined;
+  const end = () => {
+    ending ??= endAll();
+    return ending;
   };
   const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
   const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);

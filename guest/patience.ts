@@ -1,0 +1,70 @@
+/**
+ * The device's promises, waited for only so long. The driver VM must be able to rely on an unmap, and must not hang on a
+ * device that does not finish: who waits in vain is told so, takes the memory away by force, and learns later when the
+ * device is done after all.
+ */
+import { Errno, ProtocolError } from "../shared/errors.js";
+import type { Log } from "../shared/log.js";
+
+/** The device did not finish in time. */
+export class Overdue extends ProtocolError {
+  constructor(
+    what: string,
+    /** Resolves when it has finished; never rejects. */
+    readonly finished: Promise<void>,
+  ) {
+    super(`the device did not finish its ${what} in time`, Errno.ETIMEDOUT);
+  }
+}
+
+/** Ticks, not the time, say what is late: a process that stood still has not heard yet of what was done meanwhile. */
+const TICKS = 8;
+
+export class Patience {
+  readonly #overdue = new Set<Promise<void>>();
+  readonly #deadlineMs: number;
+  readonly #log: Log;
+
+  constructor(deadlineMs: number, log: Log) {
+    this.#deadlineMs = deadlineMs;
+    this.#log = log;
+  }
+
+  /**
+   * Waits for `work`, which never rejects, until the deadline; not at all while other work is overdue, lest deadlines add up.
+   * @throws Overdue
+   */
+  async wait(what: string, work: Promise<unknown>): Promise<void> {
+    const finished = work.then(() => {});
+    if (await this.#inTime(finished)) return;
+    this.#log.warn(`the device did not finish its ${what} in time`);
+    this.#overdue.add(finished);
+    void finished.then(() => {
+      this.#overdue.delete(finished);
+      this.#log.info(`the device finished its ${what} after all`);
+    });
+    throw new Overdue(what, finished);
+  }
+
+  /** Resolves when nothing is overdue any more. */
+  async idle(): Promise<void> {
+    while (this.#overdue.size > 0) await Promise.all(this.#overdue);
+  }
+
+  #inTime(finished: Promise<void>): Promise<boolean> {
+    const ticks = this.#overdue.size > 0 ? 1 : TICKS;
+    const tickMs = this.#overdue.size > 0 ? 0 : this.#deadlineMs / TICKS;
+    return new Promise((resolve) => {
+      let count = 0;
+      const clock = setInterval(() => {
+        if (++count < ticks) return;
+        clearInterval(clock);
+        resolve(false);
+      }, tickMs);
+      void finished.then(() => {
+        clearInterval(clock);
+        resolve(true);
+      });
+    });
+  }
+}
