@@ -150,14 +150,14 @@ export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOpt
 
 export type Machine = Awaited<ReturnType<typeof setUp>>;
 
-/** A test that runs over both links. */
+/** A test that runs over both links; one at a time, as each has a bridge of its own, and deadlines. */
 export function both(
   title: string,
   run: (t: ExecutionContext, machine: Machine) => Promise<void>,
   options: MachineOptions = {},
 ): void {
   for (const kind of ["local", "virtio"] as const) {
-    test(`${kind}: ${title}`, async (t) => {
+    test.serial(`${kind}: ${title}`, async (t) => {
       const machine = await setUp(t, kind, options);
       try {
         await run(t, machine);
