@@ -6,7 +6,7 @@ import type { Log } from "../shared/log.js";
 import type { PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
 
-export type { BarOptions, PciCapabilities, PciIdentity } from "./pci/identity.js";
+export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";
 
 /** A place in the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
 export interface Segment {
@@ -73,6 +73,12 @@ export interface DeviceContext {
    * anything else the device's.
    */
   run(job: () => void | Promise<void>): void;
+  /**
+   * The memory of part `index` of a BAR's `shared`, in the order of the declaration; the same bytes for as long as the device
+   * lives. It is zeroed for each client, right before the `reset` that follows the last one's leaving; a reset alone leaves
+   * it as it is. The driver VM may write it at any time: copy, check, then use. @throws RangeError when there is no such part
+   */
+  shared(bar: number, index?: number): Uint8Array<ArrayBuffer>;
 }
 
 /**
@@ -92,6 +98,12 @@ export interface Device {
   readBar?(bar: number, offset: number, size: number): number;
   /** A write to a BAR outside `registers`; ignored when left out. */
   writeBar?(bar: number, offset: number, size: number, value: number): void;
+  /**
+   * A write that BAR `bar`'s `ioeventfds[index]` describes, instead of `writeBar`. Several may come as one, and one may come
+   * after a reset that followed it. `value` is that of `datamatch`, or the last one that was written where there is a
+   * `shadow` (a number, exact to 2^53); otherwise it is undefined.
+   */
+  ioEvent?(bar: number, index: number, value: number | undefined): void;
   /**
    * The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Called when all jobs have ended and
    * `registers` have their reset values. Promise: when it resolves no DMA is under way, and no interrupt of before comes any more.

@@ -1,7 +1,7 @@
 /**
  * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
  * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps.
- * Nothing is allocated for a region access. Left out: mmap-able regions, ioeventfds, migration.
+ * Nothing is allocated for a region access. Left out: migration.
  */
 import { inBounds } from "../shared/bits.js";
 import { Errno } from "../shared/errors.js";
@@ -11,6 +11,7 @@ import {
   Command,
   DeviceInfo,
   DeviceInfoFlags,
+  IoEventFd,
   Irq,
   IrqInfo,
   IrqInfoFlags,
@@ -20,6 +21,7 @@ import {
   RegionAccess,
   RegionInfo,
   RegionInfoFlags,
+  RegionIoFds,
   WRITE_MULTI_MAX_DATA,
   WriteMulti,
   WriteMultiEntry,
@@ -34,11 +36,13 @@ import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
+import { Sharing } from "./sharing.js";
 
 /** Fixed part of each command's body; a shorter one is refused whatever the link checked. */
 const FIXED_SIZE: Readonly<Record<number, number>> = {
   [Command.DEVICE_GET_INFO]: DeviceInfo.size,
   [Command.DEVICE_GET_REGION_INFO]: RegionInfo.size,
+  [Command.DEVICE_GET_REGION_IO_FDS]: RegionIoFds.size,
   [Command.DEVICE_GET_IRQ_INFO]: IrqInfo.size,
   [Command.REGION_READ]: RegionAccess.size,
   [Command.REGION_WRITE]: RegionAccess.size,
@@ -56,6 +60,8 @@ export class DeviceEndpoint implements Endpoint {
   readonly #regions: Regions;
   readonly #jobs: Jobs;
   readonly #patience: Patience;
+  readonly #sharing: Sharing;
+  readonly #link: Link;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
   /** Resets one behind the other, so that none overlaps with another. */
@@ -65,6 +71,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #deviceInfo = DeviceInfo.view();
   readonly #regionInfo = RegionInfo.view();
   readonly #irqInfo = IrqInfo.view();
+  readonly #ioFds = RegionIoFds.view();
   readonly #access = RegionAccess.view();
   readonly #multi = WriteMulti.view();
   readonly #multiEntry = WriteMultiEntry.view();
@@ -72,6 +79,7 @@ export class DeviceEndpoint implements Endpoint {
   /** @throws RangeError when the device's identity contradicts itself: an author's bug */
   constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
     this.#device = device;
+    this.#link = link;
     this.#log = log;
     this.#jobs = new Jobs(log);
     this.#patience = new Patience(quiesceDeadlineMs, log);
@@ -96,14 +104,18 @@ export class DeviceEndpoint implements Endpoint {
     this.summary = { regionSizes, postedRegions: this.#config.memoryBars, irqCounts };
     this.interrupts = new InterruptController(irqCounts, link, this.#config);
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
-    this.#regions = new Regions(device, this.#config, this.#msix);
+    this.#sharing = new Sharing(device, layout, log);
+    this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
     this.dma = new WindowDma(link, () => this.#config.busMaster);
   }
 
   /** Starts the device; call it once, before the link is opened. */
   async start(): Promise<void> {
+    await this.#sharing.open(this.#link);
     const { dma, interrupts } = this;
-    await this.#device.start?.({ dma, interrupts, log: this.#log, run: (job) => this.#jobs.run(job) });
+    const run = (job: () => void | Promise<void>) => this.#jobs.run(job);
+    const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
+    await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
   }
 
   /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
@@ -119,9 +131,10 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   /** A device that has not let go of the client before gets no other. */
-  async connected(maxDataXferSize: number): Promise<void> {
+  async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
     await this.#patience.idle();
     this.dma.maxMessageData = maxDataXferSize;
+    this.#sharing.maxDescriptors = maxMessageFds;
   }
 
   async disconnected(): Promise<void> {
@@ -179,6 +192,8 @@ export class DeviceEndpoint implements Endpoint {
         return this.#getInfo(command);
       case Command.DEVICE_GET_REGION_INFO:
         return this.#getRegionInfo(command);
+      case Command.DEVICE_GET_REGION_IO_FDS:
+        return this.#getRegionIoFds(command);
       case Command.DEVICE_GET_IRQ_INFO:
         return this.#getIrqInfo(command);
       case Command.DEVICE_RESET:
@@ -228,20 +243,54 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   #getRegionInfo(command: PendingCommand): number {
-    const request = this.#regionInfo.at(command.data, command.offset);
-    const index = request.index;
-    if (request.argsz < RegionInfo.size || index >= NUM_PCI_REGIONS) return Errno.EINVAL;
-    command.reserve(RegionInfo.size);
+    const { argsz, index } = this.#regionInfo.at(command.data, command.offset);
+    if (argsz < RegionInfo.size || index >= NUM_PCI_REGIONS) return Errno.EINVAL;
+    const memory = this.#sharing.memoryDescriptor(index);
+    const capability = memory >= 0 ? this.#sharing.capabilitySize(index) : 0;
+    const needed = RegionInfo.size + capability;
+    // The descriptor goes with the capability: a client that has no room for it yet asks again.
+    const mappable = memory >= 0 && argsz >= needed;
+    const length = mappable ? needed : RegionInfo.size;
+    command.reserve(length);
     const reply = this.#regionInfo.at(command.replyData, command.replyOffset);
     const size = this.summary.regionSizes[index];
-    reply.argsz = RegionInfo.size;
     const writable = index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
-    reply.flags = size > 0 ? RegionInfoFlags.READ | writable : 0;
+    const hasCapability = mappable && capability > 0;
+    reply.argsz = needed;
+    reply.flags =
+      (size > 0 ? RegionInfoFlags.READ | writable : 0) |
+      (mappable ? RegionInfoFlags.MMAP : 0) |
+      (hasCapability ? RegionInfoFlags.CAPS : 0);
     reply.index = index;
-    reply.capOffset = 0;
+    reply.capOffset = hasCapability ? RegionInfo.size : 0;
     reply.size = size;
     reply.offset = 0;
-    command.reply(RegionInfo.size);
+    if (hasCapability) this.#sharing.putCapability(index, command.replyData, command.replyOffset);
+    command.reply(length, mappable ? [memory] : undefined);
+    return 0;
+  }
+
+  #getRegionIoFds(command: PendingCommand): number {
+    const { argsz, flags, index, count } = this.#ioFds.at(command.data, command.offset);
+    if (argsz < RegionIoFds.size || flags !== 0 || count !== 0) return Errno.EINVAL;
+    // A region that is not there; for any index.
+    if (!(this.summary.regionSizes[index] > 0)) return Errno.EINVAL;
+    const { descriptors, entries } = this.#sharing.ioFds(index);
+    const needed = RegionIoFds.size + entries.length * IoEventFd.size;
+    const fits = argsz >= needed && entries.length > 0;
+    const length = fits ? needed : RegionIoFds.size;
+    command.reserve(length);
+    const reply = this.#ioFds.at(command.replyData, command.replyOffset);
+    reply.argsz = needed;
+    reply.flags = 0;
+    reply.index = index;
+    reply.count = entries.length;
+    if (fits) {
+      for (const [n, entry] of entries.entries()) {
+        command.replyBytes.set(entry, command.replyOffset + RegionIoFds.size + n * IoEventFd.size);
+      }
+    }
+    command.reply(length, fits ? descriptors : undefined);
     return 0;
   }
 

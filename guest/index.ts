@@ -7,8 +7,10 @@ export {
   type Dma,
   DmaError,
   type Interrupts,
+  type IoEventFdOptions,
   type PciCapabilities,
   type PciIdentity,
   type Segment,
+  type SharedPart,
 } from "./device.js";
 export { bytesAsRegisters, pair, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";

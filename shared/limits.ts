@@ -20,6 +20,12 @@ export const MAX_PENDING_COMMANDS = 256;
 /** Vectors of one interrupt index (MSI-X's own limit). */
 export const MAX_IRQ_VECTORS = 2048;
 
+/** Memory of the device's that clients may map, of one session: bytes, and parts of one region. */
+export const MAX_REGION_MEMORY = 1 * GiB;
+export const MAX_SHARED_PARTS = 64;
+/** Ioeventfds of one session. */
+export const MAX_IOEVENTFDS = 64;
+
 /** Bytes that may wait in a socket's send queue before the peer counts as gone. */
 export const MAX_SEND_BACKLOG = 4 * MiB;
 /** Bytes of DMA_WRITE messages on their way to one client; more wait in their order. */

@@ -2,9 +2,12 @@
  * A command of the bridge's under way, as the endpoint sees it. One object is used for all, since commands are answered in
  * order; the reply is built in the transmit buffer where it fits.
  */
-import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
+import { MAX_MESSAGE_FDS } from "../../shared/limits.js";
+import { Command, Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { type Messages, Outgoing } from "./messages.js";
+
+const NO_HANDLES: readonly number[] = [];
 
 export class LinkPendingCommand implements PendingCommand {
   /** Between `begin` and reply or fail. */
@@ -56,15 +59,18 @@ export class LinkPendingCommand implements PendingCommand {
   }
 
   reserve(length: number): void {
-    this.#messages.reserve(this.#out, Header.size + length);
+    const handles = takesHandles(this.command) ? 4 * MAX_MESSAGE_FDS : 0;
+    this.#messages.reserve(this.#out, Header.size + length + handles);
     this.#reserved = length;
   }
 
-  reply(length: number): void {
+  /** @throws RangeError for handles on a reply that takes none, or too many */
+  reply(length: number, handles: readonly number[] = NO_HANDLES): void {
     if (!this.active) return;
     if (this.#wantsReply) {
       if (this.#reserved < length) this.reserve(length);
-      this.#send(HeaderFlags.TYPE_REPLY, 0, length);
+      this.#putHandles(length, handles);
+      this.#send(HeaderFlags.TYPE_REPLY, handles.length, length + 4 * handles.length);
     }
     this.#end();
   }
@@ -84,6 +90,15 @@ export class LinkPendingCommand implements PendingCommand {
     this.#messages.release(this.#out);
   }
 
+  /** Behind the body; their number goes where an error reply has its errno. */
+  #putHandles(length: number, handles: readonly number[]): void {
+    const most = takesHandles(this.command) ? MAX_MESSAGE_FDS : 0;
+    if (handles.length > most) throw new RangeError(`${handles.length} handles on a reply to command ${this.command}`);
+    for (let n = 0; n < handles.length; n++) {
+      this.#out.data.setUint32(this.replyOffset + length + 4 * n, handles[n], true);
+    }
+  }
+
   #send(flags: number, errno: number, length: number): void {
     const header = this.#header.at(this.#out.data, this.#out.offset);
     header.id = this.#id;
@@ -99,4 +114,8 @@ export class LinkPendingCommand implements PendingCommand {
     this.#messages.release(this.#out);
     this.#finished();
   }
+}
+
+function takesHandles(command: number): boolean {
+  return command === Command.DEVICE_GET_REGION_INFO || command === Command.DEVICE_GET_REGION_IO_FDS;
 }

@@ -39,11 +39,34 @@ export interface IrqChange {
   readonly bound?: readonly boolean[];
 }
 
+/** Memory that the client may map. */
+export interface SharedMemory {
+  /** What names it in `PendingCommand.reply`; -1 when there is none just now. It changes with each client. */
+  readonly descriptor: number;
+  /** The bytes of each area, in the same place for good; zeros for each client. */
+  readonly areas: readonly Uint8Array<ArrayBuffer>[];
+}
+
+/** Eventfds that the client may signal. */
+export interface IoEvents {
+  /** As SharedMemory's, for each of them. */
+  readonly descriptors: readonly number[];
+}
+
+/** A part of a region, or of memory that belongs to none; in whole pages. */
+export interface Area {
+  readonly offset: number;
+  readonly size: number;
+}
+
 /** The device's end of the link: what a link calls. */
 export interface Endpoint {
   readonly summary: DeviceSummary;
-  /** A client is there; nothing is mapped yet. Resolves when the device is ready for it. */
-  connected(maxDataXferSize: number): Promise<void>;
+  /**
+   * A client is there; nothing is mapped yet. Resolves when the device is ready for it. `maxMessageFds`: the most
+   * descriptors that a reply to it may have.
+   */
+  connected(maxDataXferSize: number, maxMessageFds: number): Promise<void>;
   /**
    * The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards. Rejects
    * with Overdue when that takes too long: the link takes the memory away by force.
@@ -59,6 +82,13 @@ export interface Endpoint {
 
 export interface Link {
   readonly window: Window;
+  /**
+   * Makes memory for areas of a region, in ascending order, or for NO_REGION. Only before `open`, once for each region.
+   * Rejects with ProtocolError, PeerGone or SystemError.
+   */
+  allocateMemory(region: number, areas: readonly Area[]): Promise<SharedMemory>;
+  /** Makes `count` eventfds for a region; `signalled` is called with their index. As `allocateMemory`. */
+  allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents>;
   /** Starts to serve `endpoint`; resolves when clients can connect. */
   open(endpoint: Endpoint): Promise<void>;
   /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */

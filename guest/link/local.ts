@@ -20,7 +20,8 @@ import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import { Overdue } from "../patience.js";
-import type { Endpoint, Link, Window } from "./link.js";
+import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "./link.js";
+import { LocalSharing } from "./local-sharing.js";
 
 export interface LocalLinkOptions {
   /** Where to listen: a path, or a listening AF_UNIX socket. */
@@ -43,6 +44,7 @@ export class LocalLink implements Link, Backend {
   readonly #log: Log;
   readonly #reservation: Reservation;
   readonly #places: WindowAllocator;
+  readonly #sharing: LocalSharing;
   /** The maps that are in the window, and where: by map, as a late answer may come when its place is another's already. */
   readonly #mapped = new Map<MemoryMap, number>();
   /** By interrupt index, the eventfd of each vector, or UNBOUND. */
@@ -65,7 +67,16 @@ export class LocalLink implements Link, Backend {
       pieceSize: WINDOW_PIECE_SIZE,
       piece: (index) => reservation.piece(index),
     };
+    this.#sharing = new LocalSharing(this.window, reservation, this.#places, log);
     this.#server = new Server({ backend: this, socket, log, trustUnsealedMemory });
+  }
+
+  async allocateMemory(_region: number, areas: readonly Area[]): Promise<SharedMemory> {
+    return this.#sharing.allocateMemory(areas);
+  }
+
+  async allocateEvents(_region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
+    return this.#sharing.allocateEvents(count, signalled);
   }
 
   /** @throws UserError when the socket cannot be had */
@@ -77,6 +88,7 @@ export class LocalLink implements Link, Backend {
 
   async close(): Promise<void> {
     await this.#server.close();
+    this.#sharing.close();
     this.#reservation.release();
   }
 
@@ -105,10 +117,12 @@ export class LocalLink implements Link, Backend {
 
   async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
     this.#memory = memory;
-    await this.#open().connected(version.maxDataXferSize);
+    await this.#open().connected(version.maxDataXferSize, version.maxMessageFds);
   }
 
   async disconnect(): Promise<void> {
+    // Before the device's reset, which may prepare the memory for the next client.
+    this.#sharing.renew();
     // No other client is served before the device is done; until then it has zeros.
     await this.#open().disconnected().catch(ignoreOverdue);
     this.#memory = undefined;

@@ -20,7 +20,7 @@ interface Request {
   /** DMA: bytes asked for. */
   readonly count: number;
   readonly timer: NodeJS.Timeout;
-  resolve(): void;
+  resolve(body: Uint8Array): void;
   reject(error: Error): void;
   /** Nobody waits any more; only the id is still taken. */
   abandoned: boolean;
@@ -37,19 +37,19 @@ export class Requests {
     this.#messages = messages;
   }
 
-  /** A request of the link's own; the reply has no body. Rejects with ProtocolError or PeerGone. */
-  send(command: number, body: Uint8Array): Promise<void> {
+  /** A request of the link's own. Resolves with the reply's body; rejects with ProtocolError or PeerGone. */
+  send(command: number, body: Uint8Array): Promise<Uint8Array> {
     return this.#send(command, body, NOTHING, undefined, 0);
   }
 
-  read(address: number, target: Uint8Array): Promise<void> {
+  async read(address: number, target: Uint8Array): Promise<void> {
     const body = DmaAccess.encode({ address, count: target.length });
-    return this.#send(Command.DMA_READ, body, NOTHING, target, target.length);
+    await this.#send(Command.DMA_READ, body, NOTHING, target, target.length);
   }
 
-  write(address: number, source: Uint8Array): Promise<void> {
+  async write(address: number, source: Uint8Array): Promise<void> {
     const body = DmaAccess.encode({ address, count: source.length });
-    return this.#send(Command.DMA_WRITE, body, source, undefined, source.length);
+    await this.#send(Command.DMA_WRITE, body, source, undefined, source.length);
   }
 
   /** Nobody is to wait any longer: every request rejects with `error`. */
@@ -69,23 +69,24 @@ export class Requests {
     if (request.abandoned) return;
     if ((flags & HeaderFlags.ERROR) !== 0) {
       request.reject(new ProtocolError(`command ${command} was refused, errno ${errno}`, errno || Errno.EIO, command));
+    } else if (!isDma(command)) {
+      request.resolve(bytes.slice(Header.size, size));
     } else if (this.#fits(request, data, size)) {
       if (request.target) copyBytes(bytes, Header.size + DmaAccess.size, request.target, 0, request.count);
-      request.resolve();
+      request.resolve(NOTHING);
     } else {
       request.reject(new ProtocolError(`a reply of ${size} bytes to command ${command}`, Errno.EPROTO, command));
     }
   }
 
   #fits(request: Request, data: DataView, size: number): boolean {
-    if (request.command !== Command.DMA_READ && request.command !== Command.DMA_WRITE) return true;
     const payload = request.target === undefined ? 0 : request.count;
     if (size !== Header.size + DmaAccess.size + payload) return false;
     return this.#access.at(data, Header.size).count === request.count;
   }
 
   #send(command: number, body: Uint8Array, payload: Uint8Array, target: Uint8Array | undefined, count: number) {
-    return new Promise<void>((resolve, reject) => {
+    return new Promise<Uint8Array>((resolve, reject) => {
       const size = Header.size + body.length + payload.length;
       const id = this.#freeId();
       if (id < 0) return reject(new ProtocolError("too many requests wait for a reply", Errno.EBUSY, command));
@@ -115,4 +116,8 @@ export class Requests {
     } while (this.#requests.has(this.#lastId));
     return this.#lastId;
   }
+}
+
+function isDma(command: number): boolean {
+  return command === Command.DMA_READ || command === Command.DMA_WRITE;
 }

@@ -5,9 +5,9 @@
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
-import { MAX_DMA_MAPS, MAX_PENDING_COMMANDS } from "../../shared/limits.js";
+import { MAX_DMA_MAPS, MAX_MESSAGE_FDS, MAX_PENDING_COMMANDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { ABI_VERSION, ClientConnected, Hello, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { ABI_VERSION, ClientConnected, Hello, IoEvent, LinkCommand, Queue } from "../../shared/spec/link.js";
 import {
   Command,
   DmaAccess,
@@ -29,9 +29,10 @@ import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
 import { LinkPendingCommand } from "./command.js";
 import { Doorbells, UNBOUND } from "./doorbells.js";
-import type { Endpoint, IrqChange, Link, Window } from "./link.js";
+import type { Area, Endpoint, IoEvents, IrqChange, Link, SharedMemory, Window } from "./link.js";
 import { emptyQueues, type Messages } from "./messages.js";
 import { Requests } from "./requests.js";
+import { VirtioSharing } from "./virtio-sharing.js";
 
 /** How often the device is asked whether it wants a reset, beside its interrupt. */
 const STATUS_POLL_MS = 1000;
@@ -44,6 +45,7 @@ export class VirtioLink implements Link {
   readonly #transport: VirtioPci;
   readonly #messages: Messages;
   readonly #requests: Requests;
+  readonly #sharing: VirtioSharing;
   readonly #log: Log;
   readonly #command: LinkPendingCommand;
   /** Copies of commands that came while one was under way. */
@@ -60,6 +62,7 @@ export class VirtioLink implements Link {
   readonly #dmaMap = DmaMap.view();
   readonly #dmaUnmap = DmaUnmap.view();
   readonly #irqSet = IrqSet.view();
+  readonly #ioEvent = IoEvent.view();
   readonly #header = Header.view();
   readonly #receiver = this.#receive.bind(this);
   readonly #ready = () => this.#backlog.length < MAX_PENDING_COMMANDS;
@@ -77,6 +80,7 @@ export class VirtioLink implements Link {
     this.#messages = messages;
     messages.onBroken = (error) => this.#break(error);
     this.#requests = new Requests(messages);
+    this.#sharing = new VirtioSharing(this.#requests, window);
     this.#command = new LinkPendingCommand(messages, () => this.#next());
     this.#doorbells = new Doorbells([], numDoorbells);
     this.#log = log;
@@ -86,11 +90,35 @@ export class VirtioLink implements Link {
     });
   }
 
+  allocateMemory(region: number, areas: readonly Area[]): Promise<SharedMemory> {
+    this.#bringUp();
+    return this.#sharing.allocateMemory(region, areas);
+  }
+
+  allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
+    this.#bringUp();
+    return this.#sharing.allocateEvents(region, count, signalled);
+  }
+
   /** @throws UserError when the device does not come up, or the bridge does not answer */
   async open(endpoint: Endpoint): Promise<void> {
     const { summary } = endpoint;
     this.#endpoint = endpoint;
     this.#doorbells = new Doorbells(summary.irqCounts, this.#doorbells.count);
+    this.#bringUp();
+    await this.#hello(summary);
+    // INTx, MSI and MSI-X are used one at a time; errors and requests beside them.
+    const { irqCounts } = summary;
+    const needed = Math.max(...irqCounts.slice(Irq.INTX, Irq.ERR)) + irqCounts[Irq.ERR] + irqCounts[Irq.REQ];
+    if (needed > this.#doorbells.count) {
+      this.#log.warn({ vectors: needed, doorbells: this.#doorbells.count }, "fewer doorbells than interrupt vectors");
+    }
+    this.#log.info({ doorbells: this.#doorbells.count, windowSize: this.window.size }, "the bridge is there");
+  }
+
+  /** The virtio device's set-up, to DRIVER_OK; once. */
+  #bringUp(): void {
+    if (this.#state !== "new") return;
     const transport = this.#transport;
     this.#messages.enable();
     for (const [n, queue] of emptyQueues(this.#pci, transport.numQueues - Queue.COPY).entries()) {
@@ -102,14 +130,6 @@ export class VirtioLink implements Link {
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
-    await this.#hello(summary);
-    // INTx, MSI and MSI-X are used one at a time; errors and requests beside them.
-    const { irqCounts } = summary;
-    const needed = Math.max(...irqCounts.slice(Irq.INTX, Irq.ERR)) + irqCounts[Irq.ERR] + irqCounts[Irq.REQ];
-    if (needed > this.#doorbells.count) {
-      this.#log.warn({ vectors: needed, doorbells: this.#doorbells.count }, "fewer doorbells than interrupt vectors");
-    }
-    this.#log.info({ doorbells: this.#doorbells.count, windowSize: this.window.size }, "the bridge is there");
   }
 
   async #hello(summary: DeviceSummary): Promise<void> {
@@ -255,6 +275,11 @@ export class VirtioLink implements Link {
       case LinkCommand.CLIENT_GONE:
         this.#clientGone(endpoint);
         break;
+      case LinkCommand.IO_EVENT:
+        needLength(command, IoEvent.size);
+        this.#sharing.signalled(this.#ioEvent.at(command.data, command.offset).handle);
+        command.reply(0);
+        break;
       default:
         endpoint.handle(command);
     }
@@ -291,11 +316,13 @@ export class VirtioLink implements Link {
 
   #clientConnected(endpoint: Endpoint, command: LinkPendingCommand): void {
     needLength(command, ClientConnected.size);
-    const { generation, major, minor, maxDataXferSize } = ClientConnected.view(command.data, command.offset);
+    const connected = ClientConnected.view(command.data, command.offset);
+    const { generation, major, minor, maxDataXferSize, maxMessageFds } = connected;
     const most = this.#messages.maxMessageSize - Header.size - DmaAccess.size;
     if (maxDataXferSize === 0) throw new ProtocolError("a client without DMA messages", Errno.EINVAL);
     this.#log.info({ generation, version: `${major}.${minor}`, maxDataXferSize }, "client connected");
-    this.#answer(endpoint.connected(Math.min(maxDataXferSize, most)));
+    const fds = Math.min(maxMessageFds, MAX_MESSAGE_FDS);
+    this.#answer(endpoint.connected(Math.min(maxDataXferSize, most), fds));
   }
 
   #clientGone(endpoint: Endpoint): void {

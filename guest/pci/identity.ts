@@ -13,6 +13,30 @@ export interface BarOptions {
   readonly prefetchable?: boolean;
   /** An I/O BAR; neither of the two above goes with it. */
   readonly io?: boolean;
+  /**
+   * Parts of a memory BAR, in whole pages, that the driver VM maps and accesses without the device's hearing of it: true for
+   * the whole BAR. The device has the memory from `DeviceContext.shared`. Put registers that do something elsewhere.
+   */
+  readonly shared?: true | readonly SharedPart[];
+  /** Writes of which the device only wants to know that they happened: see `Device.ioEvent`. */
+  readonly ioeventfds?: readonly IoEventFdOptions[];
+}
+
+/** Bytes from the BAR's start; both multiples of 4096. */
+export interface SharedPart {
+  readonly offset: number;
+  readonly size: number;
+}
+
+/** A place in a BAR, outside of shared parts, at which a write becomes the signal of an eventfd, where the VMM can do that. */
+export interface IoEventFdOptions {
+  readonly offset: number;
+  /** Bytes of the write; 0 for any. */
+  readonly size: 0 | 1 | 2 | 4 | 8;
+  /** Only writes of this value. */
+  readonly datamatch?: number;
+  /** The value written is kept, in memory shared with the VMM. Only VMMs that know libvfio-user's shadow ioeventfds do so. */
+  readonly shadow?: boolean;
 }
 
 /** What config space says of the device. */

@@ -1,10 +1,12 @@
 /**
  * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX): accesses of any size and alignment become
  * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM, to the MSI-X
- * table, to the device's register files, or to the device. A ROM ignores writes.
+ * table, to the device's register files, to memory that is shared with the driver VM, or to the device. A ROM ignores
+ * writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
 import type { Device } from "../device.js";
+import type { Sharing } from "../sharing.js";
 import type { ConfigSpace } from "./config-space.js";
 import type { MsixTable } from "./msix.js";
 import type { RegisterFile } from "./registers.js";
@@ -16,11 +18,12 @@ export class Regions {
   /** By BAR. */
   readonly #files: readonly (RegisterFile | undefined)[];
 
-  /** @throws RangeError for registers that are in no BAR: an author's bug */
+  /** @throws RangeError for registers that are in no BAR, or in shared memory: an author's bug */
   constructor(
     readonly device: Device,
     readonly config: ConfigSpace,
     readonly msix: MsixTable | undefined,
+    readonly sharing: Sharing,
   ) {
     const files = device.registers ?? {};
     this.#files = config.barSizes.map((_, bar) => files[bar]);
@@ -31,6 +34,7 @@ export class Regions {
           `${size} bytes of registers do not go into BAR ${bar} of ${room} bytes, or end within four`,
         );
       }
+      if (size > sharing.lowestPart(Number(bar))) throw new RangeError(`BAR ${bar}: registers in a shared part`);
     }
   }
 
@@ -45,22 +49,17 @@ export class Regions {
     for (let at = offset; at < end; ) {
       const size = pieceSize(at, end - at);
       const value = this.#readPiece(region, at, size);
-      const place = to + at - offset;
-      if (size === 4) data.setUint32(place, value, true);
-      else if (size === 2) data.setUint16(place, value, true);
-      else data.setUint8(place, value);
+      writeNumber(data, to + at - offset, size, value);
       at += size;
     }
   }
 
   write(region: number, offset: number, count: number, data: DataView, from: number): void {
+    if (this.sharing.write(region, offset, count, data, from)) return;
     const end = offset + count;
     for (let at = offset; at < end; ) {
       const size = pieceSize(at, end - at);
-      const place = from + at - offset;
-      const value =
-        size === 4 ? data.getUint32(place, true) : size === 2 ? data.getUint16(place, true) : data.getUint8(place);
-      this.#writePiece(region, at, size, value);
+      this.#writePiece(region, at, size, readNumber(data, from + at - offset, size));
       at += size;
     }
   }
@@ -71,6 +70,8 @@ export class Regions {
     if (this.msix?.covers(region, offset)) return this.msix.read(offset, size);
     const file = this.#files[region];
     if (file !== undefined && offset < file.size) return file.read(offset, size);
+    const area = this.sharing.area(region, offset);
+    if (area !== undefined) return readNumber(area.data, offset - area.offset, size);
     return this.device.readBar?.(region, offset, size) ?? 0;
   }
 
@@ -80,7 +81,9 @@ export class Regions {
     else if (this.msix?.covers(region, offset)) this.msix.write(offset, size, value);
     else {
       const file = this.#files[region];
+      const area = this.sharing.area(region, offset);
       if (file !== undefined && offset < file.size) file.write(offset, size, value);
+      else if (area !== undefined) writeNumber(area.data, offset - area.offset, size, value);
       else this.device.writeBar?.(region, offset, size, value);
     }
   }
@@ -101,4 +104,15 @@ function readBytes(bytes: Uint8Array, offset: number, size: number): number {
 function pieceSize(offset: number, left: number): 1 | 2 | 4 {
   if (left >= 4 && offset % 4 === 0) return 4;
   return left >= 2 && offset % 2 === 0 ? 2 : 1;
+}
+
+function readNumber(data: DataView, offset: number, size: number): number {
+  if (size === 4) return data.getUint32(offset, true);
+  return size === 2 ? data.getUint16(offset, true) : data.getUint8(offset);
+}
+
+function writeNumber(data: DataView, offset: number, size: number, value: number): void {
+  if (size === 4) data.setUint32(offset, value, true);
+  else if (size === 2) data.setUint16(offset, value, true);
+  else data.setUint8(offset, value);
 }

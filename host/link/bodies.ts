@@ -37,3 +37,16 @@ export function plainIrqBody({ flags, index, start, count, bools }: IrqSetReques
   if (bools) body.set(bools, IrqSet.size);
   return body;
 }
+
+/** The reply to ALLOCATE_EVENTS. */
+export function handleBody(handles: readonly number[]): Uint8Array<ArrayBuffer> {
+  const body = new Uint8Array(4 * handles.length);
+  const data = new DataView(body.buffer);
+  for (const [n, handle] of handles.entries()) data.setUint32(4 * n, handle, true);
+  return body;
+}
+
+/** The `count` handles behind a reply's body. */
+export function handlesAt(data: DataView, offset: number, count: number): number[] {
+  return Array.from({ length: count }, (_, n) => data.getUint32(offset + 4 * n, true));
+}

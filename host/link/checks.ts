@@ -3,21 +3,25 @@
  * that is longer than the client asked for, or that speaks of an fd that is not there, is an error in the client's VMM.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
-import { MAX_IRQ_VECTORS } from "../../shared/limits.js";
-import { ABI_VERSION, Hello } from "../../shared/spec/link.js";
+import { MAX_IOEVENTFDS, MAX_IRQ_VECTORS, MAX_SHARED_PARTS } from "../../shared/limits.js";
+import { ABI_VERSION, AllocateEvents, AllocateMemory, Hello, MemoryArea } from "../../shared/spec/link.js";
 import {
   Command,
   DeviceFeature,
   DeviceInfo,
   Header,
+  IoEventFd,
   IrqInfo,
   NUM_PCI_IRQS,
   NUM_PCI_REGIONS,
   Region,
   RegionAccess,
+  RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
   RegionIoFds,
+  SparseMmap,
+  SparseMmapArea,
   WriteMulti,
 } from "../../shared/spec/vfio-user.js";
 import { getU64 } from "../../shared/struct/struct.js";
@@ -26,6 +30,31 @@ import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backe
 const REGION_SIZES = Hello.size;
 const IRQ_COUNTS = REGION_SIZES + 8 * NUM_PCI_REGIONS;
 export const HELLO_SIZE = IRQ_COUNTS + 4 * NUM_PCI_IRQS;
+
+const LARGEST_REGION_INFO =
+  RegionInfo.size + RegionCapHeader.size + SparseMmap.size + MAX_SHARED_PARTS * SparseMmapArea.size;
+
+/** Reads the body of ALLOCATE_MEMORY, data[offset, offset + length). @throws ProtocolError */
+export function parseAllocateMemory(data: DataView, offset: number, length: number) {
+  if (length < AllocateMemory.size) throw new ProtocolError(`ALLOCATE_MEMORY of ${length} bytes`);
+  const { region, areas: count } = AllocateMemory.view(data, offset);
+  if (count > MAX_SHARED_PARTS || length !== AllocateMemory.size + count * MemoryArea.size) {
+    throw new ProtocolError(`ALLOCATE_MEMORY of ${count} areas in ${length} bytes`);
+  }
+  const area = MemoryArea.view();
+  const areas = Array.from({ length: count }, (_, n) => {
+    const { offset: start, size } = area.at(data, offset + AllocateMemory.size + n * MemoryArea.size);
+    return { offset: start, size };
+  });
+  return { region, areas };
+}
+
+/** Reads the body of ALLOCATE_EVENTS. @throws ProtocolError */
+export function parseAllocateEvents(data: DataView, offset: number, length: number) {
+  if (length !== AllocateEvents.size) throw new ProtocolError(`ALLOCATE_EVENTS of ${length} bytes`);
+  const { region, count } = AllocateEvents.view(data, offset);
+  return { region, count };
+}
 
 /** Reads HELLO's body, data[offset, offset + length). @throws ProtocolError */
 export function parseHello(data: DataView, offset: number, length: number): DeviceSummary {
@@ -44,12 +73,13 @@ export function parseHello(data: DataView, offset: number, length: number): Devi
 const access = RegionAccess.view();
 const replied = RegionAccess.view();
 const info = RegionInfo.view();
+const ioFds = RegionIoFds.view();
 
 /**
  * Checks the reply to a relayed command, whose body is data[Header.size, Header.size + length), and takes out of it what
- * the bridge does not do. Returns the length to pass on, or -1 when the reply is not one to that command.
+ * needs an fd where it has no handles. Returns the length to pass on, or -1 when the reply is not one to that command.
  */
-export function checkReply(command: PendingCommand, data: DataView, length: number): number {
+export function checkReply(command: PendingCommand, data: DataView, length: number, handles: number): number {
   const fixed = (size: number) => (length === size ? length : -1);
   switch (command.command) {
     case Command.REGION_READ:
@@ -62,17 +92,10 @@ export function checkReply(command: PendingCommand, data: DataView, length: numb
     }
     case Command.DEVICE_GET_INFO:
       return fixed(DeviceInfo.size);
-    case Command.DEVICE_GET_REGION_INFO: {
-      if (length < RegionInfo.size) return -1;
-      // The bridge has no memory of the device's to offer, so nothing in the region can be mapped.
-      const reply = info.at(data, Header.size);
-      reply.flags &= ~(RegionInfoFlags.MMAP | RegionInfoFlags.CAPS);
-      reply.capOffset = 0;
-      reply.argsz = RegionInfo.size;
-      return RegionInfo.size;
-    }
+    case Command.DEVICE_GET_REGION_INFO:
+      return checkRegionInfo(command, data, length, handles);
     case Command.DEVICE_GET_REGION_IO_FDS:
-      return fixed(RegionIoFds.size);
+      return checkRegionIoFds(command, data, length, handles);
     case Command.DEVICE_GET_IRQ_INFO:
       return fixed(IrqInfo.size);
     case Command.DEVICE_RESET:
@@ -82,8 +105,34 @@ export function checkReply(command: PendingCommand, data: DataView, length: numb
     case Command.DEVICE_FEATURE:
     case Command.MIG_DATA_READ:
       // Both requests begin with argsz, the most that the client takes.
-      return length >= DeviceFeature.size && length <= command.data.getUint32(command.offset, true) ? length : -1;
+      return length >= DeviceFeature.size && length <= argszOf(command) ? length : -1;
     default:
       return length;
   }
+}
+
+/** The most that a client takes with the reply to a command which begins with argsz. */
+function argszOf(command: PendingCommand): number {
+  return command.data.getUint32(command.offset, true);
+}
+
+function checkRegionInfo(command: PendingCommand, data: DataView, length: number, handles: number): number {
+  if (length < RegionInfo.size) return -1;
+  const reply = info.at(data, Header.size);
+  if (reply.index !== command.data.getUint32(command.offset + RegionInfo.offsets.index, true)) return -1;
+  if (handles > 0) return handles === 1 && reply.argsz === length && length <= argszOf(command) ? length : -1;
+  // Nothing can be mapped without an fd. A larger argsz makes the client ask again, with room for the capabilities.
+  reply.flags &= ~(RegionInfoFlags.MMAP | RegionInfoFlags.CAPS);
+  reply.capOffset = 0;
+  if (reply.argsz < RegionInfo.size || reply.argsz > LARGEST_REGION_INFO) reply.argsz = RegionInfo.size;
+  return RegionInfo.size;
+}
+
+function checkRegionIoFds(command: PendingCommand, data: DataView, length: number, handles: number): number {
+  if (length < RegionIoFds.size) return -1;
+  const { argsz, index, count } = ioFds.at(data, Header.size);
+  if (index !== command.data.getUint32(command.offset + RegionIoFds.offsets.index, true)) return -1;
+  if (count > MAX_IOEVENTFDS || argsz !== RegionIoFds.size + count * IoEventFd.size) return -1;
+  if (handles === 0) return length === RegionIoFds.size ? length : -1;
+  return length === argsz && length <= argszOf(command) ? length : -1;
 }

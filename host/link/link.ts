@@ -8,11 +8,12 @@
  * waits for the device process, and every wait ends when the process answers, stops, or lets its deadline pass.
  */
 import { close } from "../../native/index.js";
-import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS, UNMAP_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { ClientConnected, ClientGone, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { ClientConnected, ClientGone, IoEvent, LinkCommand, MemoryAllocated, Queue } from "../../shared/spec/link.js";
 import { Command, Header, HeaderFlags, IrqSetFlags } from "../../shared/spec/vfio-user.js";
+import { setU64 } from "../../shared/struct/struct.js";
 import type {
   Backend,
   ClientMemory,
@@ -27,18 +28,21 @@ import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { answerWithoutDevice, isPosted, replyToWrite } from "./answers.js";
-import { doorbellBody, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
+import { doorbellBody, handleBody, handlesAt, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
 import { Channel } from "./channel.js";
-import { checkReply, parseHello } from "./checks.js";
+import { checkReply, parseAllocateEvents, parseAllocateMemory, parseHello } from "./checks.js";
 import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
+import { HandleTable, takesHandles } from "./handles.js";
+import { IoEvents } from "./io-events.js";
 import { Places } from "./places.js";
+import { type Part, RegionMemories } from "./region-memory.js";
 import { Requests } from "./requests.js";
 
 /** The device process, as the specification's table of states has it. "broken" is "absent until it resets". */
-type State = "absent" | "ready" | "connected" | "quiesced" | "broken";
+type State = "absent" | "preparing" | "ready" | "connected" | "quiesced" | "broken";
 
 interface Client {
   readonly version: ClientVersion;
@@ -72,10 +76,13 @@ export class VirtioLink implements Backend {
   readonly doorbells = new Doorbells();
   readonly channel: Channel;
   readonly dma: DmaRelay;
+  readonly ioEvents: IoEvents;
 
   readonly #log: Log;
   readonly #window: Window;
   readonly #places: Places;
+  readonly #memories: RegionMemories;
+  readonly #handles: HandleTable;
   readonly #config: ConfigSpace;
   readonly #requests = new Requests();
   /** Eventfds by which the client masks and unmasks; those that it waits on are `doorbells`. */
@@ -90,6 +97,11 @@ export class VirtioLink implements Backend {
   /** The client that the device process was told of. */
   #told: Client | undefined;
   #generation = 0;
+  #lastHandle = 0;
+  /** Changes when the device process does. */
+  #era = 0;
+  /** An ALLOCATE_* of the device process is under way. */
+  #allocating = false;
   /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
   readonly #heldBack: PendingCommand[] = [];
   /** Unmaps that the device process has not answered, and that are done all the same. */
@@ -100,6 +112,12 @@ export class VirtioLink implements Backend {
     this.#log = options.log;
     this.#window = options.window;
     this.#places = new Places(options.window, options.log);
+    // One numbering for both, since the device process tells them apart by it.
+    const newHandle = () => ++this.#lastHandle;
+    const forward = (handle: number) => this.#request(LinkCommand.IO_EVENT, IoEvent.encode({ handle }));
+    this.#memories = new RegionMemories(options.window, this.#places, newHandle);
+    this.ioEvents = new IoEvents(forward, newHandle);
+    this.#handles = new HandleTable(this.#memories, this.ioEvents);
     this.#config = new ConfigSpace(options.window.size, options.uuid, options.name);
     this.channel = new Channel({
       message: (bytes, data, length) => this.#message(bytes, data, length),
@@ -135,6 +153,7 @@ export class VirtioLink implements Backend {
     this.#leave("absent", reason);
     this.channel.stop();
     this.#places.forgetAll(this.#client?.maps ?? []);
+    this.#memories.forget(this.#client !== undefined);
   }
 
   detach(): void {
@@ -150,6 +169,8 @@ export class VirtioLink implements Backend {
     this.stopped("the bridge closes");
     this.#client?.introduced?.reject(new PeerGone("the bridge closes"));
     this.doorbells.close();
+    this.ioEvents.forget(false);
+    this.#memories.close();
   }
 
   // The client's side: Backend.
@@ -186,13 +207,32 @@ export class VirtioLink implements Backend {
       // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
       this.doorbells.clear();
       this.#irqEventfds.clear();
-      if (this.#told === client) {
-        this.#told = undefined;
-        const body = ClientGone.encode({ generation: client.generation });
-        await this.#request(LinkCommand.CLIENT_GONE, body).catch((error) => this.#log.warn(error.message));
-      }
+      this.ioEvents.clientGone();
+      this.#memories.clientGone();
+      const wasTold = this.#told === client;
+      this.#told = undefined;
+      if (this.#state === "ready") await this.#tellGone(client.generation, wasTold);
       await this.#places.takeBack(client.maps);
     });
+  }
+
+  /**
+   * Tells the device process that a client is gone, if it knew of that client, or has memory that the client had. The memory
+   * is made anew before, since the device prepares it for the next client when it hears of it.
+   */
+  async #tellGone(generation: number, wasTold: boolean): Promise<void> {
+    const hadMemory = this.#memories.stale;
+    if (hadMemory) {
+      try {
+        await this.#memories.renew();
+      } catch (error) {
+        if (!(error instanceof PeerGone)) this.#break(`its memory cannot be made anew: ${(error as Error).message}`);
+        return;
+      }
+    }
+    if (!wasTold && !hadMemory) return;
+    const body = ClientGone.encode({ generation });
+    await this.#request(LinkCommand.CLIENT_GONE, body).catch((error) => this.#log.warn(error.message));
   }
 
   map(map: MemoryMap): Promise<void> {
@@ -329,11 +369,15 @@ export class VirtioLink implements Backend {
       if (failed) own.reject(new ProtocolError(`the device refused command ${number}`, code, number));
       else own.resolve();
     } else if (relayed) {
-      const body = failed ? 0 : checkReply(relayed, data, length - Header.size);
+      const handles = failed || !takesHandles(number) ? 0 : errno;
+      const bodyEnd = length - 4 * handles;
+      const body = failed ? 0 : checkReply(relayed, data, bodyEnd - Header.size, handles);
       if (body < 0) throw new ProtocolError(`a reply of ${length} bytes that does not fit command ${number}`);
       this.#requests.free(id);
       if (failed) {
         relayed.fail(code);
+      } else if (handles > 0) {
+        this.#replyWithFds(relayed, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
       } else {
         relayed.reserve(body);
         copyBytes(bytes, Header.size, relayed.replyBytes, relayed.replyOffset, body);
@@ -342,13 +386,33 @@ export class VirtioLink implements Backend {
     }
   }
 
+  /** Passes a reply on with the fds that its handles stand for. What is wrong with them costs the client an error only. */
+  #replyWithFds(relayed: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void {
+    const most = this.#client?.version.maxMessageFds ?? 0;
+    try {
+      if (!this.#summary || handles.length > most) throw new ProtocolError(`${handles.length} fds for the client`);
+      const fds = this.#handles.resolve(relayed.command, body, handles, this.#summary);
+      relayed.reserve(body.length);
+      copyBytes(body, 0, relayed.replyBytes, relayed.replyOffset, body.length);
+      relayed.reply(body.length, fds);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#log.warn({ command: relayed.command, reason: error.message }, "refused a reply of the device process");
+      relayed.fail(Errno.EIO);
+    }
+  }
+
   #command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
     if (command === LinkCommand.HELLO) {
       this.#hello(id, data, length);
+    } else if (command === LinkCommand.ALLOCATE_MEMORY || command === LinkCommand.ALLOCATE_EVENTS) {
+      this.#allocate(id, command, data, length);
     } else if (this.#state === "absent") {
       throw new ProtocolError(`command ${command} before HELLO`);
     } else if (command === LinkCommand.QUIESCE) {
       this.#quiesce(id);
+    } else if (this.#state === "preparing") {
+      throw new ProtocolError(`command ${command} before HELLO`);
     } else if (command === Command.DMA_READ || command === Command.DMA_WRITE) {
       const client = this.#client;
       const most = Math.min(MAX_DATA_XFER_SIZE, client?.version.maxDataXferSize ?? 0);
@@ -358,11 +422,53 @@ export class VirtioLink implements Backend {
     }
   }
 
+  /** ALLOCATE_MEMORY and ALLOCATE_EVENTS; from the first of them on the window may be changed. */
+  #allocate(id: number, command: number, data: DataView, length: number): void {
+    if (this.#state === "ready" || this.#state === "connected") throw new ProtocolError("ALLOCATE_* after HELLO");
+    if (this.#allocating) throw new ProtocolError("ALLOCATE_* before the reply to the one before");
+    const isMemory = command === LinkCommand.ALLOCATE_MEMORY;
+    const memory = isMemory ? parseAllocateMemory(data, Header.size, length - Header.size) : undefined;
+    const events = isMemory ? undefined : parseAllocateEvents(data, Header.size, length - Header.size);
+    this.#state = "preparing";
+    this.#allocating = true;
+    const era = this.#era;
+    this.#background(async () => {
+      if (era !== this.#era) return;
+      this.#window.permit();
+      let body = NOTHING;
+      let errno = 0;
+      try {
+        if (memory) body = await this.#allocateMemory(memory.region, memory.areas);
+        if (events) body = handleBody(this.ioEvents.allocate(events.region, events.count));
+      } catch (error) {
+        if (error instanceof PeerGone) return;
+        if (!(error instanceof ProtocolError) && !isSystemError(error)) throw error;
+        this.#log.warn({ reason: error.message }, "the device process does not get what it wants to share");
+        errno = error.errno;
+      }
+      if (era !== this.#era) return;
+      this.#allocating = false;
+      const flags = HeaderFlags.TYPE_REPLY | (errno === 0 ? 0 : HeaderFlags.ERROR);
+      this.channel.send(id, command, flags, errno, body);
+    });
+  }
+
+  async #allocateMemory(region: number, areas: readonly Part[]): Promise<Uint8Array<ArrayBuffer>> {
+    const memory = await this.#memories.allocate(region, areas, this.#client !== undefined);
+    const body = new Uint8Array(MemoryAllocated.size + 8 * areas.length);
+    const data = new DataView(body.buffer);
+    MemoryAllocated.view(data).handle = memory.handle;
+    for (const [n, area] of memory.areas.entries()) setU64(data, MemoryAllocated.size + 8 * n, area.windowOffset);
+    return body;
+  }
+
   #hello(id: number, data: DataView, length: number): void {
-    if (this.#state !== "absent" && this.#state !== "quiesced") throw new ProtocolError("a second HELLO");
+    if (this.#state === "ready" || this.#state === "connected") throw new ProtocolError("a second HELLO");
+    if (this.#allocating) throw new ProtocolError("HELLO before the reply to ALLOCATE_*");
     const reply = HeaderFlags.TYPE_REPLY;
     try {
       this.#summary = parseHello(data, Header.size, length - Header.size);
+      if (!this.#memories.fitInto(this.#summary.regionSizes)) throw new ProtocolError("memory outside of its region");
     } catch (error) {
       const errno = (error as ProtocolError).errno;
       this.channel.send(id, LinkCommand.HELLO, reply | HeaderFlags.ERROR, errno, NOTHING);
@@ -384,7 +490,7 @@ export class VirtioLink implements Backend {
     // After the reply it may reset the device, and then no request for the window may be on its way.
     this.#background(async () => {
       if (this.#state !== "quiesced") return;
-      await this.#places.takeBack(this.#client?.maps ?? []);
+      await this.#takeBackAll();
       this.#window.forbid("the device process is about to reset the device");
       this.channel.send(id, LinkCommand.QUIESCE, HeaderFlags.TYPE_REPLY, 0, NOTHING);
     });
@@ -398,12 +504,13 @@ export class VirtioLink implements Backend {
       const client = this.#client;
       if (!client || this.#state !== "ready") return;
       const { generation, version } = client;
-      const { major, minor, maxDataXferSize } = version;
+      const { major, minor, maxDataXferSize, maxMessageFds } = version;
+      if (this.#memories.stale) await this.#tellGone(generation - 1, false);
       this.#told = client;
       try {
         await this.#request(
           LinkCommand.CLIENT_CONNECTED,
-          ClientConnected.encode({ generation, major, minor, maxDataXferSize }),
+          ClientConnected.encode({ generation, major, minor, maxDataXferSize, maxMessageFds }),
         );
         this.#places.releaseKept();
         for (const map of client.maps) {
@@ -420,6 +527,7 @@ export class VirtioLink implements Backend {
       }
       if (this.#client !== client || this.#state !== "ready") return;
       this.#state = "connected";
+      this.ioEvents.start();
       this.#log.info({ generation, maps: client.maps.size }, "the device has the client");
       client.introduced?.resolve();
       client.introduced = undefined;
@@ -442,8 +550,11 @@ export class VirtioLink implements Backend {
     const was = this.#state;
     this.#state = state;
     this.#told = undefined;
+    this.#era++;
+    this.#allocating = false;
     this.dma.drop();
     this.doorbells.detach();
+    this.ioEvents.forget(this.#client !== undefined);
     this.#requests.dropAll(reason, answerWithoutDevice);
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
     if (was === "ready" || was === "connected") this.#log.info({ reason, state }, "the device process left");
@@ -455,7 +566,13 @@ export class VirtioLink implements Backend {
     this.#log.warn({ reason }, "the device process broke the link");
     this.#leave("broken", reason);
     this.channel.stop();
-    this.#background(() => this.#places.takeBack(this.#client?.maps ?? []));
+    this.#background(() => this.#takeBackAll());
+  }
+
+  /** Out of the window with all that the client has to do with. */
+  async #takeBackAll(): Promise<void> {
+    await this.#places.takeBack(this.#client?.maps ?? []);
+    await this.#memories.takeBack(this.#client !== undefined);
   }
 
   #drained(): void {

@@ -1,5 +1,5 @@
 /**
- * Where the client's DMA maps are in the window. A map that cannot be there is no error: the device process reaches that
+ * Who has which place in the window, and where the client's DMA maps are. A map that cannot be there is no error: the device process reaches that
  * memory by DMA messages.
  */
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
@@ -49,12 +49,7 @@ export class Places {
   async takeBack(maps: Iterable<MemoryMap>, keep = false): Promise<void> {
     for (const map of maps) {
       if (map.windowOffset < 0) continue;
-      try {
-        await this.#window.unmap(map.windowOffset, map.size);
-      } catch (error) {
-        // The device stopped meanwhile, and with it all maps went.
-        if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
-      }
+      await this.unmap(map.windowOffset, map.size);
       if (keep && this.#window.permitted && map.windowOffset >= 0) {
         this.#kept.push(map.windowOffset);
         map.windowOffset = -1;
@@ -67,6 +62,26 @@ export class Places {
   /** The device lets go of everything that it had. */
   releaseKept(): void {
     for (const offset of this.#kept.splice(0)) this.#allocator.free(offset);
+  }
+
+  /** Takes a place for memory that is no DMA map; -1 when the window is full. */
+  reserve(size: number, fdOffset: number): number {
+    return this.#allocator.allocate(size, fdOffset);
+  }
+
+  /** Gives back what `reserve` took. */
+  release(windowOffset: number): void {
+    this.#allocator.free(windowOffset);
+  }
+
+  /** Takes what is mapped at a place out of the window. Never rejects. */
+  async unmap(windowOffset: number, size: number): Promise<void> {
+    try {
+      await this.#window.unmap(windowOffset, size);
+    } catch (error) {
+      // The device stopped meanwhile, and with it all maps went.
+      if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
+    }
   }
 
   /** The device stopped, and QEMU dropped all that was mapped. */

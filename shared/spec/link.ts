@@ -5,6 +5,8 @@
  * handle of the bridge's:
  * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; there is no fd.
  * - SET_IRQS with DATA_EVENTFD: `count` little-endian u32 doorbell numbers follow, NO_DOORBELL where there is none.
+ * - Replies to DEVICE_GET_REGION_INFO and DEVICE_GET_REGION_IO_FDS: the header's errno is the number of handles, which follow
+ *   behind the body as little-endian u32. They come from ALLOCATE_MEMORY and ALLOCATE_EVENTS.
  * VERSION does not occur on the link; CLIENT_CONNECTED takes its place.
  */
 import { struct } from "../struct/struct.js";
@@ -56,6 +58,12 @@ export const LinkCommand = {
   CLIENT_GONE: 0x103,
   /** Device process to bridge, before it resets the device: after the reply the bridge maps and unmaps nothing more. */
   QUIESCE: 0x104,
+  /** Device process to bridge, before HELLO: memory that the client may map, placed in the window. */
+  ALLOCATE_MEMORY: 0x105,
+  /** Device process to bridge, before HELLO: eventfds that the client may signal. */
+  ALLOCATE_EVENTS: 0x106,
+  /** Bridge to device process: the client signalled such an eventfd. The next one for it comes after the reply. */
+  IO_EVENT: 0x107,
 } as const;
 
 /**
@@ -69,6 +77,19 @@ export const ClientConnected = struct({
   major: "u16",
   minor: "u16",
   maxDataXferSize: "u32",
-  reserved: 4,
+  /** The most fds that the client takes with one reply. */
+  maxMessageFds: "u32",
 });
 export const ClientGone = struct({ generation: "u32", reserved: 4 });
+
+/** The region number of memory that belongs to no region: what shadow ioeventfds write to. */
+export const NO_REGION = 0xffffffff;
+/** ALLOCATE_MEMORY: `areas` MemoryArea follow, in ascending order. */
+export const AllocateMemory = struct({ region: "u32", areas: "u32" });
+/** In bytes from the region's start, in whole pages. */
+export const MemoryArea = struct({ offset: "u64", size: "u64" });
+/** The reply: the window offset of each area follows, a u64. */
+export const MemoryAllocated = struct({ handle: "u32", reserved: 4 });
+/** ALLOCATE_EVENTS; the reply is `count` u32 handles. */
+export const AllocateEvents = struct({ region: "u32", count: "u32" });
+export const IoEvent = struct({ handle: "u32", reserved: 4 });

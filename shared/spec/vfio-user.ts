@@ -80,6 +80,10 @@ export const Region = { BAR0: 0, BAR1: 1, BAR2: 2, BAR3: 3, BAR4: 4, BAR5: 5, RO
 export const NUM_PCI_REGIONS = 9;
 
 export const RegionIoFds = struct({ argsz: "u32", flags: "u32", index: "u32", count: "u32" });
+/**
+ * A sub-region as libvfio-user has it, 48 bytes. The specification's has 40: there `dataMatch` takes the place of
+ * `shadowOffset`. The reply's argsz says which it is, as it is the size of the whole.
+ */
 export const IoEventFd = struct({
   gpaOffset: "u64",
   size: "u64",
@@ -90,6 +94,7 @@ export const IoEventFd = struct({
   shadowOffset: "u64",
   dataMatch: "u64",
 });
+export const IoEventFdFlags = { DATAMATCH: 1, PIO: 2 } as const;
 export const IoFdType = { IOEVENTFD: 0, IOREGIONFD: 1, IOEVENTFD_SHADOW: 2 } as const;
 
 export const IrqInfo = struct({ argsz: "u32", flags: "u32", index: "u32", count: "u32" });

@@ -62,7 +62,10 @@ export interface PendingCommand {
   readonly replyOffset: number;
   /** Makes room for a reply body of that many bytes (zeros are not promised); replyBytes and replyData may change. */
   reserve(length: number): void;
-  /** Sends the reply with the first `length` reserved bytes as its body. fds are sent along and stay the caller's. */
+  /**
+   * Sends the reply with the first `length` reserved bytes as its body. fds are sent along and stay the caller's; on the
+   * virtio link they are handles of the bridge's.
+   */
   reply(length: number, fds?: readonly number[]): void;
   /** Sends an error reply. */
   fail(errno: number): void;
@@ -73,6 +76,8 @@ export interface ClientVersion {
   readonly minor: number;
   /** The client's max_data_xfer_size: the most that one DMA_READ or DMA_WRITE to it may carry, in bytes. */
   readonly maxDataXferSize: number;
+  /** The client's max_msg_fds: the most fds that a reply to it may carry. */
+  readonly maxMessageFds: number;
 }
 
 /** Sends DMA_READ and DMA_WRITE to the client; rejects with ProtocolError (its errno) or PeerGone. */

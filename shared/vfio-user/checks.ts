@@ -85,6 +85,7 @@ export function checkRequest(frame: Frame, device: DeviceSummary): void {
     case Command.DEVICE_GET_REGION_IO_FDS:
       checkArgsz(frame, RegionIoFds.size);
       regionIoFds.at(data, offset);
+      if (regionIoFds.argsz > MAX_DATA_XFER_SIZE) refuse(command, `argsz ${regionIoFds.argsz}`);
       if (regionIoFds.flags !== 0 || regionIoFds.count !== 0) refuse(command, "flags or count that are not 0");
       checkIndex(frame, regionIoFds.index, device.regionSizes.length);
       return;

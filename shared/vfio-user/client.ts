@@ -21,6 +21,7 @@ import {
   MigData,
   RegionAccess,
   RegionInfo,
+  RegionIoFds,
   VERSION_MINOR,
   WRITE_MULTI_MAX_DATA,
   WriteMulti,
@@ -30,6 +31,7 @@ import { ClientDma } from "./client-dma.js";
 import type { DmaLayout } from "./client-memory.js";
 import { Connection } from "./connection.js";
 import { parseRegionInfo, type RegionDescription } from "./region-description.js";
+import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
 import { type Reply, type RequestOptions, Requests } from "./requests.js";
 import { closeAll, systemCalls } from "./syscalls.js";
 import {
@@ -41,6 +43,7 @@ import {
 } from "./version.js";
 
 export type { RegionDescription } from "./region-description.js";
+export type { IoEventDescription, RegionIoFdsDescription } from "./region-io-fds.js";
 export type { Reply, RequestOptions } from "./requests.js";
 
 export interface ClientOptions {
@@ -72,6 +75,8 @@ export interface RegionWriteEntry {
 const NO_BODY = new Uint8Array(0);
 const DEFAULT_TIMEOUT_MS = 5000;
 const MAX_ARGSZ = 64 * 1024;
+/** What we say that we take with one message. */
+const MAX_FDS = 16;
 const ACTIONS = {
   mask: IrqSetFlags.ACTION_MASK,
   unmask: IrqSetFlags.ACTION_UNMASK,
@@ -125,7 +130,8 @@ export class Client {
 
   async negotiate(options: ClientOptions = {}): Promise<void> {
     const minor = options.minor ?? VERSION_MINOR;
-    const body = encodeVersion(minor, { ...DEFAULT_CAPABILITIES, writeMultiple: true, ...options.capabilities });
+    const offered = { ...DEFAULT_CAPABILITIES, maxMsgFds: MAX_FDS, writeMultiple: true };
+    const body = encodeVersion(minor, { ...offered, ...options.capabilities });
     const maxFds = options.capabilities?.twinSocket ? 1 : 0;
     const reply = await this.request(Command.VERSION, body, { maxFds });
     try {
@@ -194,7 +200,7 @@ export class Client {
     const command = Command.DEVICE_GET_REGION_INFO;
     let argsz: number = RegionInfo.size;
     for (;;) {
-      const reply = await this.request(command, RegionInfo.encode({ argsz, index }), { maxFds: 16 });
+      const reply = await this.request(command, RegionInfo.encode({ argsz, index }), { maxFds: MAX_FDS });
       const needed = reply.data.byteLength < RegionInfo.size ? 0 : RegionInfo.view(reply.data).argsz;
       if (needed > argsz && needed <= MAX_ARGSZ) {
         closeAll(systemCalls, reply.fds);
@@ -203,6 +209,26 @@ export class Client {
       }
       try {
         return parseRegionInfo(index, reply);
+      } finally {
+        closeAll(systemCalls, reply.fds);
+      }
+    }
+  }
+
+  /** The ioeventfds of a region. */
+  async getRegionIoFds(index: number): Promise<RegionIoFdsDescription> {
+    const command = Command.DEVICE_GET_REGION_IO_FDS;
+    let argsz: number = RegionIoFds.size;
+    for (;;) {
+      const reply = await this.request(command, RegionIoFds.encode({ argsz, index }), { maxFds: MAX_FDS });
+      const needed = reply.data.byteLength < RegionIoFds.size ? 0 : RegionIoFds.view(reply.data).argsz;
+      if (needed > argsz && needed <= MAX_ARGSZ) {
+        closeAll(systemCalls, reply.fds);
+        argsz = needed;
+        continue;
+      }
+      try {
+        return parseRegionIoFds(index, reply);
       } finally {
         closeAll(systemCalls, reply.fds);
       }

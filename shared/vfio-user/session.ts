@@ -4,7 +4,7 @@
  * read with all ones, as from a dead PCI device, anything else with ETIMEDOUT.
  */
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
-import { MAX_DATA_XFER_SIZE } from "../limits.js";
+import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Backend } from "./backend.js";
@@ -146,7 +146,7 @@ export class Session implements ConnectionHandler {
     checkBody(frame.command, frame.length, frame.fds.length);
     const { backend, deviceWaitMs, log, stats } = this.options;
     const client = parseVersion(frame.bytes, frame.offset, frame.length);
-    const { maxDataXferSize } = client.capabilities;
+    const { maxDataXferSize, maxMsgFds } = client.capabilities;
     log.info({ version: `${client.major}.${client.minor}`, ...client.capabilities }, "client connected");
     stats.clients++;
     this.twin = pending.wantsReply ? this.openTwin(client) : undefined;
@@ -156,7 +156,8 @@ export class Session implements ConnectionHandler {
       this.refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
     }, deviceWaitMs);
     const { major, minor } = client;
-    backend.connect({ major, minor, maxDataXferSize }, this.memory).then(
+    const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
+    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.memory).then(
       () => {
         if (this.state !== "connecting") return;
         clearTimeout(this.deviceWait);

@@ -8,12 +8,24 @@ import { BAR_SIZE, Commands, Registers, Statuses } from "../fakes/copy-device.js
 const MAX_LENGTH = 0x3fff;
 const MAX_JOBS = 32;
 
+/** Memory in front of registers that may be ioeventfds. */
+const SHARING_BAR = {
+  size: 0x4000,
+  prefetchable: true,
+  shared: [{ offset: 0x1000, size: 0x1000 }],
+  ioeventfds: [
+    { offset: 0x10, size: 4, datamatch: 5 },
+    { offset: 0x20, size: 0 },
+    { offset: 0x28, size: 8, shadow: true },
+  ],
+} as const;
+
 export class FuzzDevice implements Device {
   readonly identity = {
     vendorId: 0xfff4,
     deviceId: 0x0003,
     classCode: 0xff0000,
-    bars: { 0: { size: BAR_SIZE, is64Bit: true }, 4: { size: 64, io: true }, 5: { size: 0x1000, prefetchable: true } },
+    bars: { 0: { size: BAR_SIZE, is64Bit: true }, 4: { size: 64, io: true }, 5: SHARING_BAR },
     rom: Uint8Array.of(0x55, 0xaa, 1, 2, 3),
     msix: { vectors: 8, bar: 2, offset: 0 },
     intx: true,
@@ -46,6 +58,10 @@ export class FuzzDevice implements Device {
     else if (size === 2) this.#data.setUint16(offset, value, true);
     else this.#data.setUint8(offset, value);
     if (offset === Registers.COMMAND) this.#run(value);
+  }
+
+  ioEvent(_bar: number, _index: number, value: number | undefined): void {
+    this.#data.setUint32(Registers.SCRATCH, value ?? 0, true);
   }
 
   async reset(): Promise<void> {

@@ -76,6 +76,11 @@ function fakeLink(random: () => Choices): { link: Link; window: Uint8Array } {
   const link: Link = {
     window: { size: WINDOW, pieceSize: WINDOW, piece: () => window.buffer },
     doorbellsRung: 0,
+    allocateMemory: async (_region, areas) => ({
+      descriptor: 1,
+      areas: areas.map(({ size }) => new Uint8Array(size)),
+    }),
+    allocateEvents: async (_region, count) => ({ descriptors: Array.from({ length: count }, (_, n) => 2 + n) }),
     open: async () => {},
     trigger: (index, vector) => assert.ok(index < 5 && vector < 2048),
     readMemory: (_address, target) => memory(target, true),
@@ -130,7 +135,7 @@ export function endpointTarget(only: "all" | "config"): Target {
     const { link, window } = fakeLink(() => random);
     const endpoint = new DeviceEndpoint(new FuzzDevice(), link, log);
     await endpoint.start();
-    await endpoint.connected(0x10000);
+    await endpoint.connected(0x10000, 2);
     const fds = new FdPool();
     const config = () => read(Region.CONFIG, 0, 4096);
 
@@ -221,7 +226,7 @@ export function endpointTarget(only: "all" | "config"): Target {
           );
         }
         await endpoint.disconnected();
-        await endpoint.connected(0x10000);
+        await endpoint.connected(0x10000, 2);
         fds.endRound();
         checkCanary(window, 0, MAPPED.from, "the window in front of what is mapped");
         checkCanary(window, MAPPED.to, WINDOW, "the window behind what is mapped");

@@ -9,7 +9,7 @@ import { Cc, DOORBELL_OFFSET, REGISTERS_SIZE } from "../../../guest/devices/nvme
 import { COMPLETION_ENTRY_SIZE, CQES, SQES, SUBMISSION_ENTRY_SIZE } from "../../../guest/devices/nvme/spec.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import { NvmeDriver, type NvmeTransport } from "../../drivers/nvme.js";
-import { FakeDma, type FakeMap } from "../../guest/devices/nvme/machine.js";
+import { FakeDma, type FakeMap, nothingShared } from "../../guest/devices/nvme/machine.js";
 import { FakeStorage } from "../../guest/devices/nvme/storage.js";
 import type { Choices } from "../choices.js";
 import { oddNumber } from "../mutate.js";
@@ -84,7 +84,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
   dma.maps = [...MAPS];
   dma.bytes.fill(CANARY);
   for (const { offset, size } of WRITABLE) dma.bytes.fill(0, offset, offset + size);
-  device.start({ dma, interrupts, log, run: () => assert.fail("it keeps its own list of jobs") });
+  device.start({ dma, interrupts, log, run: () => assert.fail("it keeps its own list of jobs"), shared: nothingShared });
   const [home] = MAPS;
 
   const write = (offset: number, size: number, value: number) => {

@@ -6,7 +6,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
-import type { PciCapabilities } from "../../../guest/device.js";
+import type { Device, PciCapabilities } from "../../../guest/device.js";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
 import { LocalLink } from "../../../guest/link/local.js";
@@ -109,9 +109,9 @@ export interface MachineOptions extends FrontEndOptions {
   readonly client?: ClientOptions;
 }
 
-export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}) {
+/** A device on a link of that kind, and a client of it. */
+export async function connectDevice<D extends Device>(kind: Kind, device: D, options: MachineOptions = {}) {
   const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport(options);
-  const device = new CopyDevice(options.capabilities);
   const endpoint = new DeviceEndpoint(device, link, quietLog, options.quiesceDeadlineMs);
   await endpoint.start();
   await link.open(endpoint);
@@ -127,6 +127,12 @@ export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOpt
     ending ??= endAll();
     return ending;
   };
+  return { kind, link, end, device, endpoint, client, socket };
+}
+
+export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}) {
+  const connected = await connectDevice(kind, new CopyDevice(options.capabilities), options);
+  const { client } = connected;
   const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
   const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
   const write32 = (offset: number, value: number) => client.regionWrite(Region.BAR0, offset, u32(value));
@@ -145,7 +151,7 @@ export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOpt
     await interrupt;
     return read32(Registers.STATUS);
   };
-  return { kind, link, end, device, endpoint, client, socket, write32, read32, enable, bind, copy, doorbells };
+  return { ...connected, write32, read32, enable, bind, copy, doorbells };
 }
 
 export type Machine = Awaited<ReturnType<typeof setUp>>;

@@ -18,6 +18,9 @@ export interface FakeMap {
   readonly windowed?: boolean;
 }
 
+/** For devices that share nothing. */
+export const nothingShared = () => new Uint8Array(0);
+
 export class FakeDma implements Dma {
   bytesRead = 0;
   bytesWritten = 0;
@@ -170,7 +173,7 @@ export class Machine implements NvmeTransport {
     const run = () => {
       throw new Error("it keeps its own list of jobs");
     };
-    device.start({ dma, interrupts, log: quietLog, run });
+    device.start({ dma, interrupts, log: quietLog, run, shared: nothingShared });
     return machine;
   }
 
