@@ -25,6 +25,8 @@ const link: Link = {
   window,
   doorbellsRung: 0,
   closed: new Promise(() => {}),
+  allocateMemory: notUsed,
+  allocateEvents: notUsed,
   open: notUsed,
   trigger: notUsed,
   readMemory: notUsed,

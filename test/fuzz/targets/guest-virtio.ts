@@ -7,7 +7,18 @@ import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import { createVirtioLink } from "../../../guest/link/open.js";
 import type { VirtioLink } from "../../../guest/link/virtio.js";
 import { UserError } from "../../../shared/errors.js";
-import { ClientConnected, ClientGone, LinkCommand, NO_DOORBELL, Queue } from "../../../shared/spec/link.js";
+import {
+  AllocateEvents,
+  AllocateMemory,
+  ClientConnected,
+  ClientGone,
+  IoEvent,
+  LinkCommand,
+  MemoryAllocated,
+  MemoryArea,
+  NO_DOORBELL,
+  Queue,
+} from "../../../shared/spec/link.js";
 import {
   Command,
   DmaAccess,
@@ -32,6 +43,8 @@ import { turn } from "../peer.js";
 import type { Context, Instance } from "../target.js";
 import { hostileCommand as clientCommand, dmaReply, pack } from "../vfio-user-messages.js";
 
+/** The handle of the first ioeventfd. */
+const FIRST_EVENT = 100;
 const MAX_MESSAGE = 0x10_1000;
 /** Turns of the event loop in which an honest exchange is over. */
 const PATIENCE_TURNS = 2000;
@@ -96,6 +109,18 @@ const isCommand = (message: Buffer) => (headerOf(message).flags & HeaderFlags.TY
 /** An honest bridge's answer to a command of the device process's. */
 function honestReply(message: Buffer): Uint8Array {
   const { id, command } = headerOf(message);
+  if (command === LinkCommand.ALLOCATE_MEMORY) {
+    const body = MemoryAllocated.encode({ handle: id + 1 });
+    const areas = message.readUInt32LE(Header.size + AllocateMemory.offsets.areas);
+    const places = Buffer.alloc(8 * areas);
+    for (let n = 0; n < areas; n++) places.writeUInt32LE(0x1000 * (id + n), 8 * n);
+    return pack(id, command, HeaderFlags.TYPE_REPLY, Buffer.concat([body, places]));
+  }
+  if (command === LinkCommand.ALLOCATE_EVENTS) {
+    const count = message.readUInt32LE(Header.size + AllocateEvents.offsets.count);
+    const handles = Uint32Array.from({ length: count }, (_, n) => FIRST_EVENT + n);
+    return pack(id, command, HeaderFlags.TYPE_REPLY, new Uint8Array(handles.buffer));
+  }
   if (command !== Command.DMA_READ && command !== Command.DMA_WRITE) {
     return pack(id, command, HeaderFlags.TYPE_REPLY, new Uint8Array(0));
   }
@@ -109,6 +134,8 @@ function hostileReply(random: Choices, message: Buffer): Uint8Array {
   const isDma = command === Command.DMA_READ || command === Command.DMA_WRITE;
   if (isDma && random.chance(50)) return dmaReply(random, message).bytes;
   const reply = honestReply(message);
+  const places = Header.size + MemoryAllocated.size;
+  if (command === LinkCommand.ALLOCATE_MEMORY && random.chance(20)) spoil(random, reply, MemoryArea, places - 8);
   if (random.chance(10)) spoil(random, reply, Header);
   return random.chance(3) ? bend(random, reply) : reply;
 }
@@ -145,6 +172,7 @@ function hostileMessage(random: Choices, id: number, fds: FdPool): Uint8Array {
         ClientConnected.encode({ generation: id, maxDataXferSize: random.pick([1, 4096, 0x10_0000]) }),
       ],
     ],
+    [2, () => [LinkCommand.IO_EVENT, IoEvent, IoEvent.encode({ handle: FIRST_EVENT + random.below(4) })]],
     [1, () => [LinkCommand.CLIENT_GONE, ClientGone, ClientGone.encode({ generation: id })]],
   ]);
   if (random.chance(60)) return clientCommand(random, id, fds).bytes;
@@ -172,11 +200,11 @@ export function createTarget({ trace, log }: Context): Instance {
     const link = await createVirtioLink(pci, log).catch(refused);
     if (!link) return undefined;
     const endpoint = new DeviceEndpoint(new FuzzDevice(), link, log);
-    await endpoint.start();
     let opening = true;
     let refusal: unknown;
-    const opened = link
-      .open(endpoint)
+    const opened = endpoint
+      .start()
+      .then(() => link.open(endpoint))
       .then(
         () => true,
         (error) => {
@@ -187,10 +215,10 @@ export function createTarget({ trace, log }: Context): Instance {
       .finally(() => {
         opening = false;
       });
-    for (let n = 0; n < 20 && opening; n++) {
+    for (let n = 0; n < 80 && opening; n++) {
       await turn();
       bridge.take();
-      for (const message of bridge.received.splice(0)) bridge.send(answer(message));
+      for (const message of bridge.received.splice(0)) if (isCommand(message)) bridge.send(answer(message));
     }
     return { link, endpoint, opened, refusal: () => refusal };
   }

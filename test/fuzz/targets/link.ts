@@ -7,12 +7,25 @@ import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
 import { addSeals, close, createMemory, eventfd, F_SEAL_SHRINK } from "../../../native/index.js";
 import { PeerGone, ProtocolError } from "../../../shared/errors.js";
-import { Hello, LinkCommand, Queue } from "../../../shared/spec/link.js";
-import { Command, DmaAccess, Header, HeaderFlags, Irq, Region, RegionAccess } from "../../../shared/spec/vfio-user.js";
+import { AllocateEvents, AllocateMemory, Hello, LinkCommand, MemoryArea, Queue } from "../../../shared/spec/link.js";
+import {
+  Command,
+  DmaAccess,
+  Header,
+  HeaderFlags,
+  IoEventFd,
+  Irq,
+  Region,
+  RegionAccess,
+  RegionCapHeader,
+  RegionInfo,
+  RegionIoFds,
+} from "../../../shared/spec/vfio-user.js";
 import { Descriptor } from "../../../shared/spec/virtio.js";
 import { Client } from "../../../shared/vfio-user/client.js";
 import { FrontEnd } from "../../fakes/front-end.js";
 import { type LinkMessage, message, TestDevice } from "../../fakes/front-end-device.js";
+import { ioFds, memoryBody, PARTS, regionInfo, tooMany } from "../../host/sharing-set-up.js";
 import { FuzzedBridge, inTime } from "../bridge.js";
 import type { Choices } from "../choices.js";
 import { FdPool } from "../fds.js";
@@ -31,7 +44,7 @@ const MAP_SIZE = 0x1_0000;
  */
 function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle: boolean): Uint8Array {
   const id = random.below(0x100);
-  const kind = random.below(gentle ? 7 : 12);
+  const kind = random.below(gentle ? 7 : 13);
   let bytes: Uint8Array;
   if (kind < 7) {
     const count = random.pick([0, 4, 64, 4096, 0x10000]);
@@ -47,6 +60,15 @@ function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle
     const hello = device.hello();
     if (random.chance(60)) spoil(random, hello, Hello);
     bytes = message(id, LinkCommand.HELLO, 0, random.chance(20) ? bend(random, hello) : hello);
+  } else if (kind === 12) {
+    const parts = random.chance(80) ? PARTS : tooMany;
+    const body = random.chance(50)
+      ? new Uint8Array(memoryBody(random.below(8), parts))
+      : AllocateEvents.encode({ region: random.below(7), count: random.below(70) });
+    if (random.chance(40)) spoil(random, body, body.length === AllocateEvents.size ? AllocateEvents : AllocateMemory);
+    if (random.chance(20) && body.length > AllocateMemory.size) spoil(random, body, MemoryArea, AllocateMemory.size);
+    const command = body.length === AllocateEvents.size ? LinkCommand.ALLOCATE_EVENTS : LinkCommand.ALLOCATE_MEMORY;
+    bytes = message(id, command, 0, random.chance(10) ? bend(random, body) : body);
   } else if (kind === 8) {
     bytes = message(id, random.pick([LinkCommand.QUIESCE, LinkCommand.CLIENT_GONE, 0, 99]), random.below(2));
   } else {
@@ -67,6 +89,23 @@ function reply(random: Choices, device: TestDevice, to: LinkMessage, gentle: boo
   if (random.chance(8))
     return message(id, command, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, new Uint8Array(0), oddNumber(random, 4));
   let data: Uint8Array<ArrayBuffer> = new Uint8Array(0);
+  const isInfo = command === Command.DEVICE_GET_REGION_INFO;
+  if ((isInfo || command === Command.DEVICE_GET_REGION_IO_FDS) && random.chance(70)) {
+    // Handles are small numbers, of which some exist.
+    const given = isInfo
+      ? regionInfo(PARTS)
+      : ioFds([
+          { gpaOffset: 16, size: 4 },
+          { size: 4, fdIndex: 1 },
+        ]);
+    given.writeUInt32LE(body.length >= 12 ? to.data.getUint32(8, true) : 0, 8);
+    if (random.chance(30)) spoil(random, given, isInfo ? RegionInfo : RegionIoFds);
+    if (random.chance(20)) spoil(random, given, isInfo ? RegionCapHeader : IoEventFd, isInfo ? 32 : 16);
+    const handles = Array.from({ length: isInfo ? 1 : 2 }, () => random.below(8));
+    const tail = new Uint8Array(Uint32Array.from(handles).buffer);
+    const count = random.chance(90) ? handles.length : oddNumber(random, 4);
+    return message(id, command, HeaderFlags.TYPE_REPLY, Buffer.concat([given, tail]), count);
+  }
   if (command === Command.REGION_READ) {
     const { offset, count } = RegionAccess.view(to.data);
     data = Uint8Array.from([...body.slice(0, RegionAccess.size), ...device.bar.slice(offset, offset + count)]);
@@ -102,8 +141,15 @@ async function call(random: Choices, client: Client, memory: number, doorbell: n
     }
     case 4:
       return client.regionWrite(Region.BAR0, random.below(64), new Uint8Array(random.pick([1, 4, 100])));
-    case 5:
-      return void (await client.getRegionInfo(random.below(9)));
+    case 5: {
+      if (random.chance(50)) {
+        for (const fd of (await client.getRegionIoFds(random.below(6))).fds) close(fd);
+        return;
+      }
+      const { fd } = await client.getRegionInfo(random.below(9));
+      if (fd >= 0) close(fd);
+      return;
+    }
     case 6:
       return random.chance(30) ? client.reset() : void (await client.getIrqInfo(random.below(5)));
     default:
@@ -157,7 +203,14 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
       };
       let client: Client | undefined;
       if (random.chance(85)) {
-        await inTime("HELLO", device.startAndGreet());
+        device.start();
+        if (random.chance(40)) {
+          const parts = new Uint8Array(memoryBody(Region.BAR0, PARTS));
+          await inTime("ALLOCATE_MEMORY", device.request(LinkCommand.ALLOCATE_MEMORY, parts));
+          const events = AllocateEvents.encode({ region: Region.BAR0, count: 3 });
+          await inTime("ALLOCATE_EVENTS", device.request(LinkCommand.ALLOCATE_EVENTS, events));
+        }
+        await inTime("HELLO", device.request(LinkCommand.HELLO, device.hello()));
         client = await inTime("VERSION", Client.connect(bridge.path("vfio-user", 0), { timeoutMs: 0 }));
       } else {
         device.start();

@@ -84,7 +84,13 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
   dma.maps = [...MAPS];
   dma.bytes.fill(CANARY);
   for (const { offset, size } of WRITABLE) dma.bytes.fill(0, offset, offset + size);
-  device.start({ dma, interrupts, log, run: () => assert.fail("it keeps its own list of jobs"), shared: nothingShared });
+  device.start({
+    dma,
+    interrupts,
+    log,
+    run: () => assert.fail("it keeps its own list of jobs"),
+    shared: nothingShared,
+  });
   const [home] = MAPS;
 
   const write = (offset: number, size: number, value: number) => {

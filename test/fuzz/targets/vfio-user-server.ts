@@ -16,6 +16,7 @@ import {
   eventfd,
   eventfdRead,
   F_SEAL_SHRINK,
+  fileStatus,
   mapFile,
   PROT_READ,
   PROT_WRITE,
@@ -61,6 +62,8 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
       const answers: [Peer, Message][] = [];
       listen(peer);
       peer.onFd = (fd) => {
+        // Memory and ioeventfds of the device's.
+        if (fileStatus(fd).kind !== "socket") return close(fd);
         const twin = new Peer(fd);
         peers.push(twin);
         listen(twin);
@@ -78,7 +81,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
         for (const [to, answer] of answers.splice(0)) await to.send(answer);
       }
       if (reads) await peer.linger(random.below(6));
-      assert.ok(peers.length <= 2, "but for one twin socket, no reply carries an fd");
+      assert.ok(peers.length <= 2, "no reply but one carries a socket");
       for (const each of peers) each.close();
       fds.endRound();
     },
