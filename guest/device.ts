@@ -23,6 +23,9 @@ export interface Dma {
    * window, and puts it into `into` (which is reused, so nothing is allocated). Returns its length; 0 where nothing is
    * mapped, the access is not permitted, or the memory is not in the window. The segment is good until the device's
    * `quiesce` or `reset` resolves or, in synchronous code, until it returns to the event loop.
+   *
+   * While the driver VM logs DMA for a live migration, all of a segment that was located for "write" counts as written from
+   * then until a `quiesce` that began later has resolved: `quiesce` is called for each report of the log.
    */
   locate(address: number, length: number, access: "read" | "write", into: Segment): number;
   /** A Uint8Array on driver-VM memory itself, or undefined when it is not in one piece of the window. Same lifetime. */
@@ -86,7 +89,7 @@ export interface DeviceContext {
  *
  * Its life: `start`, then any number of clients, one after the other; then a last `reset`, and `close`. What is left out
  * below is answered by the framework; what takes time is a promise, which must resolve by itself: the driver VM waits for it.
- * A promise that rejects is logged as the device's bug, and the framework goes on as if it had resolved.
+ * A promise that rejects is logged as the device's bug, and the framework goes on as if it had resolved; a migration fails.
  */
 export interface Device {
   readonly identity: PciIdentity;
@@ -110,8 +113,9 @@ export interface Device {
    */
   reset?(): void | Promise<void>;
   /**
-   * Some driver-VM memory is about to go away. Promise: DMA that was under way when it was called, jobs apart, is finished, and no
-   * view or segment of before is used again. New DMA to what stays mapped may start meanwhile.
+   * Some driver-VM memory is about to go away, or the log of what the device wrote is about to be read. Promise: DMA that was
+   * under way when it was called, jobs apart, is finished, and no view or segment of before is used again. New DMA to what stays
+   * mapped may start meanwhile.
    */
   quiesce?(): void | Promise<void>;
   /**
@@ -126,6 +130,32 @@ export interface Device {
   close?(): void | Promise<void>;
   /** The device's own state as plain data, for people: SIGUSR1 shows it, along with the registers, interrupts and DMA maps. */
   inspect?(): unknown;
+  /** A device with it can be moved, with its driver VM or without, to another process that runs the same kind of device. */
+  readonly migration?: Migration;
+}
+
+/**
+ * How a device's state moves to another process (<linux/vfio.h>, migration version 2). Config space, the MSI-X table, interrupts
+ * that wait, `registers` and shared parts move by themselves: a device that has nothing else gives `{}`. What is below is called
+ * while the device is paused, but for `preCopy`. Such a device gets no access to its BARs; DMA is refused to it, its
+ * interrupts and ioeventfds wait.
+ * Jobs do not move: where one waits for the end of the pause, the device is not saved.
+ */
+export interface Migration {
+  /** The state beside `registers`, in a form of the device's own. It may be asked for more than once, and go on here after all. */
+  save?(): Uint8Array | Promise<Uint8Array>;
+  /**
+   * Takes on a state that another device's `save` gave, in place of its own; empty where there is no `save`. `registers` and
+   * shared parts have their new values. All of it came through the driver VM's VMM: check it, and throw (or reject) when it is none of the
+   * device's; then only a reset helps. `pieces` is what `preCopy` gave, in order.
+   */
+  load?(state: Uint8Array, pieces: readonly Uint8Array[]): void | Promise<void>;
+  /**
+   * For a state so large that it takes long to copy: called while the device runs, gives a piece of it that is to be copied
+   * already, or undefined when there is nothing new at the moment. `first`: a new copy begins, and with it all pieces again.
+   * `save` then need not hold what is in the pieces.
+   */
+  preCopy?(first: boolean): Uint8Array | undefined | Promise<Uint8Array | undefined>;
 }
 
 /** DMA to an address that is not mapped, or not for that access. */

@@ -6,6 +6,7 @@
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
 import { copyBytes } from "../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "./device.js";
+import type { DirtyLog } from "./dirty-log.js";
 import type { DmaMapping, Link } from "./link/link.js";
 
 type Access = "read" | "write";
@@ -17,6 +18,8 @@ export class WindowDma implements Dma {
   bytesByMessage = 0;
   /** The most bytes of one DMA message to the client. */
   maxMessageData = 0;
+  /** What is written is marked in it, while there is one. */
+  dirtyLog: DirtyLog | undefined;
   readonly #maps = new DmaTable<DmaMapping>();
   readonly #link: Link;
   readonly #busMaster: () => boolean;
@@ -31,6 +34,7 @@ export class WindowDma implements Dma {
     length: 0,
   };
 
+  /** `busMaster`: whether the function may do DMA now. */
   constructor(link: Link, busMaster: () => boolean) {
     this.#link = link;
     this.#busMaster = busMaster;
@@ -75,6 +79,7 @@ export class WindowDma implements Dma {
     into.data = this.#data[index];
     into.offset = offset;
     into.length = Math.min(length, mapping.size - inMap, bytes.length - offset);
+    if (this.dirtyLog !== undefined && access === "write") this.dirtyLog.mark(address, into.length);
     return into.length;
   }
 
@@ -106,7 +111,10 @@ export class WindowDma implements Dma {
         continue;
       }
       const length = this.#messageLength(address + done, source.length - done, "write");
+      // Marked before and after: a report in between has it once, and it may not have been written yet by then.
+      this.dirtyLog?.mark(address + done, length);
       await this.#link.writeMemory(address + done, source.subarray(done, done + length));
+      this.dirtyLog?.mark(address + done, length);
       this.bytesByMessage += length;
       done += length;
     }

@@ -1,7 +1,7 @@
 /**
  * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
  * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps.
- * Nothing is allocated for a region access. Left out: migration.
+ * Nothing is allocated for a region access.
  */
 import { inBounds } from "../shared/bits.js";
 import { Errno } from "../shared/errors.js";
@@ -9,12 +9,14 @@ import { QUIESCE_DEADLINE_MS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import {
   Command,
+  DeviceFeature,
   DeviceInfo,
   DeviceInfoFlags,
   IoEventFd,
   Irq,
   IrqInfo,
   IrqInfoFlags,
+  MigData,
   NUM_PCI_IRQS,
   NUM_PCI_REGIONS,
   Region,
@@ -26,12 +28,14 @@ import {
   WriteMulti,
   WriteMultiEntry,
 } from "../shared/spec/vfio-user.js";
-import type { DeviceSummary, PendingCommand } from "../shared/vfio-user/backend.js";
+import type { DeviceSummary, DirtyRequest, PendingCommand } from "../shared/vfio-user/backend.js";
 import type { Device } from "./device.js";
 import { WindowDma } from "./dma.js";
+import { DeviceFeatures } from "./features.js";
 import { InterruptController } from "./interrupts.js";
 import { Jobs } from "./jobs.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
+import { FunctionMigration, type FunctionParts } from "./migration.js";
 import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
@@ -47,6 +51,9 @@ const FIXED_SIZE: Readonly<Record<number, number>> = {
   [Command.REGION_READ]: RegionAccess.size,
   [Command.REGION_WRITE]: RegionAccess.size,
   [Command.REGION_WRITE_MULTI]: WriteMulti.size,
+  [Command.DEVICE_FEATURE]: DeviceFeature.size,
+  [Command.MIG_DATA_READ]: MigData.size,
+  [Command.MIG_DATA_WRITE]: MigData.size,
 };
 
 export class DeviceEndpoint implements Endpoint {
@@ -62,10 +69,13 @@ export class DeviceEndpoint implements Endpoint {
   readonly #patience: Patience;
   readonly #sharing: Sharing;
   readonly #link: Link;
+  readonly #features: DeviceFeatures;
+  /** Undefined for a device that cannot be migrated. */
+  readonly #migration: FunctionMigration | undefined;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
-  /** Resets one behind the other, so that none overlaps with another. */
-  #resetting: Promise<void> = Promise.resolve();
+  /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
+  #tail: Promise<void> = Promise.resolve();
   #paused = false;
 
   readonly #deviceInfo = DeviceInfo.view();
@@ -106,7 +116,15 @@ export class DeviceEndpoint implements Endpoint {
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
     this.#sharing = new Sharing(device, layout, log);
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
-    this.dma = new WindowDma(link, () => this.#config.busMaster);
+    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped);
+    this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
+    this.#features = new DeviceFeatures({
+      dma: this.dma,
+      migration: this.#migration,
+      exclusive: (work) => this.#exclusive(work),
+      quiesce: () => this.#inTime("quiesce", this.#quiesce()),
+      log,
+    });
   }
 
   /** Starts the device; call it once, before the link is opened. */
@@ -135,10 +153,12 @@ export class DeviceEndpoint implements Endpoint {
     await this.#patience.idle();
     this.dma.maxMessageData = maxDataXferSize;
     this.#sharing.maxDescriptors = maxMessageFds;
+    this.#features.maxDataXferSize = maxDataXferSize;
   }
 
   async disconnected(): Promise<void> {
     this.dma.unmapAll();
+    this.#features.disconnected();
     this.interrupts.reset();
     await this.#patience.wait("reset", this.#reset());
     this.#log.info(this.statistics(), "served so far");
@@ -148,26 +168,36 @@ export class DeviceEndpoint implements Endpoint {
     this.dma.map(mapping);
   }
 
-  async unmap(address: number, size: number): Promise<void> {
+  async unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> {
+    const log = dirty && this.#features.logOf(address, size, dirty);
     this.dma.unmap(address, size);
-    const quiet = Promise.all([this.#jobs.settled(), this.#settle("quiesce", () => this.#device.quiesce?.())]);
-    await this.#patience.wait("quiesce", quiet);
+    try {
+      await this.#patience.wait("quiesce", this.#quiesce());
+    } finally {
+      // Also of a device that is late: whatever it may still have written to is in the log.
+      if (dirty) log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
+    }
   }
 
-  /** Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. Never rejects. */
-  async pause(): Promise<void> {
+  /**
+   * Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. False when the device
+   * failed; never rejects.
+   */
+  async pause(): Promise<boolean> {
     this.#paused = true;
     const device = this.#device;
     const stop = () => (device.pause === undefined ? device.quiesce?.() : device.pause());
-    await Promise.all([this.#jobs.pause(), this.#settle("pause", stop)]);
+    const [, isPaused] = await Promise.all([this.#jobs.pause(), this.#settle("pause", stop)]);
+    return isPaused;
   }
 
-  /** A reset ends a pause as well. */
-  async resume(): Promise<void> {
-    if (!this.#paused) return;
+  /** A reset ends a pause as well. False when the device failed. */
+  async resume(): Promise<boolean> {
+    if (!this.#paused) return true;
     this.#paused = false;
-    await this.#settle("resume", () => this.#device.resume?.());
+    const isResumed = await this.#settle("resume", () => this.#device.resume?.());
     this.#jobs.resume();
+    return isResumed;
   }
 
   setIrqs(change: IrqChange): void {
@@ -199,7 +229,11 @@ export class DeviceEndpoint implements Endpoint {
       case Command.DEVICE_RESET:
         return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, 0);
       case Command.DEVICE_FEATURE:
-        return Errno.ENOTTY;
+        return this.#features.feature(command);
+      case Command.MIG_DATA_READ:
+        return this.#features.migDataRead(command);
+      case Command.MIG_DATA_WRITE:
+        return this.#features.migDataWrite(command);
       default:
         return Errno.ENOTSUP;
     }
@@ -213,6 +247,7 @@ export class DeviceEndpoint implements Endpoint {
       interrupts: this.interrupts.inspect(),
       jobs: this.#jobs.inspect(),
       registers: this.#regions.inspect(),
+      migration: this.#migration?.inspect(),
       device: this.#device.inspect?.(),
     };
   }
@@ -311,7 +346,7 @@ export class DeviceEndpoint implements Endpoint {
   #regionRead(command: PendingCommand): number {
     const request = this.#access.at(command.data, command.offset);
     const { offset, region, count } = request;
-    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
     const length = RegionAccess.size + count;
     command.reserve(length);
     const reply = this.#access.at(command.replyData, command.replyOffset);
@@ -334,7 +369,7 @@ export class DeviceEndpoint implements Endpoint {
     const { offset, region, count } = request;
     const start = command.offset + RegionAccess.size;
     if (!inBounds(RegionAccess.size, count, command.length)) return Errno.EINVAL;
-    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
     if (!this.#tryWrite(region, offset, count, command.data, start)) return Errno.EIO;
     command.reserve(RegionAccess.size);
     const reply = this.#access.at(command.replyData, command.replyOffset);
@@ -353,8 +388,7 @@ export class DeviceEndpoint implements Endpoint {
     // All are checked before the first is done, so that a refused command changed nothing.
     for (let at = first; at < end; at += WriteMultiEntry.size) {
       const { offset, region, count } = this.#multiEntry.at(command.data, at);
-      if (count > WRITE_MULTI_MAX_DATA) return Errno.EINVAL;
-      if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return Errno.EINVAL;
+      if (count > WRITE_MULTI_MAX_DATA || !this.#mayAccess(region, offset, count)) return Errno.EINVAL;
     }
     for (let at = first; at < end; at += WriteMultiEntry.size) {
       const { offset, region, count } = this.#multiEntry.at(command.data, at);
@@ -364,6 +398,16 @@ export class DeviceEndpoint implements Endpoint {
     command.reserve(WriteMulti.size);
     this.#multi.at(command.replyData, command.replyOffset).writes = writes;
     return this.#replyToWrite(command, WriteMulti.size);
+  }
+
+  /** Whether an access lies within its region, and does not reach the device while that stands still. */
+  #mayAccess(region: number, offset: number, count: number): boolean {
+    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return false;
+    return !this.#stopped || !this.#regions.reachesDevice(region, offset, count);
+  }
+
+  get #stopped(): boolean {
+    return this.#migration?.stopped === true;
   }
 
   /** A config write may have asked for a function-level reset: then the reply waits for it. */
@@ -395,7 +439,7 @@ export class DeviceEndpoint implements Endpoint {
   /** The function's reset: the device's work first, while what it still reads through DMA is there. */
   #reset(): Promise<void> {
     this.#resetRequested = false;
-    this.#resetting = this.#resetting.then(async () => {
+    return this.#exclusive(async () => {
       await this.#jobs.reset(async () => {
         this.#regions.resetRegisters();
         await this.#settle("reset", () => this.#device.reset?.());
@@ -403,17 +447,57 @@ export class DeviceEndpoint implements Endpoint {
       this.#config.reset();
       this.#msix?.reset();
       this.interrupts.forgetPending();
+      this.#sharing.forgetWaiting();
+      this.#migration?.reset();
       await this.resume();
     });
-    return this.#resetting;
   }
 
-  /** Waits for one of the device's promises; a failure is the device's bug, is logged, and goes no further. */
-  async #settle(what: string, action: () => void | Promise<void>): Promise<void> {
+  #exclusive(work: () => Promise<void>): Promise<void> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => {});
+    return done;
+  }
+
+  #migrationParts(): FunctionParts {
+    return {
+      config: this.#config,
+      msix: this.#msix,
+      regions: this.#regions,
+      sharing: this.#sharing,
+      interrupts: this.interrupts,
+      log: this.#log,
+      pause: () => this.#inTime("pause", this.pause()),
+      resume: () => this.#inTime("resume", this.resume()),
+      jobsWait: () => this.#jobs.held > 0,
+    };
+  }
+
+  /** Whether `work` came to a good end before its deadline. */
+  async #inTime(what: string, work: Promise<boolean>): Promise<boolean> {
+    try {
+      await this.#patience.wait(what, work);
+      return await work;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Waits for the DMA that is under way. False when the device failed. */
+  async #quiesce(): Promise<boolean> {
+    const quiesced = this.#settle("quiesce", () => this.#device.quiesce?.());
+    const [, isQuiet] = await Promise.all([this.#jobs.settled(), quiesced]);
+    return isQuiet;
+  }
+
+  /** Waits for one of the device's promises; a failure (false) is the device's bug, is logged, and goes no further. */
+  async #settle(what: string, action: () => void | Promise<void>): Promise<boolean> {
     try {
       await action();
+      return true;
     } catch (error) {
       this.#log.error({ err: error }, `the device's ${what} failed`);
+      return false;
     }
   }
 }

@@ -8,6 +8,7 @@ export {
   DmaError,
   type Interrupts,
   type IoEventFdOptions,
+  type Migration,
   type PciCapabilities,
   type PciIdentity,
   type Segment,

@@ -32,6 +32,8 @@ export class InterruptController implements Interrupts {
   /** MSI vectors that the client set up: as many as the driver VM lets the function use; 0 when MSI is off. */
   #msiVectors = 0;
   #msixEnabled = false;
+  /** The function is stopped: interrupts wait. */
+  #held = false;
 
   constructor(
     irqCounts: readonly number[],
@@ -92,6 +94,40 @@ export class InterruptController implements Interrupts {
     }
   }
 
+  /** The function is stopped: every interrupt waits from now on, until `release`. */
+  hold(): void {
+    this.#held = true;
+  }
+
+  /** The function runs again: what waited for that goes out. */
+  release(): void {
+    this.#held = false;
+    for (const [index, states] of this.#states.entries()) {
+      for (let vector = 0; vector < states.length; vector++) this.#deliver(index, vector);
+    }
+  }
+
+  /** What waits, a byte for each vector in the order of their indices; then whether INTA# is asserted, and the device's level. */
+  savePending(): Uint8Array {
+    const waiting = this.#states.flatMap((states) => Array.from(states, (state) => ((state & PENDING) !== 0 ? 1 : 0)));
+    return Uint8Array.of(...waiting, this.#intxAsserted ? 1 : 0, this.#level ? 1 : 0);
+  }
+
+  /** Replaces what waits by what `savePending` gave; nothing goes out before `release`. @throws RangeError when it is not of this function */
+  loadPending(bytes: Uint8Array): void {
+    const vectors = this.#states.reduce((sum, states) => sum + states.length, 0);
+    if (bytes.length !== vectors + 2 || bytes.some((byte) => byte > 1))
+      throw new RangeError("another function's interrupts");
+    let at = 0;
+    for (const states of this.#states) {
+      for (let vector = 0; vector < states.length; vector++) {
+        states[vector] = (states[vector] & ~PENDING) | (bytes[at++] === 1 ? PENDING : 0);
+      }
+    }
+    this.#intxAsserted = bytes[at] === 1;
+    this.#level = bytes[at + 1] === 1;
+  }
+
   /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
   change(change: IrqChange): void {
     const action = change.flags & IrqSetFlags.ACTIONS_MASK;
@@ -141,7 +177,7 @@ export class InterruptController implements Interrupts {
     const states = this.#states[index];
     const state = states[vector];
     if (index === Irq.INTX) this.#intxAsserted = true;
-    if ((state & (BOUND | MASKED)) !== BOUND || this.#gated(index, vector)) {
+    if (this.#held || (state & (BOUND | MASKED)) !== BOUND || this.#gated(index, vector)) {
       states[vector] = state | PENDING;
       return;
     }

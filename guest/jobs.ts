@@ -21,6 +21,11 @@ export class Jobs {
 
   constructor(readonly log: Log) {}
 
+  /** Jobs that wait for the end of the pause. */
+  get held(): number {
+    return this.#held.length;
+  }
+
   /** Starts a job now, up to its first `await`; or at the end of the pause. */
   run(job: Job): void {
     if (this.#resetting) return;

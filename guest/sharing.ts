@@ -39,6 +39,8 @@ interface Event {
 
 interface Bar extends BarSharing {
   readonly events: readonly Event[];
+  /** By event, 1 for one that came while the function was stopped. */
+  readonly waiting: Uint8Array;
   /** In the order of the declaration. */
   areas: readonly SharedArea[];
   memory: SharedMemory | undefined;
@@ -60,6 +62,7 @@ export class Sharing {
   readonly #device: Device;
   readonly #log: Log;
   #shadowBytes = 0;
+  #held = false;
   #shadow: SharedMemory | undefined;
   #shadowData = new DataView(new ArrayBuffer(0));
 
@@ -74,7 +77,14 @@ export class Sharing {
         return { options, shadowOffset };
       });
       if (events.length > 0 && device.ioEvent === undefined) throw new RangeError("ioeventfds, and no ioEvent method");
-      this.#bars[declared.bar] = { ...declared, events, areas: [], memory: undefined, eventfds: undefined };
+      this.#bars[declared.bar] = {
+        ...declared,
+        events,
+        waiting: new Uint8Array(events.length),
+        areas: [],
+        memory: undefined,
+        eventfds: undefined,
+      };
     }
   }
 
@@ -100,6 +110,49 @@ export class Sharing {
     this.#shadow = await link.allocateMemory(NO_REGION, [{ offset: 0, size }]);
     const [bytes] = this.#shadow.areas;
     this.#shadowData = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  }
+
+  /** The function is stopped: events wait from now on, until `release`. */
+  hold(): void {
+    this.#held = true;
+  }
+
+  /** The function runs again: what waited comes. */
+  release(): void {
+    this.#held = false;
+    for (const bar of this.#bars) {
+      for (const [index, waits] of bar?.waiting.entries() ?? []) {
+        if (waits === 1 && bar !== undefined) this.#signalled(bar, index);
+      }
+      bar?.waiting.fill(0);
+    }
+  }
+
+  /** The function was reset: nothing waits. */
+  forgetWaiting(): void {
+    for (const bar of this.#bars) bar?.waiting.fill(0);
+  }
+
+  /** All shared parts, one behind the other, and a byte for each event that says whether it waits. */
+  save(): Uint8Array {
+    return Buffer.concat(this.#moving);
+  }
+
+  /** Puts back what `save` gave. @throws RangeError when it is of other parts; nothing has changed then */
+  load(state: Uint8Array): void {
+    const targets = this.#moving;
+    const size = targets.reduce((sum, target) => sum + target.length, 0);
+    if (state.length !== size) throw new RangeError(`${state.length} bytes for shared parts of ${size}`);
+    let at = 0;
+    for (const target of targets) {
+      target.set(state.subarray(at, at + target.length));
+      at += target.length;
+    }
+  }
+
+  /** What moves with the function. */
+  get #moving(): Uint8Array[] {
+    return this.#bars.flatMap((bar) => (bar ? [...bar.areas.map(({ bytes }) => bytes), bar.waiting] : []));
   }
 
   /** Where a BAR's first shared part begins; Infinity when there is none. */
@@ -198,6 +251,10 @@ export class Sharing {
 
   #tell(bar: Bar, index: number): void {
     const { options, shadowOffset } = bar.events[index];
+    if (this.#held) {
+      bar.waiting[index] = 1;
+      return;
+    }
     const value = shadowOffset >= 0 ? getValue(this.#shadowData, shadowOffset, options.size) : options.datamatch;
     this.#device.ioEvent?.(bar.bar, index, value);
   }

@@ -15,5 +15,5 @@ export function isAligned(value: number, alignment: number): boolean {
 }
 
 export function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
+  return value > 0 && value === 2 ** Math.round(Math.log2(value));
 }

@@ -26,6 +26,15 @@ export const MAX_SHARED_PARTS = 64;
 /** Ioeventfds of one session. */
 export const MAX_IOEVENTFDS = 64;
 
+/** The bitmap of one reply: with its fixed part it is no more than a transfer. 4 KiB are for 128 MiB of memory. */
+export const MAX_DIRTY_BITMAP_SIZE = MAX_DATA_XFER_SIZE - 4 * KiB;
+/** Ranges of addresses that one DMA_LOGGING_START may name (as many as Linux takes). */
+export const MAX_DMA_LOGGING_RANGES = 256;
+/** What the log of written pages may take; enough for 2 TiB of driver-VM memory. Above it every page counts as written. */
+export const MAX_DMA_LOG_SIZE = 64 * MiB;
+/** A device's whole migration stream, which is kept until it has come, or has been read, to its end. */
+export const MAX_MIGRATION_STREAM = 64 * MiB;
+
 /** Bytes that may wait in a socket's send queue before the peer counts as gone. */
 export const MAX_SEND_BACKLOG = 4 * MiB;
 /** Bytes of DMA_WRITE messages on their way to one client; more wait in their order. */

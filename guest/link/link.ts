@@ -2,7 +2,7 @@
  * The link: all that a device knows of its driver VM. Two implementations: local.ts (the device sits straight on a
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
-import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
 
 /** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
 export interface Window {
@@ -73,8 +73,12 @@ export interface Endpoint {
    */
   disconnected(): Promise<void>;
   map(mapping: DmaMapping): void;
-  /** Resolves when no DMA to or from it is under way. Rejects with Overdue, or with ProtocolError ENOENT when there is no such map. */
-  unmap(address: number, size: number): Promise<void>;
+  /**
+   * Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in then. Rejects with Overdue, the bitmap
+   * filled in; or with ProtocolError, and it stays mapped: ENOENT when there is no such map, EINVAL when a bitmap is wanted and
+   * DMA is not logged.
+   */
+  unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void>;
   setIrqs(change: IrqChange): void;
   /** Any other command; see PendingCommand for the duties. */
   handle(command: PendingCommand): void;

@@ -12,6 +12,7 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
+  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
@@ -143,10 +144,10 @@ export class LocalLink implements Link, Backend {
     map.windowOffset = windowOffset;
   }
 
-  async unmap(map: MemoryMap): Promise<void> {
+  async unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
     let kept = Promise.resolve();
     try {
-      await this.#open().unmap(map.address, map.size);
+      await this.#open().unmap(map.address, map.size, dirty);
     } catch (error) {
       if (!(error instanceof Overdue)) throw error;
       kept = error.finished;

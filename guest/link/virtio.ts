@@ -5,15 +5,17 @@
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
-import { MAX_DMA_MAPS, MAX_MESSAGE_FDS, MAX_PENDING_COMMANDS } from "../../shared/limits.js";
+import { MAX_DIRTY_BITMAP_SIZE, MAX_DMA_MAPS, MAX_MESSAGE_FDS, MAX_PENDING_COMMANDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { ABI_VERSION, ClientConnected, Hello, IoEvent, LinkCommand, Queue } from "../../shared/spec/link.js";
 import {
+  Bitmap,
   Command,
   DmaAccess,
   DmaMap,
   DmaMapFlags,
   DmaUnmap,
+  DmaUnmapFlags,
   Header,
   HeaderFlags,
   Irq,
@@ -25,6 +27,7 @@ import {
 import { Status } from "../../shared/spec/virtio.js";
 import { setU64 } from "../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
+import { bitmapSize } from "../../shared/vfio-user/bitmap.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
 import { LinkPendingCommand } from "./command.js";
@@ -306,12 +309,39 @@ export class VirtioLink implements Link {
 
   #unmap(endpoint: Endpoint, command: LinkPendingCommand): void {
     needLength(command, DmaUnmap.size);
-    const { address, size } = this.#dmaUnmap.at(command.data, command.offset);
+    const { address, size, flags } = this.#dmaUnmap.at(command.data, command.offset);
+    if (flags === DmaUnmapFlags.GET_DIRTY_BITMAP) {
+      this.#unmapDirty(endpoint, command, address, size);
+      return;
+    }
     this.#answer(
       endpoint.unmap(address, size).then(() => {
         this.#maps--;
       }),
     );
+  }
+
+  /** The reply is the request and the bitmap behind it. */
+  #unmapDirty(endpoint: Endpoint, command: LinkPendingCommand, address: number, size: number): void {
+    needLength(command, DmaUnmap.size + Bitmap.size);
+    const { pageSize } = Bitmap.view(command.data, command.offset + DmaUnmap.size);
+    const length = bitmapSize(address, size, pageSize);
+    const bitmapOffset = DmaUnmap.size + Bitmap.size;
+    if (length < 0 || length > MAX_DIRTY_BITMAP_SIZE)
+      throw new ProtocolError(`a bitmap for pages of ${pageSize} bytes`);
+    const bitmap = new Uint8Array(length);
+    endpoint
+      .unmap(address, size, { pageSize, bitmap })
+      .then(() => {
+        this.#maps--;
+        if (!command.active) return;
+        command.reserve(bitmapOffset + length);
+        const request = command.bytes.subarray(command.offset, command.offset + bitmapOffset);
+        command.replyBytes.set(request, command.replyOffset);
+        command.replyBytes.set(bitmap, command.replyOffset + bitmapOffset);
+        command.reply(bitmapOffset + length);
+      })
+      .catch((error) => this.#fail(error));
   }
 
   #clientConnected(endpoint: Endpoint, command: LinkPendingCommand): void {

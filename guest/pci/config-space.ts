@@ -61,6 +61,10 @@ export interface ConfigSpace {
   read(offset: number, size: number): number;
   write(offset: number, size: number, value: number): void;
   reset(): void;
+  /** The registers' values, to be loaded into the same function's space elsewhere. */
+  save(): Uint8Array;
+  /** @throws RangeError when the image is not of such a space in a state that a driver VM can have brought it into */
+  load(image: Uint8Array): void;
   inspect(): Record<string, string>;
 }
 
@@ -119,6 +123,11 @@ export function createConfigSpace(
     read: (offset, size) => registers.read(offset, size),
     write: (offset, size, value) => registers.write(offset, size, value),
     reset: () => registers.reset(),
+    save: () => registers.save(),
+    load: (image) => {
+      if (!registers.isReachable(image)) throw new RangeError("config space of another kind of function");
+      registers.load(image);
+    },
     inspect: () => registers.inspect(),
   };
 }

@@ -53,6 +53,17 @@ export class MsixTable {
     }
   }
 
+  /** The table's bytes. */
+  save(): Uint8Array {
+    return new Uint8Array(this.#table.buffer.slice(0));
+  }
+
+  /** @throws RangeError when the length is not the table's */
+  load(bytes: Uint8Array): void {
+    if (bytes.length !== this.#table.byteLength) throw new RangeError(`an MSI-X table of ${bytes.length} bytes`);
+    new Uint8Array(this.#table.buffer).set(bytes);
+  }
+
   /** Whether BAR `bar`'s byte at `offset` belongs to the table or the pending bits. */
   covers(bar: number, offset: number): boolean {
     return bar === this.layout.bar && offset >= this.layout.tableOffset && offset < this.layout.end;

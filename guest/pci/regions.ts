@@ -43,6 +43,23 @@ export class Regions {
     for (const file of this.#files) file?.reset();
   }
 
+  /** Their values, all BARs' one behind the other. */
+  saveRegisters(): Uint8Array {
+    return Buffer.concat(this.#files.flatMap((file) => file?.save() ?? []));
+  }
+
+  /** Puts back what `saveRegisters` gave. @throws RangeError when it is of other registers; nothing has changed then */
+  loadRegisters(bytes: Uint8Array): void {
+    const files = this.#files.filter((file) => file !== undefined);
+    const size = files.reduce((sum, file) => sum + file.size, 0);
+    if (bytes.length !== size) throw new RangeError(`${bytes.length} bytes for ${size} bytes of registers`);
+    let at = 0;
+    for (const file of files) {
+      file.load(bytes.subarray(at, at + file.size));
+      at += file.size;
+    }
+  }
+
   /** Reads region bytes [offset, offset + count), which lie within the region, into `data` from `to` on. */
   read(region: number, offset: number, count: number, data: DataView, to: number): void {
     const end = offset + count;
@@ -62,6 +79,12 @@ export class Regions {
       this.#writePiece(region, at, size, readNumber(data, from + at - offset, size));
       at += size;
     }
+  }
+
+  /** Whether an access concerns the device itself, and not only what is answered for it here. */
+  reachesDevice(region: number, offset: number, count: number): boolean {
+    if (region === Region.CONFIG || region === Region.ROM || count === 0) return false;
+    return !(this.msix?.covers(region, offset) && this.msix.covers(region, offset + count - 1));
   }
 
   #readPiece(region: number, offset: number, size: number): number {

@@ -66,6 +66,35 @@ export class RegisterFile<Name extends string = string> {
     for (const [index, register] of this.#registers.entries()) this.#values[index] = register.reset ?? 0;
   }
 
+  /** All stored values, each in its register's place: an image of `size` bytes. No hooks. */
+  save(): Uint8Array {
+    const image = new Uint8Array(this.size);
+    for (const [index, { offset, size }] of this.#registers.entries()) {
+      for (let n = 0; n < size; n++) image[offset + n] = this.#values[index] >>> (n * 8);
+    }
+    return image;
+  }
+
+  /** Puts back what `save` gave; calls no hooks. @throws RangeError when the image is not of `size` bytes; nothing has changed then */
+  load(image: Uint8Array): void {
+    if (image.length !== this.size) throw new RangeError(`${image.length} bytes for ${this.size} bytes of registers`);
+    for (const [index, register] of this.#registers.entries()) this.#values[index] = valueIn(image, register);
+  }
+
+  /**
+   * Whether an image holds nothing but what software's writes can have made of the reset values: bits that it cannot change
+   * are as after reset, and every value is one that `accept` lets stand.
+   */
+  isReachable(image: Uint8Array): boolean {
+    if (image.length !== this.size) return false;
+    return this.#registers.every((register) => {
+      const { reset = 0, writable = 0, writeOneToClear = 0, accept } = register;
+      const value = valueIn(image, register);
+      if (((value ^ reset) & ~(writable | writeOneToClear)) !== 0) return false;
+      return accept === undefined || accept(value, reset) >>> 0 === value;
+    });
+  }
+
   /** The stored value, as the device sees it: no hooks. */
   get(name: Name): number {
     return this.#values[this.#indexOf[name]];
@@ -171,6 +200,12 @@ export function bytesAsRegisters(
     table[`0x${at.toString(16)}`] = { offset: at, size: 1, reset, writable: writable?.[n] ?? 0, ...hook };
   }
   return table;
+}
+
+function valueIn(image: Uint8Array, { offset, size }: Register): number {
+  let value = 0;
+  for (let n = size - 1; n >= 0; n--) value = value * 256 + image[offset + n];
+  return value;
 }
 
 /** A mask of the low `bytes` bytes, 1 to 4. */

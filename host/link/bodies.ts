@@ -1,6 +1,6 @@
 /** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
-import { DmaMap, DmaMapFlags, DmaUnmap, IrqSet } from "../../shared/spec/vfio-user.js";
-import type { IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
+import { Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, IrqSet } from "../../shared/spec/vfio-user.js";
+import type { DirtyRequest, IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
 import type { Doorbells } from "./doorbells.js";
 
 /** DMA_MAP: with its window offset where it has one. */
@@ -11,8 +11,14 @@ export function mapBody({ address, size, readable, writable, windowOffset }: Mem
   return DmaMap.encode({ argsz: DmaMap.size, flags, offset: inWindow ? windowOffset : 0, address, size });
 }
 
-export function unmapBody({ address, size }: MemoryMap): Uint8Array {
-  return DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
+/** DMA_UNMAP; with `dirty` the reply is to have the bitmap behind the same body. */
+export function unmapBody({ address, size }: MemoryMap, dirty?: DirtyRequest): Uint8Array {
+  if (dirty === undefined) return DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
+  const { pageSize, bitmap } = dirty;
+  const flags = DmaUnmapFlags.GET_DIRTY_BITMAP;
+  const argsz = DmaUnmap.size + Bitmap.size + bitmap.length;
+  const fixed = DmaUnmap.encode({ argsz, flags, address, size });
+  return Buffer.concat([fixed, Bitmap.encode({ pageSize, size: bitmap.length })]);
 }
 
 /** SET_IRQS with eventfds: the doorbells that vectors start to start + count have now. */

@@ -12,6 +12,7 @@ import {
   Header,
   IoEventFd,
   IrqInfo,
+  MigData,
   NUM_PCI_IRQS,
   NUM_PCI_REGIONS,
   Region,
@@ -74,6 +75,7 @@ const access = RegionAccess.view();
 const replied = RegionAccess.view();
 const info = RegionInfo.view();
 const ioFds = RegionIoFds.view();
+const migData = MigData.view();
 
 /**
  * Checks the reply to a relayed command, whose body is data[Header.size, Header.size + length), and takes out of it what
@@ -103,9 +105,16 @@ export function checkReply(command: PendingCommand, data: DataView, length: numb
     case Command.REGION_WRITE_MULTI:
       return fixed(WriteMulti.size);
     case Command.DEVICE_FEATURE:
-    case Command.MIG_DATA_READ:
-      // Both requests begin with argsz, the most that the client takes.
+      // The request begins with argsz, the most that the client takes.
       return length >= DeviceFeature.size && length <= argszOf(command) ? length : -1;
+    case Command.MIG_DATA_READ: {
+      const wanted = migData.at(command.data, command.offset).size;
+      if (length < MigData.size || length > MigData.size + wanted) return -1;
+      const { argsz, size } = migData.at(data, Header.size);
+      return argsz === length && size === length - MigData.size ? length : -1;
+    }
+    case Command.MIG_DATA_WRITE:
+      return fixed(0);
     default:
       return length;
   }

@@ -19,10 +19,12 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
+  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
 } from "../../shared/vfio-user/backend.js";
+import { setBits } from "../../shared/vfio-user/bitmap.js";
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
@@ -252,17 +254,26 @@ export class VirtioLink implements Backend {
     });
   }
 
-  unmap(map: MemoryMap): Promise<void> {
+  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
     return this.#exclusive(async () => {
+      const isFree = await this.#letGo(map, dirty);
       this.#client?.maps.delete(map);
-      const isFree = this.#state !== "connected" || (await this.#letGo(map));
       await this.#places.takeBack([map], !isFree);
     });
   }
 
-  /** Asks the device process to let go of a map. False when it does not say so in time: the map is then taken by force. */
-  async #letGo(map: MemoryMap): Promise<boolean> {
-    const answer = this.#send(Command.DMA_UNMAP, unmapBody(map));
+  /**
+   * Asks the device process to let go of a map. False when it does not say so in time: the map is then taken by force. What
+   * is not known to be unwritten is told as written.
+   * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the map
+   */
+  async #letGo(map: MemoryMap, dirty: DirtyRequest | undefined): Promise<boolean> {
+    if (this.#state !== "connected") {
+      allDirty(map, dirty);
+      return true;
+    }
+    const body = unmapBody(map, dirty);
+    const answer = this.#send(Command.DMA_UNMAP, body);
     const { address, size } = map;
     let clock: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
@@ -276,15 +287,27 @@ export class VirtioLink implements Backend {
       }, deadline);
     });
     try {
-      await Promise.race([answer, late]);
+      const reply = await Promise.race([answer, late]);
+      if (dirty) this.#takeBitmap(reply, body.length, dirty);
       return true;
     } catch (error) {
+      if (dirty && error instanceof ProtocolError && error.errno !== Errno.ETIMEDOUT) throw error;
       const reason = (error as Error).message;
       this.#log.warn({ address, size, reason }, "the device did not let go of memory: it is taken by force");
+      allDirty(map, dirty);
       return false;
     } finally {
       clearTimeout(clock);
     }
+  }
+
+  /** The bitmap follows the request's body in the reply. @throws PeerGone, the link broken, when it is of another length */
+  #takeBitmap(reply: Uint8Array, offset: number, { bitmap }: DirtyRequest): void {
+    if (reply.length !== offset + bitmap.length) {
+      this.#break(`a reply of ${reply.length} bytes to DMA_UNMAP with a bitmap`);
+      throw new PeerGone("the device process broke the link");
+    }
+    bitmap.set(reply.subarray(offset));
   }
 
   /** Without a device process it is kept for the next one. */
@@ -367,7 +390,7 @@ export class VirtioLink implements Backend {
     if (own) {
       this.#requests.free(id);
       if (failed) own.reject(new ProtocolError(`the device refused command ${number}`, code, number));
-      else own.resolve();
+      else own.resolve(bytes.slice(Header.size, length));
     } else if (relayed) {
       const handles = failed || !takesHandles(number) ? 0 : errno;
       const bodyEnd = length - 4 * handles;
@@ -592,8 +615,8 @@ export class VirtioLink implements Backend {
     }
   }
 
-  /** The same, with a reply that may take as long as it likes. */
-  #send(command: number, body: Uint8Array): Promise<void> {
+  /** The same, with a reply that may take as long as it likes; resolves with its body. */
+  #send(command: number, body: Uint8Array): Promise<Uint8Array> {
     return new Promise((resolve, reject) => {
       if (!this.channel.open) return reject(new PeerGone("the device process is not there"));
       const id = this.#requests.take(command, undefined, { resolve, reject });
@@ -616,4 +639,9 @@ export class VirtioLink implements Backend {
   #background(work: () => Promise<void>): void {
     this.#exclusive(work).catch((error) => this.#log.error({ err: error }, "unexpected"));
   }
+}
+
+/** A device process that cannot be asked may have written everything. */
+function allDirty(map: MemoryMap, dirty: DirtyRequest | undefined): void {
+  if (dirty) setBits(dirty.bitmap, 0, Math.ceil(map.size / dirty.pageSize) - 1);
 }

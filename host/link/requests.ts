@@ -10,7 +10,8 @@ const SLOTS = 256;
 
 /** A command of the bridge's own. */
 export interface OwnRequest {
-  resolve(): void;
+  /** With the reply's body, a copy. */
+  resolve(body: Uint8Array): void;
   reject(error: Error): void;
 }
 

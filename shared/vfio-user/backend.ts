@@ -27,6 +27,14 @@ export interface MemoryMap {
   windowOffset: number;
 }
 
+/** DMA_UNMAP that also asks which pages the device wrote. */
+export interface DirtyRequest {
+  /** Bytes; a power of two. */
+  readonly pageSize: number;
+  /** All zeros, and of the size that bitmapSize tells for the map; the backend sets the bits before it resolves. */
+  readonly bitmap: Uint8Array;
+}
+
 /** A checked SET_IRQS: `start` and `count` lie within the index's vectors. */
 export interface IrqSetRequest {
   /** IrqSetFlags: one DATA_* and one ACTION_* bit. */
@@ -99,8 +107,8 @@ export interface Backend {
   /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */
   disconnect(): Promise<void>;
   map(map: MemoryMap): Promise<void>;
-  /** Resolves when nothing touches the memory any more. */
-  unmap(map: MemoryMap): Promise<void>;
+  /** Resolves when nothing touches the memory any more. A rejection leaves it mapped. */
+  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void>;
   setIrqs(request: IrqSetRequest): Promise<void>;
   /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
   handle(command: PendingCommand): void;

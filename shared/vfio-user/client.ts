@@ -7,6 +7,7 @@
 import { connect, fileStatus } from "../../native/index.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import {
+  Bitmap,
   Command,
   DeviceFeature,
   DeviceInfo,
@@ -27,8 +28,10 @@ import {
   WriteMulti,
   WriteMultiEntry,
 } from "../spec/vfio-user.js";
+import { bitmapSize } from "./bitmap.js";
 import { ClientDma } from "./client-dma.js";
 import type { DmaLayout } from "./client-memory.js";
+import { ClientMigration } from "./client-migration.js";
 import { Connection } from "./connection.js";
 import { parseRegionInfo, type RegionDescription } from "./region-description.js";
 import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
@@ -88,6 +91,8 @@ export class Client {
   readonly closed: Promise<PeerGone>;
   /** What the server agreed to. */
   version: VersionMessage = { major: 0, minor: 0, capabilities: DEFAULT_CAPABILITIES };
+  /** Migration and the log of DMA: what DEVICE_FEATURE and MIG_DATA_* are for. */
+  readonly migration = new ClientMigration(this);
   private readonly connection: Connection;
   private twin: Connection | undefined;
   private readonly dma: ClientDma;
@@ -330,6 +335,17 @@ export class Client {
   async migDataWrite(bytes: Uint8Array): Promise<void> {
     const fixed = MigData.encode({ argsz: MigData.size + bytes.length, size: bytes.length });
     await this.request(Command.MIG_DATA_WRITE, Buffer.concat([fixed, bytes]));
+  }
+
+  /** DMA_UNMAP, with the pages that the device wrote: a bit each for pages of `pageSize` bytes, in 64-bit words. */
+  async unmapMemoryDirty(address: number, size: number, pageSize: number): Promise<Uint8Array> {
+    const length = Math.max(0, bitmapSize(address, size, pageSize));
+    const argsz = DmaUnmap.size + Bitmap.size + length;
+    const fixed = DmaUnmap.encode({ argsz, flags: DmaUnmapFlags.GET_DIRTY_BITMAP, address, size });
+    const body = Buffer.concat([fixed, Bitmap.encode({ pageSize, size: length })]);
+    const reply = await this.fixed(Command.DMA_UNMAP, body, argsz);
+    if (!body.equals(reply.body.subarray(0, body.length))) this.bad(Command.DMA_UNMAP, "another map");
+    return reply.body.subarray(body.length);
   }
 
   /** Takes the twin socket out of `fds`. A server that says it has one and sends none could not be heard: that is an error. */

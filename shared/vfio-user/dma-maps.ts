@@ -1,15 +1,14 @@
 /**
  * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when their
  * map ends, and not before the backend let go of it.
- *
- * Dirty bitmaps (GET_DIRTY_BITMAP) are not kept: ENOTSUP.
  */
 import { close, F_SEAL_SHRINK, fileStatus, getSeals, isWritable } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
 import { Errno, ProtocolError } from "../errors.js";
-import { MAX_DATA_XFER_SIZE, PAGE_SIZE } from "../limits.js";
-import { Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
-import type { Backend, MemoryMap } from "./backend.js";
+import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
+import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
+import type { Backend, DirtyRequest, MemoryMap } from "./backend.js";
+import { bitmapSize } from "./bitmap.js";
 import type { Frame } from "./connection.js";
 import { DmaTable } from "./dma-table.js";
 
@@ -40,6 +39,10 @@ function refuseUnmap(what: string, errno: number = Errno.EINVAL): never {
 
 const mapView = DmaMap.view();
 const unmapView = DmaUnmap.view();
+const bitmapView = Bitmap.view();
+/** What is in front of the bitmap in a reply: the request. */
+const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
+const NO_BITMAP = new Uint8Array(0);
 
 export class DmaMaps {
   private readonly table: DmaTable<Entry>;
@@ -83,14 +86,14 @@ export class DmaMaps {
   }
 
   /**
-   * DMA_UNMAP: resolves when nothing uses the memory any more.
+   * DMA_UNMAP: resolves when nothing uses the memory any more, with the bitmap that follows the request's body in the reply.
    * @throws ProtocolError at once when the request is bad; rejects with what the backend rejects with
    */
-  unmap(frame: Frame): Promise<void> {
+  unmap(frame: Frame): Promise<Uint8Array> {
     const { argsz, flags, address, size } = unmapView.at(frame.data, frame.offset);
-    if (flags === DmaUnmapFlags.GET_DIRTY_BITMAP) refuseUnmap("there is no dirty bitmap", Errno.ENOTSUP);
-    if (flags !== 0 && flags !== DmaUnmapFlags.ALL) refuseUnmap(`flags ${flags}`);
-    if (frame.length !== DmaUnmap.size) refuseUnmap(`a body of ${frame.length} bytes`);
+    const wantsBitmap = flags === DmaUnmapFlags.GET_DIRTY_BITMAP;
+    if (flags !== 0 && flags !== DmaUnmapFlags.ALL && !wantsBitmap) refuseUnmap(`flags ${flags}`);
+    if (frame.length !== (wantsBitmap ? BITMAP_OFFSET : DmaUnmap.size)) refuseUnmap(`a body of ${frame.length} bytes`);
     if (argsz < DmaUnmap.size || argsz > MAX_DATA_XFER_SIZE) refuseUnmap(`argsz ${argsz}`);
     if (flags === DmaUnmapFlags.ALL) {
       if (address !== 0 || size !== 0) refuseUnmap("all, with an address or a size");
@@ -98,7 +101,7 @@ export class DmaMaps {
     }
     const entry = this.table.get(address, size);
     if (entry.changing) refuseUnmap("it is being mapped or unmapped already", Errno.EBUSY);
-    return this.release(entry);
+    return this.release(entry, wantsBitmap ? parseBitmap(frame, argsz, entry) : undefined);
   }
 
   /** The client is gone: from now on the backend lets go of everything by itself. */
@@ -112,23 +115,25 @@ export class DmaMaps {
     this.table.clear();
   }
 
-  private async release(entry: Entry): Promise<void> {
+  private async release(entry: Entry, dirty?: DirtyRequest): Promise<Uint8Array> {
     entry.changing = true;
     try {
-      await this.options.backend.unmap(entry);
+      await this.options.backend.unmap(entry, dirty);
     } catch (error) {
       entry.changing = false;
       throw error;
     }
     this.forget(entry);
+    return dirty?.bitmap ?? NO_BITMAP;
   }
 
-  private async releaseAll(): Promise<void> {
-    const releases: Promise<void>[] = [];
+  private async releaseAll(): Promise<Uint8Array> {
+    const releases: Promise<Uint8Array>[] = [];
     for (const entry of this.table) if (!entry.changing) releases.push(this.release(entry));
     for (const result of await Promise.allSettled(releases)) {
       if (result.status === "rejected") throw result.reason;
     }
+    return NO_BITMAP;
   }
 
   /** The entry may be gone already, after `clear`. */
@@ -169,4 +174,14 @@ export class DmaMaps {
     );
     return false;
   }
+}
+
+/** What the client says about the bitmap must be what the map needs, and the reply fit into argsz. */
+function parseBitmap(frame: Frame, argsz: number, { address, size }: MemoryMap): DirtyRequest {
+  const { pageSize, size: length } = bitmapView.at(frame.data, frame.offset + DmaUnmap.size);
+  const needed = bitmapSize(address, size, pageSize);
+  if (needed < 0 || length !== needed) refuseUnmap(`a bitmap of ${length} bytes for pages of ${pageSize}`);
+  if (needed > MAX_DIRTY_BITMAP_SIZE) refuseUnmap(`a bitmap of ${needed} bytes`, Errno.E2BIG);
+  if (argsz < BITMAP_OFFSET + needed) refuseUnmap(`argsz ${argsz} for a bitmap of ${needed} bytes`);
+  return { pageSize, bitmap: new Uint8Array(needed) };
 }

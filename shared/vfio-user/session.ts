@@ -6,7 +6,7 @@
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
-import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Backend } from "./backend.js";
 import { checkBody } from "./bodies.js";
 import { checkRequest } from "./checks.js";
@@ -213,9 +213,7 @@ export class Session implements ConnectionHandler {
         );
         return;
       case Command.DMA_UNMAP:
-        this.answer(pending, this.maps.unmap(frame), () => {
-          pending.replyWith(pending.bytes.subarray(pending.offset, pending.offset + DmaUnmap.size));
-        });
+        this.unmap(frame, pending);
         return;
     }
     const { device, irqCounts } = backend;
@@ -243,11 +241,23 @@ export class Session implements ConnectionHandler {
     backend.handle(pending);
   }
 
+  /** The reply is the request, and the bitmap if one was wanted. */
+  private unmap(frame: Frame, pending: Pending): void {
+    this.maps.unmap(frame).then(
+      (bitmap) => {
+        if (!pending.active) return;
+        const { bytes, offset, length } = pending;
+        pending.replyWith(Buffer.concat([bytes.subarray(offset, offset + length), bitmap]));
+      },
+      (error) => this.failWith(pending, error),
+    );
+  }
+
   /** Answers when the backend is done. */
-  private answer(pending: Pending, work: Promise<void>, reply = () => pending.reply(0)): void {
+  private answer(pending: Pending, work: Promise<void>): void {
     work.then(
       () => {
-        if (pending.active) reply();
+        if (pending.active) pending.reply(0);
       },
       (error) => this.failWith(pending, error),
     );

@@ -4,7 +4,13 @@
  * Capabilities that we do not know are ignored, as the specification wants; known ones of a wrong type are refused.
  */
 import { Errno, ProtocolError } from "../errors.js";
-import { MAX_DATA_XFER_SIZE, MAX_DMA_MAPS, MAX_VERSION_JSON_SIZE, PAGE_SIZE } from "../limits.js";
+import {
+  MAX_DATA_XFER_SIZE,
+  MAX_DIRTY_BITMAP_SIZE,
+  MAX_DMA_MAPS,
+  MAX_VERSION_JSON_SIZE,
+  PAGE_SIZE,
+} from "../limits.js";
 import { Command, VERSION_MAJOR, VERSION_MINOR, Version } from "../spec/vfio-user.js";
 
 /** Capabilities with the specification's defaults in place of what was left out. */
@@ -18,7 +24,7 @@ export interface Capabilities {
   readonly twinSocket: boolean;
   /** In a reply: which of the message's fds is the client's end of the twin socket; -1 when that is not said. */
   readonly twinSocketFd: number;
-  /** Undefined when the sender does not speak of migration. */
+  /** The page size and the largest bitmap, in bytes, of dirty logs. Undefined when the sender does not speak of migration. */
   readonly migration: { readonly pgsize: number; readonly maxBitmapSize: number } | undefined;
 }
 
@@ -138,15 +144,20 @@ export function encodeVersion(minor: number, capabilities: Capabilities): Uint8A
   return Buffer.concat([fixed, Buffer.from(versionData(capabilities)), Buffer.alloc(1)]);
 }
 
-/** The server's answer to a client's VERSION; `twinSocketFd` as in Capabilities. */
+/** The server's answer to a client's VERSION, with what the client has as well; `twinSocketFd` as in Capabilities. */
 export function encodeVersionReply(client: VersionMessage, twinSocketFd = -1): Uint8Array {
+  const { migration, writeMultiple } = client.capabilities;
   return encodeVersion(Math.min(client.minor, VERSION_MINOR), {
     ...DEFAULT_CAPABILITIES,
     maxMsgFds: ANNOUNCED_MSG_FDS,
     maxDataXferSize: MAX_DATA_XFER_SIZE,
     maxDmaMaps: MAX_DMA_MAPS,
-    writeMultiple: client.capabilities.writeMultiple,
+    writeMultiple,
     twinSocket: twinSocketFd >= 0,
     twinSocketFd,
+    migration: migration && {
+      pgsize: PAGE_SIZE,
+      maxBitmapSize: Math.min(migration.maxBitmapSize, MAX_DIRTY_BITMAP_SIZE),
+    },
   });
 }

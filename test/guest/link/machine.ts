@@ -130,8 +130,18 @@ export async function connectDevice<D extends Device>(kind: Kind, device: D, opt
   return { kind, link, end, device, endpoint, client, socket };
 }
 
-export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}) {
-  const connected = await connectDevice(kind, new CopyDevice(options.capabilities), options);
+export function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}): Promise<Machine> {
+  return setUpWith(t, kind, new CopyDevice(options.capabilities), options);
+}
+
+/** The same with a device of the test's own, which is like the copy device. */
+export async function setUpWith<D extends Device>(
+  t: ExecutionContext,
+  kind: Kind,
+  device: D,
+  options: Omit<MachineOptions, "capabilities"> = {},
+) {
+  const connected = await connectDevice(kind, device, options);
   const { client } = connected;
   const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
   const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
@@ -154,7 +164,7 @@ export async function setUp(t: ExecutionContext, kind: Kind, options: MachineOpt
   return { ...connected, write32, read32, enable, bind, copy, doorbells };
 }
 
-export type Machine = Awaited<ReturnType<typeof setUp>>;
+export type Machine<D extends Device = CopyDevice> = Awaited<ReturnType<typeof setUpWith<D>>>;
 
 /** A test that runs over both links; one at a time, as each has a bridge of its own, and deadlines. */
 export function both(

@@ -8,11 +8,11 @@ import { eventfd, socketPair } from "../../../native/index.js";
 import { Errno } from "../../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE } from "../../../shared/limits.js";
 import {
-  Bitmap,
   Command,
   DeviceFeature,
   DeviceInfo,
   DmaMapFlags,
+  DmaUnmap,
   DmaUnmapFlags,
   Irq,
   IrqInfo,
@@ -22,7 +22,7 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import { copies, Fixture } from "./fixture.js";
 import { isError, message, versionBody } from "./raw-client.js";
-import { access, irqs, map, multi, sealed, unmap, usable, withU64 } from "./raw-requests.js";
+import { access, dirtyUnmap, irqs, map, multi, sealed, unmap, usable, withU64 } from "./raw-requests.js";
 
 type Fds = () => number[];
 const BAD_REQUESTS: readonly [name: string, command: number, body: Uint8Array, errno: number, fds?: Fds][] = [
@@ -75,11 +75,21 @@ const BAD_REQUESTS: readonly [name: string, command: number, body: Uint8Array, e
   ["DMA_UNMAP of more", Command.DMA_UNMAP, unmap({ size: 0x2000 }), Errno.ENOENT],
   ["DMA_UNMAP of what is not mapped", Command.DMA_UNMAP, unmap({ address: 0x9000 }), Errno.ENOENT],
   ["DMA_UNMAP of all, with a size", Command.DMA_UNMAP, unmap({ flags: DmaUnmapFlags.ALL, address: 0 }), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap, without saying which", Command.DMA_UNMAP, unmap({ flags: 1, argsz: 48 }), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap, and flags", Command.DMA_UNMAP, dirtyUnmap({ flags: 3 }), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap, argsz", Command.DMA_UNMAP, dirtyUnmap({ argsz: 47 }), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap too small", Command.DMA_UNMAP, dirtyUnmap({}, 4096, 0), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap too large", Command.DMA_UNMAP, dirtyUnmap({ argsz: 0x10_0000 }, 4096, 16), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap of half pages", Command.DMA_UNMAP, dirtyUnmap({}, 2048), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap of pages of 0", Command.DMA_UNMAP, dirtyUnmap({}, 0), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap of odd pages", Command.DMA_UNMAP, dirtyUnmap({}, 0x1800), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap of large pages", Command.DMA_UNMAP, dirtyUnmap({}, 8192), Errno.EINVAL],
+  ["DMA_UNMAP with a bitmap of what is not mapped", Command.DMA_UNMAP, dirtyUnmap({ address: 0x9000 }), Errno.ENOENT],
   [
-    "DMA_UNMAP with a dirty bitmap",
+    "DMA_UNMAP with a bitmap of 2^63 bytes",
     Command.DMA_UNMAP,
-    Buffer.concat([unmap({ flags: 1, argsz: 48 }), Bitmap.encode({ pageSize: 4096, size: 8 })]),
-    Errno.ENOTSUP,
+    withU64(dirtyUnmap(), DmaUnmap.size + 8, 2n ** 63n),
+    Errno.EINVAL,
   ],
 
   ["GET_INFO too short", Command.DEVICE_GET_INFO, Buffer.alloc(12), Errno.EINVAL],

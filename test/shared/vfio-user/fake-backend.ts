@@ -7,6 +7,7 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
+  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
@@ -32,7 +33,7 @@ export class FakeBackend implements Backend {
   onConnect: (() => Promise<void>) | undefined;
   onDisconnect: (() => Promise<void>) | undefined;
   onMap: ((map: MemoryMap) => Promise<void>) | undefined;
-  onUnmap: ((map: MemoryMap) => Promise<void>) | undefined;
+  onUnmap: ((map: MemoryMap, dirty?: DirtyRequest) => Promise<void>) | undefined;
   onIrqs: ((request: IrqSetRequest) => Promise<void>) | undefined;
   onCommand: ((command: PendingCommand) => void) | undefined;
 
@@ -60,8 +61,8 @@ export class FakeBackend implements Backend {
     this.maps.push(map);
   }
 
-  async unmap(map: MemoryMap): Promise<void> {
-    await this.onUnmap?.(map);
+  async unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
+    await this.onUnmap?.(map, dirty);
     const index = this.maps.indexOf(map);
     if (index === -1) throw new Error("unmap of what is not mapped");
     this.maps.splice(index, 1);

@@ -1,9 +1,11 @@
 /** Requests as raw bytes, good ones unless told otherwise, for tests that send wrong ones. */
 import { addSeals, createMemory, F_SEAL_GROW, F_SEAL_SHRINK } from "../../../native/index.js";
 import {
+  Bitmap,
   Command,
   DmaMap,
   DmaUnmap,
+  DmaUnmapFlags,
   HeaderFlags,
   Irq,
   IrqSet,
@@ -33,6 +35,11 @@ export const map = (fields: Partial<Record<keyof (typeof DmaMap)["offsets"], num
   DmaMap.encode({ argsz: DmaMap.size, flags: 3, address: 0x10000, size: 0x1000, ...fields });
 export const unmap = (fields: Partial<Record<keyof (typeof DmaUnmap)["offsets"], number>> = {}) =>
   DmaUnmap.encode({ argsz: DmaUnmap.size, address: 0x8000, size: 0x1000, ...fields });
+export const dirtyUnmap = (fields: Parameters<typeof unmap>[0] = {}, pageSize = 4096, size = 8) =>
+  Buffer.concat([
+    unmap({ flags: DmaUnmapFlags.GET_DIRTY_BITMAP, argsz: DmaUnmap.size + Bitmap.size + 8, ...fields }),
+    Bitmap.encode({ pageSize, size }),
+  ]);
 export const irqs = (fields: Partial<Record<keyof (typeof IrqSet)["offsets"], number>> = {}, tail = 0) =>
   Buffer.concat([
     IrqSet.encode({ argsz: IrqSet.size, flags: 0x21, index: Irq.MSIX, count: 1, ...fields }),

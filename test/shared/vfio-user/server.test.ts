@@ -22,7 +22,7 @@ import { Server } from "../../../shared/vfio-user/server.js";
 import { answer, FakeBackend, readThroughDma } from "./fake-backend.js";
 import { copies, Fixture, until } from "./fixture.js";
 import { isError, message, RawClient, versionBody } from "./raw-client.js";
-import { access, irqs, map, READ_1, sealed, unmap, usable, withU64 } from "./raw-requests.js";
+import { access, dirtyUnmap, irqs, map, READ_1, sealed, unmap, usable, withU64 } from "./raw-requests.js";
 
 test("an error to a command that wants no reply is not sent", async (t) => {
   const fixture = new Fixture(t);
@@ -309,6 +309,38 @@ test("an unmap waits for the backend, and echoes the request", async (t) => {
   t.like(reply, { id: 5, flags: HeaderFlags.TYPE_REPLY });
   t.deepEqual(reply.body, Buffer.from(body));
   t.is((await raw.receive()).id, 4711);
+});
+
+test("an unmap with a bitmap: the backend's bits follow the request in the reply", async (t) => {
+  const fixture = new Fixture(t);
+  fixture.backend.onUnmap = async (_map, dirty) => {
+    t.is(dirty?.pageSize, 4096);
+    t.deepEqual(dirty?.bitmap, new Uint8Array(16));
+    dirty?.bitmap.set([0x81, 2], 7);
+  };
+  const raw = await fixture.negotiatedRaw();
+  const place = { address: 0x10000, size: 65 * 4096 };
+  await raw.exchange(message(Command.DMA_MAP, map(place)));
+  const body = dirtyUnmap({ ...place, argsz: 56 }, 4096, 16);
+  const reply = await raw.exchange(message(Command.DMA_UNMAP, body));
+  const bitmap = Buffer.alloc(16);
+  bitmap.set([0x81, 2], 7);
+  t.deepEqual(reply.body, Buffer.concat([body, bitmap]));
+  t.is(fixture.server.stats.maps, 0);
+});
+
+test("an unmap whose bitmap the backend refuses leaves the map; larger pages make a smaller bitmap", async (t) => {
+  const fixture = new Fixture(t);
+  fixture.backend.onUnmap = () => Promise.reject(new ProtocolError("no log", Errno.EINVAL));
+  const raw = await fixture.negotiatedRaw();
+  const place = { address: 0x10000, size: 0x10000 };
+  await raw.exchange(message(Command.DMA_MAP, map(place)));
+  const body = dirtyUnmap(place, 0x10000);
+  t.true(isError(await raw.exchange(message(Command.DMA_UNMAP, body)), Errno.EINVAL));
+  t.is(fixture.server.stats.maps, 1);
+  fixture.backend.onUnmap = undefined;
+  t.is((await raw.exchange(message(Command.DMA_UNMAP, body))).body.length, 48);
+  t.is(fixture.server.stats.maps, 0);
 });
 
 test("an unmap that takes too long goes on, and is not begun twice", async (t) => {

@@ -1,7 +1,7 @@
 /** VERSION's body, read and written. */
 import test from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { MAX_VERSION_JSON_SIZE } from "../../../shared/limits.js";
+import { MAX_DIRTY_BITMAP_SIZE, MAX_VERSION_JSON_SIZE } from "../../../shared/limits.js";
 import {
   DEFAULT_CAPABILITIES,
   encodeVersion,
@@ -72,13 +72,16 @@ test("it says again what was said", (t) => {
   }
 });
 
-test("the server's reply: the lower minor version, write_multiple only when asked for", (t) => {
+test("the server's reply: the lower minor version; write_multiple and migration only when the client has them", (t) => {
   const reply = (minor: number, json: string) =>
     Buffer.from(encodeVersionReply(parse(versionBody(json, { major: 0, minor })))).toString("latin1");
-  const json = (write: boolean) =>
+  const json = (write: boolean, more = "") =>
     '{"capabilities":{"max_msg_fds":16,"max_data_xfer_size":1048576,"max_dma_maps":65535,"pgsizes":4096,' +
-    `"write_multiple":${write}}}\0`;
-  t.is(reply(0, QEMU), `\0\0\0\0${json(true)}`);
+    `"write_multiple":${write}${more}}}\0`;
+  const migration = (size: number) => `,"migration":{"pgsize":4096,"max_bitmap_size":${size}}`;
+  t.is(reply(0, QEMU), `\0\0\0\0${json(true, migration(MAX_DIRTY_BITMAP_SIZE))}`);
+  const lower = '{"capabilities":{"migration":{"pgsize":8192,"max_bitmap_size":64}}}';
+  t.is(reply(0, lower), `\0\0\0\0${json(false, migration(64))}`);
   t.is(reply(2, "{}"), `\0\0\x02\0${json(false)}`);
   t.is(reply(77, "{}"), `\0\0\x02\0${json(false)}`);
   const twin = Buffer.from(encodeVersionReply(parse(versionBody("{}")), 0)).toString("latin1");
