@@ -2,6 +2,7 @@
 import { UserError } from "../../shared/errors.js";
 import type { Device } from "../device.js";
 import { createEdu } from "./edu/index.js";
+import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
 import { createNvme, DEFAULT_QUEUES, MAX_QUEUES } from "./nvme/index.js";
 
 /** A command-line option of a device. */
@@ -65,5 +66,17 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
         }),
       });
     },
+  },
+  gpio: {
+    summary: "general-purpose pins: 16 outputs, 16 inputs, an interrupt when inputs change",
+    options: {
+      inputs: { value: "WHAT", summary: `what moves the inputs: ${INPUTS.join(", ")} (default: ${INPUTS[0]})` },
+      "period-ms": {
+        value: "NUMBER",
+        summary: `with inputs=time: milliseconds of one count (default: ${DEFAULT_PERIOD_MS})`,
+      },
+    },
+    create: async (values) =>
+      createGpio(given({ inputs: values.inputs, periodMs: integer("period-ms", values["period-ms"]) })),
   },
 };
