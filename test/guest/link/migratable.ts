@@ -1,4 +1,4 @@
-/** Tests that run over both links, with a device that can be migrated. */
+/** Tests that run over both links, with a device that can be migrated; one at a time, as each has a bridge of its own. */
 import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { MigratableDevice } from "../../fakes/migratable-device.js";
@@ -10,7 +10,7 @@ export function both(
   run: (t: ExecutionContext, machine: Machine<MigratableDevice>) => Promise<void>,
 ): void {
   for (const kind of ["local", "virtio"] as const) {
-    test(`${kind}: ${title}`, async (t) => {
+    test.serial(`${kind}: ${title}`, async (t) => {
       const machine = await setUpWith(t, kind, new MigratableDevice());
       try {
         await run(t, machine);
