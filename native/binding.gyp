@@ -6,6 +6,7 @@
         "addon.cc",
         "socket.cc",
         "file.cc",
+        "disk.cc",
         "memory.cc",
         "guard.cc",
         "eventfd.cc",

@@ -23,6 +23,13 @@ export const F_SEAL_SHRINK = 0x2;
 export const F_SEAL_GROW = 0x4;
 export const F_SEAL_WRITE = 0x8;
 
+/** Modes of fallocate. */
+export const FALLOC_FL_KEEP_SIZE = 0x1;
+/** Space is given back, and reads as zeros; with KEEP_SIZE. */
+export const FALLOC_FL_PUNCH_HOLE = 0x2;
+/** Space reads as zeros and stays, without its being written. */
+export const FALLOC_FL_ZERO_RANGE = 0x10;
+
 /** Page protections of a map. */
 export const PROT_READ = 1;
 export const PROT_WRITE = 2;
@@ -99,6 +106,13 @@ export interface FileStatus {
   readonly kind: "file" | "socket" | "other";
 }
 
+/** A system call's failure, where it is handed to a callback. */
+export interface SystemFailure extends Error {
+  readonly code: string;
+  readonly errno: number;
+  readonly syscall: string;
+}
+
 interface Addon {
   listen(path: string, backlog: number): number;
   connect(path: string): number;
@@ -114,6 +128,10 @@ interface Addon {
   isEventfd(fd: number): boolean;
   isWritable(fd: number): boolean;
   createMemory(name: string, size: number, hugePages: boolean): number;
+  fallocate(fd: number, mode: number, offset: number, length: number, done: (error: SystemFailure | null) => void): void;
+  lockFile(fd: number): boolean;
+  getAttribute(fd: number, name: string): string | undefined;
+  setAttribute(fd: number, name: string, value: string): void;
   Reservation: new (size: number, pieceSize: number) => Reservation;
   eventfd(count: number): number;
   eventfdRead(fd: number): number;
@@ -168,6 +186,20 @@ export const {
   isWritable,
   /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
   createMemory,
+  /**
+   * fallocate on libuv's thread pool. The fd has to stay open until `done` is called, in a later turn of the event loop, with
+   * null or with what went wrong: code ENOTSUP where the file system has no such mode.
+   */
+  fallocate,
+  /**
+   * Takes an exclusive lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the
+   * file gets one, not even in this process. False when somebody else has a lock of any part. The last close, or the end of
+   * the process, gives it back.
+   */
+  lockFile,
+  /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes. */
+  getAttribute,
+  setAttribute,
   /** new Reservation(size, pieceSize) */
   Reservation,
   /** A non-blocking eventfd with that initial count. */
