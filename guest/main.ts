@@ -31,8 +31,9 @@ async function main(argv: readonly string[]): Promise<number> {
   return (await runDevice(device, link, log, stop.signal)) ? 0 : 1;
 }
 
-async function createDevice({ device, deviceOptions }: RunOptions): Promise<Device> {
-  const create = isModulePath(device) ? await importFactory(device) : DEVICES[device].create;
+async function createDevice({ device, deviceOptions, deviceLists }: RunOptions): Promise<Device> {
+  if (!isModulePath(device)) return DEVICES[device].create(deviceOptions, deviceLists);
+  const create = await importFactory(device);
   return create(deviceOptions);
 }
 

@@ -18,8 +18,9 @@ export type Options =
       readonly place: Place;
       readonly logLevel: Level;
       readonly trustUnsealedMemory: boolean;
-      /** The device's own options. */
+      /** The device's own options, and those of them that may be repeated. */
       readonly deviceOptions: Readonly<Record<string, string>>;
+      readonly deviceLists: Readonly<Record<string, readonly string[]>>;
     };
 
 /** The program's own options, by name. */
@@ -50,11 +51,13 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     );
   }
   const names = isModule ? unknownNames(rest) : Object.keys(entry?.options ?? {});
-  const values = parse(rest, names);
+  const values = parse(rest, names, (name) => entry?.options[name].repeatable === true);
   const deviceOptions: Record<string, string> = {};
+  const deviceLists: Record<string, readonly string[]> = {};
   for (const name of names) {
     const value = values[name];
     if (typeof value === "string") deviceOptions[name] = value;
+    else if (Array.isArray(value)) deviceLists[name] = value.filter((item) => typeof item === "string");
     else if (entry?.options[name].required) throw usage(`${device} needs --${name} ${entry.options[name].value}`);
   }
   return {
@@ -64,6 +67,7 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     logLevel: parseLevel(String(values["log-level"])),
     trustUnsealedMemory: values["trust-unsealed-memory"] === true,
     deviceOptions,
+    deviceLists,
   };
 }
 
@@ -107,13 +111,20 @@ function usage(message: string): UserError {
   return new UserError(`${message}; see vfio-user-device --help`, 2);
 }
 
-type Values = Readonly<Record<string, string | boolean | undefined>>;
+type Value = string | boolean;
+type Values = Readonly<Record<string, Value | Value[] | undefined>>;
 
-function parse(args: readonly string[], deviceOptions: readonly string[]): Values {
+function parse(
+  args: readonly string[],
+  deviceOptions: readonly string[],
+  isRepeatable: (name: string) => boolean,
+): Values {
   for (const name of deviceOptions) {
     if (Object.hasOwn(OWN, name)) throw usage(`--${name} is an option of the program, not of a device`);
   }
-  const own = Object.fromEntries(deviceOptions.map((name) => [name, { type: "string" } as const]));
+  const own = Object.fromEntries(
+    deviceOptions.map((name) => [name, { type: "string", multiple: isRepeatable(name) } as const]),
+  );
   try {
     return parseArgs({ args: [...args], options: { ...own, ...OWN }, allowPositionals: false }).values;
   } catch (error) {

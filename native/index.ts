@@ -128,7 +128,13 @@ interface Addon {
   isEventfd(fd: number): boolean;
   isWritable(fd: number): boolean;
   createMemory(name: string, size: number, hugePages: boolean): number;
-  fallocate(fd: number, mode: number, offset: number, length: number, done: (error: SystemFailure | null) => void): void;
+  fallocate(
+    fd: number,
+    mode: number,
+    offset: number,
+    length: number,
+    done: (error: SystemFailure | null) => void,
+  ): void;
   lockFile(fd: number): boolean;
   getAttribute(fd: number, name: string): string | undefined;
   setAttribute(fd: number, name: string, value: string): void;

@@ -11,6 +11,8 @@ export interface DeviceOption {
   readonly value: string;
   readonly summary: string;
   readonly required?: boolean;
+  /** It may be given several times, and is among the lists. */
+  readonly repeatable?: boolean;
 }
 
 /** A kind of device. */
@@ -18,8 +20,14 @@ export interface DeviceKind {
   readonly summary: string;
   /** By name, without the leading dashes. */
   readonly options: Readonly<Record<string, DeviceOption>>;
-  /** Makes one from the options' values, of which all required ones are there. @throws UserError for a value that will not do */
-  create(values: Readonly<Record<string, string | undefined>>): Promise<Device>;
+  /**
+   * Makes one from the options' values, of which all required ones are there, and those of repeatable options, in order.
+   * @throws UserError for a value that will not do
+   */
+  create(
+    values: Readonly<Record<string, string | undefined>>,
+    lists: Readonly<Record<string, readonly string[] | undefined>>,
+  ): Promise<Device>;
 }
 
 /** A device option that is a whole number. @throws UserError when it is something else */
@@ -27,6 +35,14 @@ function integer(name: string, text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   if (!/^(0x[0-9a-f]+|\d+)$/i.test(text)) throw new UserError(`--${name} wants a number, not "${text}"`, 2);
   return Number(text);
+}
+
+/** A size in bytes: a number, with K, M, G or T for powers of 1024 behind it. @throws UserError when it is something else */
+function size(name: string, text: string): number {
+  const [, digits, unit] = /^(\d{1,15})([KMGT]?)$/i.exec(text) ?? [];
+  const bytes = Number(digits) * 1024 ** " KMGT".indexOf((unit || " ").toUpperCase());
+  if (Number.isSafeInteger(bytes)) return bytes;
+  throw new UserError(`--${name} wants a size such as 64M, not "${text}"`, 2);
 }
 
 /** Leaves out what was not given, so that defaults apply. */
@@ -42,20 +58,22 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
     create: async (values) => createEdu(integer("dma-bits", values["dma-bits"])),
   },
   nvme: {
-    summary: "an NVMe disk over a file or block device",
+    summary: "an NVMe controller with a namespace for each file, block device or piece of memory",
     options: {
-      file: { value: "PATH", summary: "the disk's contents, a file or block device", required: true },
-      serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the path)" },
+      file: { value: "PATH", summary: "a disk: a file or block device; may be repeated", repeatable: true },
+      memory: { value: "SIZE", summary: "a disk in memory, gone with the process; may be repeated", repeatable: true },
+      serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the first path)" },
       model: { value: "TEXT", summary: "model, at most 40 characters" },
-      "block-size": { value: "BYTES", summary: "512 (default) or 4096" },
+      "block-size": { value: "BYTES", summary: "512 or 4096 (default: what it was formatted with, or 512)" },
       queues: { value: "NUMBER", summary: `I/O queues, 1 to ${MAX_QUEUES} (default: ${DEFAULT_QUEUES})` },
       "vendor-id": { value: "NUMBER", summary: "PCI vendor ID" },
       "device-id": { value: "NUMBER", summary: "PCI device ID" },
     },
-    create: async (values) => {
-      if (values.file === undefined) throw new UserError("nvme needs --file", 2);
+    create: async (values, { file: files = [], memory = [] }) => {
+      if (files.length + memory.length === 0) throw new UserError("nvme needs --file PATH or --memory SIZE", 2);
       return createNvme({
-        file: values.file,
+        files,
+        memory: memory.map((text) => size("memory", text)),
         ...given({
           serial: values.serial,
           model: values.model,

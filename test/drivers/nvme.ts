@@ -1,6 +1,7 @@
 /**
- * A small NVMe driver: enables a controller, makes I/O queues, reads, writes and flushes. It sees the controller through
- * NvmeTransport alone, so it runs over a vfio-user socket as well as straight on a device object.
+ * A small NVMe driver: enables a controller, makes I/O queues, reads, writes, flushes and deallocates, on any namespace, by
+ * doorbells in registers or in memory. It sees the controller through NvmeTransport alone, so it runs over a vfio-user
+ * socket as well as straight on a device object.
  *
  * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does not
  * get ready an Error.
@@ -13,11 +14,15 @@ import {
   Command,
   Completion,
   CQES,
+  DSM_DEALLOCATE,
+  DsmRange,
   Feature,
   IDENTIFY_SIZE,
   IdentifyController,
   IdentifyNamespace,
+  LbaFormat,
   NvmOpcode,
+  Oacs,
   RW_FUA,
   SQES,
   SUBMISSION_ENTRY_SIZE,
@@ -107,8 +112,18 @@ interface Waiter {
   readonly reject: (error: unknown) => void;
 }
 
+/** Offsets in the transport's memory of the buffers of Doorbell Buffer Config. */
+interface ShadowBuffers {
+  readonly doorbells: number;
+  readonly events: number;
+}
+
 /** A submission queue and its completion queue. */
 export class QueuePair {
+  /** Doorbells go here, and to registers only where the controller asks for it. */
+  shadow: ShadowBuffers | undefined;
+  /** Writes of doorbell registers. */
+  rings = 0;
   readonly #transport: NvmeTransport;
   readonly #waiting = new Map<number, Waiter>();
   readonly #freeIds: number[] = [];
@@ -146,7 +161,7 @@ export class QueuePair {
     // One doorbell write for all that is submitted in this turn.
     this.#ringing ??= Promise.resolve().then(() => {
       this.#ringing = undefined;
-      return this.#transport.writeRegister(DOORBELL_OFFSET + this.id * 8, this.#tail);
+      return this.#ring(0, this.#tail);
     });
     const [completion] = await Promise.all([done, this.#ringing]);
     return completion;
@@ -177,8 +192,24 @@ export class QueuePair {
     const waiters = this.#idWaiters;
     this.#idWaiters = [];
     for (const wake of waiters) wake();
-    if (count > 0) await this.#transport.writeRegister(DOORBELL_OFFSET + this.id * 8 + 4, this.#head);
+    if (count > 0) await this.#ring(1, this.#head);
     return count;
+  }
+
+  /** Rings the submission queue's doorbell (0) or the completion queue's (1). */
+  async #ring(which: 0 | 1, value: number): Promise<void> {
+    const { shadow } = this;
+    const offset = (this.id * 2 + which) * 4;
+    if (shadow !== undefined) {
+      const { bytes } = this.#transport.memory;
+      const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+      const old = Atomics.exchange(words, (shadow.doorbells + offset) / 4, value);
+      const event = Atomics.load(words, (shadow.events + offset) / 4);
+      // 7.13: whether the step from `old` to `value` passes the event index; all of them have 16 bits.
+      if (((value - event - 1) & 0xffff) >= ((value - old) & 0xffff)) return;
+    }
+    this.rings++;
+    await this.#transport.writeRegister(DOORBELL_OFFSET + offset, value);
   }
 
   /** The device is gone: nothing more comes. */
@@ -210,12 +241,23 @@ export interface NvmeDriverOptions {
   readonly queues?: number;
   readonly entries?: number;
   readonly adminEntries?: number;
+  /** Doorbells in memory, where the controller has them. */
+  readonly shadowDoorbells?: boolean;
+}
+
+export interface NamespaceInfo {
+  readonly id: number;
+  /** Bytes. */
+  readonly blockSize: number;
+  readonly blockCount: number;
 }
 
 export class NvmeDriver {
   readonly queues: QueuePair[] = [];
-  blockSize = 0;
-  blockCount = 0;
+  /** The active ones, at `open` or the last `rescan`. */
+  namespaces: readonly NamespaceInfo[] = [];
+  /** Optional admin commands. */
+  oacs = 0;
   /** Bytes of one command's data. */
   maxTransfer = 0;
   serial = "";
@@ -233,8 +275,24 @@ export class NvmeDriver {
     const driver = new NvmeDriver(transport);
     await driver.#enable(options.adminEntries ?? 32);
     await driver.#identify();
-    await driver.#createQueues(options.queues ?? 1, options.entries ?? 64);
+    await driver.#createQueues(options.queues ?? 1, options.entries ?? 64, options.shadowDoorbells ?? false);
     return driver;
+  }
+
+  /** Of the first namespace. */
+  get blockSize(): number {
+    return this.namespaces[0].blockSize;
+  }
+
+  get blockCount(): number {
+    return this.namespaces[0].blockCount;
+  }
+
+  /** Asks for the namespaces again. */
+  async rescan(): Promise<void> {
+    const pages = await this.#pages.take(1);
+    await this.#identifyNamespaces(pages[0]);
+    this.#pages.give(pages);
   }
 
   /** An admin command, whatever its status. */
@@ -249,16 +307,36 @@ export class NvmeDriver {
   }
 
   /** Reads blocks from `block` on into `target`, a multiple of the block size long. */
-  async read(block: number, target: Uint8Array): Promise<void> {
-    await this.#transfer(NvmOpcode.READ, block, target, 0);
+  async read(block: number, target: Uint8Array, namespaceId = 1): Promise<void> {
+    await this.#transfer(NvmOpcode.READ, namespaceId, block, target, 0);
   }
 
-  async write(block: number, source: Uint8Array, forceUnitAccess = false): Promise<void> {
-    await this.#transfer(NvmOpcode.WRITE, block, source, forceUnitAccess ? RW_FUA : 0);
+  async write(block: number, source: Uint8Array, forceUnitAccess = false, namespaceId = 1): Promise<void> {
+    await this.#transfer(NvmOpcode.WRITE, namespaceId, block, source, forceUnitAccess ? RW_FUA : 0);
   }
 
-  async flush(): Promise<void> {
-    await this.check({ opcode: NvmOpcode.FLUSH, namespaceId: 1 });
+  async flush(namespaceId = 1): Promise<void> {
+    await this.check({ opcode: NvmOpcode.FLUSH, namespaceId });
+  }
+
+  /** Dataset Management with the attribute Deallocate, whatever its status: [block, blocks] of 1 to 256 ranges. */
+  async deallocate(
+    ranges: readonly (readonly [number | bigint, number])[],
+    { namespaceId = 1, attributes = DSM_DEALLOCATE } = {},
+  ): Promise<CompletionFields> {
+    const { memory } = this.transport;
+    const pages = await this.#pages.take(1);
+    for (const [n, [block, blocks]] of ranges.entries()) {
+      const at = pages[0] + n * DsmRange.size;
+      memory.data.setUint32(at, 0, true);
+      memory.data.setUint32(at + DsmRange.offsets.LENGTH, blocks, true);
+      memory.data.setBigUint64(at + DsmRange.offsets.LBA_LOW, BigInt(block), true);
+    }
+    const prp1 = memory.address + pages[0];
+    const opcode = NvmOpcode.DATASET_MANAGEMENT;
+    const completion = await this.io({ opcode, namespaceId, prp1, dwords: [ranges.length - 1, attributes] });
+    this.#pages.give(pages);
+    return completion;
   }
 
   /** An I/O command that has to succeed. */
@@ -330,13 +408,28 @@ export class NvmeDriver {
       controller.MDTS === 0 ? Number.POSITIVE_INFINITY : PAGE * 2 ** controller.MDTS,
       2 ** 20,
     );
-    await this.checkAdmin({ opcode: AdminOpcode.IDENTIFY, namespaceId: 1, prp1, dwords: [Cns.NAMESPACE] });
-    const namespace = IdentifyNamespace.view(memory.data, at);
-    this.blockSize = 2 ** namespace.LBAF0_LBADS;
-    this.blockCount = namespace.NSZE;
+    this.oacs = controller.OACS;
+    await this.#identifyNamespaces(at);
   }
 
-  async #createQueues(wanted: number, entries: number): Promise<void> {
+  /** `at`: a page. */
+  async #identifyNamespaces(at: number): Promise<void> {
+    const { memory } = this.transport;
+    const prp1 = memory.address + at;
+    await this.checkAdmin({ opcode: AdminOpcode.IDENTIFY, prp1, dwords: [Cns.ACTIVE_NAMESPACE_LIST] });
+    const list = Array.from({ length: IDENTIFY_SIZE / 4 }, (_, n) => memory.data.getUint32(at + n * 4, true));
+    const namespaces: NamespaceInfo[] = [];
+    for (const id of list.slice(0, list.indexOf(0))) {
+      await this.checkAdmin({ opcode: AdminOpcode.IDENTIFY, namespaceId: id, prp1, dwords: [Cns.NAMESPACE] });
+      const { FLBAS, NSZE } = IdentifyNamespace.view(memory.data, at);
+      const formats = at + IdentifyNamespace.offsets.LBAF;
+      const { LBADS } = LbaFormat.view(memory.data, formats + (FLBAS & 0xf) * LbaFormat.size);
+      namespaces.push({ id, blockSize: 2 ** LBADS, blockCount: NSZE });
+    }
+    this.namespaces = namespaces;
+  }
+
+  async #createQueues(wanted: number, entries: number, shadowDoorbells: boolean): Promise<void> {
     const { transport } = this;
     const number = (wanted - 1) | ((wanted - 1) << 16);
     const { result } = await this.checkAdmin({
@@ -363,20 +456,45 @@ export class NvmeDriver {
       this.queues.push(pair);
       this.#serve(pair);
     }
+    if (shadowDoorbells && (this.oacs & Oacs.DOORBELL_BUFFER_CONFIG) !== 0) await this.#useShadowDoorbells();
     this.#pages = new Pages(transport.memory, this.#used);
   }
 
-  async #transfer(opcode: number, block: number, bytes: Uint8Array, flags: number): Promise<void> {
+  /** Both buffers are zeros, as are the queues' heads and tails. */
+  async #useShadowDoorbells(): Promise<void> {
+    const { address, bytes } = this.transport.memory;
+    const [doorbells, events] = [this.#allocate(PAGE), this.#allocate(PAGE)];
+    bytes.fill(0, doorbells, doorbells + PAGE);
+    bytes.fill(0, events, events + PAGE);
+    const opcode = AdminOpcode.DOORBELL_BUFFER_CONFIG;
+    await this.checkAdmin({ opcode, prp1: address + doorbells, prp2: address + events });
+    for (const pair of this.queues) pair.shadow = { doorbells, events };
+  }
+
+  async #transfer(opcode: number, namespaceId: number, block: number, bytes: Uint8Array, flags: number): Promise<void> {
+    const { blockSize } = this.#info(namespaceId);
     const size = this.maxTransfer;
     const commands: Promise<void>[] = [];
     for (let done = 0; done < bytes.length; done += size) {
       const part = bytes.subarray(done, done + size);
-      commands.push(this.#transferPart(opcode, block + done / this.blockSize, part, flags));
+      commands.push(this.#transferPart(opcode, namespaceId, block + done / blockSize, part, flags));
     }
     await Promise.all(commands);
   }
 
-  async #transferPart(opcode: number, block: number, bytes: Uint8Array, flags: number): Promise<void> {
+  #info(namespaceId: number): NamespaceInfo {
+    const info = this.namespaces.find(({ id }) => id === namespaceId);
+    if (info === undefined) throw new Error(`there is no namespace ${namespaceId}`);
+    return info;
+  }
+
+  async #transferPart(
+    opcode: number,
+    namespaceId: number,
+    block: number,
+    bytes: Uint8Array,
+    flags: number,
+  ): Promise<void> {
     const { memory } = this.transport;
     const dataPages = Math.ceil(bytes.length / PAGE);
     const listPages = dataPages > 2 ? Math.ceil((dataPages - 2) / 511) : 0;
@@ -388,9 +506,9 @@ export class NvmeDriver {
       }
       const prp1 = memory.address + data[0];
       const prp2 = this.#describe(data.slice(1), pages.slice(dataPages));
-      const blocks = bytes.length / this.blockSize;
+      const blocks = bytes.length / this.#info(namespaceId).blockSize;
       const dwords = [block >>> 0, Math.floor(block / 2 ** 32), (blocks - 1) | flags];
-      await this.check({ opcode, namespaceId: 1, prp1, prp2, dwords });
+      await this.check({ opcode, namespaceId, prp1, prp2, dwords });
       if (opcode === NvmOpcode.READ) {
         data.forEach((at, n) => {
           const part = bytes.subarray(n * PAGE, (n + 1) * PAGE);

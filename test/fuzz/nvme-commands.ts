@@ -40,7 +40,7 @@ const queueSize = (random: Choices) => (random.chance(92) ? random.between(1, 15
 
 function admin(random: Choices): Partial<CommandFields> {
   const id = queueId(random);
-  switch (random.below(9)) {
+  switch (random.below(11)) {
     case 0:
     case 1:
       return {
@@ -69,6 +69,19 @@ function admin(random: Choices): Partial<CommandFields> {
       const opcode = random.pick([AdminOpcode.GET_FEATURES, AdminOpcode.SET_FEATURES]);
       return { opcode, dwords: [random.pick(Object.values(Feature)), oddNumber(random, 4)] };
     }
+    case 8:
+      return {
+        opcode: AdminOpcode.FORMAT_NVM,
+        // Mostly the size that the probe counts on.
+        dwords: [
+          random.weighted([
+            [20, 0x200],
+            [1, oddNumber(random, 4) & ~0xf],
+          ]),
+        ],
+      };
+    case 9:
+      return { opcode: AdminOpcode.DOORBELL_BUFFER_CONFIG };
     default:
       return {
         opcode: random.pick([AdminOpcode.ABORT, AdminOpcode.ASYNC_EVENT_REQUEST, AdminOpcode.KEEP_ALIVE]),

@@ -23,6 +23,7 @@ test("a device by name, in a device VM", (t) => {
     logLevel: "debug",
     trustUnsealedMemory: false,
     deviceOptions: { file: "disk.img" },
+    deviceLists: {},
   });
 });
 

@@ -2,16 +2,19 @@
 import type { DeviceContext } from "../../device.js";
 import type { RegisterFile } from "../../pci/registers.js";
 import type { Command } from "./command.js";
+import { copyData } from "./command-data.js";
 import type { QueueEngine } from "./engine.js";
 import type { AsyncEvents } from "./events.js";
 import type { Features } from "./features.js";
-import { activeNamespaceList } from "./identify.js";
+import { formatNvm } from "./format.js";
+import { type Identity, identifyController, identifyNamespace, namespaceDescriptors } from "./identify.js";
+import type { KeepAlive } from "./keep-alive.js";
 import type { LogPages } from "./log-pages.js";
-import type { Namespace } from "./namespace.js";
-import { NOT_IN_WINDOW } from "./prp.js";
+import type { Namespaces } from "./namespaces.js";
 import { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
-import { AdminOpcode, Cns, CQES, SQES, Status } from "./spec.js";
+import { ShadowDoorbells } from "./shadow.js";
+import { AdminOpcode, Cns, CQES, Feature, SQES, Status } from "./spec.js";
 
 /** What admin commands work on. */
 export interface AdminSources {
@@ -20,11 +23,9 @@ export interface AdminSources {
   readonly events: AsyncEvents;
   readonly features: Features;
   readonly logPages: LogPages;
-  /** Identify's answers. */
-  readonly controllerData: Uint8Array;
-  readonly namespaceData: Uint8Array;
-  readonly namespaceDescriptors: Uint8Array;
-  readonly namespace: Namespace;
+  readonly identity: Identity;
+  readonly namespaces: Namespaces;
+  readonly keepAlive: KeepAlive;
   /** Bytes of one command's data (MDTS). */
   readonly maxTransfer: number;
   readonly registers: RegisterFile<RegisterName>;
@@ -86,7 +87,14 @@ export class AdminCommands {
         command.complete(Status.SUCCESS);
         return;
       case AdminOpcode.KEEP_ALIVE:
+        this.#sources.keepAlive.restart();
         command.complete(Status.SUCCESS);
+        return;
+      case AdminOpcode.DOORBELL_BUFFER_CONFIG:
+        command.complete(this.#configureDoorbells(command));
+        return;
+      case AdminOpcode.FORMAT_NVM:
+        void formatNvm(command, this.#sources.namespaces).then(command.complete);
         return;
       default:
         command.complete(Status.INVALID_OPCODE);
@@ -95,24 +103,26 @@ export class AdminCommands {
 
   /** 5.15 */
   #identify(command: Command): void {
-    const sources = this.#sources;
+    const { identity, namespaces } = this.#sources;
     const { namespaceId } = command;
+    const namespace = namespaces.find(namespaceId);
     switch (command.cdw10 & 0xff) {
       case Cns.CONTROLLER:
-        void this.#answer(command, sources.controllerData);
+        void this.#answer(command, identifyController(identity, namespaces.all));
         return;
       case Cns.NAMESPACE:
-        if (namespaceId !== 1) break;
-        void this.#answer(command, sources.namespaceData);
+        if (namespace === undefined) break;
+        // As large as it is now, not as it was a second ago.
+        namespaces.refresh(namespace, () => void this.#answer(command, identifyNamespace(namespace)));
         return;
       case Cns.ACTIVE_NAMESPACE_LIST:
         // FFFFFFFEh and FFFFFFFFh leave no room above them.
         if (namespaceId >= 0xffff_fffe) break;
-        void this.#answer(command, activeNamespaceList(namespaceId));
+        void this.#answer(command, namespaces.listActive(namespaceId));
         return;
       case Cns.NAMESPACE_DESCRIPTOR_LIST:
-        if (namespaceId !== 1) break;
-        void this.#answer(command, sources.namespaceDescriptors);
+        if (namespace === undefined) break;
+        void this.#answer(command, namespaceDescriptors(identity, namespace));
         return;
       default:
         command.complete(Status.INVALID_FIELD);
@@ -136,7 +146,10 @@ export class AdminCommands {
       command.complete(Status.INVALID_FIELD);
       return;
     }
-    if ((command.cdw10 & RETAIN_EVENT) === 0) events.logPageRead(identifier);
+    if ((command.cdw10 & RETAIN_EVENT) === 0) {
+      events.logPageRead(identifier);
+      logPages.pageRead(identifier);
+    }
     const bytes = new Uint8Array(length);
     bytes.set(page.subarray(offset, offset + length));
     void this.#answer(command, bytes);
@@ -144,27 +157,19 @@ export class AdminCommands {
 
   /** Writes `bytes` to where the command's PRPs say and completes it. Never rejects. */
   async #answer(command: Command, bytes: Uint8Array): Promise<void> {
-    const { dma } = this.#sources.context;
-    const { ranges } = command;
-    let status = ranges.resolve(dma, command.prp1, command.prp2, bytes.length, this.#sources.engine.pageSize);
-    if (status === NOT_IN_WINDOW) status = await ranges.resolveByMessages(dma);
-    try {
-      for (let n = 0, at = 0; status === Status.SUCCESS && n < ranges.count; n++) {
-        await dma.write(ranges.addresses[n], bytes.subarray(at, at + ranges.lengths[n]));
-        at += ranges.lengths[n];
-      }
-    } catch {
-      status = Status.DATA_TRANSFER_ERROR;
-    }
-    command.complete(status);
+    const { context, engine } = this.#sources;
+    command.complete(await copyData("write", command, bytes, context.dma, engine.pageSize));
   }
 
   /** 5.21: a write cache that is switched off is written out first. */
   #setFeature(command: Command): void {
-    const { features, namespace } = this.#sources;
+    const { features, namespaces, keepAlive } = this.#sources;
     const hadCache = features.writeCache;
     const status = features.set(command.cdw10, command.cdw11, this.#hasQueues());
-    if (hadCache && !features.writeCache) namespace.sync(command.complete);
+    if (status === Status.SUCCESS && (command.cdw10 & 0xff) === Feature.KEEP_ALIVE_TIMER) {
+      keepAlive.set(features.keepAliveMs);
+    }
+    if (hadCache && !features.writeCache) namespaces.sync(command.complete);
     else this.#finishFeature(command, status);
   }
 
@@ -185,6 +190,7 @@ export class AdminCommands {
     if (Cc.iocqesOf(registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
+    if (!engine.shadow.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
     const interruptsEnabled = (command.cdw11 & INTERRUPTS_ENABLED) !== 0;
     engine.completionQueues[id] = new CompletionQueue(id, command.prp1, size, vector, interruptsEnabled);
     return Status.SUCCESS;
@@ -204,6 +210,7 @@ export class AdminCommands {
     if (Cc.iosqesOf(registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
+    if (!engine.shadow.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
     engine.submissionQueues[id] = new SubmissionQueue(id, command.prp1, size, completionQueue);
     return Status.SUCCESS;
   }
@@ -248,6 +255,18 @@ export class AdminCommands {
     };
     queue.onIdle = finish;
     if (queue.active === 0) finish();
+  }
+
+  /** 5.7. Drivers go on with registers alone when they are refused, as for memory that is not in the window. */
+  #configureDoorbells({ prp1, prp2 }: Command): number {
+    const { context, engine, features } = this.#sources;
+    for (const address of [prp1, prp2]) {
+      if (address % engine.pageSize !== 0 || address > Number.MAX_SAFE_INTEGER - engine.pageSize) {
+        return Status.INVALID_FIELD;
+      }
+    }
+    const doorbells = new ShadowDoorbells(context.dma, prp1, prp2, features.queues);
+    return engine.shadow.start(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;
   }
 
   #hasQueues(): boolean {

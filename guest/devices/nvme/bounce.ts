@@ -33,6 +33,21 @@ export class BouncePool {
     }
   }
 
+  /** Verify: reads all of it, and keeps nothing. Resolves to a status; never rejects. */
+  async verify({ position, length }: Command, storage: Storage): Promise<number> {
+    const buffer = await this.#take();
+    try {
+      for (let done = 0; done < length; done += buffer.length) {
+        const part = buffer.subarray(0, Math.min(buffer.length, length - done));
+        const status = await transferAll(storage, "read", part, position + done);
+        if (status !== Status.SUCCESS) return status;
+      }
+      return Status.SUCCESS;
+    } finally {
+      this.#give(buffer);
+    }
+  }
+
   async #take(): Promise<Uint8Array> {
     const buffer = this.#free.pop();
     if (buffer !== undefined) return buffer;

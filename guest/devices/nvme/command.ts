@@ -3,11 +3,11 @@
  * command allocates nothing once as many have been made as are ever under way together.
  */
 import type { Epoch } from "./in-flight.js";
+import type { Namespace } from "./namespace.js";
 import { PrpRanges } from "./prp.js";
 import type { SubmissionQueue } from "./queues.js";
 import { SegmentList } from "./segment.js";
 import { Command as Entry } from "./spec.js";
-import type { Storage } from "./storage.js";
 import { Transfer, type TransferDone } from "./transfer.js";
 
 const entry = Entry.view();
@@ -21,6 +21,8 @@ export interface CommandHooks {
 export class Command {
   queue!: SubmissionQueue;
   epoch!: Epoch;
+  /** What an I/O command is about, once that is known. */
+  namespace: Namespace | undefined;
   opcode = 0;
   flags = 0;
   id = 0;
@@ -45,8 +47,8 @@ export class Command {
   /** Ends the command. */
   readonly complete: (status: number) => void;
 
-  constructor(storage: Storage, hooks: CommandHooks) {
-    this.transfer = new Transfer(storage, this.segments, (error) => hooks.onTransferred(this, error));
+  constructor(hooks: CommandHooks) {
+    this.transfer = new Transfer(this.segments, (error) => hooks.onTransferred(this, error));
     this.complete = (status) => hooks.onComplete(this, status);
   }
 

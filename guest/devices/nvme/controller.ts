@@ -12,10 +12,12 @@ import type { Command } from "./command.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
 import { Features } from "./features.js";
-import { type Identity, identifyController, identifyNamespace, namespaceDescriptors } from "./identify.js";
+import type { Identity } from "./identify.js";
 import { IoCommands } from "./io.js";
+import { KeepAlive } from "./keep-alive.js";
 import { LogPages } from "./log-pages.js";
 import { Namespace } from "./namespace.js";
+import { Namespaces } from "./namespaces.js";
 import { CompletionQueue, Doorbell, SubmissionQueue } from "./queues.js";
 import {
   Aqa,
@@ -31,14 +33,29 @@ import {
   type RegisterName,
   registerTable,
 } from "./registers.js";
-import { CRITICAL_WARNING_RELIABILITY, ErrorEvent, EventType, LogPage, SmartEvent, Status } from "./spec.js";
+import {
+  CRITICAL_WARNING_RELIABILITY,
+  ErrorEvent,
+  EventType,
+  LogPage,
+  NoticeEvent,
+  OAES_NAMESPACE_ATTRIBUTE,
+  SmartEvent,
+  Status,
+} from "./spec.js";
 import type { Storage, StorageError } from "./storage.js";
 
-/** All of the controller's choices; see `createNvme` for what is usual. */
-export interface ControllerOptions extends Identity {
+/** A namespace to be. */
+export interface Disk {
   readonly storage: Storage;
   /** 512 or 4096 bytes. */
   readonly blockSize: number;
+}
+
+/** All of the controller's choices; see `createNvme` for what is usual. */
+export interface ControllerOptions extends Identity {
+  /** Namespaces 1 to n. */
+  readonly disks: readonly Disk[];
   /** I/O queues of each kind; each has a vector, after the admin queue's vector 0. */
   readonly queues: number;
   readonly deviceId: number;
@@ -51,7 +68,7 @@ export class NvmeController implements Device {
   readonly identity: PciIdentity;
   readonly #options: ControllerOptions;
   readonly #registers: RegisterFile<RegisterName>;
-  readonly #namespace: Namespace;
+  readonly #namespaces: Namespaces;
   readonly #features: Features;
   #started: Parts | undefined;
   /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
@@ -73,46 +90,52 @@ export class NvmeController implements Device {
       msix: { vectors, bar: 0, offset: MSIX_OFFSET },
     };
     this.#features = new Features(options.queues, vectors);
-    this.#namespace = new Namespace(options.storage, options.blockSize, (error) => this.#onSyncFailed(error));
+    const namespaces = options.disks.map(
+      ({ storage, blockSize }, n) =>
+        new Namespace(n + 1, storage, blockSize, (error) => this.#onSyncFailed(n + 1, error)),
+    );
+    this.#namespaces = new Namespaces(namespaces, (namespace) => this.#onSizeChanged(namespace));
     const table = registerTable({
       onMaskSet: (bits) => this.#setInterruptMask(this.#parts.engine.interruptMask | bits),
       onMaskClear: (bits) => this.#setInterruptMask(this.#parts.engine.interruptMask & ~bits),
       maskOf: () => this.#parts.engine.interruptMask >>> 0,
       onConfiguration: (value, previous) => this.#configure(value, previous),
+      onSubsystemReset: () => this.#resetSubsystem(),
     });
     this.#registers = new RegisterFile<RegisterName>(REGISTERS_SIZE, table);
   }
 
   start(context: DeviceContext): void {
-    const { storage, mdts, firmware } = this.#options;
+    const { mdts, firmware } = this.#options;
     const maxTransfer = MINIMUM_PAGE_SIZE * 2 ** mdts;
-    const namespace = this.#namespace;
+    const namespaces = this.#namespaces;
     const features = this.#features;
-    const engine = new QueueEngine(context, storage, {
+    const engine = new QueueEngine(context, {
       execute: (command) => this.#execute(command),
       onError: (command, status) => logPages.recordError(command, status),
+      onInvalidDoorbell: () =>
+        events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
       onFatal: (reason) => this.#fail(`a queue's memory cannot be reached: ${reason}`),
       onTransferred: (command, error) => io.onTransferred(command, error),
     });
     const events = new AsyncEvents(engine);
-    const io = new IoCommands(context, engine, namespace, features, maxTransfer);
-    const logPages = new LogPages(io.counters, namespace, features, firmware);
+    const io = new IoCommands(context, engine, namespaces, features, maxTransfer);
+    const logPages = new LogPages(io.counters, engine.inFlight, namespaces, features, firmware);
+    const keepAlive = new KeepAlive(() => this.#fail("the Keep Alive Timer expired"));
     const admin = new AdminCommands({
       context,
       engine,
       events,
       features,
       logPages,
-      namespace,
+      namespaces,
+      keepAlive,
       registers: this.#registers,
-      controllerData: identifyController(this.#options, namespace),
-      namespaceData: identifyNamespace(namespace),
-      namespaceDescriptors: namespaceDescriptors(this.#options),
+      identity: this.#options,
       maxTransfer,
     });
-    this.#started = { context, engine, events, io, admin };
-    const { blockCount, blockSize } = namespace;
-    context.log.info({ blockCount, blockSize, queues: this.#options.queues }, "NVMe controller");
+    this.#started = { context, engine, events, io, admin, logPages, keepAlive };
+    context.log.info({ namespaces: this.#sizes(), queues: this.#options.queues }, "NVMe controller");
   }
 
   readBar(bar: number, offset: number, size: number): number {
@@ -127,6 +150,9 @@ export class NvmeController implements Device {
   }
 
   async reset(): Promise<void> {
+    const isOn = (this.#registers.get("CC") & Cc.EN) !== 0;
+    const isShutDown = (this.#registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
+    if (isOn && !isShutDown) this.#parts.logPages.unsafeShutdowns++;
     this.#registers.reset();
     this.#setInterruptMask(0);
     await this.#stopAndDrain();
@@ -138,16 +164,20 @@ export class NvmeController implements Device {
 
   async close(): Promise<void> {
     await this.#started?.engine.inFlight.drained();
-    await new Promise<void>((resolve) => this.#namespace.sync(() => resolve()));
-    await this.#options.storage.close();
+    await new Promise<void>((resolve) => this.#namespaces.sync(() => resolve()));
+    await Promise.all(this.#options.disks.map(({ storage }) => storage.close()));
   }
 
   inspect(): unknown {
-    const { blockCount, blockSize } = this.#namespace;
     const registers = this.#registers.inspect();
-    if (this.#started === undefined) return { registers, blockCount, blockSize };
+    const namespaces = this.#sizes();
+    if (this.#started === undefined) return { registers, namespaces };
     const { engine, io } = this.#started;
-    return { registers, blockCount, blockSize, ...engine.inspect(), ...io.counters };
+    return { registers, namespaces, ...engine.inspect(), ...io.counters };
+  }
+
+  #sizes(): object[] {
+    return this.#namespaces.all.map(({ id, blockCount, blockSize }) => ({ id, blockCount, blockSize }));
   }
 
   get #parts(): Parts {
@@ -212,14 +242,29 @@ export class NvmeController implements Device {
     const completionQueue = new CompletionQueue(0, completion, Aqa.acqsOf(aqa), 0, true);
     engine.completionQueues[0] = completionQueue;
     engine.submissionQueues[0] = new SubmissionQueue(0, submission, Aqa.asqsOf(aqa), completionQueue);
-    registers.set("CSTS", Csts.RDY);
+    this.#setStatus(Csts.RDY);
+    this.#namespaces.watch();
     this.#parts.context.log.info("enabled by the driver");
   }
 
   /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when nothing is under way. */
   #disable(): void {
-    this.#registers.set("CSTS", this.#registers.get("CSTS") & Csts.RDY);
+    this.#setStatus(this.#registers.get("CSTS") & Csts.RDY);
     void this.#stopAndDrain();
+  }
+
+  /** 7.3.1: there is one controller in the subsystem. */
+  #resetSubsystem(): void {
+    this.#parts.context.log.info("NVM subsystem reset by the driver");
+    this.#registers.reset();
+    this.#registers.set("CSTS", Csts.NSSRO);
+    this.#setInterruptMask(0);
+    void this.#stopAndDrain();
+  }
+
+  /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
+  #setStatus(status: number): void {
+    this.#registers.set("CSTS", status | (this.#registers.get("CSTS") & Csts.NSSRO));
   }
 
   /** Back to disabled. The admin queue's registers stay as they are. Resolves when nothing is under way. */
@@ -233,7 +278,7 @@ export class NvmeController implements Device {
       if (generation !== this.#generation) return;
     }
     this.#draining = false;
-    this.#registers.set("CSTS", 0);
+    this.#setStatus(0);
     if ((this.#registers.get("CC") & Cc.EN) !== 0) this.#enable();
   }
 
@@ -246,7 +291,7 @@ export class NvmeController implements Device {
     };
     setStatus(Csts.SHST_OCCURRING);
     void inFlight.drained().then(() =>
-      this.#namespace.sync(() => {
+      this.#namespaces.sync(() => {
         if (generation === this.#generation) setStatus(Csts.SHST_COMPLETE);
       }),
     );
@@ -262,13 +307,22 @@ export class NvmeController implements Device {
   #stop(): void {
     this.#parts.engine.stop();
     this.#parts.events.reset();
+    this.#parts.keepAlive.set(0);
+    this.#namespaces.unwatch();
     this.#features.reset();
   }
 
-  #onSyncFailed(error: StorageError): void {
+  #onSizeChanged({ id, blockCount }: Namespace): void {
     const { context, events } = this.#parts;
-    context.log.error({ err: error }, "the disk's file could not be synced: data may be lost");
-    if ((this.#features.eventWarnings & CRITICAL_WARNING_RELIABILITY) === 0) return;
+    context.log.info({ namespace: id, blockCount }, "a namespace's size has changed");
+    if ((this.#features.events & OAES_NAMESPACE_ATTRIBUTE) === 0) return;
+    events.raise(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogPage.CHANGED_NAMESPACE_LIST);
+  }
+
+  #onSyncFailed(id: number, error: StorageError): void {
+    const { context, events } = this.#parts;
+    context.log.error({ namespace: id, err: error }, "the disk's file could not be synced: data may be lost");
+    if ((this.#features.events & CRITICAL_WARNING_RELIABILITY) === 0) return;
     events.raise(EventType.SMART, SmartEvent.RELIABILITY, LogPage.SMART);
   }
 
@@ -310,6 +364,8 @@ interface Parts {
   readonly events: AsyncEvents;
   readonly io: IoCommands;
   readonly admin: AdminCommands;
+  readonly logPages: LogPages;
+  readonly keepAlive: KeepAlive;
 }
 
 /** Address 0 is as good as any other to an IOMMU. Memory that is not there is noticed when it is used. */

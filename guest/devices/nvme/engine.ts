@@ -3,7 +3,8 @@
  * `execute`, and come back by `complete`, at once or later.
  *
  * A turn serves at most TURN_COMMANDS commands and then lets the event loop go on. Queues that wait take turns, a burst each
- * (4.13, round robin). All completions of a turn share one interrupt for each completion queue.
+ * (4.13, round robin). All completions of a turn share one interrupt for each completion queue. Doorbells in memory are
+ * looked at in shadow-poll.ts.
  */
 import type { DeviceContext } from "../../device.js";
 import { Command, type CommandHooks } from "./command.js";
@@ -11,8 +12,8 @@ import { InFlight } from "./in-flight.js";
 import { type CompletionQueue, Doorbell, type Ring, type SubmissionQueue } from "./queues.js";
 import { MINIMUM_PAGE_SIZE } from "./registers.js";
 import { newSegment } from "./segment.js";
+import { ShadowPoll } from "./shadow-poll.js";
 import { DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
-import type { Storage } from "./storage.js";
 
 /** Commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. */
 export const MAX_COMMANDS = 1024;
@@ -23,6 +24,8 @@ export interface EngineHooks {
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;
+  /** A doorbell in memory has a value that makes no sense. */
+  onInvalidDoorbell(): void;
   /** Queue memory cannot be reached (9.5). */
   onFatal(reason: unknown): void;
   onTransferred: CommandHooks["onTransferred"];
@@ -40,8 +43,8 @@ export class QueueEngine {
   /** CC.MPS in bytes, as it was when the controller was enabled. */
   pageSize = MINIMUM_PAGE_SIZE;
   commandsExecuted = 0;
+  readonly shadow: ShadowPoll;
   readonly #context: DeviceContext;
-  readonly #storage: Storage;
   readonly #hooks: EngineHooks;
   readonly #commandHooks: CommandHooks;
   readonly #pool: Command[] = [];
@@ -50,10 +53,10 @@ export class QueueEngine {
   readonly #interrupting: CompletionQueue[] = [];
   #scheduled = false;
 
-  constructor(context: DeviceContext, storage: Storage, hooks: EngineHooks) {
+  constructor(context: DeviceContext, hooks: EngineHooks) {
     this.#context = context;
-    this.#storage = storage;
     this.#hooks = hooks;
+    this.shadow = new ShadowPoll(this, () => hooks.onInvalidDoorbell());
     this.#commandHooks = {
       onComplete: (command, status) => this.complete(command, status),
       onTransferred: hooks.onTransferred,
@@ -68,17 +71,32 @@ export class QueueEngine {
     this.completionQueues.length = 0;
     this.#ready.length = 0;
     this.#interrupting.length = 0;
+    this.shadow.stop();
   }
 
   /** 3.1.24 */
   ringSubmission(queue: SubmissionQueue, tail: number): number {
+    if (!this.shadow.covers(queue)) return this.takeTail(queue, tail);
+    this.shadow.wake();
+    return Doorbell.ACCEPTED;
+  }
+
+  /** 3.1.25 */
+  ringCompletion(queue: CompletionQueue, head: number): number {
+    if (!this.shadow.covers(queue)) return this.takeHead(queue, head);
+    this.shadow.wake();
+    return Doorbell.ACCEPTED;
+  }
+
+  /** A submission queue's tail, wherever it came from. */
+  takeTail(queue: SubmissionQueue, tail: number): number {
     const result = queue.ring(tail);
     if (result === Doorbell.ACCEPTED) this.serve(queue);
     return result;
   }
 
-  /** 3.1.25: places came free, so commands that waited for them can be fetched. */
-  ringCompletion(queue: CompletionQueue, head: number): number {
+  /** Places came free, so commands that waited for them can be fetched. */
+  takeHead(queue: CompletionQueue, head: number): number {
     const result = queue.ring(head);
     if (result === Doorbell.ACCEPTED) for (const submission of queue.submissionQueues) this.serve(submission);
     return result;
@@ -129,6 +147,11 @@ export class QueueEngine {
     };
   }
 
+  /** Whether a queue waits for its turn. */
+  get hasReady(): boolean {
+    return this.#ready.length > 0;
+  }
+
   /** Makes a turn happen soon. */
   schedule(): void {
     if (this.#scheduled) return;
@@ -138,6 +161,7 @@ export class QueueEngine {
 
   readonly #turn = (): void => {
     this.#scheduled = false;
+    this.shadow.poll();
     let budget = TURN_COMMANDS;
     while (budget > 0 && this.#ready.length > 0 && this.inFlight.count < MAX_COMMANDS) {
       const queue = this.#ready.shift() as SubmissionQueue;
@@ -145,7 +169,12 @@ export class QueueEngine {
       budget -= this.#fetch(queue, Math.min(budget, BURST));
     }
     this.#flushInterrupts();
-    if (this.#ready.length > 0 && this.inFlight.count < MAX_COMMANDS) this.schedule();
+    // With MAX_COMMANDS under way the end of one of them is what makes the next turn.
+    if (this.#ready.length > 0) {
+      if (this.inFlight.count < MAX_COMMANDS) this.schedule();
+    } else if (this.shadow.goesOn(budget < TURN_COMMANDS)) {
+      this.schedule();
+    }
   };
 
   /** Fetches and starts at most `limit` commands; returns how many. */
@@ -189,7 +218,7 @@ export class QueueEngine {
   }
 
   #start(queue: SubmissionQueue, data: DataView, offset: number): void {
-    const command = this.#pool.pop() ?? new Command(this.#storage, this.#commandHooks);
+    const command = this.#pool.pop() ?? new Command(this.#commandHooks);
     command.decode(data, offset);
     command.queue = queue;
     command.epoch = this.inFlight.begin();
@@ -202,6 +231,8 @@ export class QueueEngine {
 
   #release(command: Command): void {
     const { queue } = command;
+    command.namespace?.end();
+    command.namespace = undefined;
     this.inFlight.end(command.epoch);
     this.#pool.push(command);
     if (--queue.active === 0) queue.onIdle?.();

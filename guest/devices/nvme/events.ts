@@ -1,6 +1,6 @@
 /**
  * NVM Express 1.4, section 5.2: Asynchronous Event Requests wait here for events, and events for requests. Once an event of
- * a type was reported, further ones of the type wait until the driver has read its log page. Left out: notices.
+ * a type was reported, further ones of the type wait until the driver has read its log page.
  */
 import type { QueueEngine } from "./engine.js";
 import { Status } from "./spec.js";

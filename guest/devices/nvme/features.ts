@@ -3,7 +3,7 @@
  * that the controller only remembers are marked by nothing else reading them. None is saved over a reset.
  * Left out: features with data structures (LBA range type, autonomous power states, timestamp, host memory buffer).
  */
-import { Feature, Status } from "./spec.js";
+import { Feature, OAES_NAMESPACE_ATTRIBUTE, Status } from "./spec.js";
 
 /** CDW11 of a feature: its value after reset, and the bits that Set Features may change. */
 interface FeatureValue {
@@ -18,6 +18,8 @@ export const TEMPERATURE = 313;
 export const WARNING_TEMPERATURE = 343;
 
 const ALL = 0xffff_ffff;
+/** What setTimeout takes. */
+const MAX_KEEP_ALIVE_MS = 0x7fff_ffff;
 
 const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
   [Feature.ARBITRATION, { reset: 4, mask: ALL, changeable: true }],
@@ -30,7 +32,9 @@ const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
   [Feature.INTERRUPT_COALESCING, { reset: 0, mask: 0xffff, changeable: true }],
   [Feature.INTERRUPT_VECTOR_CONFIGURATION, { reset: 0, mask: 0, changeable: true }],
   [Feature.WRITE_ATOMICITY_NORMAL, { reset: 0, mask: 1, changeable: true }],
-  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: 0xff, changeable: true }],
+  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: 0xff | OAES_NAMESPACE_ATTRIBUTE, changeable: true }],
+  // Milliseconds.
+  [Feature.KEEP_ALIVE_TIMER, { reset: 0, mask: ALL, changeable: true }],
 ]);
 
 /** Get Features, SEL. */
@@ -70,8 +74,13 @@ export class Features {
     return this.#values.get(Feature.VOLATILE_WRITE_CACHE) === 1;
   }
 
-  /** Which SMART critical warnings raise an event. */
-  get eventWarnings(): number {
+  /** Milliseconds; 0 when there is no timer. */
+  get keepAliveMs(): number {
+    return this.#values.get(Feature.KEEP_ALIVE_TIMER) ?? 0;
+  }
+
+  /** Which SMART critical warnings raise an event, and which notices (OAES). */
+  get events(): number {
     return this.#values.get(Feature.ASYNC_EVENT_CONFIGURATION) ?? 0;
   }
 
@@ -124,6 +133,9 @@ export class Features {
         this.#coalescingDisabled[vector] = (cdw11 & COALESCING_DISABLE) === 0 ? 0 : 1;
         return Status.SUCCESS;
       }
+      case Feature.KEEP_ALIVE_TIMER:
+        if (cdw11 > MAX_KEEP_ALIVE_MS) return Status.KEEP_ALIVE_TIMEOUT_INVALID;
+        break;
       case Feature.POWER_MANAGEMENT:
         if ((cdw11 & 0x1f) !== 0) return Status.INVALID_FIELD;
         break;

@@ -1,18 +1,23 @@
-/** NVM Express 1.4, section 5.15: what Identify answers, built once as bytes. */
+/** NVM Express 1.4, section 5.15: what Identify answers, as bytes. */
 import { createHash } from "node:crypto";
 import { MAX_EVENT_REQUESTS } from "./events.js";
 import { WARNING_TEMPERATURE } from "./features.js";
 import { ERROR_ENTRIES } from "./log-pages.js";
-import type { Namespace } from "./namespace.js";
+import { LBA_FORMATS, type Namespace } from "./namespace.js";
 import {
   CNTRLTYPE_IO,
   CQES,
+  DLFEAT,
   IDENTIFY_SIZE,
   IdentifyController,
   IdentifyNamespace,
+  LbaFormat,
   LPA,
   NamespaceDescriptor,
   NIDT_UUID,
+  Nsfeat,
+  OAES_NAMESPACE_ATTRIBUTE,
+  Oacs,
   Oncs,
   SQES,
   VERSION,
@@ -35,15 +40,19 @@ export interface Identity {
 
 /** Kelvin. */
 const CRITICAL_TEMPERATURE = 353;
+/** Bytes that file systems allocate, write and give back as one. */
+const PREFERRED_SIZE = 4096;
 
-export function identifyController(identity: Identity, namespace: Namespace): Uint8Array {
+export function identifyController(identity: Identity, namespaces: readonly Namespace[]): Uint8Array {
   const { offsets, encode } = IdentifyController;
   const bytes = encode({
     VID: identity.vendorId,
     SSVID: identity.subsystemVendorId,
     MDTS: identity.mdts,
     VER: VERSION,
+    OAES: OAES_NAMESPACE_ATTRIBUTE,
     CNTRLTYPE: CNTRLTYPE_IO,
+    OACS: Oacs.FORMAT_NVM | Oacs.DOORBELL_BUFFER_CONFIG,
     // 0's based: 4 aborts, MAX_EVENT_REQUESTS, ERROR_ENTRIES.
     ACL: 3,
     AERL: MAX_EVENT_REQUESTS - 1,
@@ -53,12 +62,14 @@ export function identifyController(identity: Identity, namespace: Namespace): Ui
     LPA,
     WCTEMP: WARNING_TEMPERATURE,
     CCTEMP: CRITICAL_TEMPERATURE,
-    TNVMCAP: namespace.blockCount * namespace.blockSize,
+    TNVMCAP: namespaces.reduce((sum, { blockCount, blockSize }) => sum + blockCount * blockSize, 0),
+    // The Keep Alive Timer counts in units of 100 ms.
+    KAS: 1,
     // Required and maximum sizes are the same.
     SQES: (SQES << 4) | SQES,
     CQES: (CQES << 4) | CQES,
-    NN: 1,
-    ONCS: Oncs.COMPARE | Oncs.WRITE_ZEROES | Oncs.SAVE_AND_SELECT,
+    NN: namespaces.length,
+    ONCS: Object.values(Oncs).reduce((bits, bit) => bits | bit),
     VWC: VWC_PRESENT,
   });
   putText(bytes, offsets.SN, 20, identity.serial);
@@ -70,27 +81,36 @@ export function identifyController(identity: Identity, namespace: Namespace): Ui
   return bytes;
 }
 
-export function identifyNamespace({ blockSize, blockCount }: Namespace): Uint8Array {
-  return IdentifyNamespace.encode({
+export function identifyNamespace({ blockSize, blockCount, blocksInUse }: Namespace): Uint8Array {
+  const { offsets, encode } = IdentifyNamespace;
+  const preferred = PREFERRED_SIZE / blockSize - 1;
+  const bytes = encode({
     NSZE: blockCount,
     NCAP: blockCount,
-    NUSE: blockCount,
+    NUSE: blocksInUse,
+    NSFEAT: Nsfeat.THINP | Nsfeat.OPTPERF,
+    NLBAF: LBA_FORMATS.length - 1,
+    FLBAS: LBA_FORMATS.indexOf(blockSize),
+    DLFEAT,
     NVMCAP: blockCount * blockSize,
-    LBAF0_LBADS: Math.log2(blockSize),
+    // 0's based, in blocks: write and deallocate granularity and alignment.
+    NPWG: preferred,
+    NPWA: preferred,
+    NPDG: preferred,
+    NPDA: preferred,
   });
-}
-
-/** The namespaces with an identifier above `after`: there is one at all. */
-export function activeNamespaceList(after: number): Uint8Array {
-  const bytes = new Uint8Array(IDENTIFY_SIZE);
-  if (after < 1) bytes[0] = 1;
+  for (const [n, size] of LBA_FORMATS.entries()) {
+    // Relative Performance: 0 is best.
+    const format = LbaFormat.encode({ LBADS: Math.log2(size), RP: size === PREFERRED_SIZE ? 0 : 1 });
+    bytes.set(format, offsets.LBAF + n * LbaFormat.size);
+  }
   return bytes;
 }
 
-export function namespaceDescriptors(identity: Identity): Uint8Array {
+export function namespaceDescriptors(identity: Identity, { id }: Namespace): Uint8Array {
   const bytes = new Uint8Array(IDENTIFY_SIZE);
   bytes.set(NamespaceDescriptor.encode({ NIDT: NIDT_UUID, NIDL: 16 }));
-  bytes.set(uuidOf(`${identity.model}:${identity.serial}:namespace 1`), NamespaceDescriptor.offsets.NID);
+  bytes.set(uuidOf(`${identity.model}:${identity.serial}:namespace ${id}`), NamespaceDescriptor.offsets.NID);
   return bytes;
 }
 

@@ -12,19 +12,26 @@ export interface Epoch {
 export class InFlight {
   /** All work under way. */
   count = 0;
+  #busySince = 0;
+  #busyMs = 0;
   #current: Epoch = { active: 0, end: undefined };
   readonly #ending = new Set<Promise<void>>();
 
   /** Work begins; give the result to `end`. */
   begin(): Epoch {
-    this.count++;
+    if (this.count++ === 0) this.#busySince = performance.now();
     this.#current.active++;
     return this.#current;
   }
 
   end(epoch: Epoch): void {
-    this.count--;
+    if (--this.count === 0) this.#busyMs += performance.now() - this.#busySince;
     if (--epoch.active === 0) epoch.end?.();
+  }
+
+  /** Milliseconds in which there was work, up to the last time that there was none. */
+  get busyMs(): number {
+    return this.#busyMs;
   }
 
   /** Resolves when all work that is under way now has ended. */

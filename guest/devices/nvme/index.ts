@@ -1,10 +1,11 @@
-/** An NVMe disk over a file or block device. */
-import { createHash } from "node:crypto";
+/** An NVMe controller whose disks are files, block devices or memory. */
+import { createHash, randomBytes } from "node:crypto";
 import { realpath } from "node:fs/promises";
 import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
-import { NvmeController } from "./controller.js";
-import { openStorage, type Storage } from "./storage.js";
+import { type Disk, NvmeController } from "./controller.js";
+import { LBA_FORMATS } from "./namespace.js";
+import { openMemory, openStorage, type Storage } from "./storage.js";
 
 /**
  * Drivers bind to the class code, so the identifiers only have to collide with nobody's: no vendor fff0 is known to the
@@ -16,19 +17,19 @@ export const DEVICE_ID = 0x0001;
 /** I/O queues of each kind when nothing else is asked for, and at most. Each takes an interrupt vector. */
 export const DEFAULT_QUEUES = 16;
 export const MAX_QUEUES = 64;
+export const MAX_NAMESPACES = 64;
 
 /** 1 MiB for one command. */
 const MDTS = 8;
 const FIRMWARE = "1.0";
 
-export interface NvmeOptions {
-  /** The disk's contents: a file or block device, its size a multiple of the block size. */
-  readonly file: string;
-  /** ASCII, at most 20 characters; made from the file's path when left out. Disks of one driver VM need different ones. */
-  readonly serial?: string;
+/** What the controller is, apart from its disks. */
+export interface ControllerChoices {
+  /** ASCII, at most 20 characters. Controllers of one driver VM need different ones. */
+  readonly serial: string;
   /** ASCII, at most 40 characters. */
   readonly model?: string;
-  /** 512 (the default) or 4096 bytes. */
+  /** 512 or 4096 bytes; what a disk was formatted with, or else 512, when left out. */
   readonly blockSize?: number;
   /** I/O queues of each kind, 1 to MAX_QUEUES. */
   readonly queues?: number;
@@ -36,29 +37,44 @@ export interface NvmeOptions {
   readonly deviceId?: number;
 }
 
-/** Makes an NVMe controller with one namespace. @throws UserError for an option or a file that will not do */
+export interface NvmeOptions extends Omit<ControllerChoices, "serial"> {
+  /** The disks' contents: files or block devices, their sizes multiples of the block size. Namespace 1 is the first. */
+  readonly files?: readonly string[];
+  /** Disks in memory, which are gone with the process, by their sizes in bytes. They come behind the files. */
+  readonly memory?: readonly number[];
+  /** Made from the first file's path when left out. */
+  readonly serial?: string;
+}
+
+/** A storage, and what to call it when it will not do. */
+export interface NamedStorage {
+  readonly name: string;
+  readonly storage: Storage;
+}
+
+/** Makes an NVMe controller with a namespace for each disk. @throws UserError for an option or a file that will not do */
 export async function createNvme(options: NvmeOptions): Promise<NvmeController> {
-  const storage = await openStorage(options.file);
+  const { files = [], memory = [] } = options;
+  const storages: NamedStorage[] = [];
   try {
-    const path = await realpath(options.file).catch(() => resolve(options.file));
-    const serial = options.serial ?? createHash("sha256").update(path).digest("hex").slice(0, 16).toUpperCase();
-    return createController(storage, { ...options, serial });
+    for (const file of files) storages.push({ name: `the disk's file ${file}`, storage: await openStorage(file) });
+    for (const size of memory) storages.push({ name: "a disk in memory", storage: openMemory(size) });
+    return createController(storages, { ...options, serial: options.serial ?? (await serialOf(files)) });
   } catch (error) {
-    await storage.close();
+    await Promise.all(storages.map(({ storage }) => storage.close()));
     throw error;
   }
 }
 
-/** The same over any storage. @throws UserError */
-export function createController(
-  storage: Storage,
-  options: Omit<NvmeOptions, "serial"> & { readonly serial: string },
-): NvmeController {
-  const { file, serial, model = "virtio-vfio-user NVMe", blockSize = 512, queues = DEFAULT_QUEUES } = options;
-  const { vendorId = VENDOR_ID, deviceId = DEVICE_ID } = options;
-  if (blockSize !== 512 && blockSize !== 4096) {
-    throw new UserError(`a disk's block size is 512 or 4096 bytes, not ${blockSize}`, 2);
-  }
+async function serialOf([file]: readonly string[]): Promise<string> {
+  const name = file === undefined ? randomBytes(16) : await realpath(file).catch(() => resolve(file));
+  return createHash("sha256").update(name).digest("hex").slice(0, 16).toUpperCase();
+}
+
+/** The same over any storages. @throws UserError */
+export function createController(storages: readonly NamedStorage[], choices: ControllerChoices): NvmeController {
+  const { serial, model = "virtio-vfio-user NVMe", queues = DEFAULT_QUEUES } = choices;
+  const { vendorId = VENDOR_ID, deviceId = DEVICE_ID } = choices;
   if (!Number.isInteger(queues) || queues < 1 || queues > MAX_QUEUES) {
     throw new UserError(`an NVMe controller has 1 to ${MAX_QUEUES} I/O queues here, not ${queues}`, 2);
   }
@@ -71,16 +87,13 @@ export function createController(
       throw new UserError(`a PCI ${what} ID has 16 bits, unlike ${id}`, 2);
     }
   }
-  if (storage.size === 0 || storage.size % blockSize !== 0) {
-    throw new UserError(
-      `the disk's file ${file} has ${storage.size} bytes, which is no multiple of the block size, ${blockSize} bytes: resize it with truncate`,
-    );
+  if (storages.length < 1 || storages.length > MAX_NAMESPACES) {
+    throw new UserError(`an NVMe controller has 1 to ${MAX_NAMESPACES} disks here, not ${storages.length}`, 2);
   }
   checkText("serial number", serial, 20);
   checkText("model", model, 40);
   return new NvmeController({
-    storage,
-    blockSize,
+    disks: storages.map((storage) => diskOf(storage, choices.blockSize)),
     queues,
     serial,
     model,
@@ -90,6 +103,23 @@ export function createController(
     subsystemVendorId: vendorId,
     mdts: MDTS,
   });
+}
+
+function diskOf({ name, storage }: NamedStorage, wanted: number | undefined): Disk {
+  const { blockSize: formatted, size } = storage;
+  const blockSize = wanted ?? formatted ?? LBA_FORMATS[0];
+  if (!LBA_FORMATS.includes(blockSize)) {
+    throw new UserError(`a disk's block size is ${LBA_FORMATS.join(" or ")} bytes, not ${blockSize}`, 2);
+  }
+  if (formatted !== undefined && formatted !== blockSize) {
+    throw new UserError(`${name} was formatted with blocks of ${formatted} bytes: leave out --block-size`);
+  }
+  if (size === 0 || size % blockSize !== 0) {
+    throw new UserError(
+      `${name} has ${size} bytes, which is no multiple of the block size, ${blockSize} bytes: resize it with truncate`,
+    );
+  }
+  return { storage, blockSize };
 }
 
 function checkText(what: string, text: string, length: number): void {

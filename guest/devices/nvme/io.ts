@@ -1,19 +1,20 @@
 /**
- * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes.
+ * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management, Verify.
  *
  * Data goes straight between the storage and driver-VM memory where that is in the window, and by bounce buffers elsewhere.
- * Left out: Dataset Management (Node has no call that punches holes), Write Uncorrectable, Verify, fused operations,
- * protection information.
+ * Left out: Write Uncorrectable, fused operations, reservations, protection information.
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { DeviceContext } from "../../device.js";
 import { BouncePool } from "./bounce.js";
 import type { Command } from "./command.js";
+import { manageDataset } from "./dataset-management.js";
 import type { QueueEngine } from "./engine.js";
 import type { Features } from "./features.js";
 import { type Namespace, statusOf } from "./namespace.js";
+import type { Namespaces } from "./namespaces.js";
 import { NOT_IN_WINDOW } from "./prp.js";
-import { NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status } from "./spec.js";
+import { NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
 import type { StorageError } from "./storage.js";
 
 /** Section 5.14.1.2: what SMART counts; a unit is 512 bytes, the log reports thousands of them. */
@@ -25,11 +26,13 @@ export interface Counters {
   mediaErrors: number;
 }
 
+const OPCODES: ReadonlySet<number> = new Set(Object.values(NvmOpcode));
+
 export class IoCommands {
   readonly counters: Counters = { bytesRead: 0, bytesWritten: 0, reads: 0, writes: 0, mediaErrors: 0 };
   readonly #context: DeviceContext;
   readonly #engine: QueueEngine;
-  readonly #namespace: Namespace;
+  readonly #namespaces: Namespaces;
   readonly #features: Features;
   readonly #maxTransfer: number;
   readonly #bounce = new BouncePool();
@@ -38,49 +41,57 @@ export class IoCommands {
   constructor(
     context: DeviceContext,
     engine: QueueEngine,
-    namespace: Namespace,
+    namespaces: Namespaces,
     features: Features,
     maxTransfer: number,
   ) {
     this.#context = context;
     this.#engine = engine;
-    this.#namespace = namespace;
+    this.#namespaces = namespaces;
     this.#features = features;
     this.#maxTransfer = maxTransfer;
   }
 
   execute(command: Command): void {
-    switch (command.opcode) {
-      case NvmOpcode.READ:
-      case NvmOpcode.WRITE:
-      case NvmOpcode.COMPARE:
-        this.#startTransfer(command);
-        return;
-      case NvmOpcode.FLUSH:
-        if (command.namespaceId !== 1 && command.namespaceId !== NSID_ALL) {
-          command.complete(Status.INVALID_NAMESPACE_OR_FORMAT);
-          return;
-        }
-        this.#namespace.sync(command.complete);
-        return;
-      case NvmOpcode.WRITE_ZEROES:
-        this.#writeZeroes(command);
-        return;
-      default:
-        command.complete(Status.INVALID_OPCODE);
-    }
+    const { opcode, namespaceId } = command;
+    const namespace = this.#namespaces.find(namespaceId);
+    if (!OPCODES.has(opcode)) command.complete(Status.INVALID_OPCODE);
+    else if (opcode === NvmOpcode.FLUSH && namespaceId === NSID_ALL) this.#namespaces.sync(command.complete);
+    else if (namespace === undefined) command.complete(Status.INVALID_NAMESPACE_OR_FORMAT);
+    else if (namespace.formatting) command.complete(Status.FORMAT_IN_PROGRESS);
+    else this.#begin(command, namespace);
   }
 
   /** The file I/O that `#move` started has ended. */
   onTransferred(command: Command, error: StorageError | undefined): void {
+    const { namespace } = command;
+    if (namespace === undefined) return;
     const direction = command.opcode === NvmOpcode.READ ? "read" : "write";
-    this.#finish(command, error === undefined ? Status.SUCCESS : statusOf(error, direction));
+    this.#finish(command, namespace, error === undefined ? Status.SUCCESS : statusOf(error, direction));
+  }
+
+  #begin(command: Command, namespace: Namespace): void {
+    command.namespace = namespace;
+    namespace.begin();
+    switch (command.opcode) {
+      case NvmOpcode.READ:
+      case NvmOpcode.WRITE:
+      case NvmOpcode.COMPARE:
+        this.#startTransfer(command, namespace);
+        return;
+      case NvmOpcode.FLUSH:
+        namespace.sync(command.complete);
+        return;
+      case NvmOpcode.DATASET_MANAGEMENT:
+        void this.#manageDataset(command, namespace);
+        return;
+      default:
+        this.#startWithoutData(command, namespace);
+    }
   }
 
   /** Sets the command's place in the storage. Returns a status. */
-  #place(command: Command, maxLength: number): number {
-    const { blockSize, blockCount } = this.#namespace;
-    if (command.namespaceId !== 1) return Status.INVALID_NAMESPACE_OR_FORMAT;
+  #place(command: Command, { blockSize, blockCount }: Namespace, maxLength: number): number {
     // Inexact above 2^53, and then far above every size.
     const block = command.cdw10 + command.cdw11 * 0x1_0000_0000;
     const blocks = (command.cdw12 & RW_NLB_MASK) + 1;
@@ -91,8 +102,8 @@ export class IoCommands {
     return Status.SUCCESS;
   }
 
-  #startTransfer(command: Command): void {
-    const placed = this.#place(command, this.#maxTransfer);
+  #startTransfer(command: Command, namespace: Namespace): void {
+    const placed = this.#place(command, namespace, this.#maxTransfer);
     if (placed !== Status.SUCCESS) {
       command.complete(placed);
       return;
@@ -100,58 +111,78 @@ export class IoCommands {
     const { dma } = this.#context;
     const { pageSize } = this.#engine;
     const status = command.ranges.resolve(dma, command.prp1, command.prp2, command.length, pageSize);
-    if (status === NOT_IN_WINDOW) void this.#resolveAndMove(command);
+    if (status === NOT_IN_WINDOW) void this.#resolveAndMove(command, namespace);
     else if (status !== Status.SUCCESS) command.complete(status);
-    else this.#move(command);
+    else this.#move(command, namespace);
   }
 
-  async #resolveAndMove(command: Command): Promise<void> {
+  async #resolveAndMove(command: Command, namespace: Namespace): Promise<void> {
     const status = await command.ranges.resolveByMessages(this.#context.dma);
     if (status !== Status.SUCCESS) command.complete(status);
-    else this.#move(command);
+    else this.#move(command, namespace);
   }
 
-  #move(command: Command): void {
+  #move(command: Command, namespace: Namespace): void {
     const { dma } = this.#context;
     const isRead = command.opcode === NvmOpcode.READ;
     const direct = command.opcode !== NvmOpcode.COMPARE;
     if (direct && command.segments.locate(dma, command.ranges, isRead ? "write" : "read")) {
       dma.account(isRead ? 0 : command.length, isRead ? command.length : 0);
-      command.transfer.start(isRead ? "read" : "write", command.position);
+      command.transfer.start(isRead ? "read" : "write", namespace.storage, command.position);
     } else {
-      void this.#bounceAll(command);
+      void this.#bounceAll(command, namespace);
     }
   }
 
-  async #bounceAll(command: Command): Promise<void> {
+  async #bounceAll(command: Command, namespace: Namespace): Promise<void> {
     const { opcode } = command;
     const operation = opcode === NvmOpcode.READ ? "read" : opcode === NvmOpcode.WRITE ? "write" : "compare";
-    this.#finish(command, await this.#bounce.run(operation, command, this.#context.dma, this.#namespace.storage));
+    const status = await this.#bounce.run(operation, command, this.#context.dma, namespace.storage);
+    this.#finish(command, namespace, status);
   }
 
-  #writeZeroes(command: Command): void {
-    const placed = this.#place(command, Number.POSITIVE_INFINITY);
-    if (placed !== Status.SUCCESS) command.complete(placed);
-    else this.#namespace.writeZeroes(command.position, command.length, (status) => this.#finish(command, status));
+  /** Write Zeroes and Verify: MDTS is no limit to what moves no data. */
+  #startWithoutData(command: Command, namespace: Namespace): void {
+    const placed = this.#place(command, namespace, Number.POSITIVE_INFINITY);
+    const finish = (status: number): void => this.#finish(command, namespace, status);
+    if (placed !== Status.SUCCESS) {
+      command.complete(placed);
+    } else if (command.opcode === NvmOpcode.VERIFY) {
+      void this.#bounce.verify(command, namespace.storage).then(finish);
+    } else {
+      const deallocate = (command.cdw12 & WRITE_ZEROES_DEAC) !== 0;
+      namespace.writeZeroes(command.position, command.length, deallocate, finish);
+    }
+  }
+
+  /** With the write cache off, what was deallocated stays so. */
+  async #manageDataset(command: Command, namespace: Namespace): Promise<void> {
+    const status = await manageDataset(command, namespace, this.#context.dma, this.#engine.pageSize);
+    if (status !== Status.SUCCESS || this.#features.writeCache) command.complete(status);
+    else namespace.sync(command.complete);
   }
 
   /** Counts, and makes a write stable where that was asked for. */
-  #finish(command: Command, status: number): void {
+  #finish(command: Command, namespace: Namespace, status: number): void {
     const { counters } = this;
     if (status === Status.UNRECOVERED_READ_ERROR || status === Status.WRITE_FAULT) counters.mediaErrors++;
     if (status !== Status.SUCCESS) {
       command.complete(status);
       return;
     }
-    if (command.opcode === NvmOpcode.READ || command.opcode === NvmOpcode.COMPARE) {
-      counters.reads++;
-      counters.bytesRead += command.length;
-      command.complete(Status.SUCCESS);
-      return;
+    switch (command.opcode) {
+      case NvmOpcode.READ:
+      case NvmOpcode.COMPARE:
+      case NvmOpcode.VERIFY:
+        counters.reads++;
+        counters.bytesRead += command.length;
+        command.complete(Status.SUCCESS);
+        return;
+      case NvmOpcode.WRITE:
+        counters.bytesWritten += command.length;
     }
     counters.writes++;
-    if (command.opcode === NvmOpcode.WRITE) counters.bytesWritten += command.length;
     if (this.#features.writeCache && (command.cdw12 & RW_FUA) === 0) command.complete(Status.SUCCESS);
-    else this.#namespace.sync(command.complete);
+    else namespace.sync(command.complete);
   }
 }

@@ -1,8 +1,9 @@
-/** NVM Express 1.4, section 5.14: the log pages. Each is made when it is read. */
+/** NVM Express 1.4, section 5.14: the log pages. Each is made when it is read. Nothing in them outlives the process. */
 import type { Command } from "./command.js";
 import { type Features, TEMPERATURE } from "./features.js";
+import type { InFlight } from "./in-flight.js";
 import type { Counters } from "./io.js";
-import type { Namespace } from "./namespace.js";
+import type { Namespaces } from "./namespaces.js";
 import {
   AdminOpcode,
   CRITICAL_WARNING_RELIABILITY,
@@ -12,29 +13,63 @@ import {
   LogPage,
   NvmOpcode,
   Smart,
+  Status,
 } from "./spec.js";
 
 /** Errors that are kept, the newest first. */
 export const ERROR_ENTRIES = 16;
 
-/** Commands Supported and Effects: bit 0 supported, bit 1 changes data. */
+/**
+ * Figure 206, Commands Supported and Effects: bit 0 supported, bit 1 changes data, bit 2 changes what a namespace is able to do,
+ * bits 18:16 one at a time with respect to the same namespace.
+ */
 const SUPPORTED = 1;
 const CHANGES_DATA = 1 << 1;
+const CHANGES_NAMESPACE = 1 << 2;
+const ALONE_IN_NAMESPACE = 1 << 16;
+/** Those of commands that do more than to be there. */
+const ADMIN_EFFECTS: ReadonlyMap<number, number> = new Map([
+  [AdminOpcode.FORMAT_NVM, CHANGES_DATA | CHANGES_NAMESPACE | ALONE_IN_NAMESPACE],
+]);
+const IO_EFFECTS: ReadonlyMap<number, number> = new Map([
+  [NvmOpcode.WRITE, CHANGES_DATA],
+  [NvmOpcode.WRITE_ZEROES, CHANGES_DATA],
+  [NvmOpcode.DATASET_MANAGEMENT, CHANGES_DATA],
+]);
+
+/** Parameter Error Location: the byte of the command that is to blame, where the status tells. */
+const ERROR_LOCATIONS: ReadonlyMap<number, number> = new Map([
+  [Status.INVALID_OPCODE, 0],
+  [Status.INVALID_NAMESPACE_OR_FORMAT, 4],
+  [Status.LBA_OUT_OF_RANGE, 40],
+  [Status.INVALID_QUEUE_IDENTIFIER, 40],
+  [Status.INVALID_QUEUE_SIZE, 42],
+  [Status.INVALID_INTERRUPT_VECTOR, 46],
+  [Status.COMPLETION_QUEUE_INVALID, 46],
+  [Status.INVALID_LOG_PAGE, 40],
+  [Status.INVALID_FORMAT, 40],
+]);
+const LOCATION_UNKNOWN = 0xffff;
 const CRITICAL_WARNING_TEMPERATURE = 1 << 1;
 const MS_PER_HOUR = 3_600_000;
+const MS_PER_MINUTE = 60_000;
 
 export class LogPages {
+  /** Resets without a shutdown before them. */
+  unsafeShutdowns = 0;
   readonly #counters: Counters;
-  readonly #namespace: Namespace;
+  readonly #inFlight: InFlight;
+  readonly #namespaces: Namespaces;
   readonly #features: Features;
   readonly #firmware: string;
   readonly #startedAt = Date.now();
   readonly #errors: Uint8Array[] = [];
   #errorCount = 0;
 
-  constructor(counters: Counters, namespace: Namespace, features: Features, firmware: string) {
+  constructor(counters: Counters, inFlight: InFlight, namespaces: Namespaces, features: Features, firmware: string) {
     this.#counters = counters;
-    this.#namespace = namespace;
+    this.#inFlight = inFlight;
+    this.#namespaces = namespaces;
     this.#features = features;
     this.#firmware = firmware;
   }
@@ -47,8 +82,7 @@ export class LogPages {
       SQID: command.queue.id,
       CID: command.id,
       STATUS: (isFinal(status) ? status | DO_NOT_RETRY : status) << 1,
-      // Which byte of the command was wrong is not told.
-      PARAMETER_ERROR_LOCATION: 0xffff,
+      PARAMETER_ERROR_LOCATION: ERROR_LOCATIONS.get(status) ?? LOCATION_UNKNOWN,
       LBA_LOW: isIo ? command.cdw10 : 0,
       LBA_HIGH: isIo ? command.cdw11 : 0,
       NSID: command.namespaceId,
@@ -71,12 +105,17 @@ export class LogPages {
         return bytes;
       }
       case LogPage.CHANGED_NAMESPACE_LIST:
-        return new Uint8Array(4096);
+        return this.#namespaces.listChanged();
       case LogPage.COMMANDS_SUPPORTED:
         return commandsSupported();
       default:
         return undefined;
     }
+  }
+
+  /** A page was read, and its event is not to be retained. */
+  pageRead(identifier: number): void {
+    if (identifier === LogPage.CHANGED_NAMESPACE_LIST) this.#namespaces.changed.clear();
   }
 
   #errorInformation(): Uint8Array {
@@ -87,7 +126,8 @@ export class LogPages {
 
   #smart(): Uint8Array {
     const counters = this.#counters;
-    const reliability = this.#namespace.syncFailed ? CRITICAL_WARNING_RELIABILITY : 0;
+    const syncFailed = this.#namespaces.all.some(({ syncFailure }) => syncFailure !== Status.SUCCESS);
+    const reliability = syncFailed ? CRITICAL_WARNING_RELIABILITY : 0;
     const temperature = this.#features.temperatureWarning ? CRITICAL_WARNING_TEMPERATURE : 0;
     return Smart.encode({
       CRITICAL_WARNING: reliability | temperature,
@@ -98,8 +138,10 @@ export class LogPages {
       DATA_UNITS_WRITTEN: thousandUnits(counters.bytesWritten),
       HOST_READ_COMMANDS: counters.reads,
       HOST_WRITE_COMMANDS: counters.writes,
+      CONTROLLER_BUSY_TIME: Math.floor(this.#inFlight.busyMs / MS_PER_MINUTE),
       POWER_CYCLES: 1,
       POWER_ON_HOURS: Math.floor((Date.now() - this.#startedAt) / MS_PER_HOUR),
+      UNSAFE_SHUTDOWNS: this.unsafeShutdowns,
       MEDIA_ERRORS: counters.mediaErrors,
       ERROR_LOG_ENTRIES: this.#errorCount,
     });
@@ -114,10 +156,10 @@ function thousandUnits(bytes: number): number {
 /** Figure 205: 256 admin commands, then 256 I/O commands, 4 bytes each. */
 function commandsSupported(): Uint8Array {
   const bytes = new Uint8Array(4096);
-  for (const opcode of Object.values(AdminOpcode)) bytes[opcode * 4] = SUPPORTED;
-  for (const opcode of Object.values(NvmOpcode)) {
-    const changes = opcode === NvmOpcode.WRITE || opcode === NvmOpcode.WRITE_ZEROES;
-    bytes[1024 + opcode * 4] = changes ? SUPPORTED | CHANGES_DATA : SUPPORTED;
-  }
+  const data = new DataView(bytes.buffer);
+  const put = (at: number, opcode: number, effects = 0): void =>
+    data.setUint32(at + opcode * 4, SUPPORTED | effects, true);
+  for (const opcode of Object.values(AdminOpcode)) put(0, opcode, ADMIN_EFFECTS.get(opcode));
+  for (const opcode of Object.values(NvmOpcode)) put(1024, opcode, IO_EFFECTS.get(opcode));
   return bytes;
 }

@@ -9,25 +9,63 @@ import type { Storage, StorageError } from "./storage.js";
 
 export type StatusDone = (status: number) => void;
 
+/** Bytes of a block in each LBA format, by the format's number. */
+export const LBA_FORMATS: readonly number[] = [512, 4096];
+
 /** One writev of zeros moves this much at most, in bytes: a piece, and how many of it. */
 const ZEROS = new Uint8Array(256 * 1024);
 const ZERO_PIECES = 4;
 
 export class Namespace {
-  readonly blockCount: number;
-  /** A sync failed; data that was acknowledged without FUA may be lost. */
-  syncFailed = false;
+  /** A Format NVM is under way: nothing else may begin. */
+  formatting = false;
+  /** The status of the sync that failed; data that was acknowledged without FUA may be lost. */
+  syncFailure: number = Status.SUCCESS;
+  #blockSize: number;
+  #blockCount: number;
+  /** I/O commands under way. */
+  #active = 0;
+  #onIdle: (() => void) | undefined;
   #syncing = false;
   /** Callers that came while a sync was under way: what they want synced may have been written after it began. */
   #waiting: StatusDone[] = [];
 
   constructor(
+    /** NSID. */
+    readonly id: number,
     readonly storage: Storage,
-    /** Bytes; a power of two. */
-    readonly blockSize: number,
+    /** One of LBA_FORMATS. */
+    blockSize: number,
     readonly onSyncFailed: (error: StorageError) => void,
   ) {
-    this.blockCount = Math.floor(storage.size / blockSize);
+    this.#blockSize = blockSize;
+    this.#blockCount = this.#countBlocks();
+  }
+
+  /** Bytes. */
+  get blockSize(): number {
+    return this.#blockSize;
+  }
+
+  get blockCount(): number {
+    return this.#blockCount;
+  }
+
+  /** Blocks that take space (NUSE). */
+  get blocksInUse(): number {
+    return Math.min(this.#blockCount, Math.ceil(this.storage.allocated / this.#blockSize));
+  }
+
+  /** An I/O command begins; `end` when it has ended. */
+  begin(): void {
+    this.#active++;
+  }
+
+  end(): void {
+    if (--this.#active > 0) return;
+    const onIdle = this.#onIdle;
+    this.#onIdle = undefined;
+    onIdle?.();
   }
 
   /** Flush: everything that was written before is on stable storage when `done` gets SUCCESS. */
@@ -42,19 +80,24 @@ export class Namespace {
     this.#syncing = true;
     this.storage.sync((error) => {
       this.#syncing = false;
-      if (error !== null && !this.syncFailed) {
-        this.syncFailed = true;
+      if (error !== null && this.syncFailure === Status.SUCCESS) {
+        this.syncFailure = statusOf(error, "write");
         this.onSyncFailed(error);
       }
-      const status = this.syncFailed ? Status.WRITE_FAULT : Status.SUCCESS;
-      for (const done of callers) done(status);
+      for (const done of callers) done(this.syncFailure);
       if (this.#waiting.length > 0 && !this.#syncing) this.#startSync();
     });
   }
 
-  /** Writes zeros; position and length in bytes. */
-  writeZeroes(position: number, length: number, done: StatusDone): void {
-    const end = position + length;
+  /** Write Zeroes; position and length in bytes. Where the storage cannot do it by itself, zeros are written. */
+  writeZeroes(position: number, length: number, deallocate: boolean, done: StatusDone): void {
+    this.storage.zero(position, length, deallocate, (error) => {
+      if (error?.code === "ENOTSUP") this.#writeZeros(position, position + length, done);
+      else done(error === null ? Status.SUCCESS : statusOf(error, "write"));
+    });
+  }
+
+  #writeZeros(start: number, end: number, done: StatusDone): void {
     const step = (at: number): void => {
       const views: Uint8Array[] = [];
       for (let left = end - at; left > 0 && views.length < ZERO_PIECES; left -= ZEROS.length) {
@@ -66,7 +109,67 @@ export class Namespace {
         else step(at + count);
       });
     };
-    step(position);
+    step(start);
+  }
+
+  /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space cannot be given back. */
+  deallocate(position: number, length: number, done: StatusDone): void {
+    this.storage.zero(position, length, true, (error) => {
+      done(error === null || error.code === "ENOTSUP" ? Status.SUCCESS : statusOf(error, "write"));
+    });
+  }
+
+  /** Whether `format` can make blocks of that size: it leaves at least one. */
+  hasRoomFor(blockSize: number): boolean {
+    return this.storage.size >= blockSize;
+  }
+
+  /**
+   * Format NVM: when the commands under way have ended, all blocks become zeros, of `blockSize` bytes each. The size is kept
+   * first: where there is no place for it, nothing is erased.
+   */
+  format(blockSize: number, done: StatusDone): void {
+    this.formatting = true;
+    const finish = (status: number): void => {
+      this.formatting = false;
+      this.#blockCount = this.#countBlocks();
+      done(status);
+    };
+    const erase = (): void =>
+      this.writeZeroes(0, this.storage.size, true, (status) => {
+        if (status === Status.SUCCESS) this.sync(finish);
+        else finish(status);
+      });
+    const start = (): void => {
+      if (blockSize === this.#blockSize) {
+        erase();
+        return;
+      }
+      this.storage.setBlockSize(blockSize, (error) => {
+        if (error !== null) {
+          finish(Status.INVALID_FORMAT);
+          return;
+        }
+        this.#blockSize = blockSize;
+        erase();
+      });
+    };
+    if (this.#active === 0) start();
+    else this.#onIdle = start;
+  }
+
+  /** Looks how large the storage is now. `done` is told whether the number of blocks changed. */
+  refresh(done: (changed: boolean) => void): void {
+    this.storage.refresh((error) => {
+      const before = this.#blockCount;
+      // A format under way settles it at its end.
+      if (error === null && !this.formatting) this.#blockCount = this.#countBlocks();
+      done(this.#blockCount !== before);
+    });
+  }
+
+  #countBlocks(): number {
+    return Math.floor(this.storage.size / this.#blockSize);
   }
 }
 

@@ -4,7 +4,7 @@
  * fetched when its completion has a place (`CompletionQueue.reserved`), so a completion queue never overflows.
  */
 import type { Dma } from "../../device.js";
-import { newSegment } from "./segment.js";
+import { newSegment, Words } from "./segment.js";
 import { COMPLETION_ENTRY_SIZE, Completion } from "./spec.js";
 
 /** CID and STATUS share the last 32-bit word of an entry. */
@@ -19,6 +19,8 @@ export class Ring {
   tail = 0;
   /** False once deleted or reset: nothing may be posted or fetched any more. */
   alive = true;
+  /** What the shadow doorbell said last that made no sense; told once. */
+  nonsense = -1;
 
   constructor(
     readonly id: number,
@@ -59,7 +61,7 @@ export class CompletionQueue extends Ring {
   /** The submission queues that complete here. */
   readonly submissionQueues: SubmissionQueue[] = [];
   #phase = 1;
-  #words: Int32Array = new Int32Array(0);
+  readonly #lastWord = new Words();
 
   constructor(
     id: number,
@@ -104,18 +106,10 @@ export class CompletionQueue extends Ring {
       return false;
     }
     fill(segment.data, segment.offset, result, sqid, sqhd);
-    this.#storeLast(segment.offset + LAST_WORD, last);
+    // The phase makes the entry valid, so its word goes last and as one.
+    this.#lastWord.at(segment, LAST_WORD).store(0, last);
     dma.account(0, COMPLETION_ENTRY_SIZE);
     return true;
-  }
-
-  /** The phase makes the entry valid, so its word goes last and as one, which Atomics promises. */
-  #storeLast(offset: number, value: number): void {
-    const { bytes } = segment;
-    if (this.#words.buffer !== bytes.buffer) {
-      this.#words = new Int32Array(bytes.buffer, 0, Math.floor(bytes.buffer.byteLength / 4));
-    }
-    Atomics.store(this.#words, (bytes.byteOffset + offset) / 4, value | 0);
   }
 }
 

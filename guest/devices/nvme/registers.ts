@@ -1,7 +1,7 @@
 /**
  * NVM Express 1.4, section 3.1: the controller's registers as a data sheet, for BAR 0. 64-bit registers are two of 32 bits
- * (LOW, HIGH), as drivers access them. Left out: boot partitions, controller memory buffer, persistent memory region, NVM
- * subsystem reset; CAP says so.
+ * (LOW, HIGH), as drivers access them. Left out: boot partitions, controller memory buffer, persistent memory region; CAP
+ * says so.
  */
 import type { RegisterTable } from "../../pci/registers.js";
 import { VERSION } from "./spec.js";
@@ -22,9 +22,9 @@ export const MPSMIN = 0;
 export const MPSMAX = 4;
 export const MINIMUM_PAGE_SIZE = 4096;
 
-/** 3.1.1 Controller Capabilities. CQR (bit 16): queues are contiguous. CSS (bit 37): the NVM command set. */
+/** 3.1.1 Controller Capabilities. CQR (bit 16): queues are contiguous. NSSRS (36): NSSR. CSS (37): the NVM command set. */
 const CAP_LOW = (MAX_QUEUE_ENTRIES - 1) | (1 << 16) | (TIMEOUT_HALF_SECONDS << 24);
-const CAP_HIGH = (1 << (37 - 32)) | (MPSMIN << (48 - 32)) | (MPSMAX << (52 - 32));
+const CAP_HIGH = (1 << (36 - 32)) | (1 << (37 - 32)) | (MPSMIN << (48 - 32)) | (MPSMAX << (52 - 32));
 
 /** 3.1.5 Controller Configuration. */
 export const Cc = {
@@ -47,7 +47,12 @@ export const Csts = {
   SHST_MASK: 3 << 2,
   SHST_OCCURRING: 1 << 2,
   SHST_COMPLETE: 2 << 2,
+  /** NVM Subsystem Reset Occurred; written as 1 to clear. */
+  NSSRO: 1 << 4,
 } as const;
+
+/** 3.1.7 NVM Subsystem Reset: "NVMe", and nothing else, resets. */
+export const NSSR_MAGIC = 0x4e56_4d65;
 
 /** 3.1.8 Admin Queue Attributes: entries of the admin submission and completion queue. */
 export const Aqa = {
@@ -63,6 +68,7 @@ export type RegisterName =
   | "INTMC"
   | "CC"
   | "CSTS"
+  | "NSSR"
   | "AQA"
   | "ASQ_LOW"
   | "ASQ_HIGH"
@@ -75,6 +81,7 @@ export interface RegisterHooks {
   readonly onMaskClear: (bits: number) => void;
   readonly maskOf: () => number;
   readonly onConfiguration: (value: number, previous: number) => void;
+  readonly onSubsystemReset: () => void;
 }
 
 const ALL = 0xffff_ffff;
@@ -94,7 +101,14 @@ export function registerTable(hooks: RegisterHooks): RegisterTable<RegisterName>
       onWrite: (_value, _previous, bits) => hooks.onMaskClear(bits),
     },
     CC: { offset: 0x14, size: 4, writable: 0x00ff_fff1, onWrite: hooks.onConfiguration },
-    CSTS: { offset: 0x1c, size: 4 },
+    CSTS: { offset: 0x1c, size: 4, writeOneToClear: Csts.NSSRO },
+    NSSR: {
+      offset: 0x20,
+      size: 4,
+      onWrite: (_value, _previous, bits) => {
+        if (bits === NSSR_MAGIC) hooks.onSubsystemReset();
+      },
+    },
     AQA: { offset: 0x24, size: 4, writable: 0x0fff_0fff },
     ASQ_LOW: { offset: 0x28, size: 4, writable: 0xffff_f000 },
     ASQ_HIGH: { offset: 0x2c, size: 4, writable: ALL },

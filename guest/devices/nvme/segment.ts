@@ -10,6 +10,32 @@ export function newSegment(): Segment {
   return { bytes: NO_BYTES, data: NO_DATA, offset: 0, length: 0 };
 }
 
+/**
+ * 32-bit words of a segment, each read and written as a whole and in the order of the program, which Atomics promises. (The
+ * window's words are little-endian, and so is every machine that this runs on.)
+ */
+export class Words {
+  #words: Int32Array = new Int32Array(0);
+  #start = 0;
+
+  /** From `offset` bytes into the segment on; that place is a multiple of 4 in memory. */
+  at({ bytes, offset: start }: Segment, offset: number): this {
+    if (this.#words.buffer !== bytes.buffer) {
+      this.#words = new Int32Array(bytes.buffer, 0, Math.floor(bytes.buffer.byteLength / 4));
+    }
+    this.#start = (bytes.byteOffset + start + offset) / 4;
+    return this;
+  }
+
+  load(index: number): number {
+    return Atomics.load(this.#words, this.#start + index) >>> 0;
+  }
+
+  store(index: number, value: number): void {
+    Atomics.store(this.#words, this.#start + index, value | 0);
+  }
+}
+
 /** The pieces of the window that hold one command's data; reused from command to command. */
 export class SegmentList {
   /** Segments in use; the array may be longer. */

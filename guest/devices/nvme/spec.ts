@@ -1,7 +1,7 @@
 /**
  * NVM Express 1.4: the numbers and layouts that a controller with the NVM command set needs, in the specification's
  * spelling; section and figure numbers are its own. Tables and constants only. The registers are in registers.ts.
- * Left out: fabrics, scatter gather lists, metadata, namespace management, directives, reservations.
+ * Left out: fabrics, scatter gather lists, metadata, namespace management, directives, reservations, sanitize.
  */
 import { struct } from "../../../shared/struct/struct.js";
 
@@ -62,6 +62,8 @@ export const AdminOpcode = {
   GET_FEATURES: 0x0a,
   ASYNC_EVENT_REQUEST: 0x0c,
   KEEP_ALIVE: 0x18,
+  DOORBELL_BUFFER_CONFIG: 0x7c,
+  FORMAT_NVM: 0x80,
 } as const;
 
 /** Figure 346: Opcodes for NVM Commands. */
@@ -71,11 +73,31 @@ export const NvmOpcode = {
   READ: 0x02,
   COMPARE: 0x05,
   WRITE_ZEROES: 0x08,
+  DATASET_MANAGEMENT: 0x09,
+  VERIFY: 0x0c,
 } as const;
 
-/** CDW12 of Read, Write, Compare and Write Zeroes: Number of Logical Blocks (0's based) and Force Unit Access. */
+/** CDW12 of Read, Write, Compare, Verify and Write Zeroes: Number of Logical Blocks (0's based) and Force Unit Access. */
 export const RW_NLB_MASK = 0xffff;
 export const RW_FUA = 1 << 30;
+/** CDW12 of Write Zeroes: Deallocate. */
+export const WRITE_ZEROES_DEAC = 1 << 25;
+
+/** 6.7 Dataset Management: Number of Ranges (0's based) of CDW10, Attribute Deallocate of CDW11. */
+export const DSM_NR_MASK = 0xff;
+export const DSM_DEALLOCATE = 1 << 2;
+/** Figure 361: one range. The LBA is split, as drivers may name any 64-bit value. */
+export const DsmRange = struct({ ATTRIBUTES: "u32", LENGTH: "u32", LBA_LOW: "u32", LBA_HIGH: "u32" });
+
+/** 5.23 Format NVM, CDW10. */
+export const Format = {
+  lbafOf: (cdw10: number): number => cdw10 & 0xf,
+  /** Metadata settings, protection information and its location: none of them is there. */
+  PROTECTION_MASK: 0x1f0,
+  /** Secure Erase Settings: 0 none, 1 user data, 2 cryptographic. */
+  sesOf: (cdw10: number): number => (cdw10 >>> 9) & 0x7,
+  SES_USER_DATA: 1,
+} as const;
 
 /**
  * 4.6.1 Status Field, as SCT << 8 | SC: generic (Figures 127 and 128), command specific (130) and media and data integrity
@@ -90,14 +112,17 @@ export const Status = {
   INVALID_NAMESPACE_OR_FORMAT: 0x00b,
   COMMAND_SEQUENCE_ERROR: 0x00c,
   PRP_OFFSET_INVALID: 0x013,
+  KEEP_ALIVE_TIMEOUT_INVALID: 0x019,
   LBA_OUT_OF_RANGE: 0x080,
   CAPACITY_EXCEEDED: 0x081,
+  FORMAT_IN_PROGRESS: 0x084,
   COMPLETION_QUEUE_INVALID: 0x100,
   INVALID_QUEUE_IDENTIFIER: 0x101,
   INVALID_QUEUE_SIZE: 0x102,
   ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED: 0x105,
   INVALID_INTERRUPT_VECTOR: 0x108,
   INVALID_LOG_PAGE: 0x109,
+  INVALID_FORMAT: 0x10a,
   INVALID_QUEUE_DELETION: 0x10c,
   FEATURE_NOT_SAVEABLE: 0x10d,
   FEATURE_NOT_CHANGEABLE: 0x10e,
@@ -115,6 +140,7 @@ export function isFinal(status: number): boolean {
     case Status.SUCCESS:
     case Status.DATA_TRANSFER_ERROR:
     case Status.INTERNAL_ERROR:
+    case Status.FORMAT_IN_PROGRESS:
     case Status.WRITE_FAULT:
     case Status.UNRECOVERED_READ_ERROR:
       return false;
@@ -219,7 +245,17 @@ export const IdentifyController = struct({
 });
 
 /** ONCS, Optional NVM Command Support. */
-export const Oncs = { COMPARE: 1 << 0, WRITE_ZEROES: 1 << 3, SAVE_AND_SELECT: 1 << 4 } as const;
+export const Oncs = {
+  COMPARE: 1 << 0,
+  DATASET_MANAGEMENT: 1 << 2,
+  WRITE_ZEROES: 1 << 3,
+  SAVE_AND_SELECT: 1 << 4,
+  VERIFY: 1 << 7,
+} as const;
+/** OACS, Optional Admin Command Support. */
+export const Oacs = { FORMAT_NVM: 1 << 1, DOORBELL_BUFFER_CONFIG: 1 << 8 } as const;
+/** OAES, and the same bit of Asynchronous Event Configuration: Namespace Attribute Notices. */
+export const OAES_NAMESPACE_ATTRIBUTE = 1 << 8;
 /** VWC: a cache is present; Flush with NSID FFFFFFFFh is supported. */
 export const VWC_PRESENT = 0x7;
 /** LPA: Commands Supported and Effects log page; extended data (offset and 32-bit length) for Get Log Page. */
@@ -263,12 +299,17 @@ export const IdentifyNamespace = struct({
   ENDGID: "u16",
   NGUID: 16,
   EUI64: 8,
-  LBAF0_MS: "u16",
-  LBAF0_LBADS: "u8",
-  LBAF0_RP: "u8",
-  LBAF1_TO_15: 60,
+  /** 16 formats of LbaFormat.size bytes. */
+  LBAF: 64,
   reserved192: 3904,
 });
+
+/** Figure 246: LBA Format. */
+export const LbaFormat = struct({ MS: "u16", LBADS: "u8", RP: "u8" });
+/** NSFEAT: thin provisioning, so NUSE counts; and the fields from NPWG to NOWS are there. */
+export const Nsfeat = { THINP: 1 << 0, OPTPERF: 1 << 4 } as const;
+/** DLFEAT: deallocated blocks read as zeros; Write Zeroes can deallocate. */
+export const DLFEAT = 0x1 | (1 << 3);
 
 /** Figure 249: Namespace Identification Descriptor, NIDT 3 (UUID, 16 bytes). */
 export const NamespaceDescriptor = struct({ NIDT: "u8", NIDL: "u8", reserved: 2, NID: 16 });
@@ -342,9 +383,11 @@ export const Feature = {
   INTERRUPT_VECTOR_CONFIGURATION: 0x09,
   WRITE_ATOMICITY_NORMAL: 0x0a,
   ASYNC_EVENT_CONFIGURATION: 0x0b,
+  KEEP_ALIVE_TIMER: 0x0f,
 } as const;
 
 /** 5.2: Asynchronous Event Type and the Asynchronous Event Information values that this controller reports. */
-export const EventType = { ERROR: 0, SMART: 1 } as const;
+export const EventType = { ERROR: 0, SMART: 1, NOTICE: 2 } as const;
 export const ErrorEvent = { INVALID_DOORBELL_REGISTER: 0, INVALID_DOORBELL_VALUE: 1 } as const;
 export const SmartEvent = { RELIABILITY: 0 } as const;
+export const NoticeEvent = { NAMESPACE_ATTRIBUTE_CHANGED: 0 } as const;

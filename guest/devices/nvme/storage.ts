@@ -1,33 +1,76 @@
 /**
- * Where a namespace's bytes are: a small seam over a file or block device, so that its failures can be played by tests. All
- * work is done by Node's thread pool; callbacks, not promises, since there is one for each command.
+ * Where a namespace's bytes are: a small seam over a file, block device or memory, so that its failures can be played by
+ * tests. All work is done by the thread pool; callbacks, not promises, since there is one for each command.
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
+import {
+  createMemory,
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  FALLOC_FL_ZERO_RANGE,
+  fallocate,
+  getAttribute,
+  ioctl,
+  lockFile,
+  close as nativeClose,
+  setAttribute,
+} from "../../../native/index.js";
 import { UserError } from "../../../shared/errors.js";
+import { getU64 } from "../../../shared/struct/struct.js";
 
-export type StorageError = NodeJS.ErrnoException;
+export type StorageError = Error & { readonly code?: string | undefined };
 /** `count`: bytes moved, which may be fewer than asked for. */
 export type Moved = (error: StorageError | null, count: number) => void;
+export type Ended = (error: StorageError | null) => void;
 
-/** Positions, offsets and lengths are bytes. */
+/** Positions, offsets, sizes and lengths are bytes. */
 export interface Storage {
+  /** As it was found at the start, or by the last `refresh`. */
   readonly size: number;
+  /** How much of it takes space, as roughly as the file system says; found along with `size`. */
+  readonly allocated: number;
+  /** The block size that `setBlockSize` kept with it, if any. */
+  readonly blockSize: number | undefined;
   read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
   readv(views: readonly Uint8Array[], position: number, done: Moved): void;
   write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
   writev(views: readonly Uint8Array[], position: number, done: Moved): void;
+  /** Makes zeros of a range without writing it; `deallocate` also gives its space back. ENOTSUP where that cannot be done. */
+  zero(position: number, length: number, deallocate: boolean, done: Ended): void;
   /** Puts all data written so far onto stable storage. */
-  sync(done: (error: StorageError | null) => void): void;
+  sync(done: Ended): void;
+  /** Looks again how large it is. */
+  refresh(done: Ended): void;
+  /** Remembers a block size, over a restart too. ENOTSUP where there is no place for it. */
+  setBlockSize(bytes: number, done: Ended): void;
   close(): Promise<void>;
 }
 
-/** A regular file or a block device. */
-class FileStorage implements Storage {
+/** Kept with a file, so that a formatted disk has the same blocks whoever serves it next. */
+const BLOCK_SIZE_ATTRIBUTE = "user.virtio-vfio-user.block-size";
+/** <linux/fs.h> */
+const BLKGETSIZE64 = 0x8008_1272;
+/** stat's unit of `blocks`. */
+const STAT_BLOCK = 512;
+
+/** What an fd leads to. */
+type Kind = "file" | "device" | "memory";
+
+class FdStorage implements Storage {
+  size = 0;
+  allocated = 0;
+  blockSize: number | undefined;
+
   constructor(
     readonly fd: number,
-    readonly size: number,
-  ) {}
+    readonly kind: Kind,
+  ) {
+    if (kind !== "device") this.#take(fs.fstatSync(fd));
+    else this.size = this.allocated = deviceSize(fd);
+    const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
+    if (Number.isInteger(kept)) this.blockSize = kept;
+  }
   read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
     fs.read(this.fd, bytes, offset, length, position, done);
   }
@@ -40,42 +83,88 @@ class FileStorage implements Storage {
   writev(views: readonly Uint8Array[], position: number, done: Moved): void {
     fs.writev(this.fd, views, position, done);
   }
-  sync(done: (error: StorageError | null) => void): void {
+  zero(position: number, length: number, deallocate: boolean, done: Ended): void {
+    const mode = FALLOC_FL_KEEP_SIZE | (deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+    fallocate(this.fd, mode, position, length, done);
+  }
+  sync(done: Ended): void {
     fs.fdatasync(this.fd, done);
   }
-  close(): Promise<void> {
-    return promisify(fs.close)(this.fd);
+  refresh(done: Ended): void {
+    if (this.kind === "device") {
+      try {
+        this.size = this.allocated = deviceSize(this.fd);
+        process.nextTick(done, null);
+      } catch (error) {
+        process.nextTick(done, error);
+      }
+      return;
+    }
+    fs.fstat(this.fd, (error, status) => {
+      if (error === null) this.#take(status);
+      done(error);
+    });
+  }
+  setBlockSize(bytes: number, done: Ended): void {
+    try {
+      if (this.kind === "device")
+        throw Object.assign(new Error("a block device keeps no block size"), { code: "ENOTSUP" });
+      if (this.kind === "file") setAttribute(this.fd, BLOCK_SIZE_ATTRIBUTE, String(bytes));
+    } catch (error) {
+      process.nextTick(done, error);
+      return;
+    }
+    this.blockSize = bytes;
+    // fdatasync need not write attributes.
+    fs.fsync(this.fd, done);
+  }
+  async close(): Promise<void> {
+    if (this.kind === "memory") nativeClose(this.fd);
+    else await promisify(fs.close)(this.fd);
+  }
+
+  #take({ size, blocks }: fs.Stats): void {
+    this.size = size;
+    this.allocated = Math.min(size, blocks * STAT_BLOCK);
   }
 }
 
-/** Opens a file or block device for reading and writing. @throws UserError when that is not possible */
+/** @throws SystemError */
+function deviceSize(fd: number): number {
+  const bytes = new Uint8Array(8);
+  ioctl(fd, BLKGETSIZE64, bytes);
+  return getU64(new DataView(bytes.buffer), 0);
+}
+
+/**
+ * Opens a file or block device for reading and writing, and locks it: a disk that two processes write to is a lost one.
+ * @throws UserError when that is not possible
+ */
 export async function openStorage(path: string): Promise<Storage> {
-  let fd: number;
+  let fd: number | undefined;
   try {
-    fd = await promisify(fs.open)(path, "r+");
+    const status = await fs.promises.stat(path);
+    if (status.isDirectory()) throw new UserError(`cannot open the disk's file ${path}: it is a directory`);
+    if (!status.isFile() && !status.isBlockDevice()) {
+      throw new UserError(`the disk's file ${path} is neither a file nor a block device`);
+    }
+    // To a block device O_EXCL means that nothing else uses it: a mounted file system, a RAID.
+    const flags = fs.constants.O_RDWR | (status.isBlockDevice() ? fs.constants.O_EXCL : 0);
+    fd = await promisify(fs.open)(path, flags);
+    if (!lockFile(fd)) throw new UserError(`the disk's file ${path} is in use: another process has locked it`);
+    return new FdStorage(fd, status.isFile() ? "file" : "device");
   } catch (error) {
-    throw new UserError(`cannot open the disk's file ${path}: ${reason(error)}`);
-  }
-  try {
-    return new FileStorage(fd, await sizeOf(fd, path));
-  } catch (error) {
-    fs.closeSync(fd);
-    throw error;
+    if (fd !== undefined) fs.closeSync(fd);
+    throw error instanceof UserError ? error : new UserError(`cannot open the disk's file ${path}: ${reason(error)}`);
   }
 }
 
-async function sizeOf(fd: number, path: string): Promise<number> {
-  const status = await promisify(fs.fstat)(fd, { bigint: false });
-  if (status.isFile()) return status.size;
-  if (!status.isBlockDevice()) throw new UserError(`the disk's file ${path} is neither a file nor a block device`);
-  // Linux's dev_t: 12 bits of major in the middle, minor around them.
-  const major = (status.rdev >>> 8) & 0xfff;
-  const minor = (status.rdev & 0xff) | ((status.rdev >>> 12) & 0xfff00);
-  const name = `/sys/dev/block/${major}:${minor}/size`;
+/** A disk that is gone with the process. @throws UserError */
+export function openMemory(size: number): Storage {
   try {
-    return Number(await fs.promises.readFile(name, "ascii")) * 512;
+    return new FdStorage(createMemory("nvme", size, false), "memory");
   } catch (error) {
-    throw new UserError(`cannot find the size of the block device ${path}: ${reason(error)}`);
+    throw new UserError(`cannot make a disk of ${size} bytes in memory: ${reason(error)}`);
   }
 }
 
@@ -83,6 +172,6 @@ function reason(error: unknown): string {
   const { code } = error as StorageError;
   if (code === "ENOENT") return "there is no such file";
   if (code === "EACCES" || code === "EPERM" || code === "EROFS") return "it may not be written";
-  if (code === "EISDIR") return "it is a directory";
+  if (code === "EBUSY") return "it is in use";
   return code ?? String(error);
 }

@@ -10,7 +10,7 @@ export type Direction = "read" | "write";
 export type TransferDone = (error: StorageError | undefined) => void;
 
 export class Transfer {
-  readonly #storage: Storage;
+  #storage: Storage | undefined;
   readonly #list: SegmentList;
   readonly #done: TransferDone;
   #direction: Direction = "read";
@@ -19,14 +19,14 @@ export class Transfer {
   #index = 0;
   #moved = 0;
 
-  constructor(storage: Storage, list: SegmentList, done: TransferDone) {
-    this.#storage = storage;
+  constructor(list: SegmentList, done: TransferDone) {
     this.#list = list;
     this.#done = done;
   }
 
-  /** Moves the whole list (at least one segment) from or to `position` bytes into the storage. One at a time. */
-  start(direction: Direction, position: number): void {
+  /** Moves the whole list (at least one segment) from or to `position` bytes into `storage`. One at a time. */
+  start(direction: Direction, storage: Storage, position: number): void {
+    this.#storage = storage;
     this.#direction = direction;
     this.#position = position;
     this.#index = 0;
@@ -36,9 +36,10 @@ export class Transfer {
 
   #step(): void {
     const { segments, count } = this.#list;
+    const storage = this.#storage as Storage;
     if (this.#index === count - 1) {
       const { bytes, offset, length } = segments[this.#index];
-      this.#storage[this.#direction](bytes, offset + this.#moved, length - this.#moved, this.#position, this.#onMoved);
+      storage[this.#direction](bytes, offset + this.#moved, length - this.#moved, this.#position, this.#onMoved);
       return;
     }
     const views: Uint8Array[] = [];
@@ -48,8 +49,8 @@ export class Transfer {
       views.push(bytes.subarray(offset + skip, offset + length));
       skip = 0;
     }
-    if (this.#direction === "read") this.#storage.readv(views, this.#position, this.#onMoved);
-    else this.#storage.writev(views, this.#position, this.#onMoved);
+    if (this.#direction === "read") storage.readv(views, this.#position, this.#onMoved);
+    else storage.writev(views, this.#position, this.#onMoved);
   }
 
   readonly #onMoved = (error: StorageError | null, count: number): void => {

@@ -78,7 +78,11 @@ class Interrupts {
 
 export async function createTarget({ trace, log }: Context): Promise<Instance> {
   const storage = new FakeStorage(DISK_SIZE);
-  const device = createController(storage, { file: "none", serial: "FUZZ", blockSize: BLOCK_SIZE, queues: QUEUES });
+  const device = createController([{ name: "a disk", storage }], {
+    serial: "FUZZ",
+    blockSize: BLOCK_SIZE,
+    queues: QUEUES,
+  });
   const dma = new FakeDma(new ArrayBuffer(MEMORY_SIZE));
   const interrupts = new Interrupts();
   dma.maps = [...MAPS];

@@ -148,13 +148,15 @@ test("every opcode that the log does not name is Invalid Opcode, and so it is th
   const { driver } = await bringUp(t);
   const log = await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x05 | (1023 << 16)] }, 4096);
   const supported = Array.from({ length: 256 }, (_, opcode) => opcode).filter((opcode) => log[opcode * 4] & 1);
-  t.deepEqual(supported, [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x18]);
+  t.deepEqual(supported, [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x18, 0x7c, 0x80]);
   for (let opcode = 0; opcode < 256; opcode++) {
     if (supported.includes(opcode)) continue;
     t.like(await driver.admin({ opcode }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);
   }
   const io = Array.from({ length: 256 }, (_, opcode) => opcode).filter((opcode) => log[1024 + opcode * 4] & 1);
-  t.deepEqual(io, [0, 1, 2, 5, 8]);
+  t.deepEqual(io, [0, 1, 2, 5, 8, 9, 12]);
+  t.deepEqual([...log.subarray(0x80 * 4, 0x80 * 4 + 4)], [7, 0, 1, 0], "Format NVM changes data and namespaces, alone");
+  t.is(log[1024 + 9 * 4], 3, "Dataset Management changes data");
 });
 
 test("features have values, defaults and capabilities, and are reset with the controller", async (t) => {
@@ -171,7 +173,8 @@ test("features have values, defaults and capabilities, and are reset with the co
     [0x06, 1, 0, 0],
     [0x08, 0, 0x5_0203, 0x0203],
     [0x0a, 0, 3, 1],
-    [0x0b, 0, 0xffff_ff1f, 0x1f],
+    [0x0b, 0, 0xffff_ff1f, 0x11f],
+    [0x0f, 0, 3_600_000, 3_600_000],
   ]) {
     t.like(await get(feature), { status: 0, result: initial }, `feature ${feature}`);
     t.is(await set(feature, value), 0);
@@ -182,11 +185,12 @@ test("features have values, defaults and capabilities, and are reset with the co
     t.is((await get(feature, 4)).status, 0x02);
   }
   t.like(await get(0x07), { status: 0, result: 0x0002_0002 });
-  for (const feature of [0x00, 0x03, 0x0c, 0x0d, 0x0e, 0x0f, 0x10, 0x80, 0xff]) {
+  for (const feature of [0x00, 0x03, 0x0c, 0x0d, 0x0e, 0x10, 0x80, 0xff]) {
     t.is((await get(feature)).status, 0x02, `feature ${feature}`);
     t.is(await set(feature, 0), 0x02, `feature ${feature}`);
   }
   t.is(await set(0x02, 1), 0x02, "there is one power state");
+  t.is(await set(0x0f, 0x8000_0000), 0x19, "longer than a timer can be");
   t.is((await driver.admin({ opcode: SET_FEATURES, dwords: [0x8000_0006, 0] })).status, 0x10d);
 });
 
@@ -269,12 +273,13 @@ test("the error log tells of the latest errors, the newest first", async (t) => 
     count: view.getBigUint64(n * 64, true),
     queue: view.getUint16(n * 64 + 8, true),
     status: view.getUint16(n * 64 + 12, true),
+    location: view.getUint16(n * 64 + 14, true),
     block: view.getBigUint64(n * 64 + 16, true),
     namespace: view.getUint32(n * 64 + 24, true),
   });
-  t.deepEqual(entry(0), { count: 3n, queue: 0, status: 0x8004, block: 0n, namespace: 0 });
-  t.deepEqual(entry(1), { count: 2n, queue: 1, status: 0x8100, block: 2n ** 64n - 1n, namespace: 1 });
-  t.deepEqual(entry(2), { count: 1n, queue: 1, status: 0x8002, block: 0n, namespace: 5 });
+  t.deepEqual(entry(0), { count: 3n, queue: 0, status: 0x8004, location: 0xffff, block: 0n, namespace: 0 });
+  t.deepEqual(entry(1), { count: 2n, queue: 1, status: 0x8100, location: 40, block: 2n ** 64n - 1n, namespace: 1 });
+  t.deepEqual(entry(2), { count: 1n, queue: 1, status: 0x8002, location: 0, block: 0n, namespace: 5 });
   t.is(entry(3).count, 0n);
   for (let n = 0; n < 20; n++) await driver.io({ opcode: 0x7f, namespaceId: 5 });
   const full = await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x01 | (255 << 16)] }, 1024);
@@ -295,6 +300,7 @@ test("SMART counts what was read and written", async (t) => {
   t.is(counter(48), 3n);
   t.is(counter(64), 2n);
   t.is(counter(80), 1n);
+  t.is(counter(144), 0n, "unsafe shutdowns");
 });
 
 test("Abort answers that it did not", async (t) => {

@@ -31,7 +31,7 @@ for (const { name, windowed, blockSize, queues } of [
     withFile(async (file) => {
       const random = new Random();
       t.log(`seed ${random.seed}`);
-      const machine = await Machine.start(await createNvme({ file, blockSize }));
+      const machine = await Machine.start(await createNvme({ files: [file], blockSize }));
       if (!windowed) machine.leaveWindow();
       const driver = await NvmeDriver.open(machine, { queues, entries: 16 });
       t.is(driver.queues.length, queues);

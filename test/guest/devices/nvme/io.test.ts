@@ -8,6 +8,9 @@ const WRITE = 0x01;
 const READ = 0x02;
 const COMPARE = 0x05;
 const WRITE_ZEROES = 0x08;
+const DATASET_MANAGEMENT = 0x09;
+const VERIFY = 0x0c;
+const DEALLOCATE = 1 << 25;
 const FUA = 1 << 30;
 const BLOCKS = 2048;
 
@@ -21,7 +24,7 @@ function data(opcode: number, prp1: number, block: number | bigint, blocks = 1, 
 test("LBA out of range, up to the last 64-bit number", async (t) => {
   const { machine, storage, driver } = await bringUp(t);
   const { address } = scratch(machine);
-  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES]) {
+  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES, VERIFY]) {
     t.is((await driver.io(data(opcode, address, BLOCKS - 1))).status, 0, "the last block");
     for (const [block, blocks] of [
       [BLOCKS, 1],
@@ -37,7 +40,7 @@ test("LBA out of range, up to the last 64-bit number", async (t) => {
       t.like(completion, { status: 0x80, doNotRetry: true }, `opcode ${opcode}, ${blocks} from ${block}`);
     }
   }
-  t.is(storage.calls.length, 4, "nothing else reached the storage");
+  t.is(storage.calls.length, 5, "nothing else reached the storage");
 });
 
 test("a command with more data than MDTS is refused", async (t) => {
@@ -53,7 +56,7 @@ test("a command with more data than MDTS is refused", async (t) => {
 test("namespaces that are not there", async (t) => {
   const { machine, storage, driver } = await bringUp(t);
   const { address } = scratch(machine);
-  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES]) {
+  for (const opcode of [READ, WRITE, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY]) {
     for (const namespaceId of [0, 2, 0xffff_ffff]) {
       t.like(await driver.io({ ...data(opcode, address, 0), namespaceId }), { status: 0x0b, doNotRetry: true });
     }
@@ -68,7 +71,7 @@ test("namespaces that are not there", async (t) => {
 
 test("every other opcode is Invalid Opcode; fused commands and SGLs are Invalid Field", async (t) => {
   const { driver, storage } = await bringUp(t);
-  const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES];
+  const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY];
   for (let opcode = 0; opcode < 256; opcode++) {
     if (known.includes(opcode)) continue;
     t.like(await driver.io({ opcode, namespaceId: 1 }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);
@@ -116,11 +119,15 @@ test("Force Unit Access and a disabled write cache sync each write", async (t) =
   await driver.check(data(WRITE, address, 0, 1, FUA));
   t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
   await driver.check(data(WRITE_ZEROES, 0, 0, 1, FUA));
-  t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
+  t.deepEqual(storage.calls.splice(0), ["zero", "sync"]);
+  await driver.check(data(WRITE_ZEROES, 0, 0, 1, FUA | DEALLOCATE));
+  t.deepEqual(storage.calls.splice(0), ["deallocate", "sync"]);
   await driver.checkAdmin({ opcode: 0x09, dwords: [0x06, 0] });
   t.deepEqual(storage.calls.splice(0), ["sync"], "what is in the cache is written out as it is switched off");
   await driver.check(data(WRITE, address, 0));
   t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
+  t.is((await driver.deallocate([[0, 8]])).status, 0);
+  t.deepEqual(storage.calls.splice(0), ["deallocate", "sync"]);
   await driver.check(data(READ, address, 0, 1, FUA));
   t.deepEqual(storage.calls.splice(0), ["read"]);
 });
@@ -139,8 +146,9 @@ for (const windowed of [true, false]) {
       ["write", "EDQUOT", WRITE, 0x81, true],
       ["write", "EFBIG", WRITE, 0x81, true],
       ["write", "EBADF", WRITE, 0x06, false],
-      ["write", "EIO", WRITE_ZEROES, 0x280, false],
-      ["write", "ENOSPC", WRITE_ZEROES, 0x81, true],
+      ["zero", "EIO", WRITE_ZEROES, 0x280, false],
+      ["zero", "ENOSPC", WRITE_ZEROES, 0x81, true],
+      ["read", "EIO", VERIFY, 0x281, false],
     ] as const) {
       storage.errors[operation] = code;
       const completion = await driver.io(data(opcode, address, 0));
@@ -154,16 +162,19 @@ for (const windowed of [true, false]) {
     const { machine, storage, driver } = await bringUp(t);
     if (!windowed) machine.leaveWindow();
     storage.limit = 0;
+    storage.errors.zero = "ENOTSUP";
     const { address } = scratch(machine);
     t.is((await driver.io(data(READ, address, 0))).status, 0x281);
     t.is((await driver.io(data(WRITE, address, 0))).status, 0x280);
     t.is((await driver.io(data(WRITE_ZEROES, address, 0))).status, 0x280);
+    t.is((await driver.io(data(VERIFY, address, 0))).status, 0x281);
   });
 
   test(`calls that move less than asked for go on, ${windowed ? "in the window" : "by messages"}`, async (t) => {
     const { machine, storage, driver } = await bringUp(t);
     if (!windowed) machine.leaveWindow();
     storage.limit = 700;
+    storage.errors.zero = "ENOTSUP";
     const source = Uint8Array.from({ length: 20 * 512 }, (_, n) => n * 7);
     await driver.write(3, source);
     t.is(Buffer.compare(storage.bytes.subarray(3 * 512, 23 * 512), source), 0);
@@ -205,15 +216,44 @@ test("after a failed sync the disk is not trusted again", async (t) => {
   t.is(smart[0], 4);
 });
 
-test("Write Zeroes of the largest length", async (t) => {
-  const size = 40 * 1024 * 1024;
-  const { storage, driver } = await bringUp(t, { size });
-  storage.bytes.fill(9);
-  await driver.check(data(WRITE_ZEROES, 0, 1, 65536));
-  const end = 65537 * 512;
-  t.is(storage.bytes[511], 9);
-  t.true(storage.bytes.subarray(512, end).every((byte) => byte === 0));
-  t.is(storage.bytes[end], 9);
+test("a file system that is full at the time of a flush", async (t) => {
+  const { storage, driver } = await bringUp(t);
+  storage.errors.sync = "ENOSPC";
+  t.like(await driver.io({ opcode: FLUSH, namespaceId: 1 }), { status: 0x81, doNotRetry: true });
+  delete storage.errors.sync;
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x81);
+});
+
+for (const [way, flags, error] of [
+  ["zeroed by the storage", 0, undefined],
+  ["deallocated by the storage", DEALLOCATE, undefined],
+  ["written", 0, "ENOTSUP"],
+  ["written where nothing can be deallocated", DEALLOCATE, "ENOTSUP"],
+] as const) {
+  test(`Write Zeroes of the largest length, ${way}`, async (t) => {
+    const size = 40 * 1024 * 1024;
+    const { storage, driver } = await bringUp(t, { size });
+    if (error !== undefined) storage.errors.zero = storage.errors.deallocate = error;
+    storage.bytes.fill(9);
+    await driver.check(data(WRITE_ZEROES, 0, 1, 65536, flags));
+    const end = 65537 * 512;
+    t.is(storage.bytes[511], 9);
+    t.true(storage.bytes.subarray(512, end).every((byte) => byte === 0));
+    t.is(storage.bytes[end], 9);
+    t.is(storage.calls[0], flags === 0 ? "zero" : "deallocate");
+    t.is(storage.calls.includes("write"), error !== undefined);
+  });
+}
+
+test("Verify reads all of it, and moves nothing", async (t) => {
+  const { machine, storage, driver } = await bringUp(t, { size: 40 * 1024 * 1024 });
+  const written = machine.dma.bytesWritten;
+  await driver.check(data(VERIFY, 0, 0, 65536));
+  t.is(storage.calls.length, 128, "256 KiB each");
+  t.true(storage.calls.every((call) => call === "read"));
+  t.is(machine.dma.bytesWritten - written, 16, "a completion");
+  const smart = await driver.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512);
+  t.is(new DataView(smart.buffer).getBigUint64(64, true), 1n, "a read command");
 });
 
 test("data counts as DMA", async (t) => {

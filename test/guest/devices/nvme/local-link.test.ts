@@ -50,7 +50,7 @@ for (const memory of ["mapped memory", "memory by messages"]) {
     await truncate(file, DISK);
     const random = new Random();
     t.log(`seed ${random.seed}`);
-    const connect = await serve(t, await createNvme({ file }));
+    const connect = await serve(t, await createNvme({ files: [file] }));
     const transport = await connect();
     const { client } = transport;
     if (memory === "memory by messages") {
@@ -93,7 +93,7 @@ for (const memory of ["mapped memory", "memory by messages"]) {
 
 test("unmapping waits for file I/O to that memory", async (t) => {
   const storage = new FakeStorage(DISK);
-  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const connect = await serve(t, createController([{ name: "a disk", storage }], { serial: "S" }));
   const transport = await connect();
   const driver = await NvmeDriver.open(transport);
   const { client, memory } = transport;
@@ -116,7 +116,7 @@ test("unmapping waits for file I/O to that memory", async (t) => {
 
 test("a driver VM that leaves in the middle of its I/O, and the next one", async (t) => {
   const storage = new FakeStorage(DISK);
-  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const connect = await serve(t, createController([{ name: "a disk", storage }], { serial: "S" }));
   const first = await connect();
   const driver = await NvmeDriver.open(first, { queues: 2 });
   await driver.write(5, new Uint8Array(512).fill(3));
@@ -135,7 +135,7 @@ test("a driver VM that leaves in the middle of its I/O, and the next one", async
 
 test("a reset from the client in the middle of I/O", async (t) => {
   const storage = new FakeStorage(DISK);
-  const connect = await serve(t, createController(storage, { file: "disk.img", serial: "S" }));
+  const connect = await serve(t, createController([{ name: "a disk", storage }], { serial: "S" }));
   const transport = await connect();
   const driver = await NvmeDriver.open(transport);
   storage.hold();

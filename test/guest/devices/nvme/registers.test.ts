@@ -13,7 +13,7 @@ test("the registers after power-on are those of the data sheet", async (t) => {
   const { machine } = await powerOn(t);
   const expected: Record<number, number> = {
     0: 0x3c0103ff, // CAP: TO 30 s, CQR, MQES 1023
-    4: 0x00400020, // MPSMAX 4, CSS: NVM
+    4: 0x00400030, // MPSMAX 4, CSS: NVM, NSSRS
     8: 0x00010400, // VS 1.4.0
   };
   for (let offset = 0; offset < 0x1000; offset += 4) t.is(machine.read(offset), expected[offset] ?? 0, `at ${offset}`);
@@ -74,7 +74,9 @@ test("Identify Controller, byte for byte", async (t) => {
   expected.write("1.0     ", 64, "ascii");
   expected[77] = 8; // MDTS
   expected.writeUInt32LE(0x10400, 80);
+  expected.writeUInt32LE(0x100, 92); // OAES
   expected[111] = 1; // CNTRLTYPE
+  expected.writeUInt16LE(0x102, 256); // OACS
   expected[258] = 3; // ACL
   expected[259] = 3; // AERL
   expected[260] = 3; // FRMW
@@ -83,10 +85,11 @@ test("Identify Controller, byte for byte", async (t) => {
   expected.writeUInt16LE(343, 266);
   expected.writeUInt16LE(353, 268);
   expected.writeUInt32LE(1024 * 1024, 280); // TNVMCAP
+  expected.writeUInt16LE(1, 320); // KAS
   expected[512] = 0x66;
   expected[513] = 0x44;
   expected.writeUInt32LE(1, 516); // NN
-  expected.writeUInt16LE(0x19, 520); // ONCS
+  expected.writeUInt16LE(0x9d, 520); // ONCS
   expected[525] = 7; // VWC
   const nqn = bytes.toString("ascii", 768, 768 + 68);
   t.regex(
@@ -102,8 +105,12 @@ test("Identify Namespace, lists and descriptors, byte for byte", async (t) => {
   const namespace = Buffer.from(await driver.adminRead({ opcode: 6, namespaceId: 1, dwords: [0] }, 4096));
   const expected = Buffer.alloc(4096);
   for (const offset of [0, 8, 16]) expected.writeUInt32LE(768, offset);
+  expected[24] = 0x11; // NSFEAT
+  expected[25] = 1; // NLBAF
+  expected[26] = 1; // FLBAS
+  expected[33] = 9; // DLFEAT
   expected.writeUInt32LE(3 * 1024 * 1024, 48);
-  expected[130] = 12;
+  expected.set([0, 0, 9, 1, 0, 0, 12, 0], 128);
   t.deepEqual(namespace, expected);
 
   const list = Buffer.from(await driver.adminRead({ opcode: 6, dwords: [2] }, 4096));

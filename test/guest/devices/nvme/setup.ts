@@ -1,29 +1,35 @@
 /** A machine with a controller over a storage in memory, and the driver on it. */
 import type { ExecutionContext } from "ava";
-import { createController, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
+import { type ControllerChoices, createController } from "../../../../guest/devices/nvme/index.js";
 import { NvmeDriver, type NvmeDriverOptions } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
 
 export interface Setup {
   readonly machine: Machine;
+  /** Of namespace 1. */
   readonly storage: FakeStorage;
+  /** Of all namespaces. */
+  readonly storages: readonly FakeStorage[];
 }
 
-export interface SetupOptions extends Partial<NvmeOptions> {
+export interface SetupOptions extends Partial<ControllerChoices> {
   /** Bytes of the disk. */
   readonly size?: number;
+  /** Bytes of the disks of further namespaces. */
+  readonly moreSizes?: readonly number[];
 }
 
 /** A controller as after power-on. It is stopped when the test ends. */
 export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): Promise<Setup> {
-  const storage = new FakeStorage(options.size ?? 1024 * 1024);
-  const machine = await Machine.start(createController(storage, { file: "disk.img", serial: "S1", ...options }));
+  const storages = [options.size ?? 1024 * 1024, ...(options.moreSizes ?? [])].map((size) => new FakeStorage(size));
+  const named = storages.map((storage) => ({ name: "a disk", storage }));
+  const machine = await Machine.start(createController(named, { serial: "S1", ...options }));
   t.teardown(async () => {
-    storage.release();
+    for (const storage of storages) storage.release();
     await machine.stop();
   });
-  return { machine, storage };
+  return { machine, storage: storages[0], storages };
 }
 
 /** The same with the driver up. */

@@ -1,10 +1,12 @@
 /** A storage in memory whose calls can be held back, cut short or failed. */
-import type { Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
+import type { Ended, Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
 
-export type Operation = "read" | "write" | "sync";
+export type Operation = "read" | "write" | "sync" | "zero" | "deallocate" | "setBlockSize";
 
 export class FakeStorage implements Storage {
-  readonly bytes: Uint8Array;
+  /** As it is; `size` is what was last seen. */
+  bytes: Uint8Array;
+  blockSize: number | undefined;
   /** Calls by kind, in order. */
   readonly calls: Operation[] = [];
   /** The errno name of the next calls of a kind. */
@@ -15,8 +17,19 @@ export class FakeStorage implements Storage {
   #held: (() => void)[] | undefined;
   #onHeld: (() => void) | undefined;
 
-  constructor(readonly size: number) {
+  constructor(public size: number) {
     this.bytes = new Uint8Array(size);
+  }
+
+  get allocated(): number {
+    return this.size;
+  }
+
+  /** Somebody makes it larger or smaller. */
+  resize(size: number): void {
+    const bytes = new Uint8Array(size);
+    bytes.set(this.bytes.subarray(0, size));
+    this.bytes = bytes;
   }
 
   /** From now on calls do not end until `release`. */
@@ -60,8 +73,33 @@ export class FakeStorage implements Storage {
     this.#move("write", views, position, done, (view, at) => this.bytes.set(view, at));
   }
 
-  sync(done: (error: StorageError | null) => void): void {
+  sync(done: Ended): void {
     this.#end("sync", () => done(this.#error("sync")));
+  }
+
+  zero(position: number, length: number, deallocate: boolean, done: Ended): void {
+    const operation = deallocate ? "deallocate" : "zero";
+    this.#end(operation, () => {
+      const error = this.#error(operation);
+      if (error === null) this.bytes.fill(0, position, position + length);
+      done(error);
+    });
+  }
+
+  setBlockSize(bytes: number, done: Ended): void {
+    this.#end("setBlockSize", () => {
+      const error = this.#error("setBlockSize");
+      if (error === null) this.blockSize = bytes;
+      done(error);
+    });
+  }
+
+  /** Neither counted nor held back: the controller looks when it likes. */
+  refresh(done: Ended): void {
+    setImmediate(() => {
+      this.size = this.bytes.length;
+      done(null);
+    });
   }
 
   close(): Promise<void> {
