@@ -72,13 +72,7 @@ function admin(random: Choices): Partial<CommandFields> {
     case 8:
       return {
         opcode: AdminOpcode.FORMAT_NVM,
-        // Mostly the size that the probe counts on.
-        dwords: [
-          random.weighted([
-            [20, 0x200],
-            [1, oddNumber(random, 4) & ~0xf],
-          ]),
-        ],
+        dwords: [random.chance(90) ? random.below(3) | 0x200 : oddNumber(random, 4)],
       };
     case 9:
       return { opcode: AdminOpcode.DOORBELL_BUFFER_CONFIG };
