@@ -26,7 +26,7 @@ export interface DeviceKind {
    */
   create(
     values: Readonly<Record<string, string | undefined>>,
-    lists: Readonly<Record<string, readonly string[] | undefined>>,
+    lists?: Readonly<Record<string, readonly string[] | undefined>>,
   ): Promise<Device>;
 }
 
@@ -69,7 +69,7 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
       "vendor-id": { value: "NUMBER", summary: "PCI vendor ID" },
       "device-id": { value: "NUMBER", summary: "PCI device ID" },
     },
-    create: async (values, { file: files = [], memory = [] }) => {
+    create: async (values, { file: files = [], memory = [] } = {}) => {
       if (files.length + memory.length === 0) throw new UserError("nvme needs --file PATH or --memory SIZE", 2);
       return createNvme({
         files,

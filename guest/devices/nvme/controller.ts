@@ -162,6 +162,23 @@ export class NvmeController implements Device {
     await this.#parts.engine.inFlight.drained();
   }
 
+  /** What is under way ends; doorbells are only taken note of, and time stands still. */
+  async pause(): Promise<void> {
+    const { engine, keepAlive } = this.#parts;
+    this.#namespaces.unwatch();
+    keepAlive.set(0);
+    await engine.pause();
+  }
+
+  resume(): void {
+    const { engine, events, keepAlive } = this.#parts;
+    engine.resume();
+    if (engine.submissionQueues[0] === undefined) return;
+    keepAlive.set(this.#features.keepAliveMs);
+    this.#namespaces.watch();
+    events.deliver();
+  }
+
   async close(): Promise<void> {
     await this.#started?.engine.inFlight.drained();
     await new Promise<void>((resolve) => this.#namespaces.sync(() => resolve()));
@@ -290,11 +307,13 @@ export class NvmeController implements Device {
       this.#registers.set("CSTS", (this.#registers.get("CSTS") & ~Csts.SHST_MASK) | shst);
     };
     setStatus(Csts.SHST_OCCURRING);
-    void inFlight.drained().then(() =>
+    void inFlight.drained().then(() => {
+      const epoch = inFlight.begin();
       this.#namespaces.sync(() => {
+        inFlight.end(epoch);
         if (generation === this.#generation) setStatus(Csts.SHST_COMPLETE);
-      }),
-    );
+      });
+    });
   }
 
   /** 9.5 Controller Fatal Status: nothing goes on until the driver resets the controller. */
@@ -309,6 +328,7 @@ export class NvmeController implements Device {
     this.#parts.events.reset();
     this.#parts.keepAlive.set(0);
     this.#namespaces.unwatch();
+    this.#namespaces.changed.clear();
     this.#features.reset();
   }
 

@@ -52,6 +52,7 @@ export class QueueEngine {
   readonly #ready: SubmissionQueue[] = [];
   readonly #interrupting: CompletionQueue[] = [];
   #scheduled = false;
+  #paused = false;
 
   constructor(context: DeviceContext, hooks: EngineHooks) {
     this.#context = context;
@@ -86,6 +87,21 @@ export class QueueEngine {
     if (!this.shadow.covers(queue)) return this.takeHead(queue, head);
     this.shadow.wake();
     return Doorbell.ACCEPTED;
+  }
+
+  get paused(): boolean {
+    return this.#paused;
+  }
+
+  /** Resolves when nothing is under way: until `resume` nothing is fetched or posted, and no interrupt is triggered. */
+  async pause(): Promise<void> {
+    this.#paused = true;
+    await this.inFlight.drained();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    this.schedule();
   }
 
   /** A submission queue's tail, wherever it came from. */
@@ -161,6 +177,8 @@ export class QueueEngine {
 
   readonly #turn = (): void => {
     this.#scheduled = false;
+    // `resume` makes up for it.
+    if (this.#paused) return;
     this.shadow.poll();
     let budget = TURN_COMMANDS;
     while (budget > 0 && this.#ready.length > 0 && this.inFlight.count < MAX_COMMANDS) {

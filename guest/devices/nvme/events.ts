@@ -52,7 +52,7 @@ export class AsyncEvents {
   /** Reports what can be: also called when the admin completion queue has places again. */
   deliver(): void {
     const admin = this.#engine.submissionQueues[0];
-    if (admin === undefined) return;
+    if (admin === undefined || this.#engine.paused) return;
     for (const event of [...this.#events]) {
       if (this.#requests.length === 0 || admin.completionQueue.room === 0) return;
       if (this.#reported.has(event.type)) continue;

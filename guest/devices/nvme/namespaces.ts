@@ -57,18 +57,16 @@ export class Namespaces {
     });
   }
 
-  /** A driver is there. */
+  /** A driver is there: sizes are looked at again and again. */
   watch(): void {
     this.#timer ??= setInterval(() => {
       for (const namespace of this.all) this.refresh(namespace, () => {});
     }, SIZE_CHECK_MS).unref();
   }
 
-  /** It is gone, and what it was to be told of too. */
   unwatch(): void {
     clearInterval(this.#timer);
     this.#timer = undefined;
-    this.changed.clear();
   }
 }
 
