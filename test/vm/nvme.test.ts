@@ -99,3 +99,37 @@ test.serial("the device's process ends and starts again, the disk with it, and Q
   t.regex(await vms.exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
   t.true(t.context.bridge.alive);
 });
+
+test.serial("Linux uses doorbells in memory, several namespaces, deallocation, and a disk that grows", async (t) => {
+  t.timeout(20 * 60_000);
+  const { deviceVm } = t.context;
+  await vms.stopNvme(deviceVm);
+  await vms.startNvme(deviceVm, DISK_MIB, "--memory 16M");
+  const vm = await driverVm(t);
+  const number = async (path: string): Promise<number> =>
+    Number(await vm.check(`cat /sys/block/${path}`, vms.COMMAND_MS));
+  t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
+  t.is(await number("nvme0n2/size"), 16 * 2048);
+  t.regex(await vms.nvmeState(deviceVm), /"shadowDoorbells":true/);
+
+  t.true((await number("nvme0n1/queue/discard_max_bytes")) > 0);
+  t.true((await number("nvme0n1/queue/write_zeroes_max_bytes")) > 0);
+  t.is(await number("nvme0n1/queue/minimum_io_size"), 4096);
+  const write = "dd if=/dev/urandom of=/dev/nvme0n1 bs=1M count=16 conv=fsync 2>/dev/null";
+  await vm.check(write, vms.COMMAND_MS);
+  const full = await vms.diskBlocks(deviceVm);
+  await vm.check("blkdiscard -o 0 -l 8M /dev/nvme0n1", vms.COMMAND_MS);
+  t.true((await vms.diskBlocks(deviceVm)) <= full - 8 * 2048);
+  t.is(await vm.check("head -c 8M /dev/nvme0n1 | tr -d '\\0' | wc -c", vms.COMMAND_MS), "0");
+  t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
+
+  await vms.resizeDisk(deviceVm, DISK_MIB * 2);
+  const grown = `[ $(cat /sys/block/nvme0n1/size) = ${DISK_MIB * 2 * 2048} ]`;
+  await vm.check(`until ${grown}; do sleep 0.1; done`, vms.COMMAND_MS);
+  await vm.check(`dd if=/dev/urandom of=/dev/nvme0n1 bs=1M seek=${DISK_MIB} count=1 2>/dev/null`, vms.COMMAND_MS);
+  await vm.check("dd if=/dev/urandom of=/dev/nvme0n2 bs=1M count=16 conv=fsync 2>/dev/null", vms.COMMAND_MS);
+  t.notRegex(await vm.check("dmesg", vms.COMMAND_MS), /I\/O error|timeout|unable to set dbbuf/);
+  await vm.stop();
+  await vms.resizeDisk(deviceVm, DISK_MIB);
+  assertHealthy(t);
+});

@@ -119,10 +119,10 @@ export async function startDeviceVm(
 }
 
 /** Makes the disk, starts the NVMe controller on it in the background of the device VM, and waits until it is ready. */
-export async function startNvme(vm: Vm, diskMiB: number): Promise<void> {
+export async function startNvme(vm: Vm, diskMiB: number, options = ""): Promise<void> {
   await vm.check(`[ -f ${DISK} ] || truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
-  const command = `node ${main} run nvme --pci ${PCI_ADDRESS} --file ${DISK}`;
+  const command = `node ${main} run nvme --pci ${PCI_ADDRESS} --file ${DISK} ${options}`;
   await vm.check(`${command} 2>>${DEVICE_LOG} & echo $! >/tmp/device.pid`, COMMAND_MS);
   const ready = `tail -n 1 ${DEVICE_LOG} | grep -q '"msg":"the device is ready"'`;
   const ended = `{ cat ${DEVICE_LOG}; exit 1; }`;
@@ -133,6 +133,22 @@ export async function startNvme(vm: Vm, diskMiB: number): Promise<void> {
 export async function stopNvme(vm: Vm, signal: "TERM" | "KILL" = "TERM"): Promise<void> {
   const wait = "while kill -0 $pid 2>/dev/null && [ -d /proc/$pid ]; do sleep 0.1; done";
   await vm.check(`pid=$(cat /tmp/device.pid); kill -${signal} $pid; ${wait}`, COMMAND_MS);
+}
+
+/** Changes the size of the disk's file under the running controller. */
+export async function resizeDisk(vm: Vm, diskMiB: number): Promise<void> {
+  await vm.check(`truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
+}
+
+/** Blocks of 512 bytes that the disk's file takes. */
+export async function diskBlocks(vm: Vm): Promise<number> {
+  return Number(await vm.check(`stat -c %b ${DISK}`, COMMAND_MS));
+}
+
+/** What the controller says of itself. */
+export async function nvmeState(vm: Vm): Promise<string> {
+  const wait = `until tail -n 1 ${DEVICE_LOG} | grep -q '"msg":"state"'; do sleep 0.1; done; tail -n 1 ${DEVICE_LOG}`;
+  return vm.check(`kill -USR1 $(cat /tmp/device.pid); ${wait}`, COMMAND_MS);
 }
 
 /** The controller's log so far. */

@@ -158,6 +158,7 @@ export class QueueEngine {
     return {
       submissionQueues: this.submissionQueues.filter(Boolean).map(describe),
       completionQueues: this.completionQueues.filter(Boolean).map(describe),
+      shadowDoorbells: this.shadow.active,
       inFlight: this.inFlight.count,
       commands: this.commandsExecuted,
     };

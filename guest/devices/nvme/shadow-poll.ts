@@ -43,6 +43,10 @@ export class ShadowPoll {
     this.#retry = undefined;
   }
 
+  get active(): boolean {
+    return this.#doorbells !== undefined;
+  }
+
   /** Whether the queue's doorbells are in memory. */
   covers(queue: Ring): boolean {
     return this.#doorbells !== undefined && queue.id !== 0;
