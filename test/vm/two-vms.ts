@@ -123,8 +123,11 @@ export async function startNvme(vm: Vm, diskMiB: number, options = ""): Promise<
   await vm.check(`[ -f ${DISK} ] || truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
   const command = `node ${main} run nvme --pci ${PCI_ADDRESS} --file ${DISK} ${options}`;
+  // What a process that was killed said last is no news of this one.
+  await vm.check(`touch ${DEVICE_LOG}; wc -l <${DEVICE_LOG} >/tmp/device.lines`, COMMAND_MS);
   await vm.check(`${command} 2>>${DEVICE_LOG} & echo $! >/tmp/device.pid`, COMMAND_MS);
-  const ready = `tail -n 1 ${DEVICE_LOG} | grep -q '"msg":"the device is ready"'`;
+  const news = `tail -n +$(($(cat /tmp/device.lines) + 1)) ${DEVICE_LOG}`;
+  const ready = `${news} | grep -q '"msg":"the device is ready"'`;
   const ended = `{ cat ${DEVICE_LOG}; exit 1; }`;
   await vm.check(`until ${ready}; do kill -0 $(cat /tmp/device.pid) || ${ended}; sleep 0.1; done`, COMMAND_MS);
 }
