@@ -1,8 +1,9 @@
 /** Device processes that break the rules, and what that must cost nobody else. */
 import test from "ava";
+import { Errno } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { LinkCommand, Queue } from "../../shared/spec/link.js";
-import { Command, DmaAccess, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
+import { Command, DmaAccess, MigData, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
 import { DescriptorFlags, Status } from "../../shared/spec/virtio.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
@@ -108,6 +109,33 @@ for (const [name, body] of Object.entries(badReplies)) {
       return received.command === Command.REGION_READ;
     };
     t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
+    await bridge.logged(/"msg":"the device process broke the link"/);
+  });
+}
+
+/** Replies to MIG_DATA_READ of 8 bytes, and to MIG_DATA_WRITE. */
+const badMigrationReplies: Record<string, [command: number, body: Uint8Array]> = {
+  "MIG_DATA_READ without a size": [Command.MIG_DATA_READ, new Uint8Array(7)],
+  "MIG_DATA_READ of more than was asked for": [
+    Command.MIG_DATA_READ,
+    Uint8Array.from([...MigData.encode({ argsz: 17, size: 9 }), ...new Uint8Array(9)]),
+  ],
+  "MIG_DATA_READ of more than there is": [
+    Command.MIG_DATA_READ,
+    Uint8Array.from([...MigData.encode({ argsz: 12, size: 8 }), ...new Uint8Array(4)]),
+  ],
+  "MIG_DATA_WRITE with a body": [Command.MIG_DATA_WRITE, new Uint8Array(8)],
+};
+for (const [name, [command, body]] of Object.entries(badMigrationReplies)) {
+  test.serial(`a reply to ${name} never reaches the client`, async (t) => {
+    const { bridge, device, connect } = await setUp(t);
+    const client = await connect();
+    device.onCommand = (received) => {
+      if (received.command === command) device.reply(received, body as Uint8Array<ArrayBuffer>);
+      return received.command === command;
+    };
+    const request = command === Command.MIG_DATA_READ ? client.migDataRead(8) : client.migDataWrite(new Uint8Array(8));
+    await t.throwsAsync(request, { message: new RegExp(`errno ${Errno.ENODEV}`) });
     await bridge.logged(/"msg":"the device process broke the link"/);
   });
 }

@@ -222,6 +222,26 @@ both("a device that fails: where it is then, and that a reset heals it", async (
   t.is(await migration.getState(), RUNNING);
 });
 
+both("jobs end before the device stands still; one that waits is not saved, and goes on here", async (t, machine) => {
+  const { client, device } = machine;
+  const order: string[] = [];
+  let end = () => {};
+  device.context.run(() =>
+    new Promise<void>((resolve) => {
+      end = resolve;
+    }).then(() => void order.push("first")),
+  );
+  device.onPause = async () => {
+    device.context.run(() => void order.push("second"));
+    end();
+  };
+  await refuses(t, client.migration.setState(STOP_COPY), "EIO");
+  t.is(await client.migration.getState(), STOP);
+  t.deepEqual(order, ["first"]);
+  await client.migration.setState(RUNNING);
+  t.deepEqual(order, ["first", "second"]);
+});
+
 both("streams that are none: an error, out of which a reset leads", async (t, { client, device }) => {
   const { migration } = client;
   await migration.setState(STOP_COPY);
