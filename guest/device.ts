@@ -79,8 +79,7 @@ export interface DeviceContext {
   /**
    * The memory of part `index` of a BAR's `shared`, in the order of the declaration; the same bytes for as long as the device
    * lives. It is zeroed for each client, right before the `reset` that follows the last one's leaving; a reset alone leaves
-   * it as it is. The driver VM may write it at any time: copy, check, then use. What is in it moves in a migration only as a
-   * part of what `save` gives. @throws RangeError when there is no such part
+   * it as it is. The driver VM may write it at any time: copy, check, then use. @throws RangeError when there is no such part
    */
   shared(bar: number, index?: number): Uint8Array<ArrayBuffer>;
 }

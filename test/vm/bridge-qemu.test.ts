@@ -4,13 +4,15 @@
  */
 import test, { type ExecutionContext } from "ava";
 import { MiB } from "../../shared/limits.js";
-import { Config, LinkCommand, MAGIC } from "../../shared/spec/link.js";
-import { Command, DmaMap, Irq, IrqSet, Region } from "../../shared/spec/vfio-user.js";
+import { Config, LinkCommand, MAGIC, MemoryAllocated } from "../../shared/spec/link.js";
+import { Command, DmaMap, Irq, IrqSet, Region, RegionInfo } from "../../shared/spec/vfio-user.js";
+import { getU64 } from "../../shared/struct/struct.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { BridgeProcess } from "../fakes/front-end-bridge.js";
 import { Layout, REGISTER_BAR, WINDOW_BAR } from "../fakes/front-end-config.js";
 import { TestDevice } from "../fakes/front-end-device.js";
 import { deviceAnswers, eventfd, memory } from "../host/set-up.js";
+import { mapBar, memoryBody, PARTS, regionInfo, replyWithHandles } from "../host/sharing-set-up.js";
 import { prepareVmEnvironment } from "./environment.js";
 import { QtestVm } from "./qtest.js";
 
@@ -99,6 +101,49 @@ for (const [name, act] of Object.entries(resets)) {
     t.true(bridge.alive);
   });
 }
+
+test.serial(
+  "memory that the device process shares: in the window before HELLO, and anew for each client",
+  async (t) => {
+    const { bridge, vm, device, client: first } = await setUp(t);
+    first.close();
+    await device.waitFor(LinkCommand.CLIENT_GONE);
+    await device.request(LinkCommand.QUIESCE);
+    device.start();
+    const body = new Uint8Array(memoryBody(Region.BAR0, PARTS));
+    const { data } = await device.request(LinkCommand.ALLOCATE_MEMORY, body);
+    const { handle } = MemoryAllocated.view(data);
+    const places = PARTS.map((_, n) => getU64(data, MemoryAllocated.size + 8 * n));
+    t.is((await device.request(LinkCommand.HELLO, device.hello())).errno, 0);
+    device.onCommand = (received) => {
+      if (received.command !== Command.DEVICE_GET_REGION_INFO) return false;
+      const description = regionInfo(PARTS);
+      const fits = received.data.getUint32(0, true) >= description.length;
+      if (fits) replyWithHandles(device, received, description, [handle]);
+      else device.reply(received, new Uint8Array(description.subarray(0, RegionInfo.size)));
+      return true;
+    };
+    const inodes = new Set<number>();
+    for (let round = 1; round <= 3; round++) {
+      const client = await Client.connect(bridge.socketPath);
+      const { views, inode } = await mapBar(t, client);
+      inodes.add(inode);
+      t.deepEqual(vm.readWindow(places[1] + 8, 2), [0, 0]);
+      views[0][0] = round;
+      views[1][9] = 10 + round;
+      t.deepEqual([...vm.readWindow(places[0], 1), ...vm.readWindow(places[1] + 9, 1)], [round, 10 + round]);
+      vm.writeWindow(places[1] + 8, Uint8Array.of(20 + round));
+      t.is(views[1][8], 20 + round);
+      client.close();
+    }
+    t.is(inodes.size, 3);
+    // The next client is let in when the last one's memory is gone.
+    const last = await Client.connect(bridge.socketPath);
+    t.deepEqual(vm.readWindow(places[0], 1), [0]);
+    last.close();
+    t.true(vm.alive, vm.stderr);
+  },
+);
 
 test.serial("QEMU goes with everything mapped, and another one comes", async (t) => {
   const { bridge, vm, client } = await setUp(t);
