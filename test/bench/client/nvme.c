@@ -110,19 +110,17 @@ int main(int argc, char **argv) {
   admin(&admins, (struct command){.opcode = 5, .prp1 = kBase + 3 * PAGE, .dwords = {size, 1 << 16 | (polls ? 1 : 3)}});
   admin(&admins, (struct command){.opcode = 1, .prp1 = kBase + 2 * PAGE, .dwords = {size, 1 << 16 | 1}});
 
-  uint64_t *samples = calloc((size_t)count, sizeof *samples), started[ENTRIES], begun = 0;
+  struct pace pace;
   uint32_t seed = 99;
   int sent = 0, done = -WARM_UP, total = count + WARM_UP, idle[ENTRIES], idle_count = 0;
   for (int i = 0; i < depth; i++) idle[idle_count++] = i;
   while (done < count) {
     if (idle_count > 0 && sent < total) {
-      uint64_t start = now_ns();
       while (idle_count > 0 && sent < total) {
         int id = idle[--idle_count];
         uint64_t block = (uint64_t)(next_random(&seed) % pages) * 8;
         put(&io, (struct command){.opcode = opcode, .id = (uint16_t)id, .nsid = 1, .prp1 = kBase + (uint64_t)(16 + id) * PAGE,
                                   .dwords = {(uint32_t)block, (uint32_t)(block >> 32), 7}});
-        started[id] = start;
         sent++;
       }
       ring(&io);
@@ -133,15 +131,13 @@ int main(int argc, char **argv) {
       continue;
     }
     do {
-      uint64_t end = now_ns();
-      if (done >= 0) samples[done] = end - started[id];
       idle[idle_count++] = id;
-      if (++done == 0) begun = end;
+      if (++done == 0) pace_begin(&pace, now_ns(), count);
     } while (done < count && (id = take(&io)) >= 0);
     release(&io);
+    if (done > 0) pace_note(&pace, now_ns(), done);
   }
-  double elapsed = (double)(now_ns() - begun);
-  report(samples, (size_t)count, 1, count, elapsed);
+  pace_report(&pace);
   write_register(CC, 0);
   wait_ready(0);
 }

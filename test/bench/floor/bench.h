@@ -40,6 +40,37 @@ static inline void report(uint64_t *samples, size_t count, double per, double op
          (double)samples[count * 99 / 100] / per, operations * 1e9 / elapsed);
 }
 
+// A rate that pauses of the machine do not spoil: the median over WINDOWS spans of a run, shorter than a turn of the scheduler.
+enum { WINDOWS = 400 };
+struct pace {
+  uint64_t samples[2 * WINDOWS], last;
+  int count;
+  double step, last_done;
+};
+
+static inline void pace_begin(struct pace *pace, uint64_t now, double total) {
+  pace->last = now;
+  pace->count = 0;
+  pace->last_done = 0;
+  pace->step = total / WINDOWS;
+}
+
+// So many operations are done.
+static inline void pace_note(struct pace *pace, uint64_t now, double done) {
+  if (done - pace->last_done < pace->step || pace->count == 2 * WINDOWS) return;
+  // Picoseconds for each operation.
+  pace->samples[pace->count++] = (uint64_t)((double)(now - pace->last) * 1000 / (done - pace->last_done));
+  pace->last = now;
+  pace->last_done = done;
+}
+
+static inline void pace_report(struct pace *pace) {
+  if (pace->count == 0) pace->samples[pace->count++] = 1;
+  qsort(pace->samples, (size_t)pace->count, sizeof *pace->samples, compare_samples);
+  double each = (double)pace->samples[pace->count / 2] / 1000, slow = (double)pace->samples[pace->count * 99 / 100] / 1000;
+  printf("{\"median\":%.2f,\"p99\":%.2f,\"perSecond\":%.1f}\n", each, slow, 1e9 / each);
+}
+
 static inline uint32_t next_random(uint32_t *state) {
   uint32_t x = *state;
   x ^= x << 13;

@@ -32,17 +32,15 @@ int main(int argc, char **argv) {
   buffers = malloc((size_t)depth * BLOCK);
   memset(disk, 1, DISK);
   memset(buffers, 1, (size_t)depth * BLOCK);
-  uint64_t *samples = calloc((size_t)turns, sizeof *samples);
+  struct pace pace;
   pthread_t thread;
   check(pthread_create(&thread, NULL, serve, NULL) == 0, "pthread_create");
-  uint64_t begun = now_ns();
+  pace_begin(&pace, now_ns(), (double)turns * depth);
   for (uint32_t turn = 1; turn <= (uint32_t)turns; turn++) {
-    uint64_t start = now_ns();
     __atomic_store_n(&asked, turn, __ATOMIC_RELEASE);
     while (__atomic_load_n(&done, __ATOMIC_ACQUIRE) != turn) continue;
-    samples[turn - 1] = now_ns() - start;
+    if (turn % 64 == 0) pace_note(&pace, now_ns(), (double)turn * depth);
   }
-  double elapsed = (double)(now_ns() - begun);
   pthread_join(thread, NULL);
-  report(samples, (size_t)turns, 1, (double)turns * depth, elapsed);
+  pace_report(&pace);
 }

@@ -14,7 +14,8 @@ interface State {
 const SIZE = 64 * MiB;
 const COUNT = 2000;
 const BRIDGED_COUNT = 500;
-const WARM_UP_CYCLES = 5000;
+/** Until the heap of young objects has its final size. */
+const WARM_UP_CYCLES = 40_000;
 const CYCLES = 100_000;
 const BRIDGED_CYCLES = 10_000;
 
