@@ -14,6 +14,7 @@ export interface NodeProcessOptions {
   /** Below the build directory. */
   readonly script: string;
   readonly args?: readonly string[];
+  readonly nodeArgs?: readonly string[];
   /** Without it the process runs wherever it likes. */
   readonly cpu?: number;
   /** It is ready when its standard error matched this, so many times. */
@@ -27,8 +28,9 @@ export class NodeProcess {
   readonly #exited: Promise<unknown>;
   #nextId = 1;
 
-  private constructor({ script, args = [], cpu }: NodeProcessOptions) {
-    const node = [process.execPath, "--expose-gc", "--import", PROBE, join(PROJECT_ROOT, "build", script), ...args];
+  private constructor({ script, args = [], nodeArgs = [], cpu }: NodeProcessOptions) {
+    const main = join(PROJECT_ROOT, "build", script);
+    const node = [process.execPath, "--expose-gc", ...nodeArgs, "--import", PROBE, main, ...args];
     const [program, ...rest] = cpu === undefined ? node : ["taskset", "-c", String(cpu), ...node];
     this.#child = spawn(program, rest, {
       stdio: ["ignore", "inherit", "pipe", "ipc"],

@@ -13,9 +13,14 @@ export interface LocalDevice {
 
 let count = 0;
 
-export async function startLocal(machine: Machine): Promise<LocalDevice> {
+export interface StartOptions {
+  readonly sessions?: number;
+  readonly nodeArgs?: readonly string[];
+}
+
+export async function startLocal(machine: Machine, { nodeArgs = [] }: StartOptions = {}): Promise<LocalDevice> {
   const socket = join(machine.directory, `local-${count++}.sock`);
-  const device = await NodeProcess.start({ script: SERVER, args: ["local", socket], cpu: machine.cpu });
+  const device = await NodeProcess.start({ script: SERVER, args: ["local", socket], nodeArgs, cpu: machine.cpu });
   await device.call("ready");
   return { socket, device };
 }
@@ -27,7 +32,8 @@ export interface BridgedDevices {
   readonly devices: NodeProcess;
 }
 
-export async function startBridged(machine: Machine, sessions = 1, bridgeCpu = machine.cpu): Promise<BridgedDevices> {
+export async function startBridged(machine: Machine, options: StartOptions = {}): Promise<BridgedDevices> {
+  const { sessions = 1, nodeArgs = [] } = options;
   const run = count++;
   const path = (kind: string, n: number) => join(machine.directory, `${kind}-${run}-${n}.sock`);
   const sockets = Array.from({ length: sessions }, (_, n) => path("vfio-user", n));
@@ -36,7 +42,8 @@ export async function startBridged(machine: Machine, sessions = 1, bridgeCpu = m
   const bridge = await NodeProcess.start({
     script: "host/main.js",
     args: [...pairs, "--window-size", "1G"],
-    cpu: bridgeCpu,
+    nodeArgs,
+    cpu: machine.cpu,
     ready: { text: '"msg":"serving"', count: sessions },
   });
   const devices = await NodeProcess.start({ script: SERVER, args: ["virtio", ...vhostUser], cpu: machine.cpu });

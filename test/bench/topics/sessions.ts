@@ -89,9 +89,9 @@ export const sessions: Topic<State> = {
     },
   ],
   async open(machine) {
-    const one = await startBridged(machine, 1);
+    const one = await startBridged(machine);
     const many = new Map<number, BridgedDevices>();
-    for (const count of [16, MOST]) many.set(count, await startBridged(machine, count));
+    for (const count of [16, MOST]) many.set(count, await startBridged(machine, { sessions: count }));
     return { machine, one, many };
   },
   async close({ one, many }) {
