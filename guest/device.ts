@@ -58,7 +58,7 @@ export interface Interrupts {
    * not listen.
    */
   reportError(): boolean;
-  /** Asks the driver VM's VMM to give the device up (VFIO's REQ; stock QEMU unplugs it). False when it does not listen. */
+  /** Asks the driver VM's VMM to give the device up (VFIO's REQ). False when it does not listen: QEMU 11.1 does not. */
   requestRelease(): boolean;
   /** Interrupts signalled so far. */
   readonly count: number;
