@@ -10,7 +10,7 @@
 import * as native from "../../native/index.js";
 import { close } from "../../native/index.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_QUEUE_SIZE, MAX_QUEUES, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
+import { MAX_QUEUES } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import {
   DeviceConfig,
@@ -18,8 +18,6 @@ import {
   Features,
   HeaderFlags,
   MAX_CONFIG_SIZE,
-  MemoryRegion,
-  MemTable,
   ProtocolFeature,
   Request,
   ShmemConfig,
@@ -29,10 +27,11 @@ import {
   VringAddr,
   VringState,
 } from "../../shared/spec/vhost-user.js";
-import { availableRingBytes, descriptorTableBytes, Feature, usedRingBytes } from "../../shared/spec/virtio.js";
-import { DeviceQueue } from "../../shared/virtqueue/device.js";
+import { Feature } from "../../shared/spec/virtio.js";
+import type { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
-import type { DeviceVmMemory, RegionEntry } from "./memory.js";
+import { type DeviceVmMemory, parseMemTable } from "./memory.js";
+import { Vring, type VringFd } from "./vring.js";
 import type { Window } from "./window.js";
 
 const FEATURES = Feature.VERSION_1 | F_PROTOCOL_FEATURES;
@@ -62,23 +61,6 @@ export interface BackEndOptions {
   readonly config: () => Uint8Array;
   readonly events: BackEndEvents;
   readonly log: Log;
-}
-
-class Vring {
-  readonly queue: DeviceQueue;
-  size = 0;
-  base = 0;
-  /** Addresses of the front-end's own; 0 is what QEMU never uses. */
-  descriptors = 0;
-  available = 0;
-  used = 0;
-  kick = -1;
-  call = -1;
-  error = -1;
-  enabled = false;
-  constructor(memory: DeviceVmMemory) {
-    this.queue = new DeviceQueue(memory);
-  }
 }
 
 interface Handler {
@@ -133,14 +115,12 @@ export class BackEnd {
 
   /** Interrupts the driver for a queue, if it wants that. */
   call(index: number): void {
-    const vring = this.#vrings[index];
-    if (vring && vring.call >= 0 && vring.queue.wantsCall) native.eventfdWrite(vring.call);
+    this.#vrings[index]?.call();
   }
 
   /** Tells the front-end that a queue is broken; QEMU logs it. */
   reportBroken(index: number): void {
-    const vring = this.#vrings[index];
-    if (vring && vring.error >= 0) native.eventfdWrite(vring.error);
+    this.#vrings[index]?.reportBroken();
   }
 
   /** Ends the connection. `gone` is not called. */
@@ -157,11 +137,7 @@ export class BackEnd {
   #release(reason: string): void {
     this.#stopping(reason);
     this.#window.detach(reason);
-    for (const vring of this.#vrings) {
-      vring.queue.stop();
-      vring.enabled = false;
-      for (const name of ["kick", "call", "error"] as const) replaceFd(vring, name, -1);
-    }
+    for (const vring of this.#vrings) vring.release();
     this.#memory.clear();
   }
 
@@ -242,19 +218,7 @@ export class BackEnd {
 
   #setMemTable(message: Message): void {
     this.#window.beforeTable();
-    const count = message.size < MemTable.size ? 0 : MemTable.view(message.data).regions;
-    if (count > MAX_VHOST_USER_REGIONS || message.size !== MemTable.size + count * MemoryRegion.size) {
-      throw new ProtocolError(`a memory table of ${count} regions in ${message.size} bytes`);
-    }
-    if (message.fds.length !== count) throw new ProtocolError(`${message.fds.length} fds for ${count} memory regions`);
-    const region = MemoryRegion.view();
-    const entries: RegionEntry[] = message.fds.map((fd, index) => {
-      const { guestAddress, size, userAddress, mmapOffset } = region.at(
-        message.data,
-        MemTable.size + index * MemoryRegion.size,
-      );
-      return { guestAddress, size, userAddress, mmapOffset, fd };
-    });
+    const entries = parseMemTable(message);
     try {
       this.#memory.set(entries);
     } finally {
@@ -265,47 +229,36 @@ export class BackEnd {
   /** Stops rings that the new table took the ground from. */
   #checkRings(): void {
     this.#vrings.forEach((vring, index) => {
-      if (!vring.queue.running) return;
-      const layout = this.#layout(vring, 0);
-      if (vring.queue.isAt(layout)) return;
+      if (!vring.queue.running || vring.hasGround) return;
       this.#log.warn({ queue: index }, "the memory of a running queue went away");
-      vring.base = vring.queue.stop();
-      this.reportBroken(index);
+      vring.halt();
+      vring.reportBroken();
     });
   }
 
   #setVringNum(message: Message): void {
     const { index, num } = VringState.view(message.data);
-    if (num === 0 || num > MAX_QUEUE_SIZE) throw new ProtocolError(`a queue of ${num} descriptors`);
     this.#vring(index).size = num;
   }
 
   #setVringBase(message: Message): void {
     const { index, num } = VringState.view(message.data);
-    if (num > 0xffff) throw new ProtocolError(`an available index of ${num}`);
     this.#vring(index).base = num;
   }
 
   #setVringAddr(message: Message): void {
     const { index, descriptors, available, used } = VringAddr.view(message.data);
-    const vring = this.#vring(index);
-    Object.assign(vring, { descriptors, available, used });
+    this.#vring(index).addresses = { descriptors, available, used };
   }
 
-  #setVringFd(message: Message, name: "kick" | "call" | "error"): void {
-    const value = U64.view(message.data).value;
-    const vring = this.#vring(value & VRING_INDEX_MASK);
-    if (name === "kick" && vring.enabled && vring.kick >= 0) {
-      throw new ProtocolError("the kick of a running queue cannot be changed");
-    }
+  #setVringFd(message: Message, name: VringFd): void {
+    const { value } = U64.view(message.data);
+    const index = value & VRING_INDEX_MASK;
+    const vring = this.#vring(index);
     const fd = value & VRING_NO_FD ? -1 : takeFd(message);
     if (fd < 0 && !(value & VRING_NO_FD)) throw new ProtocolError("an eventfd is missing");
-    if (fd >= 0 && !native.isEventfd(fd)) {
-      close(fd);
-      throw new ProtocolError(`the ${name} fd is not an eventfd`);
-    }
-    replaceFd(vring, name, fd);
-    if (name === "kick" && vring.enabled) this.#start(value & VRING_INDEX_MASK, vring);
+    vring.setFd(name, fd);
+    if (name === "kick" && vring.enabled) this.#start(index, vring);
   }
 
   #setVringEnable(message: Message): void {
@@ -323,38 +276,20 @@ export class BackEnd {
   }
 
   #start(index: number, vring: Vring): void {
-    // A queue that the driver did not set up is enabled all the same, and has no kick.
-    if (vring.kick >= 0 && vring.descriptors > 0 && !vring.queue.running) {
-      try {
-        vring.queue.start(this.#layout(vring, vring.base));
-      } catch (error) {
-        this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
-        this.reportBroken(index);
-      }
+    try {
+      vring.start();
+    } catch (error) {
+      this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
+      vring.reportBroken();
     }
     this.#events.enabled(index);
-  }
-
-  #layout(vring: Vring, base: number) {
-    const { size } = vring;
-    return {
-      size,
-      base,
-      descriptors: this.#memory.locateUser(vring.descriptors, descriptorTableBytes(size)),
-      available: this.#memory.locateUser(vring.available, availableRingBytes(size)),
-      used: this.#memory.locateUser(vring.used, usedRingBytes(size)),
-    };
   }
 
   #getVringBase(message: Message): void {
     const { index } = VringState.view(message.data);
     const vring = this.#vring(index);
     this.#stopping("the device was stopped");
-    if (vring.queue.running) vring.base = vring.queue.stop();
-    vring.enabled = false;
-    replaceFd(vring, "kick", -1);
-    Object.assign(vring, { descriptors: 0, available: 0, used: 0 });
-    Object.assign(VringState.view(this.#outView), { index, num: vring.base });
+    Object.assign(VringState.view(this.#outView), { index, num: vring.stop() });
     this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
   }
 
@@ -404,9 +339,4 @@ export class BackEnd {
     [Request.SET_CONFIG, { size: -1, run: () => {} }],
     [Request.GET_SHMEM_CONFIG, { size: 0, replies: true, run: (b) => b.#getShmemConfig() }],
   ]);
-}
-
-function replaceFd(vring: Vring, name: "kick" | "call" | "error", fd: number): void {
-  if (vring[name] >= 0) close(vring[name]);
-  vring[name] = fd;
 }

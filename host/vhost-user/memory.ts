@@ -7,7 +7,9 @@ import * as native from "../../native/index.js";
 import { inBounds, isAligned } from "../../shared/bits.js";
 import { ProtocolError } from "../../shared/errors.js";
 import { DEVICE_VM_MEMORY_SIZE, MAX_VHOST_USER_REGIONS, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import { MemoryRegion, MemTable } from "../../shared/spec/vhost-user.js";
 import type { RingMemory } from "../../shared/virtqueue/memory.js";
+import type { Message } from "./connection.js";
 
 /** One region as the table has it; the fd stays the caller's. */
 export interface RegionEntry {
@@ -139,4 +141,19 @@ function same(region: Region, entry: RegionEntry, file: native.FileStatus): bool
     region.userAddress === entry.userAddress &&
     region.mmapOffset === entry.mmapOffset
   );
+}
+
+/** Reads SET_MEM_TABLE; the fds stay the message's. @throws ProtocolError when the sizes and counts do not agree */
+export function parseMemTable({ data, size: length, fds }: Message): RegionEntry[] {
+  const count = length < MemTable.size ? 0 : MemTable.view(data).regions;
+  if (count > MAX_VHOST_USER_REGIONS || length !== MemTable.size + count * MemoryRegion.size) {
+    throw new ProtocolError(`a memory table of ${count} regions in ${length} bytes`);
+  }
+  if (fds.length !== count) throw new ProtocolError(`${fds.length} fds for ${count} memory regions`);
+  const region = MemoryRegion.view();
+  return fds.map((fd, index) => {
+    const at = MemTable.size + index * MemoryRegion.size;
+    const { guestAddress, size, userAddress, mmapOffset } = region.at(data, at);
+    return { guestAddress, size, userAddress, mmapOffset, fd };
+  });
 }

@@ -1,12 +1,12 @@
 /** Registers as the guest's loads and stores reach them: virtio's in BAR 2, and config space. */
 import type { Registers } from "../../guest/vfio/pci-function.js";
 import { CommonCfg } from "../../shared/spec/virtio.js";
+import type { CommonRegisters } from "./front-end-common.js";
 import { Layout, NOTIFY_MULTIPLIER } from "./front-end-config.js";
 
 /** What is behind BAR 2. */
 export interface VirtioDevice {
-  readCommon(offset: number, width: number): number;
-  writeCommon(offset: number, width: number, value: number): void;
+  readonly common: CommonRegisters;
   readDeviceConfig(offset: number, width: number): number;
   writeDeviceConfig(): void;
   notify(queue: number): void;
@@ -34,14 +34,14 @@ export class VirtioRegisters implements Registers {
     this.#write(offset, 4, value);
   }
   #read(offset: number, width: number): number {
-    if (offset + width <= CommonCfg.size) return this.device.readCommon(offset, width);
+    if (offset + width <= CommonCfg.size) return this.device.common.read(offset, width);
     if (offset >= Layout.DEVICE && offset < Layout.NOTIFY) {
       return this.device.readDeviceConfig(offset - Layout.DEVICE, width);
     }
     return 0;
   }
   #write(offset: number, width: number, value: number): void {
-    if (offset + width <= CommonCfg.size) this.device.writeCommon(offset, width, value);
+    if (offset + width <= CommonCfg.size) this.device.common.write(offset, width, value);
     else if (offset >= Layout.NOTIFY) this.device.notify((offset - Layout.NOTIFY) / NOTIFY_MULTIPLIER);
     else if (offset >= Layout.DEVICE) this.device.writeDeviceConfig();
   }

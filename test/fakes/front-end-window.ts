@@ -16,7 +16,10 @@ export class FakeWindow {
   readonly #reservation: native.Reservation;
   readonly #die: (reason: string) => void;
 
-  constructor(size: number, die: (reason: string) => void) {
+  constructor(
+    readonly size: number,
+    die: (reason: string) => void,
+  ) {
     this.#reservation = new native.Reservation(size, Math.min(size, WINDOW_PIECE_SIZE));
     this.#die = die;
   }

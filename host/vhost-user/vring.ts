@@ -1,0 +1,120 @@
+/**
+ * One virtqueue as the back-end keeps it: what the SET_VRING requests said of it, its three eventfds, and the ring itself,
+ * which runs from the time that it is enabled and has a kick until GET_VRING_BASE.
+ */
+import { close, eventfdWrite, isEventfd } from "../../native/index.js";
+import { ProtocolError } from "../../shared/errors.js";
+import { MAX_QUEUE_SIZE } from "../../shared/limits.js";
+import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../shared/spec/virtio.js";
+import { DeviceQueue } from "../../shared/virtqueue/device.js";
+import type { DeviceVmMemory } from "./memory.js";
+
+export type VringFd = "kick" | "call" | "error";
+
+/** Addresses of the front-end's own; 0 is what QEMU never uses. */
+export interface VringAddresses {
+  readonly descriptors: number;
+  readonly available: number;
+  readonly used: number;
+}
+
+const NOWHERE: VringAddresses = { descriptors: 0, available: 0, used: 0 };
+
+export class Vring {
+  readonly queue: DeviceQueue;
+  enabled = false;
+  addresses = NOWHERE;
+  readonly #memory: DeviceVmMemory;
+  readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
+  #size = 0;
+  #base = 0;
+
+  constructor(memory: DeviceVmMemory) {
+    this.#memory = memory;
+    this.queue = new DeviceQueue(memory);
+  }
+
+  /** The eventfd that the driver's notifications signal, or -1. It stays the vring's. */
+  get kick(): number {
+    return this.#fds.kick;
+  }
+
+  /** @throws ProtocolError */
+  set size(count: number) {
+    if (count === 0 || count > MAX_QUEUE_SIZE) throw new ProtocolError(`a queue of ${count} descriptors`);
+    this.#size = count;
+  }
+
+  /** The available index to go on from. @throws ProtocolError */
+  set base(index: number) {
+    if (index > 0xffff) throw new ProtocolError(`an available index of ${index}`);
+    this.#base = index;
+  }
+
+  /** Takes an eventfd over in place of the one before; -1 for none. @throws ProtocolError */
+  setFd(name: VringFd, fd: number): void {
+    if (fd >= 0 && !isEventfd(fd)) {
+      close(fd);
+      throw new ProtocolError(`the ${name} fd is not an eventfd`);
+    }
+    if (name === "kick" && this.enabled && this.kick >= 0) {
+      if (fd >= 0) close(fd);
+      throw new ProtocolError("the kick of a running queue cannot be changed");
+    }
+    if (this.#fds[name] >= 0) close(this.#fds[name]);
+    this.#fds[name] = fd;
+  }
+
+  /** Starts the ring if it can: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
+  start(): void {
+    if (this.kick < 0 || this.addresses.descriptors === 0 || this.queue.running) return;
+    this.queue.start(this.#layout(this.#base));
+  }
+
+  /** Whether a running ring is still where it was started, after a new memory table. */
+  get hasGround(): boolean {
+    return this.queue.isAt(this.#layout(0));
+  }
+
+  /** Stops the ring, but leaves what was said of it. */
+  halt(): void {
+    if (this.queue.running) this.#base = this.queue.stop();
+  }
+
+  /** GET_VRING_BASE: ends the queue, and returns the available index that it came to. */
+  stop(): number {
+    this.halt();
+    this.enabled = false;
+    this.setFd("kick", -1);
+    this.addresses = NOWHERE;
+    return this.#base;
+  }
+
+  /** Interrupts the driver, if it wants that. */
+  call(): void {
+    if (this.#fds.call >= 0 && this.queue.wantsCall) eventfdWrite(this.#fds.call);
+  }
+
+  /** Tells the front-end that the queue is broken. */
+  reportBroken(): void {
+    if (this.#fds.error >= 0) eventfdWrite(this.#fds.error);
+  }
+
+  /** The front-end is gone. */
+  release(): void {
+    this.queue.stop();
+    this.enabled = false;
+    for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
+  }
+
+  #layout(base: number) {
+    const { descriptors, available, used } = this.addresses;
+    return {
+      size: this.#size,
+      base,
+      descriptors: this.#memory.locateUser(descriptors, descriptorTableBytes(this.#size)),
+      available: this.#memory.locateUser(available, availableRingBytes(this.#size)),
+      used: this.#memory.locateUser(used, usedRingBytes(this.#size)),
+    };
+  }
+}
