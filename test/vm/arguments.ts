@@ -5,16 +5,21 @@
 import { accelerator } from "./qemu.js";
 
 export interface MachineOptions {
-  readonly kernel: string;
-  readonly initrd: string;
+  /** Without one, the firmware boots from the disk. */
+  readonly kernel?: string;
+  readonly initrd?: string;
   readonly memoryMiB: number;
   /** More for the kernel's command line. */
   readonly append?: string;
+  /** Whether a reboot of the guest starts it again, where otherwise it ends QEMU. */
+  readonly reboots?: boolean;
 }
 
 export interface DeviceVmOptions extends MachineOptions {
   /** The bridge's vhost-user socket, which must be listening; without it the VM has no such device. */
   readonly vhostUserSocket?: string;
+  /** Sockets of further devices, behind root ports of their own. */
+  readonly moreVhostUserSockets?: readonly string[];
   /** Queues of the virtio-vfio-user device: three and one for each doorbell. */
   readonly queues?: number;
   /** A VIRTIO device id that QEMU has a name for; 39 has no Linux driver. */
@@ -35,27 +40,35 @@ export const DEVICE_ID = "device0";
 export const ROOT_PORT_ID = "port0";
 
 export function deviceVmArguments(options: DeviceVmOptions): string[] {
-  const { vhostUserSocket, queues = 4, virtioId = 39, configSize = 256, hugePages = 16 } = options;
+  const { vhostUserSocket, moreVhostUserSockets = [] } = options;
+  const { queues = 4, virtioId = 39, configSize = 256, hugePages = 16 } = options;
   const append = `intel_iommu=on hugepages=${hugePages} ${options.append ?? ""}`;
   const args = machineArguments({ ...options, append }, ["-device", "intel-iommu"]);
-  if (vhostUserSocket !== undefined) {
-    args.push("-chardev", `socket,id=vhost0,path=${escapeCommas(vhostUserSocket)}`);
-    args.push("-device", JSON.stringify(vhostUserDevice(virtioId, queues, configSize)));
-  }
+  const sockets = vhostUserSocket === undefined ? [] : [vhostUserSocket, ...moreVhostUserSockets];
+  sockets.forEach((socket, n) => {
+    if (n > 0) args.push("-device", rootPort(n));
+    args.push("-chardev", `socket,id=vhost${n},path=${escapeCommas(socket)}`);
+    args.push("-device", JSON.stringify(vhostUserDevice(virtioId, queues, configSize, n)));
+  });
   return args;
 }
 
-/** The device VM's device as QMP's device_add and -device take it. */
-export function vhostUserDevice(virtioId: number, queues: number, configSize: number): Record<string, unknown> {
+/** The device VM's n-th device as QMP's device_add and -device take it. */
+export function vhostUserDevice(virtioId: number, queues: number, configSize: number, n = 0): Record<string, unknown> {
   return {
     driver: "vhost-user-test-device-pci",
-    id: DEVICE_ID,
-    bus: ROOT_PORT_ID,
-    chardev: "vhost0",
+    id: `device${n}`,
+    bus: `port${n}`,
+    chardev: `vhost${n}`,
     "virtio-id": virtioId,
     num_vqs: queues,
     config_size: configSize,
   };
+}
+
+/** The n-th root port; what is behind it has the PCI address 0000:(n + 1):00.0. */
+function rootPort(n: number): string {
+  return `pcie-root-port,id=port${n},bus=pcie.0,chassis=${n + 1},addr=${n + 5}`;
 }
 
 export function driverVmArguments(options: DriverVmOptions): string[] {
@@ -72,18 +85,21 @@ export function vfioUserDevice(path: string): Record<string, unknown> {
 
 /** `early` goes in front of all other devices, where QEMU wants an IOMMU. */
 function machineArguments(options: MachineOptions, early: readonly string[]): string[] {
-  const { kernel, initrd, memoryMiB, append = "" } = options;
+  const { kernel, initrd, memoryMiB, append = "", reboots = false } = options;
+  const commandLine = `console=ttyS0 quiet panic=-1 ${append}`.trim();
   const kvm = accelerator() === "kvm";
   return [
     ...["-accel", kvm ? "kvm" : "tcg", ...(kvm ? ["-cpu", "host"] : [])],
     ...["-object", `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
     // Under KVM the IOMMU's interrupt remapping needs the split interrupt controller.
     ...["-machine", `q35,memory-backend=mem${kvm ? ",kernel-irqchip=split" : ""}`, "-m", `${memoryMiB}M`, "-smp", "1"],
-    ...["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"],
+    ...["-nodefaults", "-no-user-config", "-display", "none"],
+    ...(reboots ? [] : ["-no-reboot"]),
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
-    ...["-kernel", kernel, "-initrd", initrd, "-append", `console=ttyS0 quiet panic=-1 ${append}`.trim()],
+    ...(kernel === undefined ? [] : ["-kernel", kernel, "-append", commandLine]),
+    ...(initrd === undefined ? [] : ["-initrd", initrd]),
     ...early,
-    ...["-device", `pcie-root-port,id=${ROOT_PORT_ID},bus=pcie.0,chassis=1,addr=5`],
+    ...["-device", rootPort(0)],
   ];
 }
 

@@ -1,12 +1,13 @@
 /**
- * What the VM tests run: QEMU 11.1, the guest kernel and guest programs, as setup.sh provides them.
+ * What the VM tests run: QEMU 11.1, guest kernels and guest programs, as setup.sh and setup-extra.sh provide them.
  */
 import { execFile, spawn } from "node:child_process";
-import { readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { UserError } from "../../shared/errors.js";
+import { treeLibraryPath, treeLoader } from "./libraries.js";
 
 const MINIMUM_QEMU = [11, 1] as const;
 
@@ -36,38 +37,79 @@ export interface VmEnvironment {
   readonly cache: string;
 }
 
+/** A kernel for a driver VM. */
+export interface GuestKernel {
+  /** The Debian suite it is from. */
+  readonly suite: string;
+  /** For example "6.1.0-50-cloud-amd64". */
+  readonly version: string;
+  /** Path of the image. */
+  readonly image: string;
+  /** Paths of the modules, uncompressed, in the order in which they load. */
+  readonly modules: readonly string[];
+}
+
+/** What only the long tests run. */
+export interface Extras {
+  /** The unpacked tree of further guest programs. */
+  readonly root: string;
+  readonly kernels: readonly GuestKernel[];
+}
+
 const run = promisify(execFile);
 
 /** Sets up whatever is missing, which takes some seconds and shows its progress on stderr. Throws a UserError. */
 export async function prepareVmEnvironment(): Promise<VmEnvironment> {
-  const result = await runSetup();
+  const result = await runSetup("setup.sh");
   const { tree, kernel: kernelVersion, qemu: qemuPath } = result;
   if (tree === undefined || kernelVersion === undefined || qemuPath === undefined)
     throw new UserError("test/vm/setup.sh did not tell where it put QEMU and the guest kernel.");
   const root = join(tree, "root");
-  const modules = join(tree, "kernel/modules");
-  const order = (await readFile(join(modules, "order"), "utf8")).trim().split("\n");
   const qemu = qemuPath.startsWith(`${root}/`) ? treeQemu(root, qemuPath) : plainQemu(qemuPath);
   return {
     qemu,
     qemuVersion: await qemuVersion(qemu),
     kernel: join(tree, "kernel/vmlinuz"),
     kernelVersion,
-    modules: order.map((name) => join(modules, name)),
+    modules: await modulesIn(join(tree, "kernel")),
     root,
     cache: join(dirname(tree), `initramfs-${basename(tree)}`),
   };
 }
 
-/** Runs setup.sh; its "name=value" lines as an object. */
-async function runSetup(): Promise<Record<string, string | undefined>> {
-  const child = spawn("bash", [join(PROJECT_ROOT, "test/vm/setup.sh")], { stdio: ["ignore", "pipe", "inherit"] });
+/** As prepareVmEnvironment, for the long tests' kernels and programs: a minute or two the first time. Throws a UserError. */
+export async function prepareExtras(): Promise<Extras> {
+  const { tree } = await runSetup("setup-extra.sh");
+  if (tree === undefined) throw new UserError("test/vm/setup-extra.sh did not tell where it put the guest programs.");
+  const kernels = join(tree, "kernels");
+  const suites = await readdir(kernels);
+  return { root: join(tree, "root"), kernels: await Promise.all(suites.map((suite) => kernelIn(kernels, suite))) };
+}
+
+async function kernelIn(kernels: string, suite: string): Promise<GuestKernel> {
+  const directory = join(kernels, suite);
+  const version = (await readFile(join(directory, "version"), "utf8")).trim();
+  return { suite, version, image: join(directory, "vmlinuz"), modules: await modulesIn(directory) };
+}
+
+/** The modules beside a kernel, as they load. */
+async function modulesIn(directory: string): Promise<string[]> {
+  const order = await readFile(join(directory, "modules/order"), "utf8");
+  return order
+    .trim()
+    .split("\n")
+    .map((name) => join(directory, "modules", name));
+}
+
+/** Runs a set-up script; its "name=value" lines as an object. */
+async function runSetup(script: string): Promise<Record<string, string | undefined>> {
+  const child = spawn("bash", [join(PROJECT_ROOT, "test/vm", script)], { stdio: ["ignore", "pipe", "inherit"] });
   let output = "";
   child.stdout.setEncoding("utf8").on("data", (text: string) => {
     output += text;
   });
   const code = await new Promise<number | null>((resolve, reject) => child.on("error", reject).on("close", resolve));
-  if (code !== 0) throw new UserError("The set-up for VM tests failed: see the messages of test/vm/setup.sh above.");
+  if (code !== 0) throw new UserError(`The set-up for VM tests failed: see the messages of test/vm/${script} above.`);
   return Object.fromEntries(output.split("\n").map((line) => line.split(/=(.*)/s, 2)));
 }
 
@@ -82,7 +124,7 @@ function treeQemu(root: string, path: string): Command {
     program: treeLoader(root),
     args: [
       "--library-path",
-      libraries,
+      treeLibraryPath(root),
       path,
       "-L",
       join(root, "usr/share/qemu"),
@@ -91,11 +133,6 @@ function treeQemu(root: string, path: string): Command {
     ],
     environment: { QEMU_MODULE_DIR: join(libraries, "qemu") },
   };
-}
-
-/** The dynamic loader of the unpacked tree. */
-export function treeLoader(root: string): string {
-  return join(root, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
 }
 
 /** The version that this QEMU says it is. Throws a UserError when it does not start or is older than 11.1. */

@@ -2,21 +2,22 @@
  * The two VMs' file systems: an archive for each kind, made once and kept, and a small one for each run behind it.
  *
  * The device VM's holds busybox, this machine's node with its libraries, and the VFIO modules; the driver VM's busybox,
- * e2fsprogs and pciutils (its kernel has NVMe and ext4 built in). Both live in memory only.
+ * e2fsprogs and pciutils (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { copyFile, mkdir, open, readdir, readFile, realpath, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, relative } from "node:path";
 import { archive, type Entry } from "./cpio.js";
-import { PROJECT_ROOT, treeLoader, type VmEnvironment } from "./environment.js";
-import { sharedLibraries, treeLibraries } from "./libraries.js";
+import { type Extras, type GuestKernel, PROJECT_ROOT, type VmEnvironment } from "./environment.js";
+import { sharedLibraries, treeLibraries, treeLoader } from "./libraries.js";
 
 /** One more whenever the archives' recipe changes. */
 const RECIPE = 2;
 /** Where the project is in the device VM. */
 export const GUEST_PROJECT = "/project";
 const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci"];
+const EXTRA_TOOLS = ["sbin/nvme", "bin/fio", "sbin/mkfs.xfs", "sbin/xfs_repair"];
 
 /** A file of this machine and its place in the guest. */
 interface Source {
@@ -38,18 +39,32 @@ export async function deviceVmBase(environment: VmEnvironment): Promise<string> 
 
 /** Path of the driver VM's base archive, which is made now if it is not there. */
 export async function driverVmBase(environment: VmEnvironment): Promise<string> {
-  const { root } = environment;
-  const loader = treeLoader(root);
+  return await base("driver", environment, await toolSources(environment.root, DRIVER_VM_TOOLS));
+}
+
+/** As driverVmBase, for one of the long tests' kernels with its modules, and with their tools. */
+export async function extraDriverVmBase(
+  environment: VmEnvironment,
+  extras: Extras,
+  kernel: GuestKernel,
+): Promise<string> {
+  const sources = await toolSources(extras.root, [...DRIVER_VM_TOOLS, ...EXTRA_TOOLS]);
+  sources.push(...kernel.modules.map((path) => ({ from: path, to: `/modules/${basename(path)}` })));
+  return await base(`extra-${kernel.suite}`, environment, sources);
+}
+
+/** Programs of an unpacked tree, with the libraries and files that they need. */
+async function toolSources(root: string, tools: readonly string[]): Promise<Source[]> {
   const sources: Source[] = [
-    { from: loader, to: "/lib64/ld-linux-x86-64.so.2" },
+    { from: treeLoader(root), to: "/lib64/ld-linux-x86-64.so.2" },
     { from: join(root, "etc/mke2fs.conf"), to: "/etc/mke2fs.conf" },
   ];
-  for (const tool of DRIVER_VM_TOOLS) {
+  for (const tool of tools) {
     const program = join(root, "usr", tool);
-    const libraries = await treeLibraries(loader, dirname(loader), program);
+    const libraries = await treeLibraries(root, program);
     sources.push(...[program, ...libraries].map((from) => ({ from, to: `/${relative(root, from)}` })));
   }
-  return await base("driver", environment, sources);
+  return sources;
 }
 
 /** Writes the base and the entries of one run to `destination`, which QEMU takes as its initrd. */
@@ -131,7 +146,7 @@ async function base(kind: string, environment: VmEnvironment, sources: readonly 
     await rm(unfinished, { force: true });
   }
   for (const other of await readdir(environment.cache))
-    if (other.startsWith(`${kind}-`) && other.endsWith(".cpio") && other !== name)
+    if (other.length === name.length && other.startsWith(`${kind}-`) && other.endsWith(".cpio") && other !== name)
       await rm(join(environment.cache, other), { force: true });
   return path;
 }

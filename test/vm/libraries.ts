@@ -2,7 +2,19 @@
  * The shared libraries that a program needs, as the dynamic loader itself finds them.
  */
 import { execFile } from "node:child_process";
+import { join } from "node:path";
 import { promisify } from "node:util";
+
+/** Where an unpacked tree has its libraries. */
+export function treeLibraryPath(root: string): string {
+  const libraries = join(root, "usr/lib/x86_64-linux-gnu");
+  return [libraries, join(libraries, "ceph")].join(":"); // fio was linked with Ceph
+}
+
+/** The dynamic loader of an unpacked tree. */
+export function treeLoader(root: string): string {
+  return join(root, "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+}
 
 const run = promisify(execFile);
 
@@ -12,9 +24,9 @@ export async function sharedLibraries(program: string): Promise<string[]> {
 }
 
 /** As sharedLibraries, for a program of an unpacked tree with a loader and libraries of its own. */
-export async function treeLibraries(loader: string, libraryPath: string, program: string): Promise<string[]> {
-  const { stdout } = await run(loader, ["--library-path", libraryPath, "--list", program]);
-  return [...new Set([...parse(stdout, program).filter((path) => path.startsWith(libraryPath)), loader])];
+export async function treeLibraries(root: string, program: string): Promise<string[]> {
+  const { stdout } = await run(treeLoader(root), ["--library-path", treeLibraryPath(root), "--list", program]);
+  return [...new Set([...parse(stdout, program).filter((path) => path.startsWith(root)), treeLoader(root)])];
 }
 
 /** Lines such as "libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x...)" and "/lib64/ld-linux-x86-64.so.2 (0x...)". */

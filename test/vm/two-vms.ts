@@ -2,165 +2,119 @@
  * The product, whole: the bridge as a process, a device VM in which `vfio-user-device` runs the NVMe controller on a file, and
  * a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
  */
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { deviceVmArguments, driverVmArguments } from "./arguments.js";
-import { PROJECT_ROOT, type VmEnvironment } from "./environment.js";
+import { type LogLine, parseLogLine } from "./bridge-process.js";
+import type { Entry } from "./cpio.js";
+import type { GuestKernel, VmEnvironment } from "./environment.js";
 import { initScript } from "./init.js";
 import { deviceVmBase, driverVmBase, GUEST_PROJECT, projectEntries, writeInitrd } from "./initramfs.js";
 import { Vm } from "./qemu.js";
 
+export { BridgeProcess, type LogLine } from "./bridge-process.js";
+
 export const BOOT_MS = 180_000;
 export const COMMAND_MS = 120_000;
-const BRIDGE_START_MS = 30_000;
 
-const DISK = "/tmp/disk.img";
-const DEVICE_LOG = "/tmp/device.log";
+/** Where a driver VM has its disk. */
 const DEVICE_PCI = "/sys/bus/pci/devices/0000:01:00.0";
-/** Where each VM has its device: the first function behind the only root port. */
-const PCI_ADDRESS = "0000:01:00.0";
 /** The NVMe controller's 17 vectors, errors, requests. */
 const DOORBELLS = 19;
 
-/** A line of a pino log. */
-export type LogLine = Record<string, unknown> & { msg: string };
+/** Where a device VM's first disk is, and a driver VM's only one. */
+const FIRST: Disk = disk(0);
 
-/** The bridge, as its users start it. */
-export class BridgeProcess {
-  readonly vfioUserSocket: string;
-  readonly vhostUserSocket: string;
-  readonly lines: LogLine[] = [];
-  private readonly child: ChildProcess;
-  private readonly exited: Promise<unknown>;
-  private wake: () => void = () => {};
-
-  constructor(directory: string) {
-    this.vfioUserSocket = join(directory, "vfio-user.sock");
-    this.vhostUserSocket = join(directory, "vhost-user.sock");
-    const main = join(PROJECT_ROOT, "build/host/main.js");
-    const sockets = ["--socket-path", this.vfioUserSocket, "--vhost-user-socket-path", this.vhostUserSocket];
-    const node = [process.execPath, main, ...sockets, "--log-level", "debug"];
-    this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
-    this.exited = once(this.child, "close").finally(() => this.wake());
-    const reader = createInterface({ input: this.child.stderr as NonNullable<ChildProcess["stderr"]> });
-    reader.on("line", (line) => {
-      this.lines.push(parse(line));
-      this.wake();
-    });
-  }
-
-  /** The first log line that `matches`, past or future. */
-  async waitForLog(matches: (line: LogLine) => boolean, timeoutMs = BRIDGE_START_MS): Promise<LogLine> {
-    let late = false;
-    const timer = setTimeout(() => {
-      late = true;
-      this.wake();
-    }, timeoutMs);
-    try {
-      for (let next = 0; ; ) {
-        for (; next < this.lines.length; next++) if (matches(this.lines[next])) return this.lines[next];
-        if (late || this.child.exitCode !== null || this.child.signalCode !== null) {
-          const last = this.lines.slice(-10).map((line) => JSON.stringify(line));
-          throw new Error(
-            `the bridge ${late ? "did not say what was waited for" : "ended"}; it said last:\n${last.join("\n")}`,
-          );
-        }
-        await new Promise<void>((resolve) => {
-          this.wake = resolve;
-        });
-      }
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-
-  async listening(): Promise<void> {
-    await this.waitForLog((line) => line.msg === "serving");
-  }
-
-  get alive(): boolean {
-    return this.child.exitCode === null && this.child.signalCode === null;
-  }
-
-  get pid(): number {
-    return this.child.pid ?? -1;
-  }
-
-  /** SIGTERM, as a supervisor does; gives the exit code. */
-  async stop(): Promise<number | null> {
-    this.child.kill("SIGTERM");
-    await this.exited;
-    return this.child.exitCode;
-  }
+/** One of the device VM's disks: its PCI function, its file, its process's log and process id. */
+export interface Disk {
+  readonly pci: string;
+  readonly file: string;
+  readonly log: string;
+  readonly pid: string;
 }
 
-function parse(line: string): LogLine {
-  try {
-    return JSON.parse(line) as LogLine;
-  } catch {
-    return { msg: line };
-  }
+/** The n-th disk: the first function behind the n-th root port. */
+export function disk(n: number): Disk {
+  const suffix = n || "";
+  return {
+    pci: `0000:0${n + 1}:00.0`,
+    file: `/tmp/disk${suffix}.img`,
+    log: `/tmp/device${suffix}.log`,
+    pid: `/tmp/device${suffix}.pid`,
+  };
 }
 
-/** Starts the device VM; `booted` waits for its shell. */
+/** Starts the device VM, with a device for each socket; `booted` waits for its shell. `entries` are more files in it. */
 export async function startDeviceVm(
   environment: VmEnvironment,
   directory: string,
   vhostUserSocket: string,
+  moreVhostUserSockets: readonly string[] = [],
+  entries: readonly Entry[] = [],
 ): Promise<Vm> {
   const initrd = join(directory, "device.cpio");
-  const entries = [...(await projectEntries()), ...initScript({ afterwards: "commands" })];
-  await writeInitrd(await deviceVmBase(environment), entries, initrd);
+  const own = [...(await projectEntries()), ...initScript({ afterwards: "commands" })];
+  await writeInitrd(await deviceVmBase(environment), [...own, ...entries], initrd);
   const queues = 3 + DOORBELLS;
-  const machine = { kernel: environment.kernel, initrd, memoryMiB: 1536, hugePages: 8 };
-  return new Vm(environment, "device VM", deviceVmArguments({ ...machine, vhostUserSocket, queues }));
+  const hugePages = 8 * (1 + moreVhostUserSockets.length);
+  const machine = { kernel: environment.kernel, initrd, memoryMiB: 1536, hugePages };
+  const devices = { vhostUserSocket, moreVhostUserSockets, queues };
+  return new Vm(environment, "device VM", deviceVmArguments({ ...machine, ...devices }));
 }
 
 /** Makes the disk, starts the NVMe controller on it in the background of the device VM, and waits until it is ready. */
-export async function startNvme(vm: Vm, diskMiB: number, options = ""): Promise<void> {
-  await vm.check(`[ -f ${DISK} ] || truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
+export async function startNvme(vm: Vm, diskMiB: number, options = "", disk = FIRST): Promise<void> {
+  const { pci, file, log, pid } = disk;
+  await vm.check(`[ -f ${file} ] || truncate -s ${diskMiB}M ${file}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
-  const command = `node ${main} run nvme --pci ${PCI_ADDRESS} --file ${DISK} ${options}`;
-  // What a process that was killed said last is no news of this one.
-  await vm.check(`touch ${DEVICE_LOG}; wc -l <${DEVICE_LOG} >/tmp/device.lines`, COMMAND_MS);
-  await vm.check(`${command} 2>>${DEVICE_LOG} & echo $! >/tmp/device.pid`, COMMAND_MS);
-  const news = `tail -n +$(($(cat /tmp/device.lines) + 1)) ${DEVICE_LOG}`;
-  const ready = `${news} | grep -q '"msg":"the device is ready"'`;
-  const ended = `{ cat ${DEVICE_LOG}; exit 1; }`;
-  await vm.check(`until ${ready}; do kill -0 $(cat /tmp/device.pid) || ${ended}; sleep 0.1; done`, COMMAND_MS);
+  const command = `node ${main} run nvme --pci ${pci} --file ${file} ${options}`;
+  // What an earlier process said stays in the log, but is not taken for this one's word.
+  const lines = Number(await vm.check(`touch ${log}; wc -l <${log}`, COMMAND_MS));
+  await vm.check(`${command} 2>>${log} & echo $! >${pid}`, COMMAND_MS);
+  const ready = `tail -n +${lines + 1} ${log} | grep -q '"msg":"the device is ready"'`;
+  const ended = `{ cat ${log}; exit 1; }`;
+  await vm.check(`until ${ready}; do kill -0 $(cat ${pid}) || ${ended}; sleep 0.1; done`, COMMAND_MS);
 }
 
 /** Ends the controller with a signal and waits until it is gone. */
-export async function stopNvme(vm: Vm, signal: "TERM" | "KILL" = "TERM"): Promise<void> {
+export async function stopNvme(vm: Vm, signal: "TERM" | "KILL" = "TERM", which: Disk = FIRST): Promise<void> {
   const wait = "while kill -0 $pid 2>/dev/null && [ -d /proc/$pid ]; do sleep 0.1; done";
-  await vm.check(`pid=$(cat /tmp/device.pid); kill -${signal} $pid; ${wait}`, COMMAND_MS);
+  await vm.check(`pid=$(cat ${which.pid}); kill -${signal} $pid; ${wait}`, COMMAND_MS);
 }
 
 /** Changes the size of the disk's file under the running controller. */
 export async function resizeDisk(vm: Vm, diskMiB: number): Promise<void> {
-  await vm.check(`truncate -s ${diskMiB}M ${DISK}`, COMMAND_MS);
+  await vm.check(`truncate -s ${diskMiB}M ${FIRST.file}`, COMMAND_MS);
 }
 
 /** Blocks of 512 bytes that the disk's file takes. */
 export async function diskBlocks(vm: Vm): Promise<number> {
-  return Number(await vm.check(`stat -c %b ${DISK}`, COMMAND_MS));
+  return Number(await vm.check(`stat -c %b ${FIRST.file}`, COMMAND_MS));
 }
 
 /** What the controller says of itself. */
 export async function nvmeState(vm: Vm): Promise<string> {
-  const wait = `until tail -n 1 ${DEVICE_LOG} | grep -q '"msg":"state"'; do sleep 0.1; done; tail -n 1 ${DEVICE_LOG}`;
-  return vm.check(`kill -USR1 $(cat /tmp/device.pid); ${wait}`, COMMAND_MS);
+  const wait = `until tail -n 1 ${FIRST.log} | grep -q '"msg":"state"'; do sleep 0.1; done; tail -n 1 ${FIRST.log}`;
+  return vm.check(`kill -USR1 $(cat ${FIRST.pid}); ${wait}`, COMMAND_MS);
 }
 
 /** The controller's log so far. */
-export async function nvmeLog(vm: Vm): Promise<LogLine[]> {
-  const text = await vm.check(`cat ${DEVICE_LOG}`, COMMAND_MS);
+export async function nvmeLog(vm: Vm, { log }: Disk = FIRST): Promise<LogLine[]> {
+  const text = await vm.check(`cat ${log}`, COMMAND_MS);
   return text
     .split("\n")
     .filter((line) => line !== "")
-    .map(parse);
+    .map(parseLogLine);
+}
+
+export interface DriverVmChoices {
+  /** For messages; and its files' name in the directory. */
+  readonly name?: string;
+  /** Another kernel than the environment's, with the base archive that has its modules. */
+  readonly kernel?: GuestKernel;
+  readonly base?: string;
+  readonly memoryMiB?: number;
+  /** Whether the guest may reboot. */
+  readonly reboots?: boolean;
 }
 
 /** Starts the driver VM; `booted` waits for its shell. */
@@ -168,16 +122,19 @@ export async function startDriverVm(
   environment: VmEnvironment,
   directory: string,
   vfioUserSocket: string,
+  choices: DriverVmChoices = {},
 ): Promise<Vm> {
-  const initrd = join(directory, "driver.cpio");
-  await writeInitrd(await driverVmBase(environment), initScript({ afterwards: "commands" }), initrd);
-  const machine = { kernel: environment.kernel, initrd, memoryMiB: 512 };
-  return new Vm(environment, "driver VM", driverVmArguments({ ...machine, vfioUserSocket }));
+  const { name = "driver VM", memoryMiB = 512, reboots = false } = choices;
+  const initrd = join(directory, `${name.replaceAll(" ", "-")}.cpio`);
+  const base = choices.base ?? (await driverVmBase(environment));
+  await writeInitrd(base, initScript({ afterwards: "commands" }), initrd);
+  const machine = { kernel: choices.kernel?.image ?? environment.kernel, initrd, memoryMiB, reboots };
+  return new Vm(environment, name, driverVmArguments({ ...machine, vfioUserSocket }));
 }
 
-/** Waits until the VM takes commands. */
-export async function booted(vm: Vm): Promise<void> {
-  await vm.waitForLine(/^@@ready$/, BOOT_MS);
+/** Waits until the VM takes commands; after a reboot, `from` is the number of the console's first line of the new boot. */
+export async function booted(vm: Vm, from = 0): Promise<void> {
+  await vm.waitForLine(/^@@ready$/, BOOT_MS, from);
 }
 
 /** "vendor:device class" of the VM's device, as its kernel sees it. */

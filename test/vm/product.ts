@@ -1,0 +1,77 @@
+/**
+ * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with their test.
+ */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ExecutionContext } from "ava";
+import type { Entry } from "./cpio.js";
+import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
+import type { Vm } from "./qemu.js";
+import * as vms from "./two-vms.js";
+
+export interface ProductOptions {
+  readonly diskMiB: number;
+  /** One when left out; each has a socket, and a process in the device VM. */
+  readonly disks?: number;
+  /** More files for the device VM; the first disk's file is /disk.img when it is among them. */
+  readonly entries?: readonly Entry[];
+}
+
+export class Product {
+  private constructor(
+    readonly environment: VmEnvironment,
+    readonly directory: string,
+    readonly bridge: vms.BridgeProcess,
+    readonly deviceVm: Vm,
+  ) {}
+
+  /** Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection. */
+  static async start({ diskMiB, disks = 1, entries = [] }: ProductOptions): Promise<Product> {
+    const environment = await prepareVmEnvironment();
+    const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
+    const bridge = new vms.BridgeProcess(directory, disks);
+    let product: Product | undefined;
+    try {
+      await bridge.listening();
+      const [first, ...more] = bridge.sockets.map(({ vhostUser }) => vhostUser);
+      const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries);
+      product = new Product(environment, directory, bridge, deviceVm);
+      await vms.booted(deviceVm);
+      for (let n = 0; n < disks; n++) await vms.startNvme(deviceVm, diskMiB, "", vms.disk(n));
+      return product;
+    } catch (error) {
+      if (product !== undefined) await product.stop();
+      else {
+        await bridge.stop();
+        await rm(directory, { recursive: true });
+      }
+      throw error;
+    }
+  }
+
+  async stop(): Promise<void> {
+    await this.deviceVm.stop();
+    await this.bridge.stop();
+    await rm(this.directory, { recursive: true });
+  }
+
+  /** A driver VM that has the n-th disk and takes commands; it ends with the test. */
+  async driverVm(t: ExecutionContext, choices: vms.DriverVmChoices = {}, n = 0): Promise<Vm> {
+    const { environment, directory, bridge } = this;
+    const vm = await vms.startDriverVm(environment, directory, bridge.sockets[n].vfioUser, choices);
+    t.teardown(() => vm.stop());
+    await vms.booted(vm);
+    return vm;
+  }
+
+  /** No process of the product died, and nobody complained of anybody. */
+  assertHealthy(t: ExecutionContext): void {
+    t.true(this.bridge.alive);
+    t.notRegex(this.deviceVm.log, /\[qemu\]/);
+    t.deepEqual(
+      this.bridge.lines.filter((line) => Number(line.level) >= 40),
+      [],
+    );
+  }
+}
