@@ -113,8 +113,12 @@ export interface DriverVmChoices {
   readonly kernel?: GuestKernel;
   readonly base?: string;
   readonly memoryMiB?: number;
+  /** More for the kernel's command line. */
+  readonly append?: string;
   /** Whether the guest may reboot. */
   readonly reboots?: boolean;
+  /** False for a VM that gets its disk later, by device_add. */
+  readonly plugged?: boolean;
 }
 
 /** Starts the driver VM; `booted` waits for its shell. */
@@ -124,12 +128,12 @@ export async function startDriverVm(
   vfioUserSocket: string,
   choices: DriverVmChoices = {},
 ): Promise<Vm> {
-  const { name = "driver VM", memoryMiB = 512, reboots = false } = choices;
+  const { name = "driver VM", memoryMiB = 512, append = "", reboots = false, plugged = true } = choices;
   const initrd = join(directory, `${name.replaceAll(" ", "-")}.cpio`);
   const base = choices.base ?? (await driverVmBase(environment));
   await writeInitrd(base, initScript({ afterwards: "commands" }), initrd);
-  const machine = { kernel: choices.kernel?.image ?? environment.kernel, initrd, memoryMiB, reboots };
-  return new Vm(environment, name, driverVmArguments({ ...machine, vfioUserSocket }));
+  const machine = { kernel: choices.kernel?.image ?? environment.kernel, initrd, memoryMiB, append, reboots };
+  return new Vm(environment, name, driverVmArguments(plugged ? { ...machine, vfioUserSocket } : machine));
 }
 
 /** Waits until the VM takes commands; after a reboot, `from` is the number of the console's first line of the new boot. */
