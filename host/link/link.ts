@@ -106,6 +106,8 @@ export class VirtioLink implements Backend {
   #allocating = false;
   /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
   readonly #heldBack: PendingCommand[] = [];
+  /** Commands that came while the device process was being told of their client. */
+  readonly #early: PendingCommand[] = [];
   /** Unmaps that the device process has not answered, and that are done all the same. */
   #lateUnmaps = 0;
   #tail: Promise<unknown> = Promise.resolve();
@@ -178,7 +180,7 @@ export class VirtioLink implements Backend {
   // The client's side: Backend.
 
   get device(): DeviceSummary | undefined {
-    return this.#state === "connected" ? this.#summary : undefined;
+    return this.#state === "connected" || this.#state === "ready" ? this.#summary : undefined;
   }
 
   get irqCounts(): readonly number[] | undefined {
@@ -203,6 +205,7 @@ export class VirtioLink implements Backend {
     this.#config.clientGone();
     client.introduced?.reject(new PeerGone("the client is gone"));
     client.introduced = undefined;
+    this.#early.length = 0;
     if (this.#state === "connected") this.#state = "ready";
     this.dma.drop();
     await this.#exclusive(async () => {
@@ -346,6 +349,11 @@ export class VirtioLink implements Backend {
   }
 
   handle(command: PendingCommand): void {
+    // A device process that was just started again: what the driver VM asks meanwhile waits the moment that this takes.
+    if (this.#state === "ready") {
+      this.#early.push(command);
+      return;
+    }
     if (this.#state !== "connected" || !this.#summary) {
       answerWithoutDevice(command);
       return;
@@ -554,6 +562,7 @@ export class VirtioLink implements Backend {
       this.#log.info({ generation, maps: client.maps.size }, "the device has the client");
       client.introduced?.resolve();
       client.introduced = undefined;
+      for (const command of this.#early.splice(0)) this.handle(command);
     });
   }
 
@@ -580,6 +589,7 @@ export class VirtioLink implements Backend {
     this.ioEvents.forget(this.#client !== undefined);
     this.#requests.dropAll(reason, answerWithoutDevice);
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
+    for (const command of this.#early.splice(0)) answerWithoutDevice(command);
     if (was === "ready" || was === "connected") this.#log.info({ reason, state }, "the device process left");
   }
 

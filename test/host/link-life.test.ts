@@ -3,7 +3,7 @@ import test from "ava";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { ClientConnected, ClientGone, LinkCommand, NO_DOORBELL } from "../../shared/spec/link.js";
-import { Command, DmaMap, HeaderFlags, Irq, IrqSet, Region } from "../../shared/spec/vfio-user.js";
+import { Command, DmaAccess, DmaMap, HeaderFlags, Irq, IrqSet, Region } from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { BridgeProcess } from "../fakes/front-end-bridge.js";
@@ -102,6 +102,30 @@ test.serial("a command under way when the device goes is answered", async (t) =>
   await device.waitFor(Command.DEVICE_GET_INFO, after);
   frontEnd.reset();
   t.is(((await info) as ProtocolError).errno, Errno.ENODEV);
+});
+
+test.serial("a command that comes while a new device process is told of the client waits for that", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  await client.mapMemory({ address: 0, size: MiB, fd, fdOffset: 0 });
+  device.bar.fill(42, 0, 4);
+  for (const dies of [false, true]) {
+    frontEnd.reset();
+    const after = device.received.length;
+    device.onCommand = ({ command }) => command === Command.DMA_MAP;
+    await device.startAndGreet();
+    const map = await device.waitFor(Command.DMA_MAP, after);
+    const read = client.regionRead(Region.BAR0, 0, 4);
+    // The bridge polls all its sockets between one request of the device's and the next.
+    const tooMuch = DmaAccess.encode({ address: 0, count: 2 * MiB });
+    for (let i = 0; i < 2; i++) t.is((await device.request(Command.DMA_READ, tooMuch)).errno, Errno.EINVAL);
+    device.onCommand = undefined;
+    if (dies) frontEnd.reset();
+    else device.reply(map);
+    t.deepEqual(await read, dies ? ones(4) : new Uint8Array(4).fill(42));
+    t.false(dies && device.received.slice(after).some(({ command }) => command === Command.REGION_READ));
+  }
 });
 
 test.serial("after QUIESCE nothing is in the window and nothing is asked of QEMU", async (t) => {
