@@ -108,26 +108,29 @@ test.serial("Linux uses doorbells in memory, several namespaces, deallocation, a
   const vm = await driverVm(t);
   const number = async (path: string): Promise<number> =>
     Number(await vm.check(`cat /sys/block/${path}`, vms.COMMAND_MS));
-  t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
-  t.is(await number("nvme0n2/size"), 16 * 2048);
+  await vms.waitForDisk(vm);
+  await vm.check("until [ -b /dev/nvme0n2 ]; do sleep 0.1; done", vms.COMMAND_MS);
+  // Linux numbers disks in the order in which its scan came to an end.
+  const [file, memory] = (await number("nvme0n1/nsid")) === 1 ? ["nvme0n1", "nvme0n2"] : ["nvme0n2", "nvme0n1"];
+  t.deepEqual([await number(`${file}/size`), await number(`${memory}/size`)], [DISK_MIB * 2048, 16 * 2048]);
   t.regex(await vms.nvmeState(deviceVm), /"shadowDoorbells":true/);
 
-  t.true((await number("nvme0n1/queue/discard_max_bytes")) > 0);
-  t.true((await number("nvme0n1/queue/write_zeroes_max_bytes")) > 0);
-  t.is(await number("nvme0n1/queue/minimum_io_size"), 4096);
-  const write = "dd if=/dev/urandom of=/dev/nvme0n1 bs=1M count=16 conv=fsync 2>/dev/null";
+  t.true((await number(`${file}/queue/discard_max_bytes`)) > 0);
+  t.true((await number(`${file}/queue/write_zeroes_max_bytes`)) > 0);
+  t.is(await number(`${file}/queue/minimum_io_size`), 4096);
+  const write = `dd if=/dev/urandom of=/dev/${file} bs=1M count=16 conv=fsync 2>/dev/null`;
   await vm.check(write, vms.COMMAND_MS);
   const full = await vms.diskBlocks(deviceVm);
-  await vm.check("blkdiscard -o 0 -l 8M /dev/nvme0n1", vms.COMMAND_MS);
+  await vm.check(`blkdiscard -o 0 -l 8M /dev/${file}`, vms.COMMAND_MS);
   t.true((await vms.diskBlocks(deviceVm)) <= full - 8 * 2048);
-  t.is(await vm.check("head -c 8388608 /dev/nvme0n1 | tr -d '\\0' | wc -c", vms.COMMAND_MS), "0");
+  t.is(await vm.check(`head -c 8388608 /dev/${file} | tr -d '\\0' | wc -c`, vms.COMMAND_MS), "0");
   t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
 
   await vms.resizeDisk(deviceVm, DISK_MIB * 2);
-  const grown = `[ $(cat /sys/block/nvme0n1/size) = ${DISK_MIB * 2 * 2048} ]`;
+  const grown = `[ $(cat /sys/block/${file}/size) = ${DISK_MIB * 2 * 2048} ]`;
   await vm.check(`until ${grown}; do sleep 0.1; done`, vms.COMMAND_MS);
-  await vm.check(`dd if=/dev/urandom of=/dev/nvme0n1 bs=1M seek=${DISK_MIB} count=1 2>/dev/null`, vms.COMMAND_MS);
-  await vm.check("dd if=/dev/urandom of=/dev/nvme0n2 bs=1M count=16 conv=fsync 2>/dev/null", vms.COMMAND_MS);
+  await vm.check(`dd if=/dev/urandom of=/dev/${file} bs=1M seek=${DISK_MIB} count=1 2>/dev/null`, vms.COMMAND_MS);
+  await vm.check(`dd if=/dev/urandom of=/dev/${memory} bs=1M count=16 conv=fsync 2>/dev/null`, vms.COMMAND_MS);
   t.notRegex(await vm.check("dmesg", vms.COMMAND_MS), /I\/O error|timeout|unable to set dbbuf/);
   await vm.stop();
   await vms.resizeDisk(deviceVm, DISK_MIB);
