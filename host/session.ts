@@ -102,7 +102,7 @@ export class Session {
 
   /** What the session did so far, in one line of the log. */
   #report(): void {
-    const { stats, channel, dma, doorbells, ioEvents } = this.#link;
+    const { stats, channel, dma, doorbells, sharing } = this.#link;
     const { clients, reads, writes, timeouts } = this.#server.stats;
     this.#log.info(
       {
@@ -114,7 +114,7 @@ export class Session {
         maps: this.#window.maps,
         unmaps: this.#window.unmaps,
         doorbells: doorbells.relayed,
-        ioEvents: ioEvents.forwarded,
+        ioEvents: sharing.forwarded,
         messagesSent: channel.sent,
         messagesReceived: channel.received,
         dmaMessages: dma.transfers,

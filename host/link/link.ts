@@ -11,9 +11,8 @@ import { close } from "../../native/index.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS, UNMAP_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { ClientConnected, ClientGone, IoEvent, LinkCommand, MemoryAllocated, Queue } from "../../shared/spec/link.js";
+import { ClientConnected, ClientGone, IoEvent, LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, Header, HeaderFlags, IrqSetFlags } from "../../shared/spec/vfio-user.js";
-import { setU64 } from "../../shared/struct/struct.js";
 import type {
   Backend,
   ClientMemory,
@@ -30,18 +29,17 @@ import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { answerWithoutDevice, isPosted, replyToWrite } from "./answers.js";
-import { doorbellBody, handleBody, handlesAt, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
+import { doorbellBody, handlesAt, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
 import { Channel } from "./channel.js";
-import { checkReply, parseAllocateEvents, parseAllocateMemory, parseHello } from "./checks.js";
+import { checkReply, parseHello } from "./checks.js";
 import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
-import { HandleTable, takesHandles } from "./handles.js";
-import { IoEvents } from "./io-events.js";
+import { takesHandles } from "./handles.js";
 import { Places } from "./places.js";
-import { type Part, RegionMemories } from "./region-memory.js";
 import { Requests } from "./requests.js";
+import { Sharing } from "./sharing.js";
 
 /** The device process, as the specification's table of states has it. "broken" is "absent until it resets". */
 type State = "absent" | "preparing" | "ready" | "connected" | "quiesced" | "broken";
@@ -78,13 +76,11 @@ export class VirtioLink implements Backend {
   readonly doorbells = new Doorbells();
   readonly channel: Channel;
   readonly dma: DmaRelay;
-  readonly ioEvents: IoEvents;
+  readonly sharing: Sharing;
 
   readonly #log: Log;
   readonly #window: Window;
   readonly #places: Places;
-  readonly #memories: RegionMemories;
-  readonly #handles: HandleTable;
   readonly #config: ConfigSpace;
   readonly #requests = new Requests();
   /** Eventfds by which the client masks and unmasks; those that it waits on are `doorbells`. */
@@ -99,7 +95,6 @@ export class VirtioLink implements Backend {
   /** The client that the device process was told of. */
   #told: Client | undefined;
   #generation = 0;
-  #lastHandle = 0;
   /** Changes when the device process does. */
   #era = 0;
   /** An ALLOCATE_* of the device process is under way. */
@@ -116,12 +111,9 @@ export class VirtioLink implements Backend {
     this.#log = options.log;
     this.#window = options.window;
     this.#places = new Places(options.window, options.log);
-    // One numbering for both, since the device process tells them apart by it.
-    const newHandle = () => ++this.#lastHandle;
-    const forward = (handle: number) => this.#request(LinkCommand.IO_EVENT, IoEvent.encode({ handle }));
-    this.#memories = new RegionMemories(options.window, this.#places, newHandle);
-    this.ioEvents = new IoEvents(forward, newHandle);
-    this.#handles = new HandleTable(this.#memories, this.ioEvents);
+    this.sharing = new Sharing(options.window, this.#places, (handle) =>
+      this.#request(LinkCommand.IO_EVENT, IoEvent.encode({ handle })),
+    );
     this.#config = new ConfigSpace(options.window.size, options.uuid, options.name);
     this.channel = new Channel({
       message: (bytes, data, length) => this.#message(bytes, data, length),
@@ -157,7 +149,7 @@ export class VirtioLink implements Backend {
     this.#leave("absent", reason);
     this.channel.stop();
     this.#places.forgetAll(this.#client?.maps ?? []);
-    this.#memories.forget(this.#client !== undefined);
+    this.sharing.forget(this.#client !== undefined);
   }
 
   detach(): void {
@@ -173,8 +165,7 @@ export class VirtioLink implements Backend {
     this.stopped("the bridge closes");
     this.#client?.introduced?.reject(new PeerGone("the bridge closes"));
     this.doorbells.close();
-    this.ioEvents.forget(false);
-    this.#memories.close();
+    this.sharing.close();
   }
 
   // The client's side: Backend.
@@ -212,8 +203,7 @@ export class VirtioLink implements Backend {
       // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
       this.doorbells.clear();
       this.#irqEventfds.clear();
-      this.ioEvents.clientGone();
-      this.#memories.clientGone();
+      this.sharing.clientGone();
       const wasTold = this.#told === client;
       this.#told = undefined;
       if (this.#state === "ready") await this.#tellGone(client.generation, wasTold);
@@ -226,10 +216,10 @@ export class VirtioLink implements Backend {
    * is made anew before, since the device prepares it for the next client when it hears of it.
    */
   async #tellGone(generation: number, wasTold: boolean): Promise<void> {
-    const hadMemory = this.#memories.stale;
+    const hadMemory = this.sharing.stale;
     if (hadMemory) {
       try {
-        await this.#memories.renew();
+        await this.sharing.renew();
       } catch (error) {
         if (!(error instanceof PeerGone)) this.#break(`its memory cannot be made anew: ${(error as Error).message}`);
         return;
@@ -422,7 +412,7 @@ export class VirtioLink implements Backend {
     const most = this.#client?.version.maxMessageFds ?? 0;
     try {
       if (!this.#summary || handles.length > most) throw new ProtocolError(`${handles.length} fds for the client`);
-      const fds = this.#handles.resolve(relayed.command, body, handles, this.#summary);
+      const fds = this.sharing.resolve(relayed.command, body, handles, this.#summary);
       relayed.reserve(body.length);
       copyBytes(body, 0, relayed.replyBytes, relayed.replyOffset, body.length);
       relayed.reply(body.length, fds);
@@ -457,9 +447,7 @@ export class VirtioLink implements Backend {
   #allocate(id: number, command: number, data: DataView, length: number): void {
     if (this.#state === "ready" || this.#state === "connected") throw new ProtocolError("ALLOCATE_* after HELLO");
     if (this.#allocating) throw new ProtocolError("ALLOCATE_* before the reply to the one before");
-    const isMemory = command === LinkCommand.ALLOCATE_MEMORY;
-    const memory = isMemory ? parseAllocateMemory(data, Header.size, length - Header.size) : undefined;
-    const events = isMemory ? undefined : parseAllocateEvents(data, Header.size, length - Header.size);
+    const allocation = this.sharing.parse(command, data, Header.size, length - Header.size);
     this.#state = "preparing";
     this.#allocating = true;
     const era = this.#era;
@@ -469,8 +457,7 @@ export class VirtioLink implements Backend {
       let body = NOTHING;
       let errno = 0;
       try {
-        if (memory) body = await this.#allocateMemory(memory.region, memory.areas);
-        if (events) body = handleBody(this.ioEvents.allocate(events.region, events.count));
+        body = await allocation(this.#client !== undefined);
       } catch (error) {
         if (error instanceof PeerGone) return;
         if (!(error instanceof ProtocolError) && !isSystemError(error)) throw error;
@@ -484,22 +471,13 @@ export class VirtioLink implements Backend {
     });
   }
 
-  async #allocateMemory(region: number, areas: readonly Part[]): Promise<Uint8Array<ArrayBuffer>> {
-    const memory = await this.#memories.allocate(region, areas, this.#client !== undefined);
-    const body = new Uint8Array(MemoryAllocated.size + 8 * areas.length);
-    const data = new DataView(body.buffer);
-    MemoryAllocated.view(data).handle = memory.handle;
-    for (const [n, area] of memory.areas.entries()) setU64(data, MemoryAllocated.size + 8 * n, area.windowOffset);
-    return body;
-  }
-
   #hello(id: number, data: DataView, length: number): void {
     if (this.#state === "ready" || this.#state === "connected") throw new ProtocolError("a second HELLO");
     if (this.#allocating) throw new ProtocolError("HELLO before the reply to ALLOCATE_*");
     const reply = HeaderFlags.TYPE_REPLY;
     try {
       this.#summary = parseHello(data, Header.size, length - Header.size);
-      if (!this.#memories.fitInto(this.#summary.regionSizes)) throw new ProtocolError("memory outside of its region");
+      this.sharing.checkAgainst(this.#summary);
     } catch (error) {
       const errno = (error as ProtocolError).errno;
       this.channel.send(id, LinkCommand.HELLO, reply | HeaderFlags.ERROR, errno, NOTHING);
@@ -536,7 +514,7 @@ export class VirtioLink implements Backend {
       if (!client || this.#state !== "ready") return;
       const { generation, version } = client;
       const { major, minor, maxDataXferSize, maxMessageFds } = version;
-      if (this.#memories.stale) await this.#tellGone(generation - 1, false);
+      if (this.sharing.stale) await this.#tellGone(generation - 1, false);
       this.#told = client;
       try {
         await this.#request(
@@ -558,7 +536,7 @@ export class VirtioLink implements Backend {
       }
       if (this.#client !== client || this.#state !== "ready") return;
       this.#state = "connected";
-      this.ioEvents.start();
+      this.sharing.start();
       this.#log.info({ generation, maps: client.maps.size }, "the device has the client");
       client.introduced?.resolve();
       client.introduced = undefined;
@@ -586,7 +564,7 @@ export class VirtioLink implements Backend {
     this.#allocating = false;
     this.dma.drop();
     this.doorbells.detach();
-    this.ioEvents.forget(this.#client !== undefined);
+    this.sharing.left(this.#client !== undefined);
     this.#requests.dropAll(reason, answerWithoutDevice);
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
     for (const command of this.#early.splice(0)) answerWithoutDevice(command);
@@ -605,7 +583,7 @@ export class VirtioLink implements Backend {
   /** Out of the window with all that the client has to do with. */
   async #takeBackAll(): Promise<void> {
     await this.#places.takeBack(this.#client?.maps ?? []);
-    await this.#memories.takeBack(this.#client !== undefined);
+    await this.sharing.takeBack(this.#client !== undefined);
   }
 
   #drained(): void {

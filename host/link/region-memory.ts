@@ -139,11 +139,6 @@ export class RegionMemories {
     }
   }
 
-  /** Closes all fds; the device has stopped. */
-  close(): void {
-    this.forget(false);
-  }
-
   #check(region: number, areas: readonly Part[]): void {
     const isBar = region >= Region.BAR0 && region <= Region.BAR5;
     if (!isBar && region !== NO_REGION) throw new ProtocolError(`region ${region} cannot be mapped`);
