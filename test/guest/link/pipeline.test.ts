@@ -58,7 +58,7 @@ function exchanges(memory: number, signal: number): Exchange[] {
 /** Sends pieces, each in one call where the socket takes it; gives the others a turn in between. */
 async function sendPieces(raw: RawClient, pieces: readonly { bytes: Uint8Array; fds?: readonly number[] }[]) {
   for (const { bytes, fds } of pieces) {
-    raw.send(bytes, fds);
+    await raw.sendAll(bytes, fds);
     await turn();
   }
 }

@@ -1,6 +1,6 @@
 /** A client without manners: sends any bytes and fds, and shows what comes back. */
 import { closeSync } from "node:fs";
-import { connect, POLL_READABLE, Poll, receive, send } from "../../../native/index.js";
+import { connect, POLL_READABLE, POLL_WRITABLE, Poll, receive, send } from "../../../native/index.js";
 import { Command, Header, HeaderFlags, Version } from "../../../shared/spec/vfio-user.js";
 
 export interface RawMessage {
@@ -49,6 +49,15 @@ export class RawClient {
     }
   }
 
+  /** As `send`, but waits while the socket is full. */
+  async sendAll(bytes: Uint8Array, fds?: readonly number[]): Promise<void> {
+    for (let at = 0; at < bytes.length; ) {
+      const sent = send(this.fd, bytes, at, bytes.length - at, at === 0 ? fds : undefined);
+      if (sent === -1) await this.ready(POLL_WRITABLE);
+      else at += sent;
+    }
+  }
+
   /** The next message; rejects when the server closes the connection. Fds of replies are collected with them. */
   async receive(): Promise<RawMessage> {
     for (;;) {
@@ -93,6 +102,16 @@ export class RawClient {
     closeSync(this.fd);
   }
 
+  private ready(events: number): Promise<void> {
+    return new Promise((resolve) => {
+      const poll = new Poll(this.fd, () => {
+        poll.close();
+        resolve();
+      });
+      poll.start(events);
+    });
+  }
+
   /** Waits for more bytes; false at the end. */
   private async more(): Promise<boolean> {
     const buffer = new Uint8Array(1 << 16);
@@ -112,13 +131,7 @@ export class RawClient {
         this.fds.push(...fds.subarray(1, 1 + fds[0]));
         return true;
       }
-      await new Promise<void>((resolve) => {
-        const poll = new Poll(this.fd, () => {
-          poll.close();
-          resolve();
-        });
-        poll.start(POLL_READABLE);
-      });
+      await this.ready(POLL_READABLE);
     }
   }
 }
