@@ -82,10 +82,10 @@ export interface Poll {
 }
 
 /**
- * A native thread that moves eventfd signals: each read of a source fd that returns a count adds 1 to its target eventfd.
- * The thread starts with the first `add`. Both fds are duplicated, so the caller keeps its own. Signals of one source stay in
- * order, several that come close together become one, as they do in the eventfd. Neither a blocking fd nor a full counter
- * nor a source that is readable all the time stops the others.
+ * A native thread that moves eventfd signals: a signal of a source fd adds 1 to its target eventfd. The thread starts with
+ * the first `add`. Both fds are duplicated, so the caller keeps its own. Signals of one source stay in order, several that
+ * come close together become one, as they do in the eventfd. Neither a blocking fd nor a full counter nor a source that is
+ * signalled all the time stops the others. A source's count is taken when its pair ends, not before.
  */
 export interface Relay {
   /** Returns an id for remove and count. Throws EINVAL for what is no eventfd. */

@@ -1,5 +1,6 @@
-// One epoll loop, level-triggered. Each round takes at most one count from each source that is ready, so a source that is
-// kept readable by its peer costs the others a turn, and no more. No call in it can wait but epoll_wait (see eventfd.h).
+// One epoll loop, edge-triggered: each signal of a source is an edge, also while its count is not zero, so the counts stay
+// where they are and a call is spared for each signal. Each round relays at most one signal of each source, so a peer that
+// never stops signalling costs the others a turn, and no more. No call in it can wait but epoll_wait (see eventfd.h).
 #include "relay_thread.h"
 
 #include <fcntl.h>
@@ -56,7 +57,7 @@ int RelayThread::Add(int source, int target, uint32_t* id) {
       last_id_++;
     } while (last_id_ == kWakeId || pairs_.contains(last_id_));
     epoll_event event{};
-    event.events = EPOLLIN;
+    event.events = EPOLLIN | EPOLLET;
     event.data.u32 = last_id_;
     pairs_.emplace(last_id_, pair);
     if (epoll_ctl(epoll_, EPOLL_CTL_ADD, pair.source, &event) == 0) {
@@ -78,6 +79,9 @@ void RelayThread::Remove(uint32_t id) {
   if (found == pairs_.end()) return;
   // By hand: closing does not do it, for the peer holds the same open file description.
   epoll_ctl(epoll_, EPOLL_CTL_DEL, found->second.source, nullptr);
+  // What was relayed must not be relayed again by the next pair with this source.
+  uint64_t relayed;
+  TakeCount(found->second.source, &relayed);
   close(found->second.source);
   close(found->second.target);
   pairs_.erase(found);
@@ -101,6 +105,8 @@ void RelayThread::Close() {
     thread_.join();
   }
   for (auto& [id, pair] : pairs_) {
+    uint64_t relayed;
+    TakeCount(pair.source, &relayed);
     close(pair.source);
     close(pair.target);
   }
@@ -162,10 +168,7 @@ void RelayThread::Relay(uint32_t id) {
   auto found = pairs_.find(id);
   if (found == pairs_.end()) return;
   Pair& pair = found->second;
-  uint64_t taken;
-  int error = TakeCount(pair.source, &taken);
-  if (error == EAGAIN) return;
-  if (error == 0) error = Signal(pair.target);
+  int error = Signal(pair.target);
   if (error == 0) {
     pair.count++;
     total_.fetch_add(1, std::memory_order_relaxed);
