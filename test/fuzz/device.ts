@@ -7,6 +7,7 @@ import { BAR_SIZE, Commands, Registers, Statuses } from "../fakes/copy-device.js
 
 const MAX_LENGTH = 0x3fff;
 const MAX_JOBS = 32;
+const STATE_SIZE = 1024;
 
 /** Memory in front of registers that may be ioeventfds. */
 const SHARING_BAR = {
@@ -39,6 +40,15 @@ export class FuzzDevice implements Device {
     },
   } as const;
   readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
+  /** State of 1 KiB, and a piece of it in front of the rest. */
+  readonly migration = {
+    save: () => new Uint8Array(this.#data.buffer, 0, STATE_SIZE).slice(),
+    load: (state: Uint8Array, pieces: readonly Uint8Array[]) => {
+      if (state.length !== STATE_SIZE || pieces.some((piece) => piece.length > 8)) throw new RangeError("not a state");
+      new Uint8Array(this.#data.buffer).set(state);
+    },
+    preCopy: (first: boolean) => (first ? Uint8Array.of(1, 2, 3) : undefined),
+  };
   readonly #jobs = new Set<Promise<void>>();
   #context: DeviceContext | undefined;
 

@@ -6,11 +6,15 @@ import {
   DeviceFeatureFlags,
   DeviceInfo,
   DmaAccess,
+  DmaLoggingControl,
+  DmaLoggingRange,
+  DmaLoggingReport,
   DmaMap,
   DmaMapFlags,
   DmaUnmap,
   DmaUnmapFlags,
   Feature,
+  FeatureMigDeviceState,
   Header,
   HeaderFlags,
   Irq,
@@ -136,12 +140,32 @@ function writeMulti(random: Choices): Body {
 }
 
 function feature(random: Choices): Body {
-  const flags =
-    random.pick(Object.values(Feature)) |
-    random.pick([DeviceFeatureFlags.GET, DeviceFeatureFlags.SET, DeviceFeatureFlags.PROBE, 0]);
-  const payload = random.bytes(random.pick([0, 8, 24]));
-  const fixed = DeviceFeature.encode({ argsz: DeviceFeature.size + payload.length, flags });
+  const index = random.pick(Object.values(Feature));
+  const { GET, SET, PROBE } = DeviceFeatureFlags;
+  const usual = index === Feature.MIGRATION || index === Feature.DMA_LOGGING_REPORT ? GET : SET;
+  const flags = index | (random.chance(70) ? usual : random.pick([GET, SET, PROBE, PROBE | GET, GET | SET, 0]));
+  const payload = random.chance(80) ? featureData(random, index) : random.bytes(random.pick([0, 8, 24]));
+  const argsz = DeviceFeature.size + (random.chance(80) ? Math.max(payload.length, 1024) : random.below(64));
+  const fixed = DeviceFeature.encode({ argsz, flags });
   return { command: Command.DEVICE_FEATURE, layout: DeviceFeature, bytes: Buffer.concat([fixed, payload]), fds: [] };
+}
+
+/** What a client sends with a feature, now and then with an odd field. */
+function featureData(random: Choices, index: number): Uint8Array {
+  const pageSize = PAGE * random.pick([1, 2, 512]);
+  const range = () => ({ iova: 0x1_0000 * random.below(64), length: PAGE * random.pick([1, 8, 64, 4096]) });
+  if (index === Feature.DMA_LOGGING_START) {
+    const ranges = random.chance(50) ? [] : Array.from({ length: random.between(1, 3) }, range);
+    const control = DmaLoggingControl.encode({ pageSize, numRanges: ranges.length });
+    if (random.chance(20)) spoil(random, control, DmaLoggingControl);
+    return Buffer.concat([control, ...ranges.map((each) => DmaLoggingRange.encode(each))]);
+  }
+  if (index === Feature.DMA_LOGGING_REPORT) {
+    const report = DmaLoggingReport.encode({ ...range(), pageSize });
+    if (random.chance(20)) spoil(random, report, DmaLoggingReport);
+    return report;
+  }
+  return FeatureMigDeviceState.encode({ deviceState: random.below(9) });
 }
 
 function migration(random: Choices): Body {

@@ -6,7 +6,21 @@ import assert from "node:assert/strict";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import type { IrqChange, Link } from "../../../guest/link/link.js";
 import { PeerGone, ProtocolError } from "../../../shared/errors.js";
-import { Command, DeviceInfo, Header, Irq, IrqSetFlags, Region, RegionAccess } from "../../../shared/spec/vfio-user.js";
+import {
+  Command,
+  DeviceFeature,
+  DeviceFeatureFlags,
+  DeviceInfo,
+  Feature,
+  FeatureMigDeviceState,
+  Header,
+  Irq,
+  IrqSetFlags,
+  MigData,
+  MigrationState,
+  Region,
+  RegionAccess,
+} from "../../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import type { Choices } from "../choices.js";
 import { FuzzDevice } from "../device.js";
@@ -157,8 +171,58 @@ export function endpointTarget(only: "all" | "config"): Target {
       assert.equal(command.answered, "reply");
     }
 
+    async function ask(command: number, ...body: Uint8Array[]): Promise<Pending> {
+      const pending = handle(new Pending(command, Buffer.concat(body), 0));
+      while (pending.answered === undefined) await turn();
+      return pending;
+    }
+
+    function setState(deviceState: number): Promise<Pending> {
+      const flags = DeviceFeatureFlags.SET | Feature.MIG_DEVICE_STATE;
+      const fixed = DeviceFeature.encode({ argsz: DeviceFeature.size + FeatureMigDeviceState.size, flags });
+      return ask(Command.DEVICE_FEATURE, fixed, FeatureMigDeviceState.encode({ deviceState }));
+    }
+
+    /** The device's own state, bent mostly, is loaded into it. Now and then it is left where it is then. */
+    async function moveState(): Promise<void> {
+      if (random.chance(30)) await setState(MigrationState.PRE_COPY);
+      await setState(MigrationState.STOP_COPY);
+      const parts: Uint8Array[] = [];
+      const size = random.pick([1000, 5000, 0x10000]);
+      for (let last = size; last === size; last = parts.at(-1)?.length ?? 0) {
+        const reply = await ask(Command.MIG_DATA_READ, MigData.encode({ argsz: MigData.size + size, size }));
+        parts.push(reply.body.subarray(MigData.size));
+      }
+      let stream: Uint8Array = Buffer.concat(parts);
+      for (let n = random.pick([0, 1, 1, 4]); n > 0 && stream.length > 0; n--) stream = bendStream(stream);
+      trace.note("move", `${stream.length} bytes`);
+      await setState(MigrationState.RESUMING);
+      for (let at = 0; at < stream.length; at += size) {
+        const data = stream.subarray(at, at + size);
+        const argsz = MigData.size + data.length;
+        await ask(Command.MIG_DATA_WRITE, MigData.encode({ argsz, size: data.length }), data);
+      }
+      await setState(random.pick([MigrationState.RUNNING, MigrationState.RUNNING, MigrationState.STOP]));
+      if (random.chance(80)) await reset();
+    }
+
+    /** Mostly in the header and the sections' headers, which lie in front of their data. */
+    function bendStream(stream: Uint8Array): Uint8Array {
+      const at = random.chance(30) ? 4 * random.below(10) : random.below(stream.length);
+      if (random.chance(20)) return stream.slice(0, at);
+      const changed = stream.slice();
+      const room = Math.min(4, stream.length - at);
+      const value = oddNumber(random, 4);
+      for (let n = 0; n < room; n++) changed[at + n] = value >>> (8 * n);
+      return changed;
+    }
+
     async function step(): Promise<Pending | undefined> {
       const kind = only === "config" ? 0 : random.below(20);
+      if (kind === 16) {
+        await moveState();
+        return undefined;
+      }
       if (kind === 17) {
         const windowed = random.chance(70);
         const size = 4096 * random.between(1, 8);

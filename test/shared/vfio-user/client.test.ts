@@ -116,6 +116,13 @@ test("replies that make no sense are errors, and the next request works", async 
     [() => client.deviceFeature(1), Buffer.alloc(7)],
     [() => client.migDataRead(4), MigData.encode({ size: 1 })],
     [() => client.migDataRead(4), Buffer.concat([MigData.encode({ size: 5 }), Buffer.alloc(5)])],
+    [() => client.migration.flags(), Buffer.alloc(15)],
+    [() => client.migration.getState(), Buffer.alloc(17)],
+    [() => client.migration.startLogging(4096), Buffer.alloc(23)],
+    [() => client.migration.report(0x1000, 0x1000, 4096), Buffer.alloc(39)],
+    [() => client.migration.report(0x1000, 0x1000, 4096), Buffer.alloc(40)],
+    [() => client.unmapMemoryDirty(0x1000, 0x1000, 4096), Buffer.alloc(47)],
+    [() => client.unmapMemoryDirty(0x1000, 0x1000, 4096), Buffer.alloc(48)],
   ];
   for (const [call, body, fields] of cases) {
     const result = t.throwsAsync(call(), badReply);
