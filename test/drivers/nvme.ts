@@ -9,7 +9,6 @@
 import { Cc, Csts, DOORBELL_OFFSET } from "../../guest/devices/nvme/registers.js";
 import {
   AdminOpcode,
-  Cns,
   COMPLETION_ENTRY_SIZE,
   Command,
   Completion,
@@ -17,16 +16,19 @@ import {
   DSM_DEALLOCATE,
   DsmRange,
   Feature,
-  IDENTIFY_SIZE,
-  IdentifyController,
-  IdentifyNamespace,
-  LbaFormat,
   NvmOpcode,
-  Oacs,
   RW_FUA,
   SQES,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
+import {
+  Cns,
+  IDENTIFY_SIZE,
+  IdentifyController,
+  IdentifyNamespace,
+  LbaFormat,
+  Oacs,
+} from "../../guest/devices/nvme/spec-identify.js";
 import { setU64 } from "../../shared/struct/struct.js";
 
 /** Memory that the controller reaches by DMA. */

@@ -1,7 +1,6 @@
 /** NVMe submission entries as a driver writes them: mostly sensible, with PRPs into (or next to) mapped memory. */
 import {
   AdminOpcode,
-  Cns,
   Command,
   Feature,
   LogPage,
@@ -9,6 +8,7 @@ import {
   NvmOpcode,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
+import { Cns } from "../../guest/devices/nvme/spec-identify.js";
 import { type CommandFields, writeCommand } from "../drivers/nvme.js";
 import type { Choices } from "./choices.js";
 import { oddNumber, oddValue, spoil } from "./mutate.js";

@@ -14,7 +14,8 @@ import type { Namespaces } from "./namespaces.js";
 import { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
-import { AdminOpcode, Cns, CQES, Feature, SQES, Status } from "./spec.js";
+import { AdminOpcode, CQES, Feature, SQES, Status } from "./spec.js";
+import { Cns } from "./spec-identify.js";
 
 /** What admin commands work on. */
 export interface AdminSources {

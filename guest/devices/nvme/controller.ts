@@ -9,6 +9,8 @@ import type { Device, DeviceContext, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
 import { AdminCommands } from "./admin.js";
 import type { Command } from "./command.js";
+import { ringDoorbell } from "./doorbells.js";
+import { adminQueuesOf } from "./enable.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
 import { Features } from "./features.js";
@@ -18,16 +20,12 @@ import { KeepAlive } from "./keep-alive.js";
 import { LogPages } from "./log-pages.js";
 import { Namespace } from "./namespace.js";
 import { Namespaces } from "./namespaces.js";
-import { CompletionQueue, Doorbell, SubmissionQueue } from "./queues.js";
 import {
-  Aqa,
   BAR_SIZE,
   Cc,
   Csts,
   DOORBELL_OFFSET,
-  DOORBELL_STRIDE,
   MINIMUM_PAGE_SIZE,
-  MPSMAX,
   MSIX_OFFSET,
   REGISTERS_SIZE,
   type RegisterName,
@@ -39,10 +37,10 @@ import {
   EventType,
   LogPage,
   NoticeEvent,
-  OAES_NAMESPACE_ATTRIBUTE,
   SmartEvent,
   Status,
 } from "./spec.js";
+import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
 import type { Storage, StorageError } from "./storage.js";
 
 /** A namespace to be. */
@@ -146,7 +144,10 @@ export class NvmeController implements Device {
   writeBar(bar: number, offset: number, size: number, value: number): void {
     if (bar !== 0) return;
     if (offset + size <= REGISTERS_SIZE) this.#registers.write(offset, size, value);
-    else if (offset >= DOORBELL_OFFSET && offset < MSIX_OFFSET) this.#ringDoorbell(offset, size, value);
+    else if (offset >= DOORBELL_OFFSET && offset < MSIX_OFFSET) {
+      const { engine, events } = this.#parts;
+      ringDoorbell(engine, events, offset, size, value);
+    }
   }
 
   async reset(): Promise<void> {
@@ -233,32 +234,14 @@ export class NvmeController implements Device {
   #enable(): void {
     if (this.#draining) return;
     const { engine } = this.#parts;
-    const registers = this.#registers;
-    const cc = registers.get("CC");
-    const aqa = registers.get("AQA");
-    const submission = registers.get("ASQ_LOW") + registers.get("ASQ_HIGH") * 0x1_0000_0000;
-    const completion = registers.get("ACQ_LOW") + registers.get("ACQ_HIGH") * 0x1_0000_0000;
-    const pageSize = Cc.pageSizeOf(cc);
-    engine.pageSize = pageSize;
-    const reason =
-      Cc.cssOf(cc) !== 0
-        ? "CC.CSS is not the NVM command set"
-        : Cc.mpsOf(cc) > MPSMAX
-          ? "CC.MPS is above CAP.MPSMAX"
-          : Cc.amsOf(cc) !== 0
-            ? "CC.AMS is not round robin"
-            : Aqa.asqsOf(aqa) < 2 || Aqa.acqsOf(aqa) < 2
-              ? "AQA: an admin queue has fewer than two entries"
-              : !isQueueBase(submission, pageSize) || !isQueueBase(completion, pageSize)
-                ? "ASQ or ACQ is no address of a memory page"
-                : undefined;
-    if (reason !== undefined) {
-      this.#fail(reason);
+    const set = adminQueuesOf(this.#registers);
+    if (typeof set === "string") {
+      this.#fail(set);
       return;
     }
-    const completionQueue = new CompletionQueue(0, completion, Aqa.acqsOf(aqa), 0, true);
-    engine.completionQueues[0] = completionQueue;
-    engine.submissionQueues[0] = new SubmissionQueue(0, submission, Aqa.asqsOf(aqa), completionQueue);
+    engine.pageSize = set.pageSize;
+    engine.completionQueues[0] = set.completionQueue;
+    engine.submissionQueues[0] = set.submissionQueue;
     this.#setStatus(Csts.RDY);
     this.#namespaces.watch();
     this.#parts.context.log.info("enabled by the driver");
@@ -350,31 +333,6 @@ export class NvmeController implements Device {
     this.#parts.engine.interruptMask = mask;
     this.#parts.engine.schedule();
   }
-
-  /** 3.1.24 and 3.1.25: submission and completion doorbells take turns. */
-  #ringDoorbell(offset: number, size: number, value: number): void {
-    const { engine, events } = this.#parts;
-    // Before the controller is ready doorbells mean nothing.
-    if (engine.submissionQueues[0] === undefined) return;
-    const number = (offset - DOORBELL_OFFSET) / DOORBELL_STRIDE;
-    const id = Math.floor(number / 2);
-    const isCompletion = number % 2 === 1;
-    const index = value & 0xffff;
-    const submission = engine.submissionQueues[id];
-    const completion = engine.completionQueues[id];
-    if (!Number.isInteger(number) || size < 2 || (isCompletion ? completion : submission) === undefined) {
-      events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_REGISTER, LogPage.ERROR_INFORMATION);
-      return;
-    }
-    let result: number = Doorbell.INVALID;
-    if (isCompletion && completion !== undefined) result = engine.ringCompletion(completion, index);
-    else if (submission !== undefined) result = engine.ringSubmission(submission, index);
-    if (result === Doorbell.INVALID) {
-      events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION);
-    } else if (isCompletion && id === 0) {
-      events.deliver();
-    }
-  }
 }
 
 /** What is made when the device starts. */
@@ -386,9 +344,4 @@ interface Parts {
   readonly admin: AdminCommands;
   readonly logPages: LogPages;
   readonly keepAlive: KeepAlive;
-}
-
-/** Address 0 is as good as any other to an IOMMU. Memory that is not there is noticed when it is used. */
-function isQueueBase(address: number, pageSize: number): boolean {
-  return address % pageSize === 0 && address <= Number.MAX_SAFE_INTEGER - 0x1_0000_0000;
 }

@@ -3,7 +3,8 @@
  * that the controller only remembers are marked by nothing else reading them. None is saved over a reset.
  * Left out: features with data structures (LBA range type, autonomous power states, timestamp, host memory buffer).
  */
-import { Feature, OAES_NAMESPACE_ATTRIBUTE, Status } from "./spec.js";
+import { Feature, Status } from "./spec.js";
+import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
 
 /** CDW11 of a feature: its value after reset, and the bits that Set Features may change. */
 interface FeatureValue {

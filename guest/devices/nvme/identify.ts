@@ -4,9 +4,9 @@ import { MAX_EVENT_REQUESTS } from "./events.js";
 import { WARNING_TEMPERATURE } from "./features.js";
 import { ERROR_ENTRIES } from "./log-pages.js";
 import { LBA_FORMATS, type Namespace } from "./namespace.js";
+import { CQES, SQES, VERSION } from "./spec.js";
 import {
   CNTRLTYPE_IO,
-  CQES,
   DLFEAT,
   IDENTIFY_SIZE,
   IdentifyController,
@@ -19,10 +19,8 @@ import {
   OAES_NAMESPACE_ATTRIBUTE,
   Oacs,
   Oncs,
-  SQES,
-  VERSION,
   VWC_PRESENT,
-} from "./spec.js";
+} from "./spec-identify.js";
 
 /** Who the controller says it is. */
 export interface Identity {
