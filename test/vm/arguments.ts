@@ -9,6 +9,8 @@ export interface MachineOptions {
   readonly kernel?: string;
   readonly initrd?: string;
   readonly memoryMiB: number;
+  /** One when left out. */
+  readonly cpus?: number;
   /** More for the kernel's command line. */
   readonly append?: string;
   /** Whether a reboot of the guest starts it again, where otherwise it ends QEMU. */
@@ -33,6 +35,8 @@ export interface DeviceVmOptions extends MachineOptions {
 export interface DriverVmOptions extends MachineOptions {
   /** The vfio-user server's socket, which must be listening; without it the VM has no such device. */
   readonly vfioUserSocket?: string;
+  /** Whether the firmware boots from it. */
+  readonly bootsFromIt?: boolean;
 }
 
 /** The QMP id of each VM's device under test (for device_del), and of its root port (for device_add). */
@@ -73,8 +77,11 @@ function rootPort(n: number): string {
 
 export function driverVmArguments(options: DriverVmOptions): string[] {
   const args = machineArguments(options, []);
-  if (options.vfioUserSocket !== undefined)
-    args.push("-device", JSON.stringify(vfioUserDevice(options.vfioUserSocket)));
+  const { vfioUserSocket, bootsFromIt = false } = options;
+  if (vfioUserSocket !== undefined) {
+    const device = vfioUserDevice(vfioUserSocket);
+    args.push("-device", JSON.stringify(bootsFromIt ? { ...device, bootindex: 0 } : device));
+  }
   return args;
 }
 
@@ -85,14 +92,21 @@ export function vfioUserDevice(path: string): Record<string, unknown> {
 
 /** `early` goes in front of all other devices, where QEMU wants an IOMMU. */
 function machineArguments(options: MachineOptions, early: readonly string[]): string[] {
-  const { kernel, initrd, memoryMiB, append = "", reboots = false } = options;
+  const { kernel, initrd, memoryMiB, append = "", cpus = 1, reboots = false } = options;
   const commandLine = `console=ttyS0 quiet panic=-1 ${append}`.trim();
   const kvm = accelerator() === "kvm";
   return [
     ...["-accel", kvm ? "kvm" : "tcg", ...(kvm ? ["-cpu", "host"] : [])],
     ...["-object", `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
     // Under KVM the IOMMU's interrupt remapping needs the split interrupt controller.
-    ...["-machine", `q35,memory-backend=mem${kvm ? ",kernel-irqchip=split" : ""}`, "-m", `${memoryMiB}M`, "-smp", "1"],
+    ...[
+      "-machine",
+      `q35,memory-backend=mem${kvm ? ",kernel-irqchip=split" : ""}`,
+      "-m",
+      `${memoryMiB}M`,
+      "-smp",
+      `${cpus}`,
+    ],
     ...["-nodefaults", "-no-user-config", "-display", "none"],
     ...(reboots ? [] : ["-no-reboot"]),
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],

@@ -5,7 +5,6 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
-import type { Entry } from "./cpio.js";
 import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
 import type { Vm } from "./qemu.js";
 import * as vms from "./two-vms.js";
@@ -14,8 +13,8 @@ export interface ProductOptions {
   readonly diskMiB: number;
   /** One when left out; each has a socket, and a process in the device VM. */
   readonly disks?: number;
-  /** More files for the device VM; the first disk's file is /disk.img when it is among them. */
-  readonly entries?: readonly Entry[];
+  /** What is on the first disk. */
+  readonly image?: Buffer;
 }
 
 export class Product {
@@ -27,7 +26,7 @@ export class Product {
   ) {}
 
   /** Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection. */
-  static async start({ diskMiB, disks = 1, entries = [] }: ProductOptions): Promise<Product> {
+  static async start({ diskMiB, disks = 1, image }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
     const bridge = new vms.BridgeProcess(directory, disks);
@@ -35,9 +34,11 @@ export class Product {
     try {
       await bridge.listening();
       const [first, ...more] = bridge.sockets.map(({ vhostUser }) => vhostUser);
+      const entries = image === undefined ? [] : [{ path: "/disk.img", data: image }];
       const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries);
       product = new Product(environment, directory, bridge, deviceVm);
       await vms.booted(deviceVm);
+      if (image !== undefined) await deviceVm.check(`mv /disk.img ${vms.disk(0).file}`, vms.COMMAND_MS);
       for (let n = 0; n < disks; n++) await vms.startNvme(deviceVm, diskMiB, "", vms.disk(n));
       return product;
     } catch (error) {

@@ -113,12 +113,15 @@ export interface DriverVmChoices {
   readonly kernel?: GuestKernel;
   readonly base?: string;
   readonly memoryMiB?: number;
+  readonly cpus?: number;
   /** More for the kernel's command line. */
   readonly append?: string;
   /** Whether the guest may reboot. */
   readonly reboots?: boolean;
   /** False for a VM that gets its disk later, by device_add. */
   readonly plugged?: boolean;
+  /** Whether it boots from the disk: all that it runs is there. */
+  readonly bootsFromIt?: boolean;
 }
 
 /** Starts the driver VM; `booted` waits for its shell. */
@@ -128,12 +131,15 @@ export async function startDriverVm(
   vfioUserSocket: string,
   choices: DriverVmChoices = {},
 ): Promise<Vm> {
-  const { name = "driver VM", memoryMiB = 512, append = "", reboots = false, plugged = true } = choices;
+  const { name = "driver VM", memoryMiB = 512, cpus = 1, append = "" } = choices;
+  const { reboots = false, plugged = true, bootsFromIt = false } = choices;
+  const machine = { memoryMiB, cpus, append, reboots };
+  if (bootsFromIt) return new Vm(environment, name, driverVmArguments({ ...machine, vfioUserSocket, bootsFromIt }));
   const initrd = join(directory, `${name.replaceAll(" ", "-")}.cpio`);
   const base = choices.base ?? (await driverVmBase(environment));
   await writeInitrd(base, initScript({ afterwards: "commands" }), initrd);
-  const machine = { kernel: choices.kernel?.image ?? environment.kernel, initrd, memoryMiB, append, reboots };
-  return new Vm(environment, name, driverVmArguments(plugged ? { ...machine, vfioUserSocket } : machine));
+  const loaded = { ...machine, kernel: choices.kernel?.image ?? environment.kernel, initrd };
+  return new Vm(environment, name, driverVmArguments(plugged ? { ...loaded, vfioUserSocket } : loaded));
 }
 
 /** Waits until the VM takes commands; after a reboot, `from` is the number of the console's first line of the new boot. */
