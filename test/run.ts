@@ -1,6 +1,7 @@
 /**
  * What `npm test` runs: lint, then every AVA test, the ones with VMs last and one at a time (two VMs fill a small machine).
- * Arguments are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
+ * `npm run test:long` (--long) runs the tests in test/long instead, which take longer and fetch more. Other arguments
+ * are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -34,19 +35,24 @@ async function ava(...args: string[]): Promise<void> {
   failed += failedHere;
 }
 
+const ONE_VM_AT_A_TIME = ["--serial", "--concurrency=1", "--no-worker-threads", "--timeout=15m"];
+
+/** The compiled tests below a directory of test/. */
+function testsIn(directory: string): string[] {
+  const files = readdirSync(join(BUILT_TESTS, directory), { recursive: true, encoding: "utf8" });
+  return files.filter((name) => name.endsWith(".test.js")).map((name) => join(BUILT_TESTS, directory, name));
+}
+
 const patterns = process.argv.slice(2);
-if (patterns.length > 0) {
+if (patterns[0] === "--long") {
+  await ava(...ONE_VM_AT_A_TIME, ...testsIn("long"));
+} else if (patterns.length > 0) {
   await ava(...patterns);
 } else {
   await lint();
-  const files = readdirSync(BUILT_TESTS, { recursive: true, encoding: "utf8" }).filter((name) =>
-    name.endsWith(".test.js"),
-  );
-  const [vm, others] = [true, false].map((wanted) =>
-    files.filter((name) => name.startsWith("vm/") === wanted).map((name) => join(BUILT_TESTS, name)),
-  );
-  await ava(...others);
-  await ava("--serial", "--concurrency=1", "--no-worker-threads", "--timeout=15m", ...vm);
+  const [vm, long] = [testsIn("vm"), testsIn("long")];
+  await ava(...testsIn(".").filter((name) => !vm.includes(name) && !long.includes(name)));
+  await ava(...ONE_VM_AT_A_TIME, ...vm);
 }
 console.log(`${passed} passed, ${failed} failed`);
 process.exitCode = failed === 0 && passed > 0 ? 0 : 1;
