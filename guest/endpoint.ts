@@ -1,9 +1,8 @@
 /**
  * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
- * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps.
- * Nothing is allocated for a region access.
+ * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps. Region accesses are
+ * region-access.ts, what the function says of itself info-replies.ts.
  */
-import { inBounds } from "../shared/bits.js";
 import { Errno } from "../shared/errors.js";
 import { QUIESCE_DEADLINE_MS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
@@ -11,27 +10,22 @@ import {
   Command,
   DeviceFeature,
   DeviceInfo,
-  DeviceInfoFlags,
-  IoEventFd,
   Irq,
   IrqInfo,
-  IrqInfoFlags,
   MigData,
   NUM_PCI_IRQS,
   NUM_PCI_REGIONS,
   Region,
   RegionAccess,
   RegionInfo,
-  RegionInfoFlags,
   RegionIoFds,
-  WRITE_MULTI_MAX_DATA,
   WriteMulti,
-  WriteMultiEntry,
 } from "../shared/spec/vfio-user.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../shared/vfio-user/backend.js";
 import type { Device } from "./device.js";
 import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
+import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
 import { Jobs } from "./jobs.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
@@ -40,6 +34,7 @@ import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
+import { RegionAccesses } from "./region-access.js";
 import { Sharing } from "./sharing.js";
 
 /** Fixed part of each command's body; a shorter one is refused whatever the link checked. */
@@ -78,13 +73,8 @@ export class DeviceEndpoint implements Endpoint {
   #tail: Promise<void> = Promise.resolve();
   #paused = false;
 
-  readonly #deviceInfo = DeviceInfo.view();
-  readonly #regionInfo = RegionInfo.view();
-  readonly #irqInfo = IrqInfo.view();
-  readonly #ioFds = RegionIoFds.view();
-  readonly #access = RegionAccess.view();
-  readonly #multi = WriteMulti.view();
-  readonly #multiEntry = WriteMultiEntry.view();
+  readonly #info: InfoReplies;
+  readonly #accesses: RegionAccesses;
 
   /** @throws RangeError when the device's identity contradicts itself: an author's bug */
   constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
@@ -118,6 +108,14 @@ export class DeviceEndpoint implements Endpoint {
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
     this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
+    this.#info = new InfoReplies(this.summary, this.#sharing);
+    this.#accesses = new RegionAccesses({
+      summary: this.summary,
+      regions: this.#regions,
+      log,
+      isStopped: () => this.#stopped,
+      replyToWrite: (command, length) => this.#replyToWrite(command, length),
+    });
     this.#features = new DeviceFeatures({
       dma: this.dma,
       migration: this.#migration,
@@ -213,19 +211,19 @@ export class DeviceEndpoint implements Endpoint {
   #dispatch(command: PendingCommand): number {
     switch (command.command) {
       case Command.REGION_READ:
-        return this.#regionRead(command);
+        return this.#accesses.read(command);
       case Command.REGION_WRITE:
-        return this.#regionWrite(command);
+        return this.#accesses.write(command);
       case Command.REGION_WRITE_MULTI:
-        return this.#regionWriteMulti(command);
+        return this.#accesses.writeMulti(command);
       case Command.DEVICE_GET_INFO:
-        return this.#getInfo(command);
+        return this.#info.getInfo(command);
       case Command.DEVICE_GET_REGION_INFO:
-        return this.#getRegionInfo(command);
+        return this.#info.getRegionInfo(command);
       case Command.DEVICE_GET_REGION_IO_FDS:
-        return this.#getRegionIoFds(command);
+        return this.#info.getRegionIoFds(command);
       case Command.DEVICE_GET_IRQ_INFO:
-        return this.#getIrqInfo(command);
+        return this.#info.getIrqInfo(command);
       case Command.DEVICE_RESET:
         return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, 0);
       case Command.DEVICE_FEATURE:
@@ -264,157 +262,14 @@ export class DeviceEndpoint implements Endpoint {
     };
   }
 
-  #getInfo(command: PendingCommand): number {
-    const request = this.#deviceInfo.at(command.data, command.offset);
-    if (request.argsz < DeviceInfo.size) return Errno.EINVAL;
-    command.reserve(DeviceInfo.size);
-    const reply = this.#deviceInfo.at(command.replyData, command.replyOffset);
-    reply.argsz = DeviceInfo.size;
-    reply.flags = DeviceInfoFlags.RESET | DeviceInfoFlags.PCI;
-    reply.numRegions = NUM_PCI_REGIONS;
-    reply.numIrqs = NUM_PCI_IRQS;
-    command.reply(DeviceInfo.size);
-    return 0;
-  }
-
-  #getRegionInfo(command: PendingCommand): number {
-    const { argsz, index } = this.#regionInfo.at(command.data, command.offset);
-    if (argsz < RegionInfo.size || index >= NUM_PCI_REGIONS) return Errno.EINVAL;
-    const memory = this.#sharing.memoryDescriptor(index);
-    const capability = memory >= 0 ? this.#sharing.capabilitySize(index) : 0;
-    const needed = RegionInfo.size + capability;
-    // The descriptor goes with the capability: a client that has no room for it yet asks again.
-    const mappable = memory >= 0 && argsz >= needed;
-    const length = mappable ? needed : RegionInfo.size;
-    command.reserve(length);
-    const reply = this.#regionInfo.at(command.replyData, command.replyOffset);
-    const size = this.summary.regionSizes[index];
-    const writable = index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
-    const hasCapability = mappable && capability > 0;
-    reply.argsz = needed;
-    reply.flags =
-      (size > 0 ? RegionInfoFlags.READ | writable : 0) |
-      (mappable ? RegionInfoFlags.MMAP : 0) |
-      (hasCapability ? RegionInfoFlags.CAPS : 0);
-    reply.index = index;
-    reply.capOffset = hasCapability ? RegionInfo.size : 0;
-    reply.size = size;
-    reply.offset = 0;
-    if (hasCapability) this.#sharing.putCapability(index, command.replyData, command.replyOffset);
-    command.reply(length, mappable ? [memory] : undefined);
-    return 0;
-  }
-
-  #getRegionIoFds(command: PendingCommand): number {
-    const { argsz, flags, index, count } = this.#ioFds.at(command.data, command.offset);
-    if (argsz < RegionIoFds.size || flags !== 0 || count !== 0) return Errno.EINVAL;
-    // A region that is not there; for any index.
-    if (!(this.summary.regionSizes[index] > 0)) return Errno.EINVAL;
-    const { descriptors, entries } = this.#sharing.ioFds(index);
-    const needed = RegionIoFds.size + entries.length * IoEventFd.size;
-    const fits = argsz >= needed && entries.length > 0;
-    const length = fits ? needed : RegionIoFds.size;
-    command.reserve(length);
-    const reply = this.#ioFds.at(command.replyData, command.replyOffset);
-    reply.argsz = needed;
-    reply.flags = 0;
-    reply.index = index;
-    reply.count = entries.length;
-    if (fits) {
-      for (const [n, entry] of entries.entries()) {
-        command.replyBytes.set(entry, command.replyOffset + RegionIoFds.size + n * IoEventFd.size);
-      }
-    }
-    command.reply(length, fits ? descriptors : undefined);
-    return 0;
-  }
-
-  #getIrqInfo(command: PendingCommand): number {
-    const request = this.#irqInfo.at(command.data, command.offset);
-    const index = request.index;
-    if (request.argsz < IrqInfo.size || index >= NUM_PCI_IRQS) return Errno.EINVAL;
-    command.reserve(IrqInfo.size);
-    const reply = this.#irqInfo.at(command.replyData, command.replyOffset);
-    reply.argsz = IrqInfo.size;
-    reply.flags = irqFlags(index, this.summary.irqCounts[index]);
-    reply.index = index;
-    reply.count = this.summary.irqCounts[index];
-    command.reply(IrqInfo.size);
-    return 0;
-  }
-
-  #regionRead(command: PendingCommand): number {
-    const request = this.#access.at(command.data, command.offset);
-    const { offset, region, count } = request;
-    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
-    const length = RegionAccess.size + count;
-    command.reserve(length);
-    const reply = this.#access.at(command.replyData, command.replyOffset);
-    reply.offset = offset;
-    reply.region = region;
-    reply.count = count;
-    const start = command.replyOffset + RegionAccess.size;
-    try {
-      this.#regions.read(region, offset, count, command.replyData, start);
-    } catch (error) {
-      this.#log.error({ err: error, region, offset, count }, "the device threw in a register read");
-      command.replyBytes.fill(0xff, start, start + count);
-    }
-    command.reply(length);
-    return 0;
-  }
-
-  #regionWrite(command: PendingCommand): number {
-    const request = this.#access.at(command.data, command.offset);
-    const { offset, region, count } = request;
-    const start = command.offset + RegionAccess.size;
-    if (!inBounds(RegionAccess.size, count, command.length)) return Errno.EINVAL;
-    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
-    if (!this.#tryWrite(region, offset, count, command.data, start)) return Errno.EIO;
-    command.reserve(RegionAccess.size);
-    const reply = this.#access.at(command.replyData, command.replyOffset);
-    reply.offset = offset;
-    reply.region = region;
-    reply.count = count;
-    return this.#replyToWrite(command, RegionAccess.size);
-  }
-
-  #regionWriteMulti(command: PendingCommand): number {
-    const writes = this.#multi.at(command.data, command.offset).writes;
-    // Division instead of multiplication: the count is the peer's, and may be anything up to 2^64.
-    if (writes > (command.length - WriteMulti.size) / WriteMultiEntry.size) return Errno.EINVAL;
-    const first = command.offset + WriteMulti.size;
-    const end = first + writes * WriteMultiEntry.size;
-    // All are checked before the first is done, so that a refused command changed nothing.
-    for (let at = first; at < end; at += WriteMultiEntry.size) {
-      const { offset, region, count } = this.#multiEntry.at(command.data, at);
-      if (count > WRITE_MULTI_MAX_DATA || !this.#mayAccess(region, offset, count)) return Errno.EINVAL;
-    }
-    for (let at = first; at < end; at += WriteMultiEntry.size) {
-      const { offset, region, count } = this.#multiEntry.at(command.data, at);
-      const data = at + WriteMultiEntry.offsets.data;
-      if (!this.#tryWrite(region, offset, count, command.data, data)) return Errno.EIO;
-    }
-    command.reserve(WriteMulti.size);
-    this.#multi.at(command.replyData, command.replyOffset).writes = writes;
-    return this.#replyToWrite(command, WriteMulti.size);
-  }
-
-  /** Whether an access lies within its region, and does not reach the device while that stands still. */
-  #mayAccess(region: number, offset: number, count: number): boolean {
-    if (!inBounds(offset, count, this.summary.regionSizes[region] ?? 0)) return false;
-    return !this.#stopped || !this.#regions.reachesDevice(region, offset, count);
-  }
-
   get #stopped(): boolean {
     return this.#migration?.stopped === true;
   }
 
   /** A config write may have asked for a function-level reset: then the reply waits for it. */
-  #replyToWrite(command: PendingCommand, length: number): number {
-    if (this.#resetRequested) return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, length);
-    command.reply(length);
-    return 0;
+  #replyToWrite(command: PendingCommand, length: number): void {
+    if (this.#resetRequested) this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, length);
+    else command.reply(length);
   }
 
   #replyAfter(work: Promise<void>, command: PendingCommand, length: number): number {
@@ -423,17 +278,6 @@ export class DeviceEndpoint implements Endpoint {
       () => command.fail(Errno.ETIMEDOUT),
     );
     return 0;
-  }
-
-  /** False when the device threw, which was logged. */
-  #tryWrite(region: number, offset: number, count: number, data: DataView, from: number): boolean {
-    try {
-      this.#regions.write(region, offset, count, data, from);
-      return true;
-    } catch (error) {
-      this.#log.error({ err: error, region, offset, count }, "the device threw in a register write");
-      return false;
-    }
   }
 
   /** The function's reset: the device's work first, while what it still reads through DMA is there. */
@@ -500,11 +344,4 @@ export class DeviceEndpoint implements Endpoint {
       return false;
     }
   }
-}
-
-function irqFlags(index: number, count: number): number {
-  if (count === 0) return 0;
-  if (index === Irq.INTX) return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED;
-  if (index === Irq.ERR || index === Irq.REQ) return IrqInfoFlags.EVENTFD;
-  return IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE;
 }
