@@ -3,9 +3,11 @@
  * how the driver VM is reached.
  */
 import type { Log } from "../shared/log.js";
+import type { DeviceRegion } from "./device-regions.js";
 import type { PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
 
+export { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
 export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";
 
 /** A place in the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
@@ -86,6 +88,7 @@ export interface DeviceContext {
 
 /**
  * A device. All offsets and sizes are bytes; accesses are of 1, 2 or 4 bytes and naturally aligned: others arrive in pieces.
+ * Where a BAR is named, the index of one of `regions` can be: FIRST_DEVICE_REGION for the first.
  *
  * Its life: `start`, then any number of clients, one after the other; then a last `reset`, and `close`. What is left out
  * below is answered by the framework; what takes time is a promise, which must resolve by itself: the driver VM waits for it.
@@ -93,6 +96,8 @@ export interface DeviceContext {
  */
 export interface Device {
   readonly identity: PciIdentity;
+  /** Regions that PCI does not know, which the driver VM's VMM finds by their type. */
+  readonly regions?: readonly DeviceRegion[];
   /** By BAR, the registers at its start: accesses to them are answered from these, `reset` puts them back, `inspect` shows them. */
   readonly registers?: Readonly<Record<number, RegisterFile>>;
   /** Called once, before anything else. */

@@ -14,8 +14,6 @@ import {
   IrqInfo,
   MigData,
   NUM_PCI_IRQS,
-  NUM_PCI_REGIONS,
-  Region,
   RegionAccess,
   RegionInfo,
   RegionIoFds,
@@ -34,7 +32,7 @@ import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
-import { RegionAccesses } from "./region-access.js";
+import { accessFlags, RegionAccesses } from "./region-access.js";
 import { Sharing } from "./sharing.js";
 
 /** Fixed part of each command's body; a shorter one is refused whatever the link checked. */
@@ -98,19 +96,18 @@ export class DeviceEndpoint implements Endpoint {
     irqCounts[Irq.MSIX] = this.#config.msixVectors;
     irqCounts[Irq.ERR] = 1;
     irqCounts[Irq.REQ] = 1;
-    const regionSizes = Array.from({ length: NUM_PCI_REGIONS }, (_, index) => this.#config.barSizes[index] ?? 0);
-    regionSizes[Region.ROM] = this.#config.rom.length;
-    regionSizes[Region.CONFIG] = this.#config.size;
-    this.summary = { regionSizes, postedRegions: this.#config.memoryBars, irqCounts };
     this.interrupts = new InterruptController(irqCounts, link, this.#config);
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
     this.#sharing = new Sharing(device, layout, log);
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
+    this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
     this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
-    this.#info = new InfoReplies(this.summary, this.#sharing);
+    const regionFlags = accessFlags(this.#regions.sizes, device.regions);
+    this.#info = new InfoReplies(this.summary, regionFlags, device.regions ?? [], this.#sharing);
     this.#accesses = new RegionAccesses({
-      summary: this.summary,
+      sizes: this.#regions.sizes,
+      flags: regionFlags,
       regions: this.#regions,
       log,
       isStopped: () => this.#stopped,

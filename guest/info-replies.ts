@@ -12,25 +12,34 @@ import {
   IrqInfo,
   IrqInfoFlags,
   NUM_PCI_IRQS,
-  NUM_PCI_REGIONS,
-  Region,
+  RegionCap,
+  RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
   RegionIoFds,
+  RegionType,
 } from "../shared/spec/vfio-user.js";
 import type { DeviceSummary, PendingCommand } from "../shared/vfio-user/backend.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
 import type { Sharing } from "./sharing.js";
+
+const TYPE_CAPABILITY = RegionCapHeader.size + RegionType.size;
 
 export class InfoReplies {
   readonly #summary: DeviceSummary;
+  readonly #flags: readonly number[];
+  readonly #own: readonly DeviceRegion[];
   readonly #sharing: Sharing;
   readonly #deviceInfo = DeviceInfo.view();
   readonly #regionInfo = RegionInfo.view();
   readonly #irqInfo = IrqInfo.view();
   readonly #ioFds = RegionIoFds.view();
 
-  constructor(summary: DeviceSummary, sharing: Sharing) {
+  /** `flags`: RegionInfoFlags.READ and WRITE of each region; `own`: those of the device's own. */
+  constructor(summary: DeviceSummary, flags: readonly number[], own: readonly DeviceRegion[], sharing: Sharing) {
     this.#summary = summary;
+    this.#flags = flags;
+    this.#own = own;
     this.#sharing = sharing;
   }
 
@@ -41,36 +50,43 @@ export class InfoReplies {
     const reply = this.#deviceInfo.at(command.replyData, command.replyOffset);
     reply.argsz = DeviceInfo.size;
     reply.flags = DeviceInfoFlags.RESET | DeviceInfoFlags.PCI;
-    reply.numRegions = NUM_PCI_REGIONS;
+    reply.numRegions = this.#summary.regionSizes.length;
     reply.numIrqs = NUM_PCI_IRQS;
     command.reply(DeviceInfo.size);
     return 0;
   }
 
+  /** Capabilities, and the descriptor of what can be mapped, come to a client that has room for all of them. */
   getRegionInfo(command: PendingCommand): number {
     const { argsz, index } = this.#regionInfo.at(command.data, command.offset);
-    if (argsz < RegionInfo.size || index >= NUM_PCI_REGIONS) return Errno.EINVAL;
+    if (argsz < RegionInfo.size || index >= this.#summary.regionSizes.length) return Errno.EINVAL;
+    const own = this.#own[index - FIRST_DEVICE_REGION];
     const memory = this.#sharing.memoryDescriptor(index);
-    const capability = memory >= 0 ? this.#sharing.capabilitySize(index) : 0;
-    const needed = RegionInfo.size + capability;
-    // The descriptor goes with the capability: a client that has no room for it yet asks again.
-    const mappable = memory >= 0 && argsz >= needed;
-    const length = mappable ? needed : RegionInfo.size;
+    const sparse = memory >= 0 ? this.#sharing.capabilitySize(index) : 0;
+    const capabilities = (own === undefined ? 0 : TYPE_CAPABILITY) + sparse;
+    const needed = RegionInfo.size + capabilities;
+    const fits = argsz >= needed;
+    const mappable = fits && memory >= 0;
+    const hasCapabilities = fits && capabilities > 0;
+    const length = fits ? needed : RegionInfo.size;
     command.reserve(length);
     const reply = this.#regionInfo.at(command.replyData, command.replyOffset);
-    const size = this.#summary.regionSizes[index];
-    const writable = index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
-    const hasCapability = mappable && capability > 0;
     reply.argsz = needed;
     reply.flags =
-      (size > 0 ? RegionInfoFlags.READ | writable : 0) |
-      (mappable ? RegionInfoFlags.MMAP : 0) |
-      (hasCapability ? RegionInfoFlags.CAPS : 0);
+      this.#flags[index] | (mappable ? RegionInfoFlags.MMAP : 0) | (hasCapabilities ? RegionInfoFlags.CAPS : 0);
     reply.index = index;
-    reply.capOffset = hasCapability ? RegionInfo.size : 0;
-    reply.size = size;
+    reply.capOffset = hasCapabilities ? RegionInfo.size : 0;
+    reply.size = this.#summary.regionSizes[index];
     reply.offset = 0;
-    if (hasCapability) this.#sharing.putCapability(index, command.replyData, command.replyOffset);
+    if (hasCapabilities) {
+      let at = RegionInfo.size;
+      if (own !== undefined) {
+        const next = sparse > 0 ? at + TYPE_CAPABILITY : 0;
+        putType(own, next, command.replyData, command.replyOffset + at);
+        at += TYPE_CAPABILITY;
+      }
+      if (sparse > 0) this.#sharing.putCapability(index, command.replyData, command.replyOffset + at);
+    }
     command.reply(length, mappable ? [memory] : undefined);
     return 0;
   }
@@ -112,6 +128,12 @@ export class InfoReplies {
     command.reply(IrqInfo.size);
     return 0;
   }
+}
+
+/** The TYPE capability; `next` is where in the reply the one behind it is, or 0. */
+function putType({ type, subtype }: DeviceRegion, next: number, data: DataView, start: number): void {
+  Object.assign(RegionCapHeader.view(data, start), { id: RegionCap.TYPE, version: 1, next });
+  Object.assign(RegionType.view(data, start + RegionCapHeader.size), { type, subtype });
 }
 
 function irqFlags(index: number, count: number): number {

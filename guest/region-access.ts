@@ -5,13 +5,23 @@
 import { inBounds } from "../shared/bits.js";
 import { Errno } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
-import { RegionAccess, WRITE_MULTI_MAX_DATA, WriteMulti, WriteMultiEntry } from "../shared/spec/vfio-user.js";
-import type { DeviceSummary, PendingCommand } from "../shared/vfio-user/backend.js";
+import {
+  Region,
+  RegionAccess,
+  RegionInfoFlags,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../shared/spec/vfio-user.js";
+import type { PendingCommand } from "../shared/vfio-user/backend.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
 import type { Regions } from "./pci/regions.js";
 
 /** What the accesses need of the function. */
 export interface AccessedFunction {
-  readonly summary: DeviceSummary;
+  /** By region: bytes, and RegionInfoFlags.READ and WRITE. */
+  readonly sizes: readonly number[];
+  readonly flags: readonly number[];
   readonly regions: Regions;
   readonly log: Log;
   /** Whether the device stands still for a migration: then nothing reaches it. */
@@ -20,10 +30,24 @@ export interface AccessedFunction {
   replyToWrite(command: PendingCommand, length: number): void;
 }
 
+/**
+ * What may be done with each region by message: RegionInfoFlags.READ and WRITE. A ROM ignores writes, but does not refuse
+ * them; it only says that they are for nothing.
+ */
+export function accessFlags(sizes: readonly number[], own: readonly DeviceRegion[] = []): number[] {
+  return sizes.map((size, index) => {
+    const region = own[index - FIRST_DEVICE_REGION];
+    const read = region?.readable === false ? 0 : RegionInfoFlags.READ;
+    const write = region?.writable === false || index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
+    return size > 0 ? read | write : 0;
+  });
+}
+
 /** Each method replies, at once or later, and returns 0; or returns the errno of the refusal. */
 export class RegionAccesses {
   readonly #function: AccessedFunction;
   readonly #sizes: readonly number[];
+  readonly #flags: readonly number[];
   readonly #regions: Regions;
   readonly #log: Log;
   readonly #access = RegionAccess.view();
@@ -32,7 +56,8 @@ export class RegionAccesses {
 
   constructor(accessed: AccessedFunction) {
     this.#function = accessed;
-    this.#sizes = accessed.summary.regionSizes;
+    this.#sizes = accessed.sizes;
+    this.#flags = accessed.flags;
     this.#regions = accessed.regions;
     this.#log = accessed.log;
   }
@@ -40,7 +65,7 @@ export class RegionAccesses {
   read(command: PendingCommand): number {
     const request = this.#access.at(command.data, command.offset);
     const { offset, region, count } = request;
-    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
+    if (!this.#mayAccess(region, offset, count, RegionInfoFlags.READ)) return Errno.EINVAL;
     const length = RegionAccess.size + count;
     command.reserve(length);
     const reply = this.#access.at(command.replyData, command.replyOffset);
@@ -63,7 +88,7 @@ export class RegionAccesses {
     const { offset, region, count } = request;
     const start = command.offset + RegionAccess.size;
     if (!inBounds(RegionAccess.size, count, command.length)) return Errno.EINVAL;
-    if (!this.#mayAccess(region, offset, count)) return Errno.EINVAL;
+    if (!this.#mayAccess(region, offset, count, RegionInfoFlags.WRITE)) return Errno.EINVAL;
     if (!this.#tryWrite(region, offset, count, command.data, start)) return Errno.EIO;
     command.reserve(RegionAccess.size);
     const reply = this.#access.at(command.replyData, command.replyOffset);
@@ -83,7 +108,8 @@ export class RegionAccesses {
     // All are checked before the first is done, so that a refused command changed nothing.
     for (let at = first; at < end; at += WriteMultiEntry.size) {
       const { offset, region, count } = this.#multiEntry.at(command.data, at);
-      if (count > WRITE_MULTI_MAX_DATA || !this.#mayAccess(region, offset, count)) return Errno.EINVAL;
+      if (count > WRITE_MULTI_MAX_DATA || !this.#mayAccess(region, offset, count, RegionInfoFlags.WRITE))
+        return Errno.EINVAL;
     }
     for (let at = first; at < end; at += WriteMultiEntry.size) {
       const { offset, region, count } = this.#multiEntry.at(command.data, at);
@@ -96,9 +122,13 @@ export class RegionAccesses {
     return 0;
   }
 
-  /** Whether an access lies within its region, and does not reach the device while that stands still. */
-  #mayAccess(region: number, offset: number, count: number): boolean {
+  /**
+   * Whether an access lies within its region, is of a kind that a region of the device's own has, and does not reach the device
+   * while that stands still.
+   */
+  #mayAccess(region: number, offset: number, count: number, kind: number): boolean {
     if (!inBounds(offset, count, this.#sizes[region] ?? 0)) return false;
+    if (region >= FIRST_DEVICE_REGION && (this.#flags[region] & kind) === 0) return false;
     return !this.#function.isStopped() || !this.#regions.reachesDevice(region, offset, count);
   }
 

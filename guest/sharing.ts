@@ -1,5 +1,5 @@
 /**
- * What a device shares with the driver VM's VMM, at work: BAR memory that is mapped, and ioeventfds (vfio-user,
+ * What a device shares with the driver VM's VMM, at work: memory of its regions that is mapped, and ioeventfds (vfio-user,
  * "VFIO_USER_DEVICE_GET_REGION_INFO" and "..._GET_REGION_IO_FDS"; the shadow kind as in libvfio-user's header).
  *
  * A VMM need use neither: accesses by message reach the same memory, and writes by message that match an ioeventfd have
@@ -15,7 +15,6 @@ import {
   IoFdType,
   RegionCap,
   RegionCapHeader,
-  RegionInfo,
   SparseMmap,
   SparseMmapArea,
 } from "../shared/spec/vfio-user.js";
@@ -23,9 +22,9 @@ import { getU64, setU64 } from "../shared/struct/struct.js";
 import type { Device, IoEventFdOptions, SharedPart } from "./device.js";
 import type { IoEvents, Link, SharedMemory } from "./link/link.js";
 import type { MsixLayout } from "./pci/msix.js";
-import { type BarSharing, declaredSharing } from "./pci/sharing.js";
+import { declaredSharing, type RegionSharing } from "./pci/sharing.js";
 
-/** A shared part of a BAR; `data` is of its bytes alone. */
+/** A shared part of a region; `data` is of its bytes alone. */
 export interface SharedArea extends SharedPart {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly data: DataView;
@@ -37,7 +36,7 @@ interface Event {
   readonly shadowOffset: number;
 }
 
-interface Bar extends BarSharing {
+interface SharedRegion extends RegionSharing {
   readonly events: readonly Event[];
   /** By event, 1 for one that came while the function was stopped. */
   readonly waiting: Uint8Array;
@@ -58,7 +57,7 @@ const SHADOW_SIZE = 8;
 export class Sharing {
   /** The most descriptors that a reply may have; the client's. */
   maxDescriptors = 0;
-  readonly #bars: (Bar | undefined)[] = [];
+  readonly #regions: (SharedRegion | undefined)[] = [];
   readonly #device: Device;
   readonly #log: Log;
   #shadowBytes = 0;
@@ -70,14 +69,14 @@ export class Sharing {
   constructor(device: Device, msix: MsixLayout | undefined, log: Log) {
     this.#device = device;
     this.#log = log;
-    for (const declared of declaredSharing(device.identity, msix)) {
+    for (const declared of declaredSharing(device.identity, msix, device.regions)) {
       const events = declared.ioeventfds.map((options) => {
         const shadowOffset = options.shadow ? this.#shadowBytes : -1;
         if (options.shadow) this.#shadowBytes += SHADOW_SIZE;
         return { options, shadowOffset };
       });
       if (events.length > 0 && device.ioEvent === undefined) throw new RangeError("ioeventfds, and no ioEvent method");
-      this.#bars[declared.bar] = {
+      this.#regions[declared.region] = {
         ...declared,
         events,
         waiting: new Uint8Array(events.length),
@@ -90,19 +89,20 @@ export class Sharing {
 
   /** Gets the memory and the eventfds from the link. */
   async open(link: Link): Promise<void> {
-    for (const bar of this.#bars) {
-      if (bar === undefined) continue;
-      if (bar.parts.length > 0) {
-        const ascending = [...bar.parts].sort((a, b) => a.offset - b.offset);
-        const memory = await link.allocateMemory(bar.bar, ascending);
-        bar.memory = memory;
-        bar.areas = bar.parts.map((part) => {
+    for (const shared of this.#regions) {
+      if (shared === undefined) continue;
+      const { region, parts, events } = shared;
+      if (parts.length > 0) {
+        const ascending = [...parts].sort((a, b) => a.offset - b.offset);
+        const memory = await link.allocateMemory(region, ascending);
+        shared.memory = memory;
+        shared.areas = parts.map((part) => {
           const bytes = memory.areas[ascending.indexOf(part)];
           return { ...part, bytes, data: new DataView(bytes.buffer, bytes.byteOffset, bytes.length) };
         });
       }
-      if (bar.events.length > 0) {
-        bar.eventfds = await link.allocateEvents(bar.bar, bar.events.length, (index) => this.#signalled(bar, index));
+      if (events.length > 0) {
+        shared.eventfds = await link.allocateEvents(region, events.length, (index) => this.#signalled(shared, index));
       }
     }
     if (this.#shadowBytes === 0) return;
@@ -120,17 +120,17 @@ export class Sharing {
   /** The function runs again: what waited comes. */
   release(): void {
     this.#held = false;
-    for (const bar of this.#bars) {
-      for (const [index, waits] of bar?.waiting.entries() ?? []) {
-        if (waits === 1 && bar !== undefined) this.#signalled(bar, index);
+    for (const shared of this.#regions) {
+      for (const [index, waits] of shared?.waiting.entries() ?? []) {
+        if (waits === 1 && shared !== undefined) this.#signalled(shared, index);
       }
-      bar?.waiting.fill(0);
+      shared?.waiting.fill(0);
     }
   }
 
   /** The function was reset: nothing waits. */
   forgetWaiting(): void {
-    for (const bar of this.#bars) bar?.waiting.fill(0);
+    for (const shared of this.#regions) shared?.waiting.fill(0);
   }
 
   /** All shared parts, one behind the other, and a byte for each event that says whether it waits. */
@@ -152,24 +152,26 @@ export class Sharing {
 
   /** What moves with the function. */
   get #moving(): Uint8Array[] {
-    return this.#bars.flatMap((bar) => (bar ? [...bar.areas.map(({ bytes }) => bytes), bar.waiting] : []));
+    return this.#regions.flatMap((region) =>
+      region ? [...region.areas.map(({ bytes }) => bytes), region.waiting] : [],
+    );
   }
 
-  /** Where a BAR's first shared part begins; Infinity when there is none. */
-  lowestPart(bar: number): number {
-    return Math.min(...(this.#bars[bar]?.parts.map(({ offset }) => offset) ?? []));
+  /** Where a region's first shared part begins; Infinity when there is none. */
+  lowestPart(region: number): number {
+    return Math.min(...(this.#regions[region]?.parts.map(({ offset }) => offset) ?? []));
   }
 
   /** What the device's author gets. @throws RangeError when there is no such part */
-  shared(bar: number, index: number): Uint8Array<ArrayBuffer> {
-    const area = this.#bars[bar]?.areas[index];
-    if (area === undefined) throw new RangeError(`BAR ${bar} has no shared part ${index}`);
+  shared(region: number, index: number): Uint8Array<ArrayBuffer> {
+    const area = this.#regions[region]?.areas[index];
+    if (area === undefined) throw new RangeError(`region ${region} has no shared part ${index}`);
     return area.bytes;
   }
 
   /** The shared part in which a region's byte at `offset` is, if any. */
   area(region: number, offset: number): SharedArea | undefined {
-    const areas = this.#bars[region]?.areas;
+    const areas = this.#regions[region]?.areas;
     if (areas === undefined) return undefined;
     for (let n = 0; n < areas.length; n++) if (inBounds(offset - areas[n].offset, 1, areas[n].size)) return areas[n];
     return undefined;
@@ -177,10 +179,10 @@ export class Sharing {
 
   /** A write by message. True when an ioeventfd matched it: the device was told, and the write is done. */
   write(region: number, offset: number, count: number, data: DataView, from: number): boolean {
-    const bar = this.#bars[region];
-    if (bar === undefined) return false;
-    for (let index = 0; index < bar.events.length; index++) {
-      const { options, shadowOffset } = bar.events[index];
+    const shared = this.#regions[region];
+    if (shared === undefined) return false;
+    for (let index = 0; index < shared.events.length; index++) {
+      const { options, shadowOffset } = shared.events[index];
       if (options.offset !== offset || (options.size !== 0 && options.size !== count)) continue;
       if (options.size !== 0 && options.datamatch !== undefined && getValue(data, from, count) !== options.datamatch) {
         continue;
@@ -188,7 +190,7 @@ export class Sharing {
       for (let n = 0; shadowOffset >= 0 && n < count; n++) {
         this.#shadowData.setUint8(shadowOffset + n, data.getUint8(from + n));
       }
-      this.#tell(bar, index);
+      this.#tell(shared, index);
       return true;
     }
     return false;
@@ -196,20 +198,20 @@ export class Sharing {
 
   /** What names the memory of a region in a reply; -1 when nothing of it can be mapped. */
   memoryDescriptor(region: number): number {
-    return this.maxDescriptors > 0 ? (this.#bars[region]?.memory?.descriptor ?? -1) : -1;
+    return this.maxDescriptors > 0 ? (this.#regions[region]?.memory?.descriptor ?? -1) : -1;
   }
 
   /** Bytes of the capability that says which parts can be mapped; 0 when all of the region can. */
   capabilitySize(region: number): number {
-    const bar = this.#bars[region];
-    if (bar === undefined || (bar.parts.length === 1 && bar.parts[0].size === bar.size)) return 0;
-    return RegionCapHeader.size + SparseMmap.size + bar.parts.length * SparseMmapArea.size;
+    const shared = this.#regions[region];
+    if (shared === undefined || (shared.parts.length === 1 && shared.parts[0].size === shared.size)) return 0;
+    return RegionCapHeader.size + SparseMmap.size + shared.parts.length * SparseMmapArea.size;
   }
 
-  /** Writes that capability into a reply whose body begins at `start`, behind the fixed part. */
+  /** Writes that capability, the last of its list, from `start` on. */
   putCapability(region: number, data: DataView, start: number): void {
-    const parts = this.#bars[region]?.parts ?? [];
-    let at = start + RegionInfo.size;
+    const parts = this.#regions[region]?.parts ?? [];
+    let at = start;
     Object.assign(RegionCapHeader.view(data, at), { id: RegionCap.SPARSE_MMAP, version: 1, next: 0 });
     at += RegionCapHeader.size;
     SparseMmap.view(data, at).areas = parts.length;
@@ -225,10 +227,10 @@ export class Sharing {
   ioFds(region: number): IoFds {
     const descriptors: number[] = [];
     const entries: Uint8Array[] = [];
-    const bar = this.#bars[region];
+    const shared = this.#regions[region];
     const shadow = this.#shadow?.descriptor ?? -1;
-    for (const [index, { options, shadowOffset }] of bar?.events.entries() ?? []) {
-      const needed = [bar?.eventfds?.descriptors[index] ?? -1, ...(shadowOffset >= 0 ? [shadow] : [])];
+    for (const [index, { options, shadowOffset }] of shared?.events.entries() ?? []) {
+      const needed = [shared?.eventfds?.descriptors[index] ?? -1, ...(shadowOffset >= 0 ? [shadow] : [])];
       if (needed.includes(-1)) continue;
       const before = descriptors.length;
       const indices = needed.map((descriptor) => {
@@ -236,27 +238,27 @@ export class Sharing {
         return known >= 0 ? known : descriptors.push(descriptor) - 1;
       });
       if (descriptors.length > this.maxDescriptors) return { descriptors: descriptors.slice(0, before), entries };
-      entries.push(encodeEntry(options, bar?.io ?? false, shadowOffset, indices));
+      entries.push(encodeEntry(options, shared?.io ?? false, shadowOffset, indices));
     }
     return { descriptors, entries };
   }
 
-  #signalled(bar: Bar, index: number): void {
+  #signalled(shared: SharedRegion, index: number): void {
     try {
-      this.#tell(bar, index);
+      this.#tell(shared, index);
     } catch (error) {
-      this.#log.error({ err: error, bar: bar.bar, index }, "the device threw in an ioeventfd's event");
+      this.#log.error({ err: error, region: shared.region, index }, "the device threw in an ioeventfd's event");
     }
   }
 
-  #tell(bar: Bar, index: number): void {
-    const { options, shadowOffset } = bar.events[index];
+  #tell(shared: SharedRegion, index: number): void {
+    const { options, shadowOffset } = shared.events[index];
     if (this.#held) {
-      bar.waiting[index] = 1;
+      shared.waiting[index] = 1;
       return;
     }
     const value = shadowOffset >= 0 ? getValue(this.#shadowData, shadowOffset, options.size) : options.datamatch;
-    this.#device.ioEvent?.(bar.bar, index, value);
+    this.#device.ioEvent?.(shared.region, index, value);
   }
 }
 

@@ -17,6 +17,8 @@ export const MAX_MESSAGE_FDS = 253;
 export const MAX_DMA_MAPS = 65535;
 /** Commands that a client may have sent before the reply to the first; reading stops above it. */
 export const MAX_PENDING_COMMANDS = 256;
+/** Regions of one device: PCI's nine, and the device's own. HELLO's set of posted regions has 32 bits. */
+export const MAX_REGIONS = 32;
 /** Vectors of one interrupt index (MSI-X's own limit). */
 export const MAX_IRQ_VECTORS = 2048;
 

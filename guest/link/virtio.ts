@@ -22,7 +22,6 @@ import {
   IrqSet,
   IrqSetFlags,
   NUM_PCI_IRQS,
-  NUM_PCI_REGIONS,
 } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
 import { setU64 } from "../../shared/struct/struct.js";
@@ -403,13 +402,12 @@ function needLength(command: LinkPendingCommand, length: number): void {
 }
 
 function encodeHello(summary: DeviceSummary): Uint8Array {
-  const body = new Uint8Array(Hello.size + NUM_PCI_REGIONS * 8 + NUM_PCI_IRQS * 4);
+  const { regionSizes, irqCounts, postedRegions } = summary;
+  const body = new Uint8Array(Hello.size + regionSizes.length * 8 + NUM_PCI_IRQS * 4);
   const data = new DataView(body.buffer);
-  const hello = Hello.view(data);
-  hello.abiVersion = ABI_VERSION;
-  hello.postedRegions = summary.postedRegions;
-  for (let n = 0; n < NUM_PCI_REGIONS; n++) setU64(data, Hello.size + n * 8, summary.regionSizes[n] ?? 0);
-  const irqs = Hello.size + NUM_PCI_REGIONS * 8;
-  for (let n = 0; n < NUM_PCI_IRQS; n++) data.setUint32(irqs + n * 4, summary.irqCounts[n] ?? 0, true);
+  Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions, regions: regionSizes.length });
+  for (const [n, size] of regionSizes.entries()) setU64(data, Hello.size + n * 8, size);
+  const irqs = Hello.size + regionSizes.length * 8;
+  for (let n = 0; n < NUM_PCI_IRQS; n++) data.setUint32(irqs + n * 4, irqCounts[n] ?? 0, true);
   return body;
 }

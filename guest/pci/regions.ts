@@ -1,11 +1,12 @@
 /**
- * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX): accesses of any size and alignment become
+ * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX, then the device's own): accesses of any size and alignment become
  * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM, to the MSI-X
  * table, to the device's register files, to memory that is shared with the driver VM, or to the device. A ROM ignores
  * writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
 import type { Device } from "../device.js";
+import { checkDeviceRegions, FIRST_DEVICE_REGION } from "../device-regions.js";
 import type { Sharing } from "../sharing.js";
 import type { ConfigSpace } from "./config-space.js";
 import type { MsixTable } from "./msix.js";
@@ -15,35 +16,45 @@ import type { RegisterFile } from "./registers.js";
 const MAX_PIECE = 4;
 
 export class Regions {
-  /** By BAR. */
+  /** Bytes of each; 0 where there is none. */
+  readonly sizes: readonly number[];
+  /** By region. */
   readonly #files: readonly (RegisterFile | undefined)[];
 
-  /** @throws RangeError for registers that are in no BAR, or in shared memory: an author's bug */
+  /** @throws RangeError for regions that cannot be, and for registers that are in none, or in shared memory: an author's bug */
   constructor(
     readonly device: Device,
     readonly config: ConfigSpace,
     readonly msix: MsixTable | undefined,
     readonly sharing: Sharing,
   ) {
+    const own = device.regions ?? [];
+    checkDeviceRegions(own);
+    const sizes = Array.from({ length: FIRST_DEVICE_REGION }, (_, index) => config.barSizes[index] ?? 0);
+    sizes[Region.ROM] = config.rom.length;
+    sizes[Region.CONFIG] = config.size;
+    this.sizes = [...sizes, ...own.map(({ size }) => size)];
     const files = device.registers ?? {};
-    this.#files = config.barSizes.map((_, bar) => files[bar]);
-    for (const [bar, { size }] of Object.entries(files)) {
-      const room = config.barSizes[Number(bar)] ?? 0;
+    this.#files = this.sizes.map((_, region) => files[region]);
+    for (const [key, { size }] of Object.entries(files)) {
+      const region = Number(key);
+      const isAuthors = region <= Region.BAR5 || region >= FIRST_DEVICE_REGION;
+      const room = isAuthors ? (this.sizes[region] ?? 0) : 0;
       if (size > room || size % MAX_PIECE !== 0) {
         throw new RangeError(
-          `${size} bytes of registers do not go into BAR ${bar} of ${room} bytes, or end within four`,
+          `${size} bytes of registers do not go into region ${key} of ${room} bytes, or end within four`,
         );
       }
-      if (size > sharing.lowestPart(Number(bar))) throw new RangeError(`BAR ${bar}: registers in a shared part`);
+      if (size > sharing.lowestPart(region)) throw new RangeError(`region ${key}: registers in a shared part`);
     }
   }
 
-  /** The author's registers, by BAR. */
+  /** The author's registers. */
   resetRegisters(): void {
     for (const file of this.#files) file?.reset();
   }
 
-  /** Their values, all BARs' one behind the other. */
+  /** Their values, all regions' one behind the other. */
   saveRegisters(): Uint8Array {
     return Buffer.concat(this.#files.flatMap((file) => file?.save() ?? []));
   }
@@ -111,9 +122,9 @@ export class Regions {
     }
   }
 
-  /** The author's registers by BAR and name, for people. */
+  /** The author's registers by region and name, for people. */
   inspect(): unknown {
-    const shown = this.#files.flatMap((file, bar) => (file === undefined ? [] : [[bar, file.inspect()]]));
+    const shown = this.#files.flatMap((file, region) => (file === undefined ? [] : [[region, file.inspect()]]));
     return Object.fromEntries(shown);
   }
 }

@@ -1,14 +1,13 @@
 /** Answers that the bridge gives by itself to commands of the client's. */
 import { Errno } from "../../shared/errors.js";
 import { Command, RegionAccess } from "../../shared/spec/vfio-user.js";
-import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backend.js";
+import { type DeviceSummary, isPosted, type PendingCommand } from "../../shared/vfio-user/backend.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 
 /** Whether a command is a write that is answered as soon as it is queued. */
-export function isPosted(command: PendingCommand, device: DeviceSummary): boolean {
+export function isPostedWrite(command: PendingCommand, device: DeviceSummary): boolean {
   if (command.command !== Command.REGION_WRITE) return false;
-  const region = command.data.getUint32(command.offset + RegionAccess.offsets.region, true);
-  return region < 32 && ((device.postedRegions >>> region) & 1) === 1;
+  return isPosted(device, command.data.getUint32(command.offset + RegionAccess.offsets.region, true));
 }
 
 /** The reply to a write is the fixed part of its request. */

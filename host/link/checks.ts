@@ -3,7 +3,7 @@
  * that is longer than the client asked for, or that speaks of an fd that is not there, is an error in the client's VMM.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
-import { MAX_IOEVENTFDS, MAX_IRQ_VECTORS, MAX_SHARED_PARTS } from "../../shared/limits.js";
+import { MAX_IOEVENTFDS, MAX_IRQ_VECTORS, MAX_REGIONS, MAX_SHARED_PARTS } from "../../shared/limits.js";
 import { ABI_VERSION, AllocateEvents, AllocateMemory, Hello, MemoryArea } from "../../shared/spec/link.js";
 import {
   Command,
@@ -21,6 +21,7 @@ import {
   RegionInfo,
   RegionInfoFlags,
   RegionIoFds,
+  RegionType,
   SparseMmap,
   SparseMmapArea,
   WriteMulti,
@@ -28,12 +29,15 @@ import {
 import { getU64 } from "../../shared/struct/struct.js";
 import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backend.js";
 
-const REGION_SIZES = Hello.size;
-const IRQ_COUNTS = REGION_SIZES + 8 * NUM_PCI_REGIONS;
-export const HELLO_SIZE = IRQ_COUNTS + 4 * NUM_PCI_IRQS;
-
 const LARGEST_REGION_INFO =
-  RegionInfo.size + RegionCapHeader.size + SparseMmap.size + MAX_SHARED_PARTS * SparseMmapArea.size;
+  RegionInfo.size +
+  (RegionCapHeader.size + RegionType.size) +
+  (RegionCapHeader.size + SparseMmap.size + MAX_SHARED_PARTS * SparseMmapArea.size);
+
+/** Whether a region's memory can be mapped, and its writes be ioeventfds: a BAR, or one of the device's own. */
+export function isSharable(region: number): boolean {
+  return region <= Region.BAR5 || (region >= NUM_PCI_REGIONS && region < MAX_REGIONS);
+}
 
 /** Reads the body of ALLOCATE_MEMORY, data[offset, offset + length). @throws ProtocolError */
 export function parseAllocateMemory(data: DataView, offset: number, length: number) {
@@ -57,17 +61,28 @@ export function parseAllocateEvents(data: DataView, offset: number, length: numb
   return { region, count };
 }
 
+/** Bytes of a HELLO's body with that many regions. */
+export function helloSize(regions: number): number {
+  return Hello.size + 8 * regions + 4 * NUM_PCI_IRQS;
+}
+
 /** Reads HELLO's body, data[offset, offset + length). @throws ProtocolError */
 export function parseHello(data: DataView, offset: number, length: number): DeviceSummary {
-  const { abiVersion, postedRegions } = Hello.view(data, offset);
+  if (length < Hello.size) throw new ProtocolError(`HELLO of ${length} bytes`);
+  const { abiVersion, postedRegions, regions } = Hello.view(data, offset);
   if (abiVersion !== ABI_VERSION) throw new ProtocolError(`HELLO with ABI version ${abiVersion}`, Errno.EPROTO);
-  if (length !== HELLO_SIZE) throw new ProtocolError(`HELLO of ${length} bytes`);
-  const regionSizes = Array.from({ length: NUM_PCI_REGIONS }, (_, i) => getU64(data, offset + REGION_SIZES + 8 * i));
+  if (regions < NUM_PCI_REGIONS || regions > MAX_REGIONS) throw new ProtocolError(`HELLO with ${regions} regions`);
+  if (length !== helloSize(regions)) throw new ProtocolError(`HELLO with ${regions} regions in ${length} bytes`);
+  const sizes = offset + Hello.size;
+  const regionSizes = Array.from({ length: regions }, (_, n) => getU64(data, sizes + 8 * n));
   if (!regionSizes.every(Number.isSafeInteger)) throw new ProtocolError("HELLO with a region too large");
-  const irqCounts = Array.from({ length: NUM_PCI_IRQS }, (_, i) => data.getUint32(offset + IRQ_COUNTS + 4 * i, true));
+  const counts = sizes + 8 * regions;
+  const irqCounts = Array.from({ length: NUM_PCI_IRQS }, (_, n) => data.getUint32(counts + 4 * n, true));
   if (irqCounts.some((count) => count > MAX_IRQ_VECTORS)) throw new ProtocolError("HELLO with too many vectors");
-  const postable = (1 << NUM_PCI_REGIONS) - 1 - (1 << Region.CONFIG);
-  if (postedRegions & ~postable) throw new ProtocolError(`HELLO with posted regions 0x${postedRegions.toString(16)}`);
+  // Of as many as there are, and not of config space, whose writes have effects that the driver VM waits for.
+  const posts = (region: number) => ((postedRegions >>> region) & 1) === 1;
+  if (postedRegions >= 2 ** regions || posts(Region.CONFIG))
+    throw new ProtocolError(`HELLO with posted regions 0x${postedRegions.toString(16)}`);
   return { postedRegions, regionSizes, irqCounts };
 }
 
@@ -125,13 +140,18 @@ function argszOf(command: PendingCommand): number {
   return command.data.getUint32(command.offset, true);
 }
 
+/** Capabilities are looked at by HandleTable. */
 function checkRegionInfo(command: PendingCommand, data: DataView, length: number, handles: number): number {
   if (length < RegionInfo.size) return -1;
   const reply = info.at(data, Header.size);
   if (reply.index !== command.data.getUint32(command.offset + RegionInfo.offsets.index, true)) return -1;
-  if (handles > 0) return handles === 1 && reply.argsz === length && length <= argszOf(command) ? length : -1;
-  // Nothing can be mapped without an fd. A larger argsz makes the client ask again, with room for the capabilities.
-  reply.flags &= ~(RegionInfoFlags.MMAP | RegionInfoFlags.CAPS);
+  // Nothing can be mapped without an fd.
+  if (handles === 0) reply.flags &= ~RegionInfoFlags.MMAP;
+  if (handles > 0 || length > RegionInfo.size) {
+    return handles <= 1 && reply.argsz === length && length <= argszOf(command) ? length : -1;
+  }
+  // A larger argsz makes the client ask again, with room for the capabilities.
+  reply.flags &= ~RegionInfoFlags.CAPS;
   reply.capOffset = 0;
   if (reply.argsz < RegionInfo.size || reply.argsz > LARGEST_REGION_INFO) reply.argsz = RegionInfo.size;
   return RegionInfo.size;

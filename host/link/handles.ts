@@ -1,11 +1,11 @@
 /**
- * Replies of the device process that give the client fds: each handle is looked up among what the bridge made for this
+ * Replies of the device process that give the client fds, or capabilities of a region: each handle is looked up among what the bridge made for this
  * device process, and what the body says of it is checked, because a client's VMM that maps what is not there dies of it.
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { NO_REGION } from "../../shared/spec/link.js";
-import { Command, IoEventFd, IoFdType, RegionInfoFlags, RegionIoFds } from "../../shared/spec/vfio-user.js";
+import { Command, IoEventFd, IoFdType, RegionInfo, RegionInfoFlags, RegionIoFds } from "../../shared/spec/vfio-user.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
 import { parseRegionInfo } from "../../shared/vfio-user/region-description.js";
 import type { IoEvents } from "./io-events.js";
@@ -29,6 +29,11 @@ export class HandleTable {
     this.#events = events;
   }
 
+  /** Whether a reply to that command is to go through `resolve`: it has handles, or more than a region's fixed part. */
+  static concerns(command: number, length: number, handles: number): boolean {
+    return handles > 0 || (command === Command.DEVICE_GET_REGION_INFO && length > RegionInfo.size);
+  }
+
   /**
    * The fds for a reply with `body`, whose length was checked, and `handles`. The fds stay the bridge's.
    * @throws ProtocolError EIO when it names what is not the device's, or describes what is not there
@@ -41,15 +46,19 @@ export class HandleTable {
 
   #regionInfo(body: Uint8Array, data: DataView, handles: readonly number[], device: DeviceSummary): number[] {
     const index = data.getUint32(8, true);
-    const { flags, size, offset, areas } = parseRegionInfo(index, { body, data, fds: [] });
+    const { flags, size, offset, isSparse, areas } = parseRegionInfo(index, { body, data, fds: [] });
+    if (size !== device.regionSizes[index]) refuse(`region ${index} with ${size} bytes`);
+    if (handles.length === 0) {
+      if (isSparse) refuse(`areas of region ${index} without the memory`);
+      return [];
+    }
     const memory = this.#memories.byHandle(handles[0]);
     if (memory?.region !== index) refuse(`handle ${handles[0]} as memory of region ${index}`);
-    const isSparse = (flags & RegionInfoFlags.CAPS) !== 0;
     const mapped = isSparse ? areas : [{ offset: 0, size }];
     const exists = mapped.every((area) =>
       memory.areas.some((known) => known.offset === area.offset && known.size === area.size),
     );
-    if (size !== device.regionSizes[index] || offset !== 0 || mapped.length === 0 || !exists) {
+    if (offset !== 0 || mapped.length === 0 || !exists) {
       refuse(`memory of region ${index} that is not there`);
     }
     if ((flags & RegionInfoFlags.MMAP) === 0) refuse(`memory of region ${index} that cannot be mapped`);

@@ -8,7 +8,7 @@
 import * as native from "../../native/index.js";
 import { Errno, isSystemError, ProtocolError } from "../../shared/errors.js";
 import { MAX_IOEVENTFDS } from "../../shared/limits.js";
-import { Region } from "../../shared/spec/vfio-user.js";
+import { isSharable } from "./checks.js";
 
 const NO_HANDLE = 0;
 
@@ -42,7 +42,7 @@ export class IoEvents {
    * handles. @throws ProtocolError, SystemError
    */
   allocate(region: number, count: number): number[] {
-    if (region > Region.BAR5) throw new ProtocolError(`eventfds for region ${region}`);
+    if (!isSharable(region)) throw new ProtocolError(`eventfds for region ${region}`);
     const known = this.#events.filter((event) => event.region === region);
     if (known.some(({ handle }) => handle !== NO_HANDLE)) {
       throw new ProtocolError(`region ${region} has eventfds`, Errno.EEXIST);

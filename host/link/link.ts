@@ -28,7 +28,7 @@ import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
-import { answerWithoutDevice, isPosted, replyToWrite } from "./answers.js";
+import { answerWithoutDevice, isPostedWrite, replyToWrite } from "./answers.js";
 import { doorbellBody, handlesAt, mapBody, plainIrqBody, unmapBody } from "./bodies.js";
 import { Channel } from "./channel.js";
 import { checkReply, parseHello } from "./checks.js";
@@ -36,7 +36,7 @@ import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
-import { takesHandles } from "./handles.js";
+import { HandleTable, takesHandles } from "./handles.js";
 import { Places } from "./places.js";
 import { Requests } from "./requests.js";
 import { Sharing } from "./sharing.js";
@@ -348,7 +348,7 @@ export class VirtioLink implements Backend {
       answerWithoutDevice(command);
       return;
     }
-    const posted = isPosted(command, this.#summary);
+    const posted = isPostedWrite(command, this.#summary);
     const id = posted ? 0 : this.#requests.take(command.command, command, undefined);
     if (id < 0) {
       command.fail(Errno.EBUSY);
@@ -397,7 +397,7 @@ export class VirtioLink implements Backend {
       this.#requests.free(id);
       if (failed) {
         relayed.fail(code);
-      } else if (handles > 0) {
+      } else if (HandleTable.concerns(number, body, handles)) {
         this.#replyWithFds(relayed, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
       } else {
         relayed.reserve(body);
@@ -415,7 +415,7 @@ export class VirtioLink implements Backend {
       const fds = this.sharing.resolve(relayed.command, body, handles, this.#summary);
       relayed.reserve(body.length);
       copyBytes(body, 0, relayed.replyBytes, relayed.replyOffset, body.length);
-      relayed.reply(body.length, fds);
+      relayed.reply(body.length, fds.length > 0 ? fds : undefined);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#log.warn({ command: relayed.command, reason: error.message }, "refused a reply of the device process");

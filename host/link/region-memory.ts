@@ -10,8 +10,8 @@ import { inBounds, isAligned } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/limits.js";
 import { NO_REGION } from "../../shared/spec/link.js";
-import { Region } from "../../shared/spec/vfio-user.js";
 import type { Window } from "../vhost-user/window.js";
+import { isSharable } from "./checks.js";
 import type { Places } from "./places.js";
 
 const SEALS = native.F_SEAL_GROW | native.F_SEAL_SHRINK | native.F_SEAL_SEAL;
@@ -140,8 +140,7 @@ export class RegionMemories {
   }
 
   #check(region: number, areas: readonly Part[]): void {
-    const isBar = region >= Region.BAR0 && region <= Region.BAR5;
-    if (!isBar && region !== NO_REGION) throw new ProtocolError(`region ${region} cannot be mapped`);
+    if (!isSharable(region) && region !== NO_REGION) throw new ProtocolError(`region ${region} cannot be mapped`);
     if (areas.length === 0 || areas.length > MAX_SHARED_PARTS) throw new ProtocolError(`${areas.length} areas`);
     let end = 0;
     let sum = 0;

@@ -68,9 +68,9 @@ export const LinkCommand = {
 
 /**
  * HELLO: `postedRegions` has a bit for each region whose writes the bridge answers as soon as they are queued. Behind it
- * follow NUM_PCI_REGIONS u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no body.
+ * follow `regions` (NUM_PCI_REGIONS to MAX_REGIONS) u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no body.
  */
-export const Hello = struct({ abiVersion: "u32", postedRegions: "u32" });
+export const Hello = struct({ abiVersion: "u32", postedRegions: "u32", regions: "u32", reserved: 4 });
 
 export const ClientConnected = struct({
   generation: "u32",

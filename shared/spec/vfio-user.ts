@@ -75,8 +75,12 @@ export const RegionCap = { SPARSE_MMAP: 1, TYPE: 2 } as const;
 export const SparseMmap = struct({ areas: "u32", reserved: 4 });
 export const SparseMmapArea = struct({ offset: "u64", size: "u64" });
 
+/** Follows a TYPE capability header. */
+export const RegionType = struct({ type: "u32", subtype: "u32" });
+
 /** VFIO_PCI_*_REGION_INDEX. */
 export const Region = { BAR0: 0, BAR1: 1, BAR2: 2, BAR3: 3, BAR4: 4, BAR5: 5, ROM: 6, CONFIG: 7, VGA: 8 } as const;
+/** Regions from here on are the device's own, and have a TYPE capability. */
 export const NUM_PCI_REGIONS = 9;
 
 export const RegionIoFds = struct({ argsz: "u32", flags: "u32", index: "u32", count: "u32" });

@@ -6,12 +6,18 @@
 
 /** What a termination must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
-  /** Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX; 0 where there is none. */
+  /** Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX, and then of the device's own (MAX_REGIONS in all); 0 where there is none. */
   readonly regionSizes: readonly number[];
   /** Bit n: writes to region n may be answered as soon as they are queued (a memory BAR). */
   readonly postedRegions: number;
   /** Vectors of each interrupt index (VFIO_PCI_*_IRQ_INDEX); 0 where there is none. */
   readonly irqCounts: readonly number[];
+}
+
+/** Whether writes to a region may be answered as soon as they are queued. */
+export function isPosted({ postedRegions }: DeviceSummary, region: number): boolean {
+  // A shift counts modulo 32.
+  return region < 32 && ((postedRegions >>> region) & 1) === 1;
 }
 
 /** One DMA map of the client's, addresses and sizes in bytes. */

@@ -6,6 +6,7 @@ import {
   RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
+  RegionType,
   SparseMmap,
   SparseMmapArea,
 } from "../spec/vfio-user.js";
@@ -18,7 +19,11 @@ export interface RegionDescription {
   readonly size: number;
   /** For mmap of `fd`. */
   readonly offset: number;
+  /** Whether no more than `areas` can be mapped, where there is an fd; otherwise all of the region can. */
+  readonly isSparse: boolean;
   readonly areas: readonly { readonly offset: number; readonly size: number }[];
+  /** What a region of the device's own is, by which a client finds it. */
+  readonly type: { readonly type: number; readonly subtype: number } | undefined;
   /** The file to map, the caller's from now on; -1 when there is none. */
   readonly fd: number;
 }
@@ -33,16 +38,25 @@ export function parseRegionInfo(index: number, { body, data, fds }: Reply): Regi
   if (body.length < RegionInfo.size) refuse(`${body.length} bytes`);
   const info = RegionInfo.view(data);
   if (info.index !== index) refuse(`region ${info.index}`);
-  const areas: { offset: number; size: number }[] = [];
+  let areas: { offset: number; size: number }[] | undefined;
+  let type: RegionDescription["type"];
   let at = info.flags & RegionInfoFlags.CAPS ? info.capOffset : 0;
   // Each capability is behind the one before, so that the list ends.
   for (let from: number = RegionInfo.size; at !== 0; ) {
     if (at < from || at + RegionCapHeader.size > body.length) refuse(`a capability at ${at}`);
     const cap = RegionCapHeader.view(data, at);
     from = at + RegionCapHeader.size;
-    if (cap.id === RegionCap.SPARSE_MMAP) {
+    if (cap.id === RegionCap.TYPE) {
+      if (type !== undefined) refuse("two TYPE capabilities");
+      if (from + RegionType.size > body.length) refuse("a cut capability");
+      const described = RegionType.view(data, from);
+      type = { type: described.type, subtype: described.subtype };
+      from += RegionType.size;
+    } else if (cap.id === RegionCap.SPARSE_MMAP) {
+      if (areas !== undefined) refuse("two SPARSE_MMAP capabilities");
       if (from + SparseMmap.size > body.length) refuse("a cut capability");
       const count = SparseMmap.view(data, from).areas;
+      areas = [];
       from += SparseMmap.size;
       if (from + count * SparseMmapArea.size > body.length) refuse(`${count} areas`);
       for (let area = 0; area < count; area++, from += SparseMmapArea.size) {
@@ -55,5 +69,6 @@ export function parseRegionInfo(index: number, { body, data, fds }: Reply): Regi
   }
   const fd = fds.length > 0 ? fds[0] : -1;
   if (fds.length > 0) fds[0] = -1;
-  return { index, flags: info.flags, size: info.size, offset: info.offset, areas, fd };
+  const { flags, size, offset } = info;
+  return { index, flags, size, offset, isSparse: areas !== undefined, areas: areas ?? [], type, fd };
 }

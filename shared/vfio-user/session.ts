@@ -7,7 +7,7 @@ import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
-import type { Backend } from "./backend.js";
+import { type Backend, isPosted } from "./backend.js";
 import { checkBody } from "./bodies.js";
 import { checkRequest } from "./checks.js";
 import { DmaMessages } from "./client-memory.js";
@@ -232,7 +232,7 @@ export class Session implements ConnectionHandler {
       stats.writes++;
       const { region } = access.at(frame.data, frame.offset);
       // A posted write: the client goes on while the device deals with it.
-      if ((device.postedRegions >>> region) & 1) {
+      if (isPosted(device, region)) {
         this.copyAccess(pending);
         pending.replyEarly(RegionAccess.size);
         if (!pending.active) return;

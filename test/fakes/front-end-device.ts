@@ -38,6 +38,8 @@ export interface DeviceOptions {
   readonly buffers?: number;
   readonly postedRegions?: number;
   readonly msixVectors?: number;
+  /** Bytes of each region of the device's own. */
+  readonly ownRegions?: readonly number[];
 }
 
 const RING_SIZE = 64;
@@ -68,7 +70,7 @@ export class TestDevice {
     readonly pci: PciFunction,
     options: DeviceOptions = {},
   ) {
-    this.#options = { bufferSize: 4096, buffers: 32, postedRegions: 1, msixVectors: 4, ...options };
+    this.#options = { bufferSize: 4096, buffers: 32, postedRegions: 1, msixVectors: 4, ownRegions: [], ...options };
     this.#registers = pci.registers(REGISTER_BAR);
   }
 
@@ -119,12 +121,18 @@ export class TestDevice {
     return this.request(LinkCommand.HELLO, this.hello());
   }
 
+  get numRegions(): number {
+    return NUM_PCI_REGIONS + this.#options.ownRegions.length;
+  }
+
   hello(): Uint8Array<ArrayBuffer> {
-    const body = new Uint8Array(Hello.size + 8 * NUM_PCI_REGIONS + 4 * NUM_PCI_IRQS);
+    const { postedRegions } = this.#options;
+    const regions = this.numRegions;
+    const body = new Uint8Array(Hello.size + 8 * regions + 4 * NUM_PCI_IRQS);
     const data = new DataView(body.buffer);
-    Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions: this.#options.postedRegions });
-    for (let i = 0; i < NUM_PCI_REGIONS; i++) setU64(data, Hello.size + 8 * i, this.#regionSize(i));
-    const irqs = Hello.size + 8 * NUM_PCI_REGIONS;
+    Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions, regions });
+    for (let i = 0; i < regions; i++) setU64(data, Hello.size + 8 * i, this.#regionSize(i));
+    const irqs = Hello.size + 8 * regions;
     for (let i = 0; i < NUM_PCI_IRQS; i++) data.setUint32(irqs + 4 * i, this.#irqCount(i), true);
     return body;
   }
@@ -231,7 +239,7 @@ export class TestDevice {
     const index = body.length >= 12 ? data.getUint32(8, true) : 0;
     switch (received.command) {
       case Command.DEVICE_GET_INFO:
-        reply(DeviceInfo.encode({ argsz: 16, flags: 3, numRegions: NUM_PCI_REGIONS, numIrqs: NUM_PCI_IRQS }));
+        reply(DeviceInfo.encode({ argsz: 16, flags: 3, numRegions: this.numRegions, numIrqs: NUM_PCI_IRQS }));
         break;
       case Command.DEVICE_GET_REGION_INFO:
         // With flags that the bridge must take away: nothing can be mapped.
@@ -257,6 +265,7 @@ export class TestDevice {
   }
 
   #regionSize(index: number): number {
+    if (index >= NUM_PCI_REGIONS) return this.#options.ownRegions[index - NUM_PCI_REGIONS] ?? 0;
     if (index === Region.CONFIG) return 4096;
     return index === Region.BAR0 ? BAR_SIZE : 0;
   }

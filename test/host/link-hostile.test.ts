@@ -1,9 +1,17 @@
 /** Device processes that break the rules, and what that must cost nobody else. */
 import test from "ava";
 import { Errno } from "../../shared/errors.js";
-import { MiB } from "../../shared/limits.js";
-import { LinkCommand, Queue } from "../../shared/spec/link.js";
-import { Command, DmaAccess, MigData, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
+import { MAX_REGIONS, MiB } from "../../shared/limits.js";
+import { ABI_VERSION, Hello, LinkCommand, Queue } from "../../shared/spec/link.js";
+import {
+  Command,
+  DmaAccess,
+  MigData,
+  NUM_PCI_IRQS,
+  NUM_PCI_REGIONS,
+  Region,
+  RegionAccess,
+} from "../../shared/spec/vfio-user.js";
 import { DescriptorFlags, Status } from "../../shared/spec/virtio.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
@@ -11,8 +19,19 @@ import { BAR_SIZE, message, TestDevice } from "../fakes/front-end-device.js";
 
 import { deviceAnswers, memory, ones, pattern, setUp } from "./set-up.js";
 
+const { regions: REGIONS, postedRegions: POSTED } = Hello.offsets;
+const SIZES = Hello.size;
+const IRQS = SIZES + 8 * NUM_PCI_REGIONS;
+
 const hello = (device: TestDevice, change: (data: DataView) => void) => {
   const body = device.hello();
+  change(new DataView(body.buffer));
+  return message(9, LinkCommand.HELLO, 0, body);
+};
+/** HELLO as it is for so many regions. */
+const helloOf = (regions: number, change: (data: DataView) => void = () => {}) => {
+  const body = new Uint8Array(Hello.size + 8 * regions + 4 * NUM_PCI_IRQS);
+  body.set(Hello.encode({ abiVersion: ABI_VERSION, regions }));
   change(new DataView(body.buffer));
   return message(9, LinkCommand.HELLO, 0, body);
 };
@@ -74,11 +93,22 @@ for (const [name, act] of Object.entries(hostile)) {
 
 const badHellos: Record<string, (device: TestDevice) => Uint8Array> = {
   "another ABI version": (device) => hello(device, (data) => data.setUint32(0, 2, true)),
-  "posted config writes": (device) => hello(device, (data) => data.setUint32(4, 1 << Region.CONFIG, true)),
-  "a posted region that cannot be": (device) => hello(device, (data) => data.setUint32(4, 0x200, true)),
-  "a region of 2^63 bytes": (device) => hello(device, (data) => data.setUint32(12, 0x8000_0000, true)),
-  "too many vectors": (device) => hello(device, (data) => data.setUint32(80, 2049, true)),
-  "a short HELLO": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, 99)),
+  "posted config writes": (device) => hello(device, (data) => data.setUint32(POSTED, 1 << Region.CONFIG, true)),
+  "a posted region behind the last": (device) => hello(device, (data) => data.setUint32(POSTED, 0x200, true)),
+  "posted region 31 of 31": () => helloOf(31, (data) => data.setUint32(POSTED, 2 ** 31, true)),
+  "no regions": (device) => hello(device, (data) => data.setUint32(REGIONS, 0, true)),
+  "no regions, and no sizes": () => helloOf(0),
+  "fewer regions than PCI has": () => helloOf(8),
+  "more regions than there may be": () => helloOf(MAX_REGIONS + 1),
+  "2^32 - 1 regions": (device) => hello(device, (data) => data.setUint32(REGIONS, 0xffff_ffff, true)),
+  "more regions than sizes": (device) => hello(device, (data) => data.setUint32(REGIONS, 10, true)),
+  "more sizes than regions": () => helloOf(11, (data) => data.setUint32(REGIONS, 10, true)),
+  "a region of 2^63 bytes": (device) => hello(device, (data) => data.setUint32(SIZES + 4, 0x8000_0000, true)),
+  "a region of its own of 2^53 bytes": () => helloOf(11, (data) => data.setUint32(SIZES + 84, 0x20_0000, true)),
+  "too many vectors": (device) => hello(device, (data) => data.setUint32(IRQS, 2049, true)),
+  "a cut body": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, -1)),
+  "a byte too many": (device) => message(9, LinkCommand.HELLO, 0, Uint8Array.from([...device.hello(), 0])),
+  "less than its fixed part": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, 15)),
   "no body": () => message(9, LinkCommand.HELLO, 0),
   "something else first": () => message(9, LinkCommand.QUIESCE, 0),
 };

@@ -92,6 +92,21 @@ export const regionInfo = (areas: readonly Part[], fields: Parameters<typeof Reg
     ...areas.map((area) => SparseMmapArea.encode(area)),
   ]);
 };
+/** A region's info with these capabilities, one behind the other, each given without its header. */
+export function regionInfoWith(
+  capabilities: readonly { readonly id: number; readonly body: Uint8Array; readonly next?: number }[],
+  fields: Parameters<typeof RegionInfo.encode>[0] = {},
+): Buffer<ArrayBuffer> {
+  let at: number = RegionInfo.size;
+  const parts = capabilities.map(({ id, body, next }, n) => {
+    at += RegionCapHeader.size + body.length;
+    const isLast = n === capabilities.length - 1;
+    return Buffer.concat([RegionCapHeader.encode({ id, version: 1, next: next ?? (isLast ? 0 : at) }), body]);
+  });
+  const { READ, WRITE, CAPS } = RegionInfoFlags;
+  const info = { argsz: at, flags: READ | WRITE | CAPS, capOffset: RegionInfo.size, size: BAR_SIZE, ...fields };
+  return Buffer.concat([RegionInfo.encode(info), ...parts]);
+}
 type Entry = Parameters<typeof IoEventFd.encode>[0];
 export const ioFds = (entries: readonly Entry[], fields: Parameters<typeof RegionIoFds.encode>[0] = {}) =>
   Buffer.concat([

@@ -5,11 +5,12 @@
  */
 
 import { setTimeout as delay } from "node:timers/promises";
-import { HELLO_SIZE } from "../../../host/link/checks.js";
+import { helloSize } from "../../../host/link/checks.js";
 import { connect, eventfdWrite, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { ABI_VERSION, Hello, LinkCommand } from "../../../shared/spec/link.js";
 import {
   DmaMap,
+  NUM_PCI_REGIONS,
   Command as VfioCommand,
   Header as VfioHeader,
   HeaderFlags as VfioHeaderFlags,
@@ -156,8 +157,9 @@ class Machine {
   }
 
   #hello(bad: boolean): Uint8Array {
-    const hello = new Uint8Array(HELLO_SIZE);
-    hello.set(Hello.encode({ abiVersion: ABI_VERSION, postedRegions: 1 }));
+    const regions = NUM_PCI_REGIONS + this.random.pick([0, 1, 23]);
+    const hello = new Uint8Array(helloSize(regions));
+    hello.set(Hello.encode({ abiVersion: ABI_VERSION, postedRegions: 1, regions }));
     hello[Hello.size + 1] = 0x40;
     if (bad) spoil(this.random, hello, Hello);
     return pack(1, LinkCommand.HELLO, 0, hello);

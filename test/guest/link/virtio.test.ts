@@ -62,8 +62,9 @@ test("start: every queue is set up, HELLO says what the device is; close: QUIESC
   t.is(hello.body.length, Hello.size + 9 * 8 + 5 * 4);
   t.is(hello.body.readUInt32LE(0), 1);
   t.is(hello.body.readUInt32LE(4), 0b101);
-  t.is(hello.body.readUInt32LE(8 + Region.CONFIG * 8), 4096);
-  t.is(hello.body.readUInt32LE(80 + Irq.MSIX * 4), 4);
+  t.is(hello.body.readUInt32LE(8), 9);
+  t.is(hello.body.readUInt32LE(16 + Region.CONFIG * 8), 4096);
+  t.is(hello.body.readUInt32LE(16 + 9 * 8 + Irq.MSIX * 4), 4);
   const closed = link.close();
   const quiesce = await bridge.receive();
   t.is(quiesce.command, LinkCommand.QUIESCE);

@@ -19,8 +19,8 @@ test("BARs that share nothing are left out; parts and ioeventfds stay in the aut
   t.deepEqual(declare({}), []);
   const parts = [part(0x4000), part(0x1000, 0x2000)];
   t.deepEqual(declare({ shared: parts }, { size: 0x1000, shared: true }), [
-    { bar: 0, size: SIZE, io: false, parts, ioeventfds: [] },
-    { bar: 2, size: 0x1000, io: false, parts: [part(0)], ioeventfds: [] },
+    { region: 0, size: SIZE, io: false, parts, ioeventfds: [] },
+    { region: 2, size: 0x1000, io: false, parts: [part(0)], ioeventfds: [] },
   ]);
   t.is(declare({}, { size: 8, io: true, ioeventfds: [{ offset: 4, size: 1 }] })[0].io, true);
 });
