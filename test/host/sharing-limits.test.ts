@@ -8,7 +8,8 @@ import { allocateEvents, allocateMemory, PARTS, type Part } from "./sharing-set-
 
 const badMemory: readonly [string, number, readonly Part[], number][] = [
   ["of config space", Region.CONFIG, PARTS, Errno.EINVAL],
-  ["of no such region", 9, PARTS, Errno.EINVAL],
+  ["of the ROM", Region.ROM, PARTS, Errno.EINVAL],
+  ["of no such region", 32, PARTS, Errno.EINVAL],
   ["without areas", 0, [], Errno.EINVAL],
   ["of no bytes", 0, [{ offset: 0, size: 0 }], Errno.EINVAL],
   ["at half a page", 0, [{ offset: 0x800, size: 0x1000 }], Errno.EINVAL],

@@ -1,132 +1,19 @@
 /** GET_REGION_INFO with its capabilities and fds. What the regions contain is access.ts. */
 import { mapFile, PROT_READ } from "../../../native/index.js";
-import { inBounds, isAligned } from "../../../shared/bits.js";
+import { isAligned } from "../../../shared/bits.js";
 import { isSystemError } from "../../../shared/errors.js";
 import { GiB } from "../../../shared/limits.js";
-import {
-  Command,
-  NUM_PCI_REGIONS,
-  RegionCap,
-  RegionCapHeader,
-  RegionInfo,
-  RegionInfoFlags,
-  SparseMmap,
-  SparseMmapArea,
-} from "../../../shared/spec/vfio-user.js";
+import { Command, NUM_PCI_REGIONS, RegionCap, RegionInfo, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeRegionInfo, PAGE } from "../bodies.js";
 import { type Check, Failure, Skip, vfioUser } from "../check.js";
-import type { Context } from "../context.js";
 import { expectEqual, expectSuccess, expectThat } from "../expect.js";
-import type { Session } from "../session.js";
-import type { Message } from "../wire.js";
+import { type Area, allInfos, areasOf, capabilities, checkAreas, type FullInfo, typeOf } from "../region-info.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_GET_REGION_INFO");
 const SPARSE = vfioUser("VFIO region info cap sparse mmap");
 const GET_REGION_INFO = Command.DEVICE_GET_REGION_INFO;
-const ARGSZ = 4096;
-const MAX_ARGSZ = 1024 * 1024;
 const KNOWN_FLAGS = RegionInfoFlags.READ | RegionInfoFlags.WRITE | RegionInfoFlags.MMAP | RegionInfoFlags.CAPS;
-
-interface FullInfo {
-  readonly index: number;
-  readonly flags: number;
-  readonly size: number;
-  readonly offset: number;
-  readonly reply: Message;
-}
-
-/** The whole info of a region, asked for with as much room as it takes. */
-async function fullInfo(session: Session, index: number): Promise<FullInfo> {
-  let argsz = ARGSZ;
-  for (;;) {
-    const answer = await session.request(GET_REGION_INFO, encodeRegionInfo(index, argsz));
-    const reply = expectSuccess(answer, GET_REGION_INFO);
-    const { length } = reply.body;
-    expectThat(length >= RegionInfo.size, `region ${index}: at least ${RegionInfo.size} bytes`, length);
-    const info = RegionInfo.view(reply.data);
-    if (info.argsz > argsz && info.argsz <= MAX_ARGSZ) {
-      argsz = info.argsz;
-      continue;
-    }
-    return { index, flags: info.flags, size: info.size, offset: info.offset, reply };
-  }
-}
-
-async function allInfos(context: Context, session: Session): Promise<FullInfo[]> {
-  const { numRegions } = context.device();
-  const infos: FullInfo[] = [];
-  for (let index = 0; index < Math.min(numRegions, 64); index++) infos.push(await fullInfo(session, index));
-  return infos;
-}
-
-interface Capability {
-  readonly id: number;
-  /** Behind its header. */
-  readonly at: number;
-  /** Where the next capability begins, or the reply ends. */
-  readonly end: number;
-}
-
-/** Walks the chain. @throws Failure when it leaves the reply, overlaps the fixed part, or does not end */
-function capabilities({ index, flags, reply }: FullInfo): Capability[] {
-  if (!(flags & RegionInfoFlags.CAPS)) return [];
-  const starts: number[] = [];
-  const { length } = reply.body;
-  let at: number = RegionInfo.view(reply.data).capOffset;
-  for (; at !== 0; at = RegionCapHeader.view(reply.data, at).next) {
-    const name = `region ${index}: a capability`;
-    expectThat(at >= RegionInfo.size, `${name} behind the fixed part`, `one at ${at}`);
-    expectThat(at + RegionCapHeader.size <= length, `${name} within the ${length} bytes of the reply`, `one at ${at}`);
-    expectThat(!starts.includes(at), `${name} list that ends`, `one that comes back to ${at}`);
-    starts.push(at);
-  }
-  expectThat(starts.length > 0, `region ${index}: a capability, as the CAPS flag is set`, "none");
-  return starts.map((start) => {
-    const end = Math.min(length, ...starts.filter((other) => other > start));
-    return { id: RegionCapHeader.view(reply.data, start).id, at: start + RegionCapHeader.size, end };
-  });
-}
-
-interface Area {
-  readonly offset: number;
-  readonly size: number;
-}
-
-/** The areas that a client may map: the sparse ones, or the whole region. */
-function areasOf(info: FullInfo): Area[] {
-  if (!(info.flags & RegionInfoFlags.MMAP)) return [];
-  const sparse = capabilities(info).find(({ id }) => id === RegionCap.SPARSE_MMAP);
-  if (sparse === undefined) return [{ offset: 0, size: info.size }];
-  const { data } = info.reply;
-  const name = `region ${info.index}: a sparse mmap capability`;
-  expectThat(
-    sparse.at + SparseMmap.size <= sparse.end,
-    `${name} of at least 16 bytes`,
-    `${sparse.end - sparse.at + 8}`,
-  );
-  const { areas } = SparseMmap.view(data, sparse.at);
-  const room = Math.floor((sparse.end - sparse.at - SparseMmap.size) / SparseMmapArea.size);
-  expectThat(areas <= room, `${name} with all of its ${areas} areas`, `room for ${room}`);
-  return Array.from({ length: areas }, (_, index) => {
-    const { offset, size } = SparseMmapArea.view(data, sparse.at + SparseMmap.size + index * SparseMmapArea.size);
-    return { offset, size };
-  });
-}
-
-function checkAreas(info: FullInfo): number {
-  let before = 0;
-  const areas = areasOf(info).sort((a, b) => a.offset - b.offset);
-  for (const { offset, size } of areas) {
-    const came = `${size} bytes at ${offset}`;
-    const name = `region ${info.index}: areas`;
-    expectThat(size > 0 && inBounds(offset, size, info.size), `${name} within its ${info.size} bytes`, came);
-    expectThat(isAligned(offset, PAGE) && isAligned(size, PAGE), `${name} of whole pages`, came);
-    expectThat(offset >= before, `${name} that do not overlap`, came);
-    before = offset + size;
-  }
-  return areas.length;
-}
 
 const infos: Check[] = [
   {
@@ -166,7 +53,7 @@ const infos: Check[] = [
   {
     id: "region-info-capabilities",
     section: vfioUser("VFIO region capabilities"),
-    title: "Capability lists stay within the reply and end",
+    title: "Capability lists stay within the reply, in places of their own, and end",
     run: async (context) => {
       const session = await context.connect();
       const found = (await allInfos(context, session)).flatMap(capabilities);
@@ -175,20 +62,39 @@ const infos: Check[] = [
     },
   },
   {
-    id: "region-info-type",
-    section: vfioUser("Device-Specific Regions"),
-    title: "Device-specific regions have a type capability",
+    id: "region-info-capability-versions",
+    section: vfioUser("VFIO sparse mmap cap header"),
+    title: "Capabilities have the version that is described, 1, and each is there once",
     run: async (context) => {
       const session = await context.connect();
-      const specific = (await allInfos(context, session)).filter(
-        ({ index, size }) => index >= NUM_PCI_REGIONS && size > 0,
-      );
-      if (specific.length === 0) throw new Skip("the device has no regions of its own");
-      for (const info of specific) {
-        const has = capabilities(info).some(({ id }) => id === RegionCap.TYPE);
-        expectThat(has, `region ${info.index}: a type capability`, "none");
+      const all = await allInfos(context, session);
+      if (all.every((info) => capabilities(info).length === 0)) throw new Skip("no region has capabilities");
+      for (const info of all) {
+        const ids = capabilities(info).map(({ id }) => id);
+        for (const { id, version } of capabilities(info)) {
+          if (id !== RegionCap.SPARSE_MMAP && id !== RegionCap.TYPE) continue;
+          expectEqual(`region ${info.index}: capability ${id} with version`, version, 1);
+          const count = ids.filter((other) => other === id).length;
+          expectEqual(`region ${info.index}: capabilities with id ${id}:`, count, 1);
+        }
       }
       return undefined;
+    },
+  },
+  {
+    id: "region-info-type",
+    section: "linux/vfio.h, VFIO_REGION_INFO_CAP_TYPE",
+    title: "Regions behind those of PCI have a type capability",
+    run: async (context) => {
+      const session = await context.connect();
+      const own = (await allInfos(context, session)).filter(({ index, size }) => index >= NUM_PCI_REGIONS && size > 0);
+      if (own.length === 0) throw new Skip("the device has no regions of its own");
+      const types = own.map((info) => {
+        const type = typeOf(info);
+        if (type === undefined) throw new Failure(`region ${info.index}: a type capability`, "none");
+        return type;
+      });
+      return types.map(({ type, subtype }, n) => `${own[n].index}: ${type.toString(16)}/${subtype}`).join(", ");
     },
   },
   {

@@ -17,15 +17,19 @@ import {
   Irq,
   Region,
   RegionAccess,
+  RegionCap,
   RegionCapHeader,
   RegionInfo,
   RegionIoFds,
+  RegionType,
+  SparseMmap,
+  SparseMmapArea,
 } from "../../../shared/spec/vfio-user.js";
 import { Descriptor } from "../../../shared/spec/virtio.js";
 import { Client } from "../../../shared/vfio-user/client.js";
 import { FrontEnd } from "../../fakes/front-end.js";
-import { type LinkMessage, message, TestDevice } from "../../fakes/front-end-device.js";
-import { ioFds, memoryBody, PARTS, regionInfo, tooMany } from "../../host/sharing-set-up.js";
+import { BAR_SIZE, type LinkMessage, message, TestDevice } from "../../fakes/front-end-device.js";
+import { ioFds, memoryBody, PARTS, regionInfo, regionInfoWith, tooMany } from "../../host/sharing-set-up.js";
 import { FuzzedBridge, inTime } from "../bridge.js";
 import type { Choices } from "../choices.js";
 import { FdPool } from "../fds.js";
@@ -33,6 +37,16 @@ import { bend, oddNumber, spoil } from "../mutate.js";
 import { turn } from "../peer.js";
 import { CANARY, type Context, checkCanary, type Instance } from "../target.js";
 import { hostileCommand } from "../vfio-user-messages.js";
+
+/** Capabilities of a region of the device's own. */
+const TYPE = { id: RegionCap.TYPE, body: RegionType.encode({ type: 1, subtype: 2 }) };
+const SPARSE = {
+  id: RegionCap.SPARSE_MMAP,
+  body: Buffer.concat([
+    SparseMmap.encode({ areas: PARTS.length }),
+    ...PARTS.map((part) => SparseMmapArea.encode(part)),
+  ]),
+};
 
 /** What the client answers DMA messages from. */
 const MEMORY = { address: 0x100_0000, from: 0x1000, to: 0x5000, size: 0x8000 };
@@ -63,8 +77,8 @@ function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle
   } else if (kind === 12) {
     const parts = random.chance(80) ? PARTS : tooMany;
     const body = random.chance(50)
-      ? new Uint8Array(memoryBody(random.below(8), parts))
-      : AllocateEvents.encode({ region: random.below(7), count: random.below(70) });
+      ? new Uint8Array(memoryBody(random.below(12), parts))
+      : AllocateEvents.encode({ region: random.below(12), count: random.below(70) });
     if (random.chance(40)) spoil(random, body, body.length === AllocateEvents.size ? AllocateEvents : AllocateMemory);
     if (random.chance(20) && body.length > AllocateMemory.size) spoil(random, body, MemoryArea, AllocateMemory.size);
     const command = body.length === AllocateEvents.size ? LinkCommand.ALLOCATE_EVENTS : LinkCommand.ALLOCATE_MEMORY;
@@ -93,7 +107,9 @@ function reply(random: Choices, device: TestDevice, to: LinkMessage, gentle: boo
   if ((isInfo || command === Command.DEVICE_GET_REGION_IO_FDS) && random.chance(70)) {
     // Handles are small numbers, of which some exist.
     const given = isInfo
-      ? regionInfo(PARTS)
+      ? random.chance(50)
+        ? regionInfo(PARTS)
+        : regionInfoWith(random.chance(50) ? [TYPE] : [TYPE, SPARSE])
       : ioFds([
           { gpaOffset: 16, size: 4 },
           { size: 4, fdIndex: 1 },
@@ -101,7 +117,7 @@ function reply(random: Choices, device: TestDevice, to: LinkMessage, gentle: boo
     given.writeUInt32LE(body.length >= 12 ? to.data.getUint32(8, true) : 0, 8);
     if (random.chance(30)) spoil(random, given, isInfo ? RegionInfo : RegionIoFds);
     if (random.chance(20)) spoil(random, given, isInfo ? RegionCapHeader : IoEventFd, isInfo ? 32 : 16);
-    const handles = Array.from({ length: isInfo ? 1 : 2 }, () => random.below(8));
+    const handles = Array.from({ length: isInfo ? random.below(2) : 2 }, () => random.below(8));
     const tail = new Uint8Array(Uint32Array.from(handles).buffer);
     const count = random.chance(90) ? handles.length : oddNumber(random, 4);
     return message(id, command, HeaderFlags.TYPE_REPLY, Buffer.concat([given, tail]), count);
@@ -143,10 +159,10 @@ async function call(random: Choices, client: Client, memory: number, doorbell: n
       return client.regionWrite(Region.BAR0, random.below(64), new Uint8Array(random.pick([1, 4, 100])));
     case 5: {
       if (random.chance(50)) {
-        for (const fd of (await client.getRegionIoFds(random.below(6))).fds) close(fd);
+        for (const fd of (await client.getRegionIoFds(random.below(12))).fds) close(fd);
         return;
       }
-      const { fd } = await client.getRegionInfo(random.below(9));
+      const { fd } = await client.getRegionInfo(random.below(12));
       if (fd >= 0) close(fd);
       return;
     }
@@ -188,7 +204,7 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
   return {
     async round(random) {
       const frontEnd = new FrontEnd(bridge.path("vhost-user", 0));
-      const device = new TestDevice(frontEnd);
+      const device = new TestDevice(frontEnd, { ownRegions: new Array(random.pick([0, 2, 23])).fill(BAR_SIZE) });
       const answers = random.fork();
       const gentle = random.chance(60);
       let hostile = false;

@@ -21,6 +21,7 @@ import {
   RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
+  RegionType,
   SparseMmap,
   SparseMmapArea,
   WriteMulti,
@@ -53,7 +54,12 @@ const LAYOUTS: Readonly<Record<number, Layout>> = {
 function regionInfo(random: Choices, body: Buffer, fds: FdPool): Answer {
   const { argsz, index } = RegionInfo.view(new DataView(body.buffer, body.byteOffset, RegionInfo.size));
   const areas = random.below(4);
+  const next = RegionInfo.size + RegionCapHeader.size + RegionType.size;
+  const type = random.chance(50)
+    ? [RegionCapHeader.encode({ id: RegionCap.TYPE, version: 1, next }), RegionType.encode({ type: 1, subtype: 2 })]
+    : [];
   const caps = Buffer.concat([
+    ...type,
     RegionCapHeader.encode({ id: RegionCap.SPARSE_MMAP, version: 1, next: 0 }),
     SparseMmap.encode({ areas }),
     ...Array.from({ length: areas }, (_, n) => SparseMmapArea.encode({ offset: n * 0x2000, size: 0x1000 })),

@@ -12,7 +12,7 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { check, idsOf, withServer } from "./fixture.js";
-import { FullDevice, type Reply } from "./full-device.js";
+import { FullDevice, OWN_REGION, type Reply } from "./full-device.js";
 
 interface Case {
   readonly name: string;
@@ -102,14 +102,23 @@ class EndlessState extends FullDevice {
 }
 
 class LoopingCapability extends FullDevice {
-  protected override capability(index: number): Uint8Array {
-    const bytes = Buffer.from(super.capability(index));
+  protected override capabilities(index: number): Uint8Array {
+    const bytes = Buffer.from(super.capabilities(index));
     bytes.writeUInt32LE(RegionInfo.size, 4);
     return bytes;
   }
 }
 
 const { DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_REGION_IO_FDS, DEVICE_GET_IRQ_INFO } = Command;
+
+/** Those that walk the list. */
+const CHAIN_CHECKS = [
+  "region-info-capabilities",
+  "region-info-capability-versions",
+  "region-info-type",
+  "region-info-areas",
+  "region-info-mmap",
+];
 
 const CASES: readonly Case[] = [
   {
@@ -168,7 +177,29 @@ const CASES: readonly Case[] = [
   {
     name: "a capability list without an end",
     device: () => new LoopingCapability(),
-    fails: ["region-info-capabilities", "region-info-areas", "region-info-mmap"],
+    fails: CHAIN_CHECKS,
+  },
+  {
+    name: "a region of its own without a type",
+    device: changed(({ regions }) => {
+      delete regions[OWN_REGION].type;
+    }),
+    fails: ["region-info-type"],
+  },
+  {
+    name: "areas outside of a region of its own",
+    device: changed(({ regions }) => {
+      regions[OWN_REGION].size = 2 * 4096;
+    }),
+    fails: ["region-info-areas"],
+  },
+  {
+    name: "regions that are not counted",
+    device: replying(DEVICE_GET_INFO, (body) => {
+      body.writeUInt32LE(OWN_REGION, 8);
+      return { body };
+    }),
+    fails: ["region-info-index", "region-read-index", "region-write-index"],
   },
   {
     name: "capabilities although they do not fit",

@@ -14,10 +14,14 @@ import {
   IrqSet,
   IrqSetFlags,
   RegionAccess,
+  RegionCap,
+  RegionCapHeader,
   RegionInfo,
+  RegionType,
   Version,
 } from "../../../shared/spec/vfio-user.js";
 import { check, idsOf, withServer } from "./fixture.js";
+import { OWN_REGION } from "./full-device.js";
 import type { Meddling, Passing } from "./meddler.js";
 
 interface Case {
@@ -89,6 +93,73 @@ function earlierMaps(): Meddling {
   };
 }
 
+/** The reply about the region of the device's own, changed; it has a TYPE capability and behind it a SPARSE_MMAP one. */
+function changeOwnRegion(change: (reply: Passing) => void): Meddling {
+  return {
+    reply: (reply, { command }) => {
+      const isIt = command === Command.DEVICE_GET_REGION_INFO && !isError(reply) && reply.body.length > SPARSE_AT;
+      if (isIt && reply.body.readUInt32LE(RegionInfo.offsets.index) === OWN_REGION) change(reply);
+      return false;
+    },
+  };
+}
+const TYPE_AT = RegionInfo.size;
+const SPARSE_AT = TYPE_AT + RegionCapHeader.size + RegionType.size;
+const { next: NEXT, version: VERSION } = RegionCapHeader.offsets;
+/** Those that walk the list of a region's capabilities. */
+const CHAIN_CHECKS = [
+  "region-info-capabilities",
+  "region-info-capability-versions",
+  "region-info-type",
+  "region-info-areas",
+  "region-info-mmap",
+];
+const chain = (name: string, change: (body: Buffer) => void, fails: readonly string[] = CHAIN_CHECKS): Case => ({
+  name: `capabilities: ${name}`,
+  meddling: changeOwnRegion(({ body }) => change(body)),
+  fails,
+});
+const BAD_CHAINS: readonly Case[] = [
+  chain("in the fixed part", (body) => body.writeUInt32LE(8, RegionInfo.offsets.capOffset)),
+  chain("none, in spite of the flag", (body) => body.writeUInt32LE(0, RegionInfo.offsets.capOffset)),
+  chain("behind the reply", (body) => body.writeUInt32LE(body.length, TYPE_AT + NEXT)),
+  chain("a header that is cut by the reply's end", (body) => body.writeUInt32LE(body.length - 4, TYPE_AT + NEXT)),
+  chain("one at an odd place", (body) => body.writeUInt32LE(SPARSE_AT + 1, TYPE_AT + NEXT)),
+  chain("one in another", (body) => body.writeUInt32LE(TYPE_AT + 4, TYPE_AT + NEXT)),
+  chain("one after itself", (body) => body.writeUInt32LE(SPARSE_AT, SPARSE_AT + NEXT)),
+  chain("the first after the last", (body) => body.writeUInt32LE(TYPE_AT, SPARSE_AT + NEXT)),
+  chain("a type of another version", (body) => body.writeUInt16LE(2, TYPE_AT + VERSION), [
+    "region-info-capability-versions",
+  ]),
+  chain("no type, but areas twice", (body) => body.writeUInt16LE(RegionCap.SPARSE_MMAP, TYPE_AT), [
+    "region-info-capability-versions",
+    "region-info-type",
+    "region-info-areas",
+    "region-info-mmap",
+  ]),
+  {
+    name: "capabilities: a type that is cut by the reply's end",
+    meddling: changeOwnRegion((reply) => {
+      reply.body = reply.body.subarray(0, SPARSE_AT - 4);
+      reply.body.writeUInt32LE(reply.body.length, 0);
+      reply.body.writeUInt32LE(0, TYPE_AT + NEXT);
+    }),
+    fails: ["region-info-type", "region-info-argsz-growth"],
+  },
+  chain("more areas than there is room for", (body) => body.writeUInt32LE(3, SPARSE_AT + RegionCapHeader.size), [
+    "region-info-areas",
+    "region-info-mmap",
+  ]),
+  chain("an area behind the region's end", (body) => body.writeUInt32LE(0x4000, SPARSE_AT + 16), ["region-info-areas"]),
+  {
+    name: "capabilities: more than the argsz that is told",
+    meddling: changeOwnRegion((reply) => {
+      reply.body = Buffer.concat([reply.body, Buffer.alloc(8)]);
+    }),
+    fails: ["region-info", "region-info-argsz-growth"],
+  },
+];
+
 const region = ({ body }: Passing) => body.readUInt32LE(RegionAccess.offsets.region);
 const offset = ({ body }: Passing) => body.readUInt32LE(RegionAccess.offsets.offset);
 const echo = (size: number) => (request: Passing) => request.body.subarray(0, size);
@@ -96,6 +167,7 @@ const MAP_OVERLAPS = ["same", "inside", "around", "begin", "end"].map((each) => 
 const INDEX_CHECKS = ["region-info-index", "region-info-index-max"];
 
 const CASES: readonly Case[] = [
+  ...BAD_CHAINS,
   {
     name: "another id in replies",
     meddling: change(Command.DEVICE_GET_IRQ_INFO, (reply) => {
@@ -230,7 +302,8 @@ const CASES: readonly Case[] = [
         const { length } = request.body;
         if (length !== RegionAccess.size || request.body.readUInt32LE(4) !== 0) return false;
         return (
-          offset(request) < [0x4000, 0, 0, 0, 0, 0, 0, 256][region(request)] && request.body.readUInt32LE(12) === 4
+          offset(request) < [0x4000, 0, 0, 0, 0, 0, 0, 256, 0, 0x4000][region(request)] &&
+          request.body.readUInt32LE(12) === 4
         );
       },
     ),

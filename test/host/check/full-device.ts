@@ -1,5 +1,5 @@
 /**
- * A device that has everything the checker looks at, done right: a region that can be mapped in part, four MSI-X vectors, I/O
+ * A device that has everything the checker looks at, done right: a region that can be mapped in part, one of its own, four MSI-X vectors, I/O
  * fds, migration and DMA logging. Its parts are data or small methods, so that a test can do one of them wrong.
  */
 import { close, createMemory, eventfd, eventfdWrite } from "../../../native/index.js";
@@ -29,6 +29,7 @@ import {
   RegionInfo,
   RegionInfoFlags,
   RegionIoFds,
+  RegionType,
   SparseMmap,
   SparseMmapArea,
   WriteMulti,
@@ -39,6 +40,8 @@ import type { Backend, DeviceSummary, IrqSetRequest, PendingCommand } from "../.
 const PAGE = 4096;
 const VECTORS = 4;
 const STATE_BYTES = 1000;
+/** The region that PCI does not know. */
+export const OWN_REGION = 9;
 
 /** A type 0 header with one 64-bit BAR, INTA, and MSI-X with its table in BAR 0. */
 function configSpace(): DataView {
@@ -63,6 +66,7 @@ interface RegionFacts {
   size: number;
   flags: number;
   areas: { offset: number; size: number }[];
+  type?: { type: number; subtype: number };
 }
 
 export interface Reply {
@@ -92,6 +96,8 @@ export class FullDevice implements Backend {
     ];
     this.regions[Region.BAR0] = { size: 4 * PAGE, flags: READ | WRITE | MMAP | CAPS, areas };
     this.regions[Region.CONFIG] = { size: 256, flags: READ | WRITE, areas: [] };
+    const type = { type: 0x8000_fff4, subtype: 1 };
+    this.regions[OWN_REGION] = { size: 4 * PAGE, flags: READ | WRITE | MMAP | CAPS, areas, type };
   }
 
   get device(): DeviceSummary {
@@ -200,10 +206,13 @@ export class FullDevice implements Backend {
     }
   }
 
-  /** The region's capability, in the place where its info has it. */
-  protected capability(index: number): Uint8Array {
-    const { areas } = this.regions[index];
+  /** The region's capabilities, in the place where its info has them. */
+  protected capabilities(index: number): Uint8Array {
+    const { areas, type } = this.regions[index];
+    const next = RegionInfo.size + RegionCapHeader.size + RegionType.size;
     return Buffer.concat([
+      type ? RegionCapHeader.encode({ id: RegionCap.TYPE, version: 1, next }) : new Uint8Array(0),
+      type ? RegionType.encode(type) : new Uint8Array(0),
       RegionCapHeader.encode({ id: RegionCap.SPARSE_MMAP, version: 1, next: 0 }),
       SparseMmap.encode({ areas: areas.length }),
       ...areas.map((area) => SparseMmapArea.encode(area)),
@@ -213,7 +222,7 @@ export class FullDevice implements Backend {
   protected regionInfo(command: PendingCommand): Reply {
     const { argsz, index } = RegionInfo.view(command.data, command.offset);
     const { size, flags } = this.regions[index];
-    const capability = flags & CAPS ? this.capability(index) : new Uint8Array(0);
+    const capability = flags & CAPS ? this.capabilities(index) : new Uint8Array(0);
     const needed = RegionInfo.size + capability.length;
     const fits = argsz >= needed;
     const capOffset = fits && capability.length > 0 ? RegionInfo.size : 0;

@@ -84,7 +84,7 @@ test("a good server: a line for each check, a summary, exit code 0", async (t) =
   const { code, stdout } = await withServer({}, (path) => run("--socket-path", path, ...only));
   t.is(code, 0);
   const [first, second, third, summary] = stdout.split("\n");
-  t.regex(first, /^pass {2}device-info +The device is .* \[9 regions, 5 interrupt types, can be reset\]$/);
+  t.regex(first, /^pass {2}device-info +The device is .* \[10 regions, 5 interrupt types, can be reset\]$/);
   t.regex(second, /^skip {2}device-reset .* \[it writes to the device: give --destructive\]$/);
   t.regex(third, /^skip {2}region-info-type .* \[the device has no regions of its own\]$/);
   t.is(summary, "1 passed, 0 failed, 2 skipped");

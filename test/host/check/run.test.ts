@@ -3,6 +3,7 @@ import { mkdtempSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
+import type { Device } from "../../../guest/device.js";
 import { DeviceEndpoint } from "../../../guest/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
 import { LocalLink } from "../../../guest/link/local.js";
@@ -14,16 +15,19 @@ import { Command, DmaAccess, HeaderFlags } from "../../../shared/spec/vfio-user.
 import { FrontEnd } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";
 import { MigratableDevice } from "../../fakes/migratable-device.js";
+import { RegionsDevice } from "../../fakes/regions-device.js";
 import { check, idsOf, only, withServer } from "./fixture.js";
 import type { Meddling } from "./meddler.js";
 
-/** What a device with everything has not: it can be reset, and has no regions of its own. */
-const NOT_FOR_FULL = ["device-reset-unannounced", "region-info-type", "config-extended-capabilities"];
+/** What a device with everything has not: it can be reset. */
+const NOT_FOR_FULL = ["device-reset-unannounced", "config-extended-capabilities"];
 
 /** What this device of ours does not have: regions to map, MSI. */
 const NOT_FOR_OURS = [
   ...NOT_FOR_FULL,
+  "region-info-type",
   "region-info-argsz-growth",
+  "region-info-capability-versions",
   "region-info-capabilities",
   "region-info-areas",
   "region-info-mmap",
@@ -54,8 +58,8 @@ test("a meddler that does nothing changes nothing", async (t) => {
 });
 
 /** Runs the checker on a device behind a link. */
-async function checkDevice(link: Link, socketPath: string) {
-  const endpoint = new DeviceEndpoint(new MigratableDevice(), link, quietLog);
+async function checkDevice(link: Link, socketPath: string, device: Device = new MigratableDevice()) {
+  const endpoint = new DeviceEndpoint(device, link, quietLog);
   await endpoint.start();
   await link.open(endpoint);
   try {
@@ -78,17 +82,40 @@ test("a device on a socket passes", async (t) => {
   t.deepEqual(idsOf(results, "skip").sort(), [...NOT_FOR_OURS].sort());
 });
 
-test("a device behind the bridge passes", async (t) => {
+/** The same with the bridge and a fake QEMU in between. */
+async function checkBehindBridge(device?: Device) {
   const bridge = await BridgeProcess.start();
   const frontEnd = new FrontEnd(bridge.vhostUserSocketPath);
-  const results = await checkDevice(await createVirtioLink(frontEnd, quietLog), bridge.socketPath);
+  const results = await checkDevice(await createVirtioLink(frontEnd, quietLog), bridge.socketPath, device);
   frontEnd.quit();
   await bridge.stop();
+  return results;
+}
+
+test("a device behind the bridge passes", async (t) => {
+  const results = await checkBehindBridge();
   t.deepEqual(
     results.filter(({ outcome }) => outcome === "fail"),
     [],
   );
   t.deepEqual(idsOf(results, "skip").sort(), [...NOT_FOR_OURS].sort());
+});
+
+test("a device with regions of its own passes, on a socket and behind the bridge", async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), "vfio-user-check-"));
+  const socket = join(directory, "socket");
+  const local = await checkDevice(new LocalLink({ socket, log: quietLog }), socket, new RegionsDevice());
+  rmSync(directory, { recursive: true, force: true });
+  for (const results of [local, await checkBehindBridge(new RegionsDevice())]) {
+    t.deepEqual(
+      results.filter(({ outcome }) => outcome === "fail"),
+      [],
+    );
+    const passed = idsOf(results, "pass").filter((id) => id.startsWith("region-info"));
+    for (const id of ["type", "argsz-growth", "capabilities", "capability-versions", "areas", "mmap"]) {
+      t.true(passed.includes(`region-info-${id}`), id);
+    }
+  }
 });
 
 test("without --destructive nothing is written to the device but the interrupt line's own value", async (t) => {

@@ -13,9 +13,11 @@ import {
   IrqInfo,
   MigData,
   RegionAccess,
+  RegionCap,
   RegionCapHeader,
   RegionInfo,
   RegionInfoFlags,
+  RegionType,
   SparseMmap,
   SparseMmapArea,
 } from "../../../shared/spec/vfio-user.js";
@@ -180,6 +182,37 @@ test("GET_REGION_INFO asks again for capabilities, and gives the fd", async (t) 
   t.is(copies(fd), 2);
   closeSync(region.fd);
   closeSync(fd);
+});
+
+test("GET_REGION_INFO of a region of the device's own: the type, alone or with areas", async (t) => {
+  const { client, server } = await pair(t);
+  const areas = [{ offset: 0, size: 0x1000 }];
+  const type = Buffer.concat([
+    RegionCapHeader.encode({ id: RegionCap.TYPE, version: 1, next: RegionInfo.size + 16 }),
+    RegionType.encode({ type: 0x8000_8086, subtype: 0xffff_ffff }),
+  ]);
+  const both = sparse(areas);
+  const whole = Buffer.concat([both.subarray(0, RegionInfo.size), type, both.subarray(RegionInfo.size)]);
+  whole.writeUInt32LE(9, RegionInfo.offsets.index);
+  whole.writeUInt32LE(32, 0);
+  const description = client.getRegionInfo(9);
+  await answer(server, whole);
+  t.like(await description, { type: { type: 0x8000_8086, subtype: 0xffff_ffff }, isSparse: true, areas, fd: -1 });
+  const alone = Buffer.from(whole.subarray(0, RegionInfo.size + 16));
+  alone.writeUInt32LE(0, RegionInfo.size + RegionCapHeader.offsets.next);
+  const second = client.getRegionInfo(9);
+  await answer(server, alone);
+  t.like(await second, { type: { type: 0x8000_8086 }, isSparse: false, areas: [] });
+  const twice = Buffer.concat([alone, type]);
+  twice.writeUInt32LE(RegionInfo.size + 16, RegionInfo.size + RegionCapHeader.offsets.next);
+  twice.writeUInt32LE(0, RegionInfo.size + 16 + RegionCapHeader.offsets.next);
+  for (const bad of [alone.subarray(0, -4), twice, Buffer.concat([whole, both.subarray(RegionInfo.size)])]) {
+    // The last: areas twice.
+    if (bad.length > whole.length) bad.writeUInt32LE(whole.length, RegionInfo.size + 16 + RegionCapHeader.offsets.next);
+    const result = t.throwsAsync(client.getRegionInfo(9), badReply);
+    await answer(server, bad);
+    await result;
+  }
 });
 
 test("region capabilities that make no sense are errors, their fd is closed", async (t) => {
