@@ -39,6 +39,11 @@ export class FuzzDevice implements Device {
       errorReporting: true,
     },
   } as const;
+  readonly regions = [
+    { type: 1, subtype: 1, size: 4096, shared: true },
+    { type: 1, subtype: 2, size: 100, writable: false, ioeventfds: [{ offset: 0, size: 0 }] },
+    { type: 1, subtype: 3, size: 0x2001, shared: [{ offset: 0x1000, size: 0x1000 }] },
+  ] as const;
   readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
   /** State of 1 KiB, and a piece of it in front of the rest. */
   readonly migration = {

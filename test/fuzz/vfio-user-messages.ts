@@ -22,6 +22,7 @@ import {
   IrqSet,
   IrqSetFlags,
   MigData,
+  NUM_PCI_REGIONS,
   Region,
   RegionAccess,
   RegionInfo,
@@ -77,7 +78,7 @@ function access(random: Choices): { region: number; offset: number; data: Uint8A
     case 4:
       return { region: Region.CONFIG, offset: random.below(256), data: random.bytes(random.pick([1, 2, 4, 8])) };
     default: {
-      const region = random.pick([Region.BAR0, Region.BAR2]);
+      const region = random.pick([Region.BAR0, Region.BAR2, NUM_PCI_REGIONS, NUM_PCI_REGIONS + 2]);
       const data = random.bytes(random.pick([1, 2, 4, 8, 16, 256]));
       return { region, offset: random.below(4096 - data.length + 1), data };
     }

@@ -18,6 +18,7 @@ import {
   IrqSetFlags,
   MigData,
   MigrationState,
+  NUM_PCI_REGIONS,
   Region,
   RegionAccess,
 } from "../../../shared/spec/vfio-user.js";
@@ -300,7 +301,7 @@ export function endpointTarget(only: "all" | "config"): Target {
         assert.deepEqual(config(), pristine, "config space after a reset");
         const info = handle(new Pending(Command.DEVICE_GET_INFO, DeviceInfo.encode({ argsz: 16 }), 0));
         assert.equal(info.answered, "reply");
-        assert.equal(DeviceInfo.view(new DataView(info.body.slice().buffer)).numRegions, 9);
+        assert.equal(DeviceInfo.view(new DataView(info.body.slice().buffer)).numRegions, NUM_PCI_REGIONS + 3);
       },
       async close() {
         await endpoint.close();
