@@ -3,6 +3,7 @@
  * device that does not finish: who waits in vain is told so, takes the memory away by force, and learns later when the
  * device is done after all.
  */
+import { startDeadline } from "../shared/deadline.js";
 import { Errno, ProtocolError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 
@@ -16,9 +17,6 @@ export class Overdue extends ProtocolError {
     super(`the device did not finish its ${what} in time`, Errno.ETIMEDOUT);
   }
 }
-
-/** Ticks, not the time, say what is late: a process that stood still has not heard yet of what was done meanwhile. */
-const TICKS = 8;
 
 export class Patience {
   readonly #overdue = new Set<Promise<void>>();
@@ -52,17 +50,10 @@ export class Patience {
   }
 
   #inTime(finished: Promise<void>): Promise<boolean> {
-    const ticks = this.#overdue.size > 0 ? 1 : TICKS;
-    const tickMs = this.#overdue.size > 0 ? 0 : this.#deadlineMs / TICKS;
     return new Promise((resolve) => {
-      let count = 0;
-      const clock = setInterval(() => {
-        if (++count < ticks) return;
-        clearInterval(clock);
-        resolve(false);
-      }, tickMs);
+      const stop = startDeadline(this.#overdue.size > 0 ? 0 : this.#deadlineMs, () => resolve(false));
       void finished.then(() => {
-        clearInterval(clock);
+        stop();
         resolve(true);
       });
     });

@@ -8,6 +8,7 @@
  * waits for the device process, and every wait ends when the process answers, stops, or lets its deadline pass.
  */
 import { close } from "../../native/index.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE, REPLY_DEADLINE_MS, UNMAP_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -268,16 +269,16 @@ export class VirtioLink implements Backend {
     const body = unmapBody(map, dirty);
     const answer = this.#send(Command.DMA_UNMAP, body);
     const { address, size } = map;
-    let clock: NodeJS.Timeout | undefined;
+    let stop = () => {};
     const late = new Promise<never>((_, reject) => {
       // One that is late already is not waited for again: the client's deadline is for all of its unmaps together.
       const deadline = this.#lateUnmaps > 0 ? 0 : UNMAP_DEADLINE_MS;
-      clock = setTimeout(() => {
+      stop = startDeadline(deadline, () => {
         this.#lateUnmaps++;
         const answered = () => this.#lateUnmaps--;
         answer.then(answered, answered);
         reject(new ProtocolError("the device process does not answer", Errno.ETIMEDOUT));
-      }, deadline);
+      });
     });
     try {
       const reply = await Promise.race([answer, late]);
@@ -290,7 +291,7 @@ export class VirtioLink implements Backend {
       allDirty(map, dirty);
       return false;
     } finally {
-      clearTimeout(clock);
+      stop();
     }
   }
 
@@ -500,6 +501,7 @@ export class VirtioLink implements Backend {
     this.#background(async () => {
       if (this.#state !== "quiesced") return;
       await this.#takeBackAll();
+      await this.#window.idle();
       this.#window.forbid("the device process is about to reset the device");
       this.channel.send(id, LinkCommand.QUIESCE, HeaderFlags.TYPE_REPLY, 0, NOTHING);
     });
@@ -565,7 +567,8 @@ export class VirtioLink implements Backend {
     this.dma.drop();
     this.doorbells.detach();
     this.sharing.left(this.#client !== undefined);
-    this.#requests.dropAll(reason, answerWithoutDevice);
+    // After QUIESCE the channel stays, and with it what the device process still answers.
+    this.#requests.dropAll(reason, answerWithoutDevice, state === "quiesced");
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
     for (const command of this.#early.splice(0)) answerWithoutDevice(command);
     if (was === "ready" || was === "connected") this.#log.info({ reason, state }, "the device process left");
@@ -593,13 +596,13 @@ export class VirtioLink implements Backend {
 
   /** Sends a command of the bridge's own; the link is broken if no reply comes in time. Rejects with ProtocolError or PeerGone. */
   async #request(command: number, body: Uint8Array): Promise<void> {
-    const late = setTimeout(() => {
+    const answered = startDeadline(REPLY_DEADLINE_MS, () => {
       this.#break(`the device process did not answer command ${command} in time`);
-    }, REPLY_DEADLINE_MS);
+    });
     try {
       await this.#send(command, body);
     } finally {
-      clearTimeout(late);
+      answered();
     }
   }
 

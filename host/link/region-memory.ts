@@ -130,10 +130,18 @@ export class RegionMemories {
       const old = memory.fd;
       memory.fd = createSealed(memory.size);
       native.close(old);
-      for (const { windowOffset, size, offset } of memory.areas) {
+      for (const area of memory.areas) {
+        const { windowOffset, size, offset } = area;
         if (windowOffset < 0) continue;
         await this.#window.unmap(windowOffset, size);
-        await this.#window.map(memory.fd, offset, windowOffset, size);
+        try {
+          await this.#window.map(memory.fd, offset, windowOffset, size);
+        } catch (error) {
+          // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back already.
+          if (area.windowOffset >= 0) this.#places.release(windowOffset);
+          area.windowOffset = -1;
+          throw error;
+        }
       }
       memory.stale = false;
     }

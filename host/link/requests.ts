@@ -15,6 +15,9 @@ export interface OwnRequest {
   reject(error: Error): void;
 }
 
+/** Takes the place of who gave up: the id stays taken until the reply comes. */
+const NOBODY: OwnRequest = { resolve() {}, reject() {} };
+
 export class Requests {
   readonly #commands = new Uint16Array(SLOTS);
   readonly #relayed: (PendingCommand | undefined)[] = new Array(SLOTS).fill(undefined);
@@ -57,13 +60,25 @@ export class Requests {
     this.#free[this.#freeCount++] = id;
   }
 
-  /** No reply will come any more: rejects what is the bridge's own, and hands each relayed command to `orphaned`. */
-  dropAll(reason: string, orphaned: (command: PendingCommand) => void): void {
+  /**
+   * No reply is waited for any more: rejects what is the bridge's own, and hands each relayed command to `orphaned`. With
+   * `mayCome` there may be replies all the same, which then go to nobody.
+   */
+  dropAll(reason: string, orphaned: (command: PendingCommand) => void, mayCome: boolean): void {
     const relayed = this.#relayed.filter((command) => command !== undefined);
     const own = this.#own.filter((request) => request !== undefined);
-    this.#reset();
+    if (mayCome) this.#abandon();
+    else this.#reset();
     for (const request of own) request.reject(new PeerGone(reason));
     for (const command of relayed) orphaned(command);
+  }
+
+  #abandon(): void {
+    for (let id = 0; id < SLOTS; id++) {
+      if (this.#relayed[id] === undefined && this.#own[id] === undefined) continue;
+      this.#relayed[id] = undefined;
+      this.#own[id] = NOBODY;
+    }
   }
 
   #reset(): void {

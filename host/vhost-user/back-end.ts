@@ -168,7 +168,7 @@ export class BackEnd {
     }
     if (needsAck && !handler?.replies) this.#replyU64(request, failure);
     // Behind the acknowledgement, without which QEMU does not go on.
-    if (request === Request.SET_MEM_TABLE) this.#window.afterTable();
+    if (request === Request.SET_MEM_TABLE) this.#window.afterTable(this.#memory.regions);
   }
 
   #replyU64(request: number, value: number): void {

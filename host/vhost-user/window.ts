@@ -13,8 +13,9 @@
  *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
  */
 import { inBounds, isAligned, isPowerOfTwo } from "../../shared/bits.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
+import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { WINDOW_SHMID } from "../../shared/spec/link.js";
 import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../shared/spec/vhost-user.js";
@@ -22,6 +23,8 @@ import { Connection, type Message } from "./connection.js";
 
 /** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
 const TABLE_WAIT_MS = 50;
+/** The same where the table has room for the change, so that it only takes long because the machine has much to do. */
+const TABLE_DUE_MS = 1000;
 
 interface WindowRequest {
   readonly request: number;
@@ -49,7 +52,12 @@ export class Window {
   #abandoned = 0;
   /** Whether the last commit brought a table. */
   #tablesCome = true;
-  #timer: NodeJS.Timeout | undefined;
+  /** Regions of the last table; before the first one it is taken to be full. */
+  #regions = MAX_VHOST_USER_REGIONS;
+  /** Ends the deadline that is under way. */
+  #stopWaiting = () => {};
+  /** Resolve when nothing is on its way. */
+  readonly #idlers: (() => void)[] = [];
   readonly #payload = new Uint8Array(ShmemMap.size);
   readonly #view = ShmemMap.view(new DataView(this.#payload.buffer));
   readonly #reply = U64.view();
@@ -77,6 +85,7 @@ export class Window {
     this.#channel?.close();
     this.#channel = undefined;
     this.#abandoned = 0;
+    this.#regions = MAX_VHOST_USER_REGIONS;
   }
 
   get permitted(): boolean {
@@ -92,13 +101,25 @@ export class Window {
   /** The device stops: sends nothing more, and rejects what is under way. QEMU drops all maps by itself. */
   forbid(reason: string): void {
     this.#permitted = false;
-    clearTimeout(this.#timer);
+    this.#stopWaiting();
     if (this.#sent) this.#abandoned++;
     const given = [this.#committing, this.#sent, ...this.#waiting];
     this.#committing = undefined;
     this.#sent = undefined;
     this.#waiting.length = 0;
     for (const request of given) request?.reject(new PeerGone(reason));
+    this.#sentNothing();
+  }
+
+  /**
+   * Resolves when no request is on its way to QEMU; that of the window's own is one, too. Before a reset of the device that
+   * somebody waits for: a request that QEMU finds after it is its end.
+   */
+  idle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#idlers.push(resolve);
+      if (!this.#sent) this.#sentNothing();
+    });
   }
 
   /**
@@ -120,8 +141,9 @@ export class Window {
     this.#channel?.drain();
   }
 
-  /** To be called when the reply to SET_MEM_TABLE was sent. */
-  afterTable(): void {
+  /** To be called when the reply to SET_MEM_TABLE, which has that many regions, was sent. */
+  afterTable(regions: number): void {
+    this.#regions = regions;
     if (!this.#committing) return;
     this.#tablesCome = true;
     this.#committed();
@@ -185,7 +207,7 @@ export class Window {
       return;
     }
     if (request?.request !== message.request) throw new PeerGone(`a reply to ${message.request}, which was not asked`);
-    clearTimeout(this.#timer);
+    this.#stopWaiting();
     this.#sent = undefined;
     // Whatever was answered before is committed by now.
     this.#committed();
@@ -194,7 +216,9 @@ export class Window {
     } else if (request !== probe) {
       this.#committing = request;
       if (this.#tablesCome) {
-        this.#wait(TABLE_WAIT_MS, () => {
+        const isMap = request.request === BackendRequest.SHMEM_MAP;
+        const isDue = this.#regions + (isMap ? 1 : 0) <= MAX_VHOST_USER_REGIONS;
+        this.#wait(isDue ? TABLE_DUE_MS : TABLE_WAIT_MS, () => {
           this.log.debug("no memory table came after a change of the window: asking for its state");
           this.#tablesCome = false;
           this.#next();
@@ -202,12 +226,13 @@ export class Window {
       }
     }
     this.#next();
+    if (!this.#sent) this.#sentNothing();
   }
 
   #committed(): void {
     const request = this.#committing;
     if (!request) return;
-    if (!this.#sent) clearTimeout(this.#timer);
+    if (!this.#sent) this.#stopWaiting();
     this.#committing = undefined;
     if (request.request === BackendRequest.SHMEM_MAP) this.maps++;
     else this.unmaps++;
@@ -215,8 +240,12 @@ export class Window {
   }
 
   #wait(milliseconds: number, late: () => void): void {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(late, milliseconds);
+    this.#stopWaiting();
+    this.#stopWaiting = startDeadline(milliseconds, late);
+  }
+
+  #sentNothing(): void {
+    for (const resolve of this.#idlers.splice(0)) resolve();
   }
 }
 

@@ -160,6 +160,29 @@ test.serial("QUIESCE waits for a map that is under way", async (t) => {
   t.is(frontEnd.fatal, undefined);
 });
 
+test.serial("a reply that crosses QUIESCE is nobody's, and QUIESCE is answered", async (t) => {
+  const { bridge, frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  await client.mapMemory({ address: 0, size: MiB, fd, fdOffset: 0 });
+  device.onCommand = ({ command }) => command === Command.REGION_READ;
+  const read = client.regionRead(Region.BAR0, 0, 4);
+  const asked = await device.waitFor(Command.REGION_READ);
+  const quiesced = device.request(LinkCommand.QUIESCE);
+  device.reply(asked, Uint8Array.from([...asked.body.slice(0, 16), 1, 2, 3, 4]));
+  t.is((await quiesced).flags, HeaderFlags.TYPE_REPLY);
+  t.deepEqual(await read, ones(4), "as from a device that is not there");
+  t.is(frontEnd.maps.length, 0);
+  t.notRegex(bridge.log, /broke the link/);
+  // It was answered once: a second reply is what it would be at any time.
+  device.reply(asked, Uint8Array.from([...asked.body.slice(0, 16), 1, 2, 3, 4]));
+  await bridge.logged(/"msg":"the device process broke the link"/);
+  frontEnd.reset();
+  device.onCommand = undefined;
+  await device.startAndGreet();
+  await deviceAnswers(client);
+});
+
 test.serial("a client that comes before the device waits for it", async (t) => {
   const bridge = await BridgeProcess.start();
   t.teardown(() => bridge.stop());

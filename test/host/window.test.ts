@@ -65,7 +65,7 @@ test("a map is one message of known bytes with one fd, and live only after the n
   qemu.send(SHMEM_MAP, REPLY, ok);
   t.false(await settled(mapped));
   window.beforeTable();
-  window.afterTable();
+  window.afterTable(2);
   await mapped;
   t.is(window.maps, 1);
 
@@ -77,7 +77,7 @@ test("a map is one message of known bytes with one fd, and live only after the n
   qemu.send(SHMEM_UNMAP, REPLY, ok);
   t.false(await settled(unmapped));
   window.beforeTable();
-  window.afterTable();
+  window.afterTable(2);
   await unmapped;
   t.is(window.unmaps, 1);
 });
@@ -87,12 +87,12 @@ test("a table that was sent before the reply says nothing about the map", async 
   const mapped = window.map(fd, 0, 0, 0x1000);
   closeFd((await qemu.receive()).fds[0]);
   window.beforeTable();
-  window.afterTable();
+  window.afterTable(2);
   t.false(await settled(mapped));
   // The reply is there but was not looked at yet: the table comes after it.
   qemu.send(SHMEM_MAP, REPLY, ok);
   window.beforeTable();
-  window.afterTable();
+  window.afterTable(2);
   await mapped;
   t.pass();
 });
@@ -108,12 +108,12 @@ test("one request is in flight at a time", async (t) => {
   await turn();
   t.is(qemu.pending, 0, "not before the first is committed");
   window.beforeTable();
-  window.afterTable();
+  window.afterTable(2);
   await first;
   closeFd((await qemu.receive()).fds[0]);
   qemu.send(SHMEM_MAP, REPLY, ok);
   await turn();
-  window.afterTable();
+  window.afterTable(2);
   await second;
   t.is(window.maps, 2);
 });
@@ -148,6 +148,49 @@ test("without a table, the reply to a request that does nothing tells that the m
   t.is(window.maps, 3);
 });
 
+test("a table that is due is waited for longer: QEMU is not asked what it would complain about", async (t) => {
+  const { window, qemu, fd } = setUp(t);
+  window.afterTable(7);
+  const mapped = window.map(fd, 0, 0, 0x1000);
+  closeFd((await qemu.receive()).fds[0]);
+  qemu.send(SHMEM_MAP, REPLY, ok);
+  // Much later than the wait for a table that may never come.
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  t.is(qemu.pending, 0);
+  window.afterTable(8);
+  await mapped;
+  // The next one has no place in the table.
+  const next = window.map(fd, 0, 0x1000, 0x1000);
+  closeFd((await qemu.receive()).fds[0]);
+  qemu.send(SHMEM_MAP, REPLY, ok);
+  t.is((await qemu.receive()).request, SHMEM_UNMAP);
+  qemu.send(SHMEM_UNMAP, REPLY, failed);
+  await next;
+});
+
+test("idle: the request of the window's own is waited for, too", async (t) => {
+  const { window, qemu, fd } = setUp(t);
+  await window.idle();
+  const mapped = window.map(fd, 0, 0, 0x1000);
+  closeFd((await qemu.receive()).fds[0]);
+  qemu.send(SHMEM_MAP, REPLY, ok);
+  t.is((await qemu.receive()).request, SHMEM_UNMAP);
+  // The table comes after all, and the map is live, while the question is still on its way.
+  window.afterTable(8);
+  await mapped;
+  const idle = window.idle();
+  t.false(await settled(idle));
+  qemu.send(SHMEM_UNMAP, REPLY, failed);
+  await idle;
+  // What ends the channel ends the wait.
+  const other = window.map(fd, 0, 0x1000, 0x1000);
+  closeFd((await qemu.receive()).fds[0]);
+  const second = window.idle();
+  window.forbid("stopped");
+  await t.throwsAsync(other, { instanceOf: PeerGone });
+  await second;
+});
+
 test("what QEMU refuses is rejected, and the next request goes on", async (t) => {
   const { window, qemu, fd } = setUp(t);
   const refused = window.map(fd, 0, 0, 0x1000);
@@ -158,7 +201,7 @@ test("what QEMU refuses is rejected, and the next request goes on", async (t) =>
   closeFd((await qemu.receive()).fds[0]);
   qemu.send(SHMEM_MAP, REPLY, ok);
   await turn();
-  window.afterTable();
+  window.afterTable(2);
   await other;
   t.is(window.maps, 1);
 });
@@ -204,7 +247,7 @@ test("nothing is sent before the device runs, and nothing after it stopped", asy
   t.false(await settled(next));
   qemu.send(SHMEM_MAP, REPLY, ok);
   await turn();
-  window.afterTable();
+  window.afterTable(2);
   await next;
   t.is(window.maps, 1);
 });
@@ -244,7 +287,7 @@ test("a new channel replaces the old one", async (t) => {
   closeFd((await second.receive()).fds[0]);
   second.send(SHMEM_MAP, REPLY, ok);
   await turn();
-  window.afterTable();
+  window.afterTable(2);
   await mapped;
   t.pass();
 });
@@ -273,7 +316,7 @@ test("fds that come with a reply are closed", async (t) => {
   closeFd((await qemu.receive()).fds[0]);
   qemu.send(SHMEM_MAP, REPLY, ok, [fd, fd, fd]);
   await turn();
-  window.afterTable();
+  window.afterTable(2);
   await mapped;
   t.is(openFds(fd), 1);
 });
