@@ -1,8 +1,8 @@
 /**
  * The two VMs' file systems: an archive for each kind, made once and kept, and a small one for each run behind it.
  *
- * The device VM's holds busybox, this machine's node with its libraries, and the VFIO modules; the driver VM's busybox,
- * e2fsprogs and pciutils (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
+ * The device VM's holds busybox, this machine's node with its libraries, and the modules for VFIO and disks of its own; the driver VM's
+ * busybox, e2fsprogs, pciutils and nvme-cli (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -16,8 +16,8 @@ import { sharedLibraries, treeLibraries, treeLoader } from "./libraries.js";
 const RECIPE = 2;
 /** Where the project is in the device VM. */
 export const GUEST_PROJECT = "/project";
-const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci"];
-const EXTRA_TOOLS = ["sbin/nvme", "bin/fio", "sbin/mkfs.xfs", "sbin/xfs_repair"];
+const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci", "sbin/nvme"];
+const EXTRA_TOOLS = ["bin/fio", "sbin/mkfs.xfs", "sbin/xfs_repair"];
 
 /** A file of this machine and its place in the guest. */
 interface Source {

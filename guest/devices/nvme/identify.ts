@@ -96,6 +96,8 @@ export function identifyNamespace({ blockSize, blockCount, blocksInUse }: Namesp
     NPWA: preferred,
     NPDG: preferred,
     NPDA: preferred,
+    // A multiple of NPWG: mkfs.xfs and others warn of a disk whose optimal size is below its smallest.
+    NOWS: preferred,
   });
   for (const [n, size] of LBA_FORMATS.entries()) {
     // Relative Performance: 0 is best.

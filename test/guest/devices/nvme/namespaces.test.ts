@@ -44,6 +44,15 @@ test("each namespace has its own blocks, size and identifiers", async (t) => {
   t.is(controller.getBigUint64(280, true), BigInt(6 * MiB), "TNVMCAP");
 });
 
+test("the sizes that a driver is to prefer are 4 KiB, whatever the block size", async (t) => {
+  for (const blockSize of [512, 4096]) {
+    const { driver } = await bringUp(t, { size: MiB, blockSize });
+    const bytes = await driver.adminRead({ opcode: IDENTIFY, namespaceId: 1, dwords: [0] }, 4096);
+    // NPWG, NPWA, NPDG, NPDA, NOWS, which is to be a multiple of NPWG; all 0's based, in blocks.
+    t.deepEqual([...new Uint16Array(bytes.buffer, bytes.byteOffset + 64, 5)], Array(5).fill(4096 / blockSize - 1));
+  }
+});
+
 test("the list of active namespaces begins above any number", async (t) => {
   const { driver } = await bringUp(t, { moreSizes: [MiB, MiB] });
   for (const [after, expected] of [

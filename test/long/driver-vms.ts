@@ -1,0 +1,35 @@
+/** The product with a driver VM of any of the long tests' kernels, in which their tools are. */
+import type { ExecutionContext } from "ava";
+import { type Extras, prepareExtras } from "../vm/environment.js";
+import { extraDriverVmBase } from "../vm/initramfs.js";
+import { Product } from "../vm/product.js";
+import type { Vm } from "../vm/qemu.js";
+import { waitForDisk } from "../vm/two-vms.js";
+
+/** The Debian suites whose kernels there are; "trixie" has the one of all other tests. */
+export type Suite = "bookworm" | "trixie" | "trixie-backports";
+
+export interface LongSetUp {
+  readonly product: Product;
+  readonly extras: Extras;
+}
+
+export async function startLong(t: ExecutionContext, diskMiB: number): Promise<LongSetUp> {
+  t.timeout(30 * 60_000);
+  const extras = await prepareExtras();
+  return { extras, product: await Product.start({ diskMiB }) };
+}
+
+/** A driver VM with two CPUs, and so with two queue pairs, whose kernel has found the disk; it ends with the test. */
+export async function driverVmOf(
+  t: ExecutionContext<LongSetUp>,
+  suite: Suite = "trixie",
+): Promise<{ vm: Vm; kernelVersion: string; diskBytes: number }> {
+  t.timeout(15 * 60_000);
+  const { product, extras } = t.context;
+  const kernel = extras.kernels.find((known) => known.suite === suite);
+  if (kernel === undefined) throw new Error(`no kernel of ${suite} was set up`);
+  const base = await extraDriverVmBase(product.environment, extras, kernel);
+  const vm = await product.driverVm(t, { kernel, base, memoryMiB: 768, cpus: 2 });
+  return { vm, kernelVersion: kernel.version, diskBytes: await waitForDisk(vm) };
+}
