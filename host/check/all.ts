@@ -3,6 +3,7 @@ import type { Check } from "./check.js";
 import { access } from "./topics/access.js";
 import { configSpace } from "./topics/config-space.js";
 import { deviceChecks } from "./topics/device.js";
+import { dmaLogging } from "./topics/dma-logging.js";
 import { dmaMap } from "./topics/dma-map.js";
 import { dmaUnmap } from "./topics/dma-unmap.js";
 import { features } from "./topics/features.js";
@@ -31,6 +32,7 @@ export const ALL_CHECKS: readonly Check[] = [
   ...dmaMap,
   ...dmaUnmap,
   ...features,
+  ...dmaLogging,
   ...migrationChecks,
   ...framing,
   ...pipelining,

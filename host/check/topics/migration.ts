@@ -4,7 +4,6 @@ import {
   DeviceFeature,
   DeviceFeatureFlags,
   Feature,
-  FeatureMigDeviceState,
   FeatureMigration,
   MigData,
   MigrationFlags,
@@ -12,10 +11,18 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeFeature } from "../bodies.js";
-import { type Check, Failure, Skip, vfioUser } from "../check.js";
-import type { Context } from "../context.js";
-import { expectEqual, expectRefusal, expectSuccess, expectThat } from "../expect.js";
-import { hasFeature } from "../feature.js";
+import { type Check, Skip, vfioUser } from "../check.js";
+import { expectEqual, expectRefusal, expectReply, expectSuccess, expectThat } from "../expect.js";
+import {
+  expectState,
+  getState,
+  needMigration,
+  readAll,
+  requestState,
+  setState,
+  withRunningDevice,
+  writeAll,
+} from "../migration.js";
 import type { Session } from "../session.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_FEATURE");
@@ -24,35 +31,14 @@ const STATE = vfioUser("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE");
 const DATA_READ = vfioUser("VFIO_USER_MIG_DATA_READ");
 const DATA_WRITE = vfioUser("VFIO_USER_MIG_DATA_WRITE");
 const { DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE } = Command;
-const { GET, SET, PROBE } = DeviceFeatureFlags;
-const CHUNK = 64 * 1024;
-/** Chunks read of a device's state before the check gives up on its end. */
-const MAX_CHUNKS = 4096;
+const { GET, PROBE } = DeviceFeatureFlags;
 
-async function needMigration(session: Session): Promise<void> {
-  if (!(await hasFeature(session, Feature.MIGRATION, GET))) throw new Skip("the device does not announce migration");
-}
+const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING } = MigrationState;
 
-async function getState(session: Session): Promise<number> {
-  const needed = DeviceFeature.size + FeatureMigDeviceState.size;
-  const flags = Feature.MIG_DEVICE_STATE | GET;
-  // Some servers take the state as part of a GET as well.
-  const body = encodeFeature(flags, new Uint8Array(FeatureMigDeviceState.size));
-  const { data } = expectSuccess(await session.request(DEVICE_FEATURE, body), DEVICE_FEATURE, needed);
-  return FeatureMigDeviceState.view(data, DeviceFeature.size).deviceState;
-}
-
-function requestState(session: Session, state: number) {
-  const payload = FeatureMigDeviceState.encode({ deviceState: state, dataFd: 0xffff_ffff });
-  return session.request(DEVICE_FEATURE, encodeFeature(Feature.MIG_DEVICE_STATE | SET, payload));
-}
-
-async function setState(session: Session, state: number): Promise<void> {
-  expectSuccess(await requestState(session, state), DEVICE_FEATURE);
-}
-
-async function expectState(session: Session, state: number): Promise<void> {
-  expectEqual("the device state", await getState(session), state);
+/** Stops the device, and reads its state. */
+async function readSaved(session: Session): Promise<Uint8Array> {
+  await setState(session, STOP_COPY);
+  return readAll(session);
 }
 
 const badMigration = badRequests(DATA_READ, [
@@ -167,9 +153,83 @@ const migration: Check[] = [
     run: (context) =>
       withRunningDevice(context, async (session) => {
         await setState(session, MigrationState.STOP_COPY);
-        const bytes = await readAll(session);
+        const { length } = await readAll(session);
         expectRefusal(await requestState(session, MigrationState.PRE_COPY), DEVICE_FEATURE);
-        return `${bytes} bytes`;
+        return `${length} bytes`;
+      }),
+  },
+  {
+    id: "migration-resume",
+    section: DATA_WRITE,
+    title: "A device takes on a state that it gave, and runs again",
+    destructive: true,
+    run: (context) =>
+      withRunningDevice(context, async (session) => {
+        await setState(session, STOP_COPY);
+        const saved = await readAll(session);
+        await setState(session, STOP);
+        await setState(session, RESUMING);
+        await expectState(session, RESUMING);
+        await writeAll(session, saved);
+        await setState(session, STOP);
+        await expectState(session, STOP);
+        await setState(session, RUNNING);
+        await expectState(session, RUNNING);
+        return `${saved.length} bytes`;
+      }),
+  },
+  {
+    id: "migration-resume-again",
+    section: DATA_READ,
+    title: "A state that a device took on can be read again while it is stopped, and taken on once more",
+    destructive: true,
+    run: (context) =>
+      withRunningDevice(context, async (session) => {
+        let saved = await readSaved(session);
+        for (let round = 0; round < 2; round++) {
+          await setState(session, STOP);
+          await setState(session, RESUMING);
+          await writeAll(session, saved, 100_000);
+          await setState(session, STOP);
+          saved = await readSaved(session);
+        }
+        return `${saved.length} bytes`;
+      }),
+  },
+  {
+    id: "migration-resume-cut",
+    section: vfioUser("Direct State Transitions"),
+    title: "A state that is cut off is refused or not, and a device in ERROR runs again after a reset",
+    destructive: true,
+    run: (context) =>
+      withRunningDevice(context, async (session) => {
+        const saved = await readSaved(session);
+        if (saved.length === 0) throw new Skip("the device has no data");
+        await setState(session, STOP);
+        await setState(session, RESUMING);
+        await writeAll(session, saved.subarray(0, -1));
+        const note = expectReply(await requestState(session, STOP), DEVICE_FEATURE);
+        const state = await getState(session);
+        expectThat([STOP, RESUMING, ERROR].includes(state as 0), "the states STOP, RESUMING or ERROR", state);
+        if (state === ERROR) {
+          expectRefusal(await requestState(session, RUNNING), DEVICE_FEATURE);
+          expectSuccess(await session.request(Command.DEVICE_RESET), Command.DEVICE_RESET, 0);
+          await expectState(session, RUNNING);
+        }
+        return state === ERROR ? `${note}, ERROR` : note;
+      }),
+  },
+  {
+    id: "migration-resume-read",
+    section: DATA_READ,
+    title: "A device that is resuming gives no data",
+    destructive: true,
+    run: (context) =>
+      withRunningDevice(context, async (session) => {
+        await setState(session, STOP);
+        await setState(session, RESUMING);
+        const body = MigData.encode({ argsz: MigData.size + 16, size: 16 });
+        return expectRefusal(await session.request(MIG_DATA_READ, body), MIG_DATA_READ);
       }),
   },
   {
@@ -193,37 +253,5 @@ const migration: Check[] = [
       }),
   },
 ];
-
-/** Runs `body` on a running device that can be migrated, and has it running again afterwards. */
-async function withRunningDevice(
-  context: Context,
-  // biome-ignore lint/suspicious/noConfusingVoidType: a body need not have a note
-  body: (session: Session) => Promise<string | void>,
-): Promise<string | undefined> {
-  const session = await context.connect();
-  await needMigration(session);
-  const state = await getState(session);
-  if (state !== MigrationState.RUNNING) throw new Skip(`the device is in state ${state}, not running`);
-  try {
-    return (await body(session)) ?? undefined;
-  } finally {
-    await requestState(session, MigrationState.RUNNING);
-  }
-}
-
-async function readAll(session: Session): Promise<number> {
-  let total = 0;
-  for (let chunk = 0; chunk < MAX_CHUNKS; chunk++) {
-    const body = MigData.encode({ argsz: MigData.size + CHUNK, size: CHUNK });
-    const reply = expectSuccess(await session.request(MIG_DATA_READ, body), MIG_DATA_READ);
-    expectThat(reply.body.length >= MigData.size, "argsz and size", `${reply.body.length} bytes`);
-    const { size } = MigData.view(reply.data);
-    expectThat(size <= CHUNK, `at most the ${CHUNK} bytes that were asked for`, size);
-    expectThat(reply.body.length >= MigData.size + size, `${size} bytes of data`, reply.body.length - MigData.size);
-    total += size;
-    if (size < CHUNK) return total;
-  }
-  throw new Failure("an end of the migration data", `more than ${total} bytes`);
-}
 
 export const migrationChecks: readonly Check[] = [...badMigration, ...migration];

@@ -380,12 +380,17 @@ const CASES: readonly Case[] = [
         (id) => `dma-unmap-${id}`,
       ),
       ...["argsz-0", "flags-unknown", "bitmap", "all-with-range"].map((id) => `dma-unmap-${id}`),
+      ...["dirty", "dirty-unlogged"].map((id) => `dma-unmap-${id}`),
+      ...["", "-ranges", "-report-sizes", "-disconnect"].map((id) => `dma-logging${id}`),
+      ...["-start-twice", "-report-page-size", "-report-page-size-0", "-report-short"].map((id) => `dma-logging${id}`),
     ],
   },
   {
     name: "anything can be unmapped",
     meddling: accept(Command.DMA_UNMAP, echo(DmaUnmap.size), (_request, errno) => errno === Errno.ENOENT),
-    fails: ["nothing", "begin", "end", "around", "size-0", "two", "twice", "wrap"].map((id) => `dma-unmap-${id}`),
+    fails: ["nothing", "begin", "end", "around", "size-0", "two", "twice", "wrap", "dirty"].map(
+      (id) => `dma-unmap-${id}`,
+    ),
   },
   {
     name: "an unmap that is refused unmaps",
@@ -469,7 +474,7 @@ const CASES: readonly Case[] = [
   {
     name: "a reset is never answered",
     meddling: { request: ({ command }) => command === Command.DEVICE_RESET },
-    fails: ["device-reset", "device-reset-body"],
+    fails: ["device-reset", "device-reset-body", "migration-resume-cut"],
     timeoutMs: 1500,
   },
 ];

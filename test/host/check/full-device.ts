@@ -10,6 +10,9 @@ import {
   DeviceFeatureFlags,
   DeviceInfo,
   DeviceInfoFlags,
+  DmaLoggingControl,
+  DmaLoggingRange,
+  DmaLoggingReport,
   Feature,
   FeatureMigDeviceState,
   FeatureMigration,
@@ -35,7 +38,14 @@ import {
   WriteMulti,
   WriteMultiEntry,
 } from "../../../shared/spec/vfio-user.js";
-import type { Backend, DeviceSummary, IrqSetRequest, PendingCommand } from "../../../shared/vfio-user/backend.js";
+import type {
+  Backend,
+  DeviceSummary,
+  DirtyRequest,
+  IrqSetRequest,
+  PendingCommand,
+} from "../../../shared/vfio-user/backend.js";
+import { bitmapSize } from "../../../shared/vfio-user/bitmap.js";
 
 const PAGE = 4096;
 const VECTORS = 4;
@@ -85,8 +95,10 @@ export class FullDevice implements Backend {
   /** What DEVICE_FEATURE's MIGRATION tells. */
   migrationFlags: number = MigrationFlags.STOP_COPY | MigrationFlags.PRE_COPY;
   state: number = MigrationState.RUNNING;
-  /** Bytes of the state that were read since STOP_COPY. */
-  private read = 0;
+  /** Bytes of the state that were read since STOP_COPY, or have come since RESUMING. */
+  protected moved = 0;
+  /** DMA is logged: it writes the first page of everything, and no more. */
+  logging = false;
   private readonly eventfds = new Map<number, number>();
 
   constructor() {
@@ -109,10 +121,14 @@ export class FullDevice implements Backend {
   async disconnect(): Promise<void> {
     for (const fd of this.eventfds.values()) close(fd);
     this.eventfds.clear();
+    this.logging = false;
   }
 
   async map(): Promise<void> {}
-  async unmap(): Promise<void> {}
+  async unmap(_map: unknown, dirty?: DirtyRequest): Promise<void> {
+    if (dirty && !this.logging) throw new ProtocolError("nothing is logged", Errno.EINVAL);
+    if (dirty) dirty.bitmap[0] = 1;
+  }
 
   /** Ends what the constructor began. */
   end(): void {
@@ -201,8 +217,10 @@ export class FullDevice implements Backend {
         return this.feature(command);
       case Command.MIG_DATA_READ:
         return this.readState(command);
+      case Command.MIG_DATA_WRITE:
+        return this.writeState(command);
       default:
-        throw new ProtocolError("not resuming", Errno.EINVAL);
+        throw new ProtocolError("no such command", Errno.EINVAL);
     }
   }
 
@@ -272,6 +290,8 @@ export class FullDevice implements Backend {
     const known: Readonly<Record<number, number>> = {
       [Feature.MIGRATION]: GET,
       [Feature.MIG_DEVICE_STATE]: GET | SET,
+      [Feature.DMA_LOGGING_START]: SET,
+      [Feature.DMA_LOGGING_STOP]: SET,
       [Feature.DMA_LOGGING_REPORT]: GET,
     };
     const methods = flags & (GET | SET);
@@ -280,11 +300,17 @@ export class FullDevice implements Backend {
     }
     if (flags & PROBE) return { body: bytes.slice(offset, offset + length) };
     if (methods === (GET | SET)) throw new ProtocolError("GET and SET", Errno.EINVAL);
-    if (feature === Feature.DMA_LOGGING_REPORT) throw new ProtocolError("not started", Errno.EINVAL);
     const reply = (payload: Uint8Array) => {
       const fixed = DeviceFeature.encode({ argsz: DeviceFeature.size + payload.length, flags });
       return { body: Buffer.concat([fixed, payload]) };
     };
+    const payload = bytes.subarray(offset + DeviceFeature.size, offset + length);
+    if (feature === Feature.DMA_LOGGING_START) return reply(this.startLogging(payload));
+    if (feature === Feature.DMA_LOGGING_STOP) {
+      this.stopLogging();
+      return reply(new Uint8Array(0));
+    }
+    if (feature === Feature.DMA_LOGGING_REPORT) return reply(Buffer.concat([payload, this.report(payload)]));
     if (feature === Feature.MIGRATION) return reply(FeatureMigration.encode({ flags: this.migrationFlags }));
     if (methods === SET) {
       if (length < DeviceFeature.size + FeatureMigDeviceState.size) throw new ProtocolError("cut off", Errno.EINVAL);
@@ -293,18 +319,52 @@ export class FullDevice implements Backend {
     return reply(FeatureMigDeviceState.encode({ deviceState: this.state, dataFd: 0 }));
   }
 
+  protected startLogging(payload: Uint8Array): Uint8Array {
+    const data = new DataView(payload.buffer, payload.byteOffset, payload.length);
+    const ranges = payload.length < DmaLoggingControl.size ? -1 : DmaLoggingControl.view(data).numRanges;
+    const isWhole = payload.length === DmaLoggingControl.size + ranges * DmaLoggingRange.size;
+    if (!isWhole || this.logging) throw new ProtocolError("cut off, or started already", Errno.EINVAL);
+    this.logging = true;
+    return payload;
+  }
+
+  protected stopLogging(): void {
+    this.logging = false;
+  }
+
+  protected report(payload: Uint8Array): Uint8Array {
+    if (!this.logging || payload.length !== DmaLoggingReport.size) throw new ProtocolError("no log", Errno.EINVAL);
+    const data = new DataView(payload.buffer, payload.byteOffset, payload.length);
+    const { iova, length, pageSize } = DmaLoggingReport.view(data);
+    const size = bitmapSize(iova, length, pageSize);
+    if (size < 0) throw new ProtocolError("no such pages", Errno.EINVAL);
+    const bitmap = new Uint8Array(size);
+    bitmap[0] = 1;
+    return bitmap;
+  }
+
   protected changeState(state: number): void {
-    const known = [MigrationState.STOP, MigrationState.RUNNING, MigrationState.STOP_COPY, MigrationState.PRE_COPY];
-    const isBack = this.state === MigrationState.STOP_COPY && state === MigrationState.PRE_COPY;
-    if (!known.includes(state as (typeof known)[number]) || isBack) throw new ProtocolError("no way", Errno.EINVAL);
-    this.state = state;
-    this.read = 0;
+    const { ERROR, STOP, RUNNING, STOP_COPY, PRE_COPY, RESUMING } = MigrationState;
+    const isBack = this.state === STOP_COPY && state === PRE_COPY;
+    if (![STOP, RUNNING, STOP_COPY, PRE_COPY, RESUMING].includes(state as 1) || isBack || this.state === ERROR) {
+      throw new ProtocolError("no way", Errno.EINVAL);
+    }
+    const isCut = this.state === RESUMING && state !== RESUMING && this.moved !== STATE_BYTES;
+    this.state = isCut ? ERROR : state;
+    this.moved = 0;
+    if (isCut) throw new ProtocolError("a state that is cut off", Errno.EINVAL);
+  }
+
+  protected writeState(command: PendingCommand): Reply {
+    if (this.state !== MigrationState.RESUMING) throw new ProtocolError("not resuming", Errno.EINVAL);
+    this.moved += command.length - MigData.size;
+    return { body: new Uint8Array(0) };
   }
 
   protected readState(command: PendingCommand): Reply {
     if (this.state !== MigrationState.STOP_COPY) throw new ProtocolError("not saving", Errno.EINVAL);
-    const size = Math.min(MigData.view(command.data, command.offset).size, STATE_BYTES - this.read);
-    this.read += size;
+    const size = Math.min(MigData.view(command.data, command.offset).size, STATE_BYTES - this.moved);
+    this.moved += size;
     return { body: Buffer.concat([MigData.encode({ argsz: MigData.size + size, size }), new Uint8Array(size)]) };
   }
 }
