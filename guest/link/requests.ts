@@ -57,6 +57,11 @@ export class Requests {
     for (const request of this.#requests.values()) this.#giveUp(request, error);
   }
 
+  /** As abandon, but only of DMA, which the client answers. What the bridge itself answers it still does. */
+  abandonDma(error: Error): void {
+    for (const request of this.#requests.values()) if (isDma(request.command)) this.#giveUp(request, error);
+  }
+
   /** Takes a reply of `size` bytes, header included. @throws PeerGone when it answers nothing that was asked */
   reply(bytes: Uint8Array, data: DataView, size: number): void {
     const { id, command, flags, errno } = this.#header.at(data);

@@ -358,7 +358,7 @@ export class VirtioLink implements Link {
     this.#log.info("client gone");
     this.#doorbells.unbindAll();
     this.#maps = 0;
-    this.#requests.abandon(new PeerGone("the client is gone"));
+    this.#requests.abandonDma(new PeerGone("the client is gone"));
     this.#answer(endpoint.disconnected());
   }
 

@@ -75,6 +75,19 @@ test("start: every queue is set up, HELLO says what the device is; close: QUIESC
   t.true(bridge.closed);
 });
 
+test("a client that goes while the link closes: nothing is reset before the bridge has answered QUIESCE", async (t) => {
+  const { bridge, link, connect } = await setUp(t);
+  await connect();
+  const closed = link.close();
+  const quiesce = await bridge.receive();
+  t.is(quiesce.command, LinkCommand.QUIESCE);
+  await bridge.request(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation: 1 }));
+  t.not(bridge.status, 0);
+  bridge.reply(quiesce);
+  await closed;
+  t.is(bridge.status, 0);
+});
+
 test("a refused HELLO is told", async (t) => {
   const bridge = new PciBridge();
   const link = await createVirtioLink(bridge, quietLog);
