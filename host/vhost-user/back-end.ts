@@ -22,8 +22,6 @@ import {
   Request,
   ShmemConfig,
   U64,
-  VRING_INDEX_MASK,
-  VRING_NO_FD,
   VringAddr,
   VringState,
 } from "../../shared/spec/vhost-user.js";
@@ -31,7 +29,7 @@ import { Feature } from "../../shared/spec/virtio.js";
 import type { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
-import { Vring, type VringFd } from "./vring.js";
+import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
 
 const FEATURES = Feature.VERSION_1 | F_PROTOCOL_FEATURES;
@@ -78,7 +76,7 @@ export class BackEnd {
   readonly #config: () => Uint8Array;
   readonly #events: BackEndEvents;
   readonly #log: Log;
-  readonly #vrings: Vring[] = [];
+  readonly #vrings: Vrings;
   #running = false;
   #replyAck = false;
   readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
@@ -91,6 +89,17 @@ export class BackEnd {
     this.#config = options.config;
     this.#events = options.events;
     this.#log = options.log;
+    this.#vrings = new Vrings(
+      options.memory,
+      {
+        running: () => {
+          this.#running = true;
+        },
+        stopping: () => this.#stopping("the device was stopped"),
+        enabled: (index) => options.events.enabled(index),
+      },
+      options.log,
+    );
     this.#connection = new Connection(fd, {
       message: (message) => this.#handle(message),
       gone: (reason) => this.#gone(reason),
@@ -104,23 +113,23 @@ export class BackEnd {
 
   /** The ring of a queue, running or not; undefined when there is no such queue. */
   queue(index: number): DeviceQueue | undefined {
-    return this.#vrings[index]?.queue;
+    return this.#vrings.at(index)?.queue;
   }
 
   /** The eventfd that the driver's notifications of a queue signal, or -1. It stays the back-end's. */
   kickFd(index: number): number {
-    const vring = this.#vrings[index];
+    const vring = this.#vrings.at(index);
     return vring?.enabled ? vring.kick : -1;
   }
 
   /** Interrupts the driver for a queue, if it wants that. */
   call(index: number): void {
-    this.#vrings[index]?.call();
+    this.#vrings.at(index)?.call();
   }
 
   /** Tells the front-end that a queue is broken; QEMU logs it. */
   reportBroken(index: number): void {
-    this.#vrings[index]?.reportBroken();
+    this.#vrings.at(index)?.reportBroken();
   }
 
   /** Ends the connection. `gone` is not called. */
@@ -137,7 +146,7 @@ export class BackEnd {
   #release(reason: string): void {
     this.#stopping(reason);
     this.#window.detach(reason);
-    for (const vring of this.#vrings) vring.release();
+    this.#vrings.release();
     this.#memory.clear();
   }
 
@@ -181,13 +190,6 @@ export class BackEnd {
     this.#connection.send(request, HeaderFlags.REPLY, this.#out, Features.size);
   }
 
-  /** The vring of that index, made on first mention: the front-end never says how many there are. */
-  #vring(index: number): Vring {
-    if (index >= MAX_QUEUES) throw new ProtocolError(`queue ${index} of at most ${MAX_QUEUES}`);
-    while (this.#vrings.length <= index) this.#vrings.push(new Vring(this.#memory));
-    return this.#vrings[index];
-  }
-
   #setFeatures(message: Message): void {
     const { value } = Features.view(message.data);
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
@@ -222,74 +224,12 @@ export class BackEnd {
     try {
       this.#memory.set(entries);
     } finally {
-      this.#checkRings();
+      this.#vrings.checkGround();
     }
-  }
-
-  /** Stops rings that the new table took the ground from. */
-  #checkRings(): void {
-    this.#vrings.forEach((vring, index) => {
-      if (!vring.queue.running || vring.hasGround) return;
-      this.#log.warn({ queue: index }, "the memory of a running queue went away");
-      vring.halt();
-      vring.reportBroken();
-    });
-  }
-
-  #setVringNum(message: Message): void {
-    const { index, num } = VringState.view(message.data);
-    this.#vring(index).size = num;
-  }
-
-  #setVringBase(message: Message): void {
-    const { index, num } = VringState.view(message.data);
-    this.#vring(index).base = num;
-  }
-
-  #setVringAddr(message: Message): void {
-    const { index, descriptors, available, used } = VringAddr.view(message.data);
-    this.#vring(index).addresses = { descriptors, available, used };
-  }
-
-  #setVringFd(message: Message, name: VringFd): void {
-    const { value } = U64.view(message.data);
-    const index = value & VRING_INDEX_MASK;
-    const vring = this.#vring(index);
-    const fd = value & VRING_NO_FD ? -1 : takeFd(message);
-    if (fd < 0 && !(value & VRING_NO_FD)) throw new ProtocolError("an eventfd is missing");
-    vring.setFd(name, fd);
-    if (name === "kick" && vring.enabled) this.#start(index, vring);
-  }
-
-  #setVringEnable(message: Message): void {
-    const { index, num } = VringState.view(message.data);
-    const vring = this.#vring(index);
-    if (num === 0) {
-      this.#stopping("the device was stopped");
-      vring.enabled = false;
-      return;
-    }
-    if (vring.enabled) return;
-    vring.enabled = true;
-    this.#running = true;
-    this.#start(index, vring);
-  }
-
-  #start(index: number, vring: Vring): void {
-    try {
-      vring.start();
-    } catch (error) {
-      this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
-      vring.reportBroken();
-    }
-    this.#events.enabled(index);
   }
 
   #getVringBase(message: Message): void {
-    const { index } = VringState.view(message.data);
-    const vring = this.#vring(index);
-    this.#stopping("the device was stopped");
-    Object.assign(VringState.view(this.#outView), { index, num: vring.stop() });
+    Object.assign(VringState.view(this.#outView), this.#vrings.stop(message));
     this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
   }
 
@@ -326,14 +266,14 @@ export class BackEnd {
     [Request.GET_QUEUE_NUM, { size: 0, replies: true, run: (b) => b.#replyU64(Request.GET_QUEUE_NUM, MAX_QUEUES) }],
     [Request.SET_BACKEND_REQ_FD, { size: 0, run: (b, m) => b.#setBackendRequestFd(m) }],
     [Request.SET_MEM_TABLE, { size: -1, run: (b, m) => b.#setMemTable(m) }],
-    [Request.SET_VRING_NUM, { size: VringState.size, run: (b, m) => b.#setVringNum(m) }],
-    [Request.SET_VRING_ADDR, { size: VringAddr.size, run: (b, m) => b.#setVringAddr(m) }],
-    [Request.SET_VRING_BASE, { size: VringState.size, run: (b, m) => b.#setVringBase(m) }],
+    [Request.SET_VRING_NUM, { size: VringState.size, run: (b, m) => b.#vrings.setNum(m) }],
+    [Request.SET_VRING_ADDR, { size: VringAddr.size, run: (b, m) => b.#vrings.setAddresses(m) }],
+    [Request.SET_VRING_BASE, { size: VringState.size, run: (b, m) => b.#vrings.setBase(m) }],
     [Request.GET_VRING_BASE, { size: VringState.size, replies: true, run: (b, m) => b.#getVringBase(m) }],
-    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#setVringFd(m, "kick") }],
-    [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#setVringFd(m, "call") }],
-    [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#setVringFd(m, "error") }],
-    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#setVringEnable(m) }],
+    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "kick") }],
+    [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "call") }],
+    [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "error") }],
+    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#vrings.setEnable(m) }],
     [Request.GET_CONFIG, { size: -1, replies: true, run: (b, m) => b.#getConfig(m) }],
     // All fields are read-only for the driver: a write is ignored.
     [Request.SET_CONFIG, { size: -1, run: () => {} }],

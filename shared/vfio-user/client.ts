@@ -4,34 +4,38 @@
  * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or with
  * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
-import { connect, fileStatus } from "../../native/index.js";
-import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
+import { connect } from "../../native/index.js";
+import { Errno, PeerGone, ProtocolError } from "../errors.js";
 import {
-  Bitmap,
   Command,
   DeviceFeature,
   DeviceInfo,
-  DmaMap,
-  DmaMapFlags,
   DmaUnmap,
   DmaUnmapFlags,
   HeaderFlags,
   IrqInfo,
-  IrqSet,
-  IrqSetFlags,
   MigData,
   RegionAccess,
   RegionInfo,
   RegionIoFds,
   VERSION_MINOR,
-  WRITE_MULTI_MAX_DATA,
   WriteMulti,
-  WriteMultiEntry,
 } from "../spec/vfio-user.js";
 import { bitmapSize } from "./bitmap.js";
+import {
+  encodeDirtyUnmap,
+  encodeIrqSetting,
+  encodeMap,
+  encodeRegionWrite,
+  encodeWriteMulti,
+  type IrqSetting,
+  type MapSetting,
+  type RegionWriteEntry,
+} from "./client-bodies.js";
 import { ClientDma } from "./client-dma.js";
 import type { DmaLayout } from "./client-memory.js";
 import { ClientMigration } from "./client-migration.js";
+import { takeTwin } from "./client-twin.js";
 import { Connection } from "./connection.js";
 import { parseRegionInfo, type RegionDescription } from "./region-description.js";
 import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
@@ -45,6 +49,7 @@ import {
   type VersionMessage,
 } from "./version.js";
 
+export type { IrqSetting, MapSetting, RegionWriteEntry } from "./client-bodies.js";
 export type { RegionDescription } from "./region-description.js";
 export type { IoEventDescription, RegionIoFdsDescription } from "./region-io-fds.js";
 export type { Reply, RequestOptions } from "./requests.js";
@@ -58,33 +63,11 @@ export interface ClientOptions {
   readonly dmaLayout?: DmaLayout;
 }
 
-/** What SET_IRQS is to do; the data follows from which of `bools` and `eventfds` is there. */
-export interface IrqSetting {
-  readonly index: number;
-  readonly start?: number;
-  readonly count?: number;
-  readonly action?: "mask" | "unmask" | "trigger";
-  readonly bools?: readonly boolean[];
-  /** [] with a count takes the bindings away. The fds stay the caller's. */
-  readonly eventfds?: readonly number[];
-}
-
-export interface RegionWriteEntry {
-  readonly region: number;
-  readonly offset: number;
-  readonly bytes: Uint8Array;
-}
-
 const NO_BODY = new Uint8Array(0);
 const DEFAULT_TIMEOUT_MS = 5000;
 const MAX_ARGSZ = 64 * 1024;
 /** What we say that we take with one message. */
 const MAX_FDS = 16;
-const ACTIONS = {
-  mask: IrqSetFlags.ACTION_MASK,
-  unmask: IrqSetFlags.ACTION_UNMASK,
-  trigger: IrqSetFlags.ACTION_TRIGGER,
-} as const;
 
 export class Client {
   /** Resolves with the reason when the connection has ended. */
@@ -142,7 +125,8 @@ export class Client {
     try {
       const version = parseVersion(reply.body, 0, reply.body.length);
       if (version.minor > minor) this.bad(Command.VERSION, `minor version ${version.minor}`);
-      if (version.capabilities.twinSocket) this.openTwin(version.capabilities.twinSocketFd, reply.fds);
+      const { twinSocket, twinSocketFd } = version.capabilities;
+      if (twinSocket) this.twin = takeTwin(reply.fds, twinSocketFd, (twin, frame) => this.dma.command(twin, frame));
       this.version = version;
     } finally {
       closeAll(systemCalls, reply.fds);
@@ -169,18 +153,8 @@ export class Client {
   }
 
   /** DMA_MAP; without fd the server reaches the memory by messages (registerMemory). */
-  async mapMemory(map: {
-    readonly address: number;
-    readonly size: number;
-    readonly fd?: number;
-    readonly fdOffset?: number;
-    readonly readable?: boolean;
-    readonly writable?: boolean;
-  }): Promise<void> {
-    const { address, size, fd, fdOffset = 0, readable = true, writable = true } = map;
-    const flags = (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0);
-    const body = DmaMap.encode({ argsz: DmaMap.size, flags, offset: fdOffset, address, size });
-    await this.request(Command.DMA_MAP, body, fd === undefined ? {} : { fds: [fd] });
+  async mapMemory(map: MapSetting): Promise<void> {
+    await this.request(Command.DMA_MAP, encodeMap(map), map.fd === undefined ? {} : { fds: [map.fd] });
   }
 
   async unmapMemory(address: number, size: number): Promise<void> {
@@ -201,43 +175,19 @@ export class Client {
     return { flags, numRegions, numIrqs };
   }
 
-  async getRegionInfo(index: number): Promise<RegionDescription> {
-    const command = Command.DEVICE_GET_REGION_INFO;
-    let argsz: number = RegionInfo.size;
-    for (;;) {
-      const reply = await this.request(command, RegionInfo.encode({ argsz, index }), { maxFds: MAX_FDS });
-      const needed = reply.data.byteLength < RegionInfo.size ? 0 : RegionInfo.view(reply.data).argsz;
-      if (needed > argsz && needed <= MAX_ARGSZ) {
-        closeAll(systemCalls, reply.fds);
-        argsz = needed;
-        continue;
-      }
-      try {
-        return parseRegionInfo(index, reply);
-      } finally {
-        closeAll(systemCalls, reply.fds);
-      }
-    }
+  getRegionInfo(index: number): Promise<RegionDescription> {
+    const encode = (argsz: number) => RegionInfo.encode({ argsz, index });
+    return this.growing(Command.DEVICE_GET_REGION_INFO, RegionInfo.size, encode, (reply) =>
+      parseRegionInfo(index, reply),
+    );
   }
 
   /** The ioeventfds of a region. */
-  async getRegionIoFds(index: number): Promise<RegionIoFdsDescription> {
-    const command = Command.DEVICE_GET_REGION_IO_FDS;
-    let argsz: number = RegionIoFds.size;
-    for (;;) {
-      const reply = await this.request(command, RegionIoFds.encode({ argsz, index }), { maxFds: MAX_FDS });
-      const needed = reply.data.byteLength < RegionIoFds.size ? 0 : RegionIoFds.view(reply.data).argsz;
-      if (needed > argsz && needed <= MAX_ARGSZ) {
-        closeAll(systemCalls, reply.fds);
-        argsz = needed;
-        continue;
-      }
-      try {
-        return parseRegionIoFds(index, reply);
-      } finally {
-        closeAll(systemCalls, reply.fds);
-      }
-    }
+  getRegionIoFds(index: number): Promise<RegionIoFdsDescription> {
+    const encode = (argsz: number) => RegionIoFds.encode({ argsz, index });
+    return this.growing(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds.size, encode, (reply) =>
+      parseRegionIoFds(index, reply),
+    );
   }
 
   async getIrqInfo(index: number): Promise<{ flags: number; count: number }> {
@@ -248,19 +198,9 @@ export class Client {
   }
 
   async setIrqs(setting: IrqSetting): Promise<void> {
-    const { index, start = 0, action = "trigger", bools, eventfds } = setting;
-    const count = setting.count ?? bools?.length ?? eventfds?.length ?? 0;
-    const data = bools ? IrqSetFlags.DATA_BOOL : eventfds ? IrqSetFlags.DATA_EVENTFD : IrqSetFlags.DATA_NONE;
-    const tail = Uint8Array.from(bools ?? [], Number);
-    const fixed = IrqSet.encode({
-      argsz: IrqSet.size + tail.length,
-      flags: data | ACTIONS[action],
-      index,
-      start,
-      count,
-    });
-    const body = Buffer.concat([fixed, tail]);
-    await this.request(Command.DEVICE_SET_IRQS, body, eventfds?.length ? { fds: eventfds } : {});
+    const { eventfds } = setting;
+    const fds = eventfds?.length ? { fds: eventfds } : {};
+    await this.request(Command.DEVICE_SET_IRQS, encodeIrqSetting(setting), fds);
   }
 
   /** Reads from a region, into `target` if given (its length is the count). Returns the bytes read. */
@@ -277,12 +217,7 @@ export class Client {
 
   /** Writes `bytes` to a region. With `posted` it resolves when the request is sent. */
   async regionWrite(region: number, offset: number, bytes: Uint8Array, posted = false): Promise<void> {
-    const body = new Uint8Array(RegionAccess.size + bytes.length);
-    const view = RegionAccess.view(new DataView(body.buffer));
-    view.offset = offset;
-    view.region = region;
-    view.count = bytes.length;
-    body.set(bytes, RegionAccess.size);
+    const body = encodeRegionWrite(region, offset, bytes);
     if (posted) {
       await this.request(Command.REGION_WRITE, body, { flags: HeaderFlags.NO_REPLY });
       return;
@@ -293,19 +228,7 @@ export class Client {
 
   /** REGION_WRITE_MULTI: several writes of at most 8 bytes each. Resolves with how many were done. */
   async writeMulti(entries: readonly RegionWriteEntry[]): Promise<number> {
-    const body = new Uint8Array(WriteMulti.size + entries.length * WriteMultiEntry.size);
-    const data = new DataView(body.buffer);
-    WriteMulti.view(data).writes = entries.length;
-    const view = WriteMultiEntry.view();
-    entries.forEach(({ region, offset, bytes }, index) => {
-      const at = WriteMulti.size + index * WriteMultiEntry.size;
-      view.at(data, at);
-      view.offset = offset;
-      view.region = region;
-      view.count = bytes.length;
-      body.set(bytes.subarray(0, WRITE_MULTI_MAX_DATA), at + WriteMultiEntry.offsets.data);
-    });
-    const reply = await this.fixed(Command.REGION_WRITE_MULTI, body, WriteMulti.size);
+    const reply = await this.fixed(Command.REGION_WRITE_MULTI, encodeWriteMulti(entries), WriteMulti.size);
     return WriteMulti.view(reply.data).writes;
   }
 
@@ -340,31 +263,10 @@ export class Client {
   /** DMA_UNMAP, with the pages that the device wrote: a bit each for pages of `pageSize` bytes, in 64-bit words. */
   async unmapMemoryDirty(address: number, size: number, pageSize: number): Promise<Uint8Array> {
     const length = Math.max(0, bitmapSize(address, size, pageSize));
-    const argsz = DmaUnmap.size + Bitmap.size + length;
-    const fixed = DmaUnmap.encode({ argsz, flags: DmaUnmapFlags.GET_DIRTY_BITMAP, address, size });
-    const body = Buffer.concat([fixed, Bitmap.encode({ pageSize, size: length })]);
-    const reply = await this.fixed(Command.DMA_UNMAP, body, argsz);
+    const body = encodeDirtyUnmap(address, size, pageSize, length);
+    const reply = await this.fixed(Command.DMA_UNMAP, body, body.length + length);
     if (!body.equals(reply.body.subarray(0, body.length))) this.bad(Command.DMA_UNMAP, "another map");
     return reply.body.subarray(body.length);
-  }
-
-  /** Takes the twin socket out of `fds`. A server that says it has one and sends none could not be heard: that is an error. */
-  private openTwin(index: number, fds: number[]): void {
-    const fd = fds[index];
-    if (fd === undefined || fileStatus(fd).kind !== "socket") this.bad(Command.VERSION, "no twin socket");
-    try {
-      const twin = new Connection(fd, {
-        command: (frame) => this.dma.command(twin, frame),
-        reply: () => {},
-        gone: () => {},
-      });
-      fds[index] = -1;
-      this.twin = twin;
-    } catch (error) {
-      // Opened as a path only, it is a socket that nobody can use.
-      if (!isSystemError(error)) throw error;
-      this.bad(Command.VERSION, "no twin socket");
-    }
   }
 
   private async sendUnmap(flags: number, address: number, size: number): Promise<void> {
@@ -372,6 +274,29 @@ export class Client {
     const reply = await this.fixed(Command.DMA_UNMAP, body, DmaUnmap.size);
     const echo = DmaUnmap.view(reply.data);
     if (echo.address !== address || echo.size !== size) this.bad(Command.DMA_UNMAP, "another map");
+  }
+
+  /** A request that is made again with as much room as the server says the reply needs. fds that `parse` leaves are closed. */
+  private async growing<T>(
+    command: number,
+    least: number,
+    encode: (argsz: number) => Uint8Array,
+    parse: (reply: Reply) => T,
+  ): Promise<T> {
+    for (let argsz = least; ; ) {
+      const reply = await this.request(command, encode(argsz), { maxFds: MAX_FDS });
+      const needed = reply.data.byteLength < least ? 0 : reply.data.getUint32(0, true);
+      if (needed > argsz && needed <= MAX_ARGSZ) {
+        closeAll(systemCalls, reply.fds);
+        argsz = needed;
+        continue;
+      }
+      try {
+        return parse(reply);
+      } finally {
+        closeAll(systemCalls, reply.fds);
+      }
+    }
   }
 
   /** A request whose reply has a body of exactly `length` bytes. */
