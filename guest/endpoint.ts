@@ -32,6 +32,7 @@ import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
+import { DevicePromises } from "./promises.js";
 import { accessFlags, RegionAccesses } from "./region-access.js";
 import { Sharing } from "./sharing.js";
 
@@ -60,6 +61,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #regions: Regions;
   readonly #jobs: Jobs;
   readonly #patience: Patience;
+  readonly promises: DevicePromises;
   readonly #sharing: Sharing;
   readonly #link: Link;
   readonly #features: DeviceFeatures;
@@ -69,7 +71,6 @@ export class DeviceEndpoint implements Endpoint {
   #resetRequested = false;
   /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
   #tail: Promise<void> = Promise.resolve();
-  #paused = false;
 
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
@@ -81,6 +82,7 @@ export class DeviceEndpoint implements Endpoint {
     this.#log = log;
     this.#jobs = new Jobs(log);
     this.#patience = new Patience(quiesceDeadlineMs, log);
+    this.promises = new DevicePromises(device, this.#jobs, this.#patience, log);
     const requestReset = () => {
       this.#resetRequested = true;
     };
@@ -117,7 +119,7 @@ export class DeviceEndpoint implements Endpoint {
       dma: this.dma,
       migration: this.#migration,
       exclusive: (work) => this.#exclusive(work),
-      quiesce: () => this.#inTime("quiesce", this.#quiesce()),
+      quiesce: () => this.promises.inTime("quiesce", this.promises.quiesce()),
       log,
     });
   }
@@ -135,12 +137,7 @@ export class DeviceEndpoint implements Endpoint {
   async close(): Promise<void> {
     // What is overdue was logged, and the process ends.
     await this.disconnected().catch(() => {});
-    await this.#patience
-      .wait(
-        "close",
-        this.#settle("close", () => this.#device.close?.()),
-      )
-      .catch(() => {});
+    await this.#patience.wait("close", this.promises.close()).catch(() => {});
   }
 
   /** A device that has not let go of the client before gets no other. */
@@ -167,32 +164,11 @@ export class DeviceEndpoint implements Endpoint {
     const log = dirty && this.#features.logOf(address, size, dirty);
     this.dma.unmap(address, size);
     try {
-      await this.#patience.wait("quiesce", this.#quiesce());
+      await this.#patience.wait("quiesce", this.promises.quiesce());
     } finally {
       // Also of a device that is late: whatever it may still have written to is in the log.
       if (dirty) log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
     }
-  }
-
-  /**
-   * Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. False when the device
-   * failed; never rejects.
-   */
-  async pause(): Promise<boolean> {
-    this.#paused = true;
-    const device = this.#device;
-    const stop = () => (device.pause === undefined ? device.quiesce?.() : device.pause());
-    const [, isPaused] = await Promise.all([this.#jobs.pause(), this.#settle("pause", stop)]);
-    return isPaused;
-  }
-
-  /** A reset ends a pause as well. False when the device failed. */
-  async resume(): Promise<boolean> {
-    if (!this.#paused) return true;
-    this.#paused = false;
-    const isResumed = await this.#settle("resume", () => this.#device.resume?.());
-    this.#jobs.resume();
-    return isResumed;
   }
 
   setIrqs(change: IrqChange): void {
@@ -281,16 +257,13 @@ export class DeviceEndpoint implements Endpoint {
   #reset(): Promise<void> {
     this.#resetRequested = false;
     return this.#exclusive(async () => {
-      await this.#jobs.reset(async () => {
-        this.#regions.resetRegisters();
-        await this.#settle("reset", () => this.#device.reset?.());
-      });
+      await this.promises.reset(() => this.#regions.resetRegisters());
       this.#config.reset();
       this.#msix?.reset();
       this.interrupts.forgetPending();
       this.#sharing.forgetWaiting();
       this.#migration?.reset();
-      await this.resume();
+      await this.promises.resume();
     });
   }
 
@@ -308,37 +281,9 @@ export class DeviceEndpoint implements Endpoint {
       sharing: this.#sharing,
       interrupts: this.interrupts,
       log: this.#log,
-      pause: () => this.#inTime("pause", this.pause()),
-      resume: () => this.#inTime("resume", this.resume()),
+      pause: () => this.promises.inTime("pause", this.promises.pause()),
+      resume: () => this.promises.inTime("resume", this.promises.resume()),
       jobsWait: () => this.#jobs.held > 0,
     };
-  }
-
-  /** Whether `work` came to a good end before its deadline. */
-  async #inTime(what: string, work: Promise<boolean>): Promise<boolean> {
-    try {
-      await this.#patience.wait(what, work);
-      return await work;
-    } catch {
-      return false;
-    }
-  }
-
-  /** Waits for the DMA that is under way. False when the device failed. */
-  async #quiesce(): Promise<boolean> {
-    const quiesced = this.#settle("quiesce", () => this.#device.quiesce?.());
-    const [, isQuiet] = await Promise.all([this.#jobs.settled(), quiesced]);
-    return isQuiet;
-  }
-
-  /** Waits for one of the device's promises; a failure (false) is the device's bug, is logged, and goes no further. */
-  async #settle(what: string, action: () => void | Promise<void>): Promise<boolean> {
-    try {
-      await action();
-      return true;
-    } catch (error) {
-      this.#log.error({ err: error }, `the device's ${what} failed`);
-      return false;
-    }
   }
 }
