@@ -107,6 +107,11 @@ export interface Device {
   /** A write to a BAR outside `registers`; ignored when left out. */
   writeBar?(bar: number, offset: number, size: number, value: number): void;
   /**
+   * A write by message to a part of BAR `bar` that is `shared`; it is in the memory already. So a device that polls the memory
+   * hears of it at once where the driver VM's VMM has not mapped it.
+   */
+  sharedWritten?(bar: number, offset: number, size: number): void;
+  /**
    * A write that BAR `bar`'s `ioeventfds[index]` describes, instead of `writeBar`. Several may come as one, and one may come
    * after a reset that followed it. `value` is that of `datamatch`, or the last one that was written where there is a
    * `shadow` (a number, exact to 2^53); otherwise it is undefined.

@@ -11,6 +11,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitRelay(env, exports);
   InitIoctl(env, exports);
   InitMmio(env, exports);
+  InitCopy(env, exports);
   return exports;
 }
 

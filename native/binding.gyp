@@ -14,7 +14,8 @@
         "relay.cc",
         "relay_thread.cc",
         "ioctl.cc",
-        "mmio.cc"
+        "mmio.cc",
+        "copy.cc"
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],

@@ -98,6 +98,19 @@ export interface Relay {
   close(): void;
 }
 
+/** Numbers of one copy in a CopyList's entries, in this order. */
+export const COPY_ENTRY = { SOURCE: 0, SOURCE_OFFSET: 1, TARGET: 2, TARGET_OFFSET: 3, LENGTH: 4, SIZE: 5 } as const;
+
+/** Copies between ArrayBuffers, carried out by one call in the order of the list, without garbage. */
+export interface CopyList {
+  /** COPY_ENTRY.SIZE numbers for each copy: buffers as `add` numbers them, offsets and lengths in bytes. */
+  readonly entries: Uint32Array;
+  /** Makes a buffer known and returns its number, from 0 on. It is kept for as long as the list. */
+  add(buffer: ArrayBuffer): number;
+  /** Carries out the first `count` copies. RangeError for one that is not within its buffers; those before it are done. */
+  run(count: number): void;
+}
+
 /** fstat's part that matters for memory handed over by a peer. */
 export interface FileStatus {
   readonly device: number;
@@ -147,6 +160,7 @@ interface Addon {
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
   mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
   addressOf(buffer: ArrayBuffer): number;
+  createCopyList(capacity: number): CopyList;
   load8(buffer: ArrayBuffer, offset: number): number;
   load16(buffer: ArrayBuffer, offset: number): number;
   load32(buffer: ArrayBuffer, offset: number): number;
@@ -227,6 +241,8 @@ export const {
   mapFile,
   /** The address of an ArrayBuffer's first byte in this process. */
   addressOf,
+  /** Room for `capacity` copies, at most 65536. */
+  createCopyList,
   /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
   load8,
   load16,

@@ -3,7 +3,7 @@ import { UserError } from "../../shared/errors.js";
 import type { Device } from "../device.js";
 import { createEdu } from "./edu/index.js";
 import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
-import { createNvme, DEFAULT_QUEUES, MAX_QUEUES } from "./nvme/index.js";
+import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nvme/index.js";
 
 /** A command-line option of a device. */
 export interface DeviceOption {
@@ -45,6 +45,13 @@ function size(name: string, text: string): number {
   throw new UserError(`--${name} wants a size such as 64M, not "${text}"`, 2);
 }
 
+/** A device option that is one of a few words. @throws UserError when it is something else */
+function oneOf<Word extends string>(name: string, text: string | undefined, words: readonly Word[]): Word | undefined {
+  const word = words.find((one) => one === text);
+  if (text === undefined || word !== undefined) return word;
+  throw new UserError(`--${name} is ${words.join(" or ")}, not "${text}"`, 2);
+}
+
 /** Leaves out what was not given, so that defaults apply. */
 function given<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
   const entries = Object.entries(values).filter(([, value]) => value !== undefined);
@@ -66,6 +73,11 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
       model: { value: "TEXT", summary: "model, at most 40 characters" },
       "block-size": { value: "BYTES", summary: "512 or 4096 (default: what it was formatted with, or 512)" },
       queues: { value: "NUMBER", summary: `I/O queues, 1 to ${MAX_QUEUES} (default: ${DEFAULT_QUEUES})` },
+      doorbells: {
+        value: "WHICH",
+        summary: `${DOORBELLS.join(" or ")}: the VMM maps them, and they are polled (default: ${DOORBELLS[0]})`,
+      },
+      poll: { value: "WHEN", summary: `shared doorbells: ${POLLING.join(" or ")} (default: ${POLLING[0]})` },
       "vendor-id": { value: "NUMBER", summary: "PCI vendor ID" },
       "device-id": { value: "NUMBER", summary: "PCI device ID" },
     },
@@ -79,6 +91,8 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
           model: values.model,
           blockSize: integer("block-size", values["block-size"]),
           queues: integer("queues", values.queues),
+          doorbells: oneOf("doorbells", values.doorbells, DOORBELLS),
+          poll: oneOf("poll", values.poll, POLLING),
           vendorId: integer("vendor-id", values["vendor-id"]),
           deviceId: integer("device-id", values["device-id"]),
         }),

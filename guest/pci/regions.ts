@@ -117,8 +117,10 @@ export class Regions {
       const file = this.#files[region];
       const area = this.sharing.area(region, offset);
       if (file !== undefined && offset < file.size) file.write(offset, size, value);
-      else if (area !== undefined) writeNumber(area.data, offset - area.offset, size, value);
-      else this.device.writeBar?.(region, offset, size, value);
+      else if (area !== undefined) {
+        writeNumber(area.data, offset - area.offset, size, value);
+        this.device.sharedWritten?.(region, offset, size);
+      } else this.device.writeBar?.(region, offset, size, value);
     }
   }
 

@@ -15,7 +15,7 @@ import { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
 import { AdminOpcode, CQES, Feature, SQES, Status } from "./spec.js";
-import { Cns } from "./spec-identify.js";
+import { Cns, Oacs } from "./spec-identify.js";
 
 /** What admin commands work on. */
 export interface AdminSources {
@@ -30,6 +30,11 @@ export interface AdminSources {
   /** Bytes of one command's data (MDTS). */
   readonly maxTransfer: number;
   readonly registers: RegisterFile<RegisterName>;
+}
+
+/** The admin commands that there are. */
+export function adminOpcodes(engine: QueueEngine): number[] {
+  return Object.values(AdminOpcode).filter((opcode) => opcode !== AdminOpcode.DOORBELL_BUFFER_CONFIG || !engine.shared);
 }
 
 /** Get Log Page, Retain Asynchronous Event. */
@@ -92,7 +97,7 @@ export class AdminCommands {
         command.complete(Status.SUCCESS);
         return;
       case AdminOpcode.DOORBELL_BUFFER_CONFIG:
-        command.complete(this.#configureDoorbells(command));
+        command.complete(this.#hasShadowDoorbells ? this.#configureDoorbells(command) : Status.INVALID_OPCODE);
         return;
       case AdminOpcode.FORMAT_NVM:
         void formatNvm(command, this.#sources.namespaces).then(command.complete);
@@ -109,7 +114,7 @@ export class AdminCommands {
     const namespace = namespaces.find(namespaceId);
     switch (command.cdw10 & 0xff) {
       case Cns.CONTROLLER:
-        void this.#answer(command, identifyController(identity, namespaces.all));
+        void this.#answer(command, identifyController(identity, namespaces.all, this.#optionalCommands));
         return;
       case Cns.NAMESPACE:
         if (namespace === undefined) break;
@@ -191,7 +196,7 @@ export class AdminCommands {
     if (Cc.iocqesOf(registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
-    if (!engine.shadow.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
+    if (!engine.poll.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
     const interruptsEnabled = (command.cdw11 & INTERRUPTS_ENABLED) !== 0;
     engine.completionQueues[id] = new CompletionQueue(id, command.prp1, size, vector, interruptsEnabled);
     return Status.SUCCESS;
@@ -211,7 +216,7 @@ export class AdminCommands {
     if (Cc.iosqesOf(registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
-    if (!engine.shadow.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
+    if (!engine.poll.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
     engine.submissionQueues[id] = new SubmissionQueue(id, command.prp1, size, completionQueue);
     return Status.SUCCESS;
   }
@@ -268,6 +273,15 @@ export class AdminCommands {
     }
     const doorbells = new ShadowDoorbells(context.dma, prp1, prp2, features.queues);
     return engine.shadow.start(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;
+  }
+
+  /** Doorbells that are in memory anyway need no second place there. */
+  get #hasShadowDoorbells(): boolean {
+    return this.#sources.engine.shared === undefined;
+  }
+
+  get #optionalCommands(): number {
+    return Oacs.FORMAT_NVM | (this.#hasShadowDoorbells ? Oacs.DOORBELL_BUFFER_CONFIG : 0);
   }
 
   #hasQueues(): boolean {

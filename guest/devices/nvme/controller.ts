@@ -1,36 +1,34 @@
 /**
- * An NVM Express 1.4 controller as a PCI device: registers, enabling and disabling, shutdown, reset. Commands are in
- * admin.ts and io.ts, queues in engine.ts.
- *
- * All state below CC.EN goes with it: disabling kills the queues at once, and CSTS.RDY falls when the file I/O under way has
- * ended, so that no byte of driver-VM memory is touched afterwards.
+ * An NVM Express 1.4 controller as a PCI device: what it is made of, and its registers and doorbells. Its states are in
+ * lifecycle.ts, commands in admin.ts, io.ts and memory-io.ts, queues in engine.ts.
  */
 import type { Device, DeviceContext, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
-import { AdminCommands } from "./admin.js";
+import { AdminCommands, adminOpcodes } from "./admin.js";
 import type { Command } from "./command.js";
-import { ringDoorbell } from "./doorbells.js";
-import { adminQueuesOf } from "./enable.js";
+import { ringDoorbell, wroteDoorbell } from "./doorbells.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
 import { Features } from "./features.js";
 import type { Identity } from "./identify.js";
-import { IoCommands } from "./io.js";
+import { type Counters, IoCommands } from "./io.js";
 import { KeepAlive } from "./keep-alive.js";
+import { Lifecycle } from "./lifecycle.js";
 import { LogPages } from "./log-pages.js";
+import { MemoryIo } from "./memory-io.js";
 import { Namespace } from "./namespace.js";
 import { Namespaces } from "./namespaces.js";
 import {
-  BAR_SIZE,
-  Cc,
-  Csts,
+  type BarLayout,
+  barLayout,
   DOORBELL_OFFSET,
   MINIMUM_PAGE_SIZE,
-  MSIX_OFFSET,
   REGISTERS_SIZE,
   type RegisterName,
   registerTable,
 } from "./registers.js";
+import { SharedDoorbells } from "./shared-doorbells.js";
+import type { Polling } from "./shared-poll.js";
 import {
   CRITICAL_WARNING_RELIABILITY,
   ErrorEvent,
@@ -57,6 +55,8 @@ export interface ControllerOptions extends Identity {
   /** I/O queues of each kind; each has a vector, after the admin queue's vector 0. */
   readonly queues: number;
   readonly deviceId: number;
+  /** Doorbells are memory that the driver VM's VMM may map, and that is looked at as this says; or undefined. */
+  readonly sharedDoorbells: Polling | undefined;
 }
 
 /** Mass storage, non-volatile memory, NVM Express. */
@@ -65,18 +65,19 @@ const CLASS_CODE = 0x01_08_02;
 export class NvmeController implements Device {
   readonly identity: PciIdentity;
   readonly #options: ControllerOptions;
+  readonly #layout: BarLayout;
   readonly #registers: RegisterFile<RegisterName>;
   readonly #namespaces: Namespaces;
   readonly #features: Features;
   #started: Parts | undefined;
-  /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
-  #generation = 0;
-  /** A disable or reset waits for file I/O: enabling waits too. */
-  #draining = false;
 
   constructor(options: ControllerOptions) {
     this.#options = options;
     const vectors = options.queues + 1;
+    const isShared = options.sharedDoorbells !== undefined;
+    const layout = barLayout(options.queues, isShared);
+    const doorbells = { offset: DOORBELL_OFFSET, size: layout.doorbellsSize };
+    this.#layout = layout;
     this.identity = {
       vendorId: options.vendorId,
       deviceId: options.deviceId,
@@ -84,8 +85,8 @@ export class NvmeController implements Device {
       subsystemId: options.deviceId,
       revisionId: 1,
       classCode: CLASS_CODE,
-      bars: { 0: { size: BAR_SIZE, is64Bit: true } },
-      msix: { vectors, bar: 0, offset: MSIX_OFFSET },
+      bars: { 0: { size: layout.size, is64Bit: true, ...(isShared ? { shared: [doorbells] } : {}) } },
+      msix: { vectors, bar: 0, offset: layout.msixOffset },
     };
     this.#features = new Features(options.queues, vectors);
     const namespaces = options.disks.map(
@@ -93,33 +94,55 @@ export class NvmeController implements Device {
         new Namespace(n + 1, storage, blockSize, (error) => this.#onSyncFailed(n + 1, error)),
     );
     this.#namespaces = new Namespaces(namespaces, (namespace) => this.#onSizeChanged(namespace));
-    const table = registerTable({
-      onMaskSet: (bits) => this.#setInterruptMask(this.#parts.engine.interruptMask | bits),
-      onMaskClear: (bits) => this.#setInterruptMask(this.#parts.engine.interruptMask & ~bits),
+    const table = registerTable(layout, {
+      onMaskSet: (bits) => this.#parts.lifecycle.setInterruptMask(this.#parts.engine.interruptMask | bits),
+      onMaskClear: (bits) => this.#parts.lifecycle.setInterruptMask(this.#parts.engine.interruptMask & ~bits),
       maskOf: () => this.#parts.engine.interruptMask >>> 0,
-      onConfiguration: (value, previous) => this.#configure(value, previous),
-      onSubsystemReset: () => this.#resetSubsystem(),
+      onConfiguration: (value, previous) => this.#parts.lifecycle.configure(value, previous),
+      onSubsystemReset: () => this.#parts.lifecycle.resetSubsystem(),
     });
     this.#registers = new RegisterFile<RegisterName>(REGISTERS_SIZE, table);
   }
 
   start(context: DeviceContext): void {
-    const { mdts, firmware } = this.#options;
-    const maxTransfer = MINIMUM_PAGE_SIZE * 2 ** mdts;
+    const { mdts, firmware, sharedDoorbells } = this.#options;
+    const { log } = context;
+    const registers = this.#registers;
     const namespaces = this.#namespaces;
     const features = this.#features;
-    const engine = new QueueEngine(context, {
-      execute: (command) => this.#execute(command),
-      onError: (command, status) => logPages.recordError(command, status),
-      onInvalidDoorbell: () =>
-        events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
-      onFatal: (reason) => this.#fail(`a queue's memory cannot be reached: ${reason}`),
-      onTransferred: (command, error) => io.onTransferred(command, error),
-    });
+    const maxTransfer = MINIMUM_PAGE_SIZE * 2 ** mdts;
+    const counters: Counters = { bytesRead: 0, bytesWritten: 0, reads: 0, writes: 0, mediaErrors: 0 };
+    const shared =
+      sharedDoorbells === undefined
+        ? undefined
+        : { words: new SharedDoorbells(context.shared(0), this.#layout.stride), polling: sharedDoorbells };
+    const engine = new QueueEngine(
+      context,
+      {
+        direct: new MemoryIo(context.dma, namespaces, counters, maxTransfer),
+        execute: (command) => this.#execute(command),
+        onError: (command, status) => logPages.recordError(command, status),
+        onInvalidDoorbell: () =>
+          events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
+        onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
+        onTransferred: (command, error) => io.onTransferred(command, error),
+      },
+      shared,
+    );
     const events = new AsyncEvents(engine);
-    const io = new IoCommands(context, engine, namespaces, features, maxTransfer);
-    const logPages = new LogPages(io.counters, engine.inFlight, namespaces, features, firmware);
-    const keepAlive = new KeepAlive(() => this.#fail("the Keep Alive Timer expired"));
+    const io = new IoCommands(context, engine, namespaces, features, counters, maxTransfer);
+    const logPages = new LogPages(counters, engine.inFlight, namespaces, features, firmware, adminOpcodes(engine));
+    const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
+    const lifecycle = new Lifecycle({
+      engine,
+      events,
+      features,
+      keepAlive,
+      log,
+      logPages,
+      namespaces,
+      registers,
+    });
     const admin = new AdminCommands({
       context,
       engine,
@@ -128,12 +151,12 @@ export class NvmeController implements Device {
       logPages,
       namespaces,
       keepAlive,
-      registers: this.#registers,
+      registers,
       identity: this.#options,
       maxTransfer,
     });
-    this.#started = { context, engine, events, io, admin, logPages, keepAlive };
-    context.log.info({ namespaces: this.#sizes(), queues: this.#options.queues }, "NVMe controller");
+    this.#started = { context, engine, events, io, admin, keepAlive, lifecycle, counters };
+    log.info({ namespaces: this.#sizes(), queues: this.#options.queues, sharedDoorbells }, "NVMe controller");
   }
 
   readBar(bar: number, offset: number, size: number): number {
@@ -144,19 +167,19 @@ export class NvmeController implements Device {
   writeBar(bar: number, offset: number, size: number, value: number): void {
     if (bar !== 0) return;
     if (offset + size <= REGISTERS_SIZE) this.#registers.write(offset, size, value);
-    else if (offset >= DOORBELL_OFFSET && offset < MSIX_OFFSET) {
+    else if (offset >= DOORBELL_OFFSET && offset < this.#layout.msixOffset) {
       const { engine, events } = this.#parts;
       ringDoorbell(engine, events, offset, size, value);
     }
   }
 
+  sharedWritten(_bar: number, offset: number, size: number): void {
+    const { engine, events } = this.#parts;
+    wroteDoorbell(engine, events, (offset - DOORBELL_OFFSET) / this.#layout.stride, size);
+  }
+
   async reset(): Promise<void> {
-    const isOn = (this.#registers.get("CC") & Cc.EN) !== 0;
-    const isShutDown = (this.#registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
-    if (isOn && !isShutDown) this.#parts.logPages.unsafeShutdowns++;
-    this.#registers.reset();
-    this.#setInterruptMask(0);
-    await this.#stopAndDrain();
+    await this.#parts.lifecycle.reset();
   }
 
   async quiesce(): Promise<void> {
@@ -190,8 +213,8 @@ export class NvmeController implements Device {
     const registers = this.#registers.inspect();
     const namespaces = this.#sizes();
     if (this.#started === undefined) return { registers, namespaces };
-    const { engine, io } = this.#started;
-    return { registers, namespaces, ...engine.inspect(), ...io.counters };
+    const { engine, counters } = this.#started;
+    return { registers, namespaces, ...engine.inspect(), ...counters };
   }
 
   #sizes(): object[] {
@@ -205,10 +228,7 @@ export class NvmeController implements Device {
 
   /** Checks what all commands have in common, and hands the command on. A bug of ours stops the controller, not the process. */
   #execute(command: Command): void {
-    const { admin, io, context } = this.#parts;
-    if (context.log.isLevelEnabled("trace")) {
-      context.log.trace({ queue: command.queue.id, id: command.id, opcode: command.opcode }, "command");
-    }
+    const { admin, io, context, lifecycle } = this.#parts;
     try {
       // FUSE and PSDT: neither fused operations nor SGLs.
       if (command.flags !== 0) command.complete(Status.INVALID_FIELD);
@@ -216,103 +236,8 @@ export class NvmeController implements Device {
       else io.execute(command);
     } catch (error) {
       context.log.error({ err: error }, "a bug in the NVMe controller");
-      this.#fail("internal error");
+      lifecycle.fail("internal error");
     }
-  }
-
-  /** CC was written. */
-  #configure(value: number, previous: number): void {
-    const enabled = (value & Cc.EN) !== 0;
-    if (enabled !== ((previous & Cc.EN) !== 0)) {
-      if (enabled) this.#enable();
-      else this.#disable();
-    }
-    if (Cc.shnOf(value) !== 0 && Cc.shnOf(previous) === 0) this.#shutDown();
-  }
-
-  /** 7.6.1: RDY when all is in order, CFS when the driver's set-up is not. */
-  #enable(): void {
-    if (this.#draining) return;
-    const { engine } = this.#parts;
-    const set = adminQueuesOf(this.#registers);
-    if (typeof set === "string") {
-      this.#fail(set);
-      return;
-    }
-    engine.pageSize = set.pageSize;
-    engine.completionQueues[0] = set.completionQueue;
-    engine.submissionQueues[0] = set.submissionQueue;
-    this.#setStatus(Csts.RDY);
-    this.#namespaces.watch();
-    this.#parts.context.log.info("enabled by the driver");
-  }
-
-  /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when nothing is under way. */
-  #disable(): void {
-    this.#setStatus(this.#registers.get("CSTS") & Csts.RDY);
-    void this.#stopAndDrain();
-  }
-
-  /** 7.3.1: there is one controller in the subsystem. */
-  #resetSubsystem(): void {
-    this.#parts.context.log.info("NVM subsystem reset by the driver");
-    this.#registers.reset();
-    this.#registers.set("CSTS", Csts.NSSRO);
-    this.#setInterruptMask(0);
-    void this.#stopAndDrain();
-  }
-
-  /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
-  #setStatus(status: number): void {
-    this.#registers.set("CSTS", status | (this.#registers.get("CSTS") & Csts.NSSRO));
-  }
-
-  /** Back to disabled. The admin queue's registers stay as they are. Resolves when nothing is under way. */
-  async #stopAndDrain(): Promise<void> {
-    const { inFlight } = this.#parts.engine;
-    const generation = ++this.#generation;
-    this.#stop();
-    if (inFlight.count > 0) {
-      this.#draining = true;
-      await inFlight.drained();
-      if (generation !== this.#generation) return;
-    }
-    this.#draining = false;
-    this.#setStatus(0);
-    if ((this.#registers.get("CC") & Cc.EN) !== 0) this.#enable();
-  }
-
-  /** 7.6.2: what was written goes to stable storage, then SHST says so. */
-  #shutDown(): void {
-    const { inFlight } = this.#parts.engine;
-    const generation = this.#generation;
-    const setStatus = (shst: number): void => {
-      this.#registers.set("CSTS", (this.#registers.get("CSTS") & ~Csts.SHST_MASK) | shst);
-    };
-    setStatus(Csts.SHST_OCCURRING);
-    void inFlight.drained().then(() => {
-      const epoch = inFlight.begin();
-      this.#namespaces.sync(() => {
-        inFlight.end(epoch);
-        if (generation === this.#generation) setStatus(Csts.SHST_COMPLETE);
-      });
-    });
-  }
-
-  /** 9.5 Controller Fatal Status: nothing goes on until the driver resets the controller. */
-  #fail(reason: string): void {
-    this.#parts.context.log.warn({ reason }, "controller fatal status");
-    this.#stop();
-    this.#registers.set("CSTS", this.#registers.get("CSTS") | Csts.CFS);
-  }
-
-  #stop(): void {
-    this.#parts.engine.stop();
-    this.#parts.events.reset();
-    this.#parts.keepAlive.set(0);
-    this.#namespaces.unwatch();
-    this.#namespaces.changed.clear();
-    this.#features.reset();
   }
 
   #onSizeChanged({ id, blockCount }: Namespace): void {
@@ -328,11 +253,6 @@ export class NvmeController implements Device {
     if ((this.#features.events & CRITICAL_WARNING_RELIABILITY) === 0) return;
     events.raise(EventType.SMART, SmartEvent.RELIABILITY, LogPage.SMART);
   }
-
-  #setInterruptMask(mask: number): void {
-    this.#parts.engine.interruptMask = mask;
-    this.#parts.engine.schedule();
-  }
 }
 
 /** What is made when the device starts. */
@@ -342,6 +262,7 @@ interface Parts {
   readonly events: AsyncEvents;
   readonly io: IoCommands;
   readonly admin: AdminCommands;
-  readonly logPages: LogPages;
   readonly keepAlive: KeepAlive;
+  readonly lifecycle: Lifecycle;
+  readonly counters: Counters;
 }

@@ -1,26 +1,41 @@
 /**
  * The queues at work: doorbells, fetching of commands in the order of doorbells, completions, interrupts. Commands go out to
- * `execute`, and come back by `complete`, at once or later.
+ * `startAtOnce` and `execute`, and come back at once, or later by `complete`.
  *
- * A turn serves at most TURN_COMMANDS commands and then lets the event loop go on. Queues that wait take turns, a burst each
- * (4.13, round robin). All completions of a turn share one interrupt for each completion queue. Doorbells in memory are
- * looked at in shadow-poll.ts.
+ * A turn does TURN_WORK at most and then lets the event loop go on. A doorbell register makes a turn before its write is
+ * answered; what is left, and what ends later, makes turns of its own. Queues that wait take turns, a burst each (4.13, round
+ * robin). All completions of a turn share one interrupt for each completion queue. Doorbells in memory are looked at again and
+ * again within a turn; when there is to be another one is in shadow-poll.ts and shared-poll.ts.
  */
+import { KiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
 import { Command, type CommandHooks } from "./command.js";
+import type { AdminQueues } from "./enable.js";
 import { InFlight } from "./in-flight.js";
+import { fetchByMessages, type RingUser, writeByMessages } from "./message-rings.js";
 import { type CompletionQueue, Doorbell, type Ring, type SubmissionQueue } from "./queues.js";
 import { MINIMUM_PAGE_SIZE } from "./registers.js";
 import { newSegment } from "./segment.js";
 import { ShadowPoll } from "./shadow-poll.js";
-import { DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
+import { type SharedOptions, SharedPoll } from "./shared-poll.js";
+import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
 
 /** Commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. */
 export const MAX_COMMANDS = 1024;
-const TURN_COMMANDS = 64;
+/** What a turn may do: a command counts as one, and as one more for each 16 KiB that were copied for it. */
+const TURN_WORK = 64;
+const WORK_SHIFT = 14;
+/** Of one queue, before others have their turn. */
 const BURST = 16;
+const BURST_BYTES = 256 * KiB;
+/** Looks at doorbells in memory that found nothing, for each queue and turn: some tens of microseconds in all. */
+const TURN_LOOKS = 1024;
+/** The same while commands are under way, which end by the event loop. */
+const BUSY_LOOKS = 64;
 
 export interface EngineHooks {
+  /** Commands that are over when `finish` returns, and went well. */
+  readonly direct: DirectCommands;
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;
@@ -31,9 +46,18 @@ export interface EngineHooks {
   onTransferred: CommandHooks["onTransferred"];
 }
 
+/** See memory-io.ts. */
+export interface DirectCommands {
+  /** Bytes that `finish` is going to copy. */
+  readonly pending: number;
+  /** False when the command is none of these. */
+  start(command: Command, pageSize: number): boolean;
+  finish(): void;
+}
+
 const segment = newSegment();
 
-export class QueueEngine {
+export class QueueEngine implements RingUser {
   readonly inFlight = new InFlight();
   /** By queue identifier; 0 is the admin queue. */
   readonly submissionQueues: (SubmissionQueue | undefined)[] = [];
@@ -44,6 +68,8 @@ export class QueueEngine {
   pageSize = MINIMUM_PAGE_SIZE;
   commandsExecuted = 0;
   readonly shadow: ShadowPoll;
+  /** Undefined where doorbells are not shared. */
+  readonly shared: SharedPoll | undefined;
   readonly #context: DeviceContext;
   readonly #hooks: EngineHooks;
   readonly #commandHooks: CommandHooks;
@@ -53,15 +79,31 @@ export class QueueEngine {
   readonly #interrupting: CompletionQueue[] = [];
   #scheduled = false;
   #paused = false;
+  /** Turns so far, but for 0: what was looked up in one is good in it. */
+  #turn = 1;
+  #inTurn = false;
+  /** Identifiers of the commands of a burst that `direct` has started. */
+  readonly #started = new Int32Array(BURST);
+  #startedCount = 0;
 
-  constructor(context: DeviceContext, hooks: EngineHooks) {
+  constructor(context: DeviceContext, hooks: EngineHooks, shared?: SharedOptions) {
     this.#context = context;
     this.#hooks = hooks;
-    this.shadow = new ShadowPoll(this, () => hooks.onInvalidDoorbell());
+    const onNonsense = () => hooks.onInvalidDoorbell();
+    this.shadow = new ShadowPoll(this, onNonsense);
+    this.shared = shared && new SharedPoll(this, onNonsense, shared);
     this.#commandHooks = {
       onComplete: (command, status) => this.complete(command, status),
       onTransferred: hooks.onTransferred,
     };
+  }
+
+  /** The admin queues are there. */
+  enable({ pageSize, completionQueue, submissionQueue }: AdminQueues): void {
+    this.pageSize = pageSize;
+    this.completionQueues[0] = completionQueue;
+    this.submissionQueues[0] = submissionQueue;
+    this.shared?.enable();
   }
 
   /** Kills all queues: nothing is fetched or posted any more. Commands under way end without a completion. */
@@ -73,20 +115,36 @@ export class QueueEngine {
     this.#ready.length = 0;
     this.#interrupting.length = 0;
     this.shadow.stop();
+    this.shared?.stop();
+  }
+
+  /** Where doorbells in memory are looked for. */
+  get poll(): ShadowPoll | SharedPoll {
+    return this.shared ?? this.shadow;
   }
 
   /** 3.1.24 */
   ringSubmission(queue: SubmissionQueue, tail: number): number {
-    if (!this.shadow.covers(queue)) return this.takeTail(queue, tail);
-    this.shadow.wake();
-    return Doorbell.ACCEPTED;
+    const { poll } = this;
+    if (poll.covers(queue)) {
+      poll.wake();
+      return Doorbell.ACCEPTED;
+    }
+    const result = this.takeTail(queue, tail);
+    if (this.hasReady) this.serveNow();
+    return result;
   }
 
   /** 3.1.25 */
   ringCompletion(queue: CompletionQueue, head: number): number {
-    if (!this.shadow.covers(queue)) return this.takeHead(queue, head);
-    this.shadow.wake();
-    return Doorbell.ACCEPTED;
+    const { poll } = this;
+    if (poll.covers(queue)) {
+      poll.wake();
+      return Doorbell.ACCEPTED;
+    }
+    const result = this.takeHead(queue, head);
+    if (this.hasReady) this.serveNow();
+    return result;
   }
 
   get paused(): boolean {
@@ -104,26 +162,31 @@ export class QueueEngine {
     this.schedule();
   }
 
-  /** A submission queue's tail, wherever it came from. */
+  /** A submission queue's tail, wherever it came from. The caller makes a turn. */
   takeTail(queue: SubmissionQueue, tail: number): number {
     const result = queue.ring(tail);
-    if (result === Doorbell.ACCEPTED) this.serve(queue);
+    if (result === Doorbell.ACCEPTED) this.#enqueue(queue);
     return result;
   }
 
   /** Places came free, so commands that waited for them can be fetched. */
   takeHead(queue: CompletionQueue, head: number): number {
     const result = queue.ring(head);
-    if (result === Doorbell.ACCEPTED) for (const submission of queue.submissionQueues) this.serve(submission);
+    if (result === Doorbell.ACCEPTED) for (const submission of queue.submissionQueues) this.#enqueue(submission);
     return result;
   }
 
   /** Puts a queue into the row, if it has commands that can be fetched. */
-  serve(queue: SubmissionQueue): void {
+  #enqueue(queue: SubmissionQueue): void {
     if (queue.ready || !queue.servable) return;
     queue.ready = true;
     this.#ready.push(queue);
-    this.schedule();
+  }
+
+  /** The same, and a turn soon. */
+  serve(queue: SubmissionQueue): void {
+    this.#enqueue(queue);
+    if (this.hasReady) this.schedule();
   }
 
   /** Ends a command: posts its completion, unless its queue is gone. The command must not be used afterwards. */
@@ -146,9 +209,9 @@ export class QueueEngine {
     const { completionQueue } = queue;
     const field = isFinal(status) ? status | DO_NOT_RETRY : status;
     if (completionQueue.post(this.#context.dma, result, queue.id, queue.head, commandId, field)) {
-      this.#interrupt(completionQueue);
+      this.interrupt(completionQueue);
     } else if (completionQueue.unwritten.length === 1) {
-      void this.#writeByMessages(completionQueue);
+      void writeByMessages(completionQueue, this.#context.dma, this);
     }
   }
 
@@ -158,7 +221,7 @@ export class QueueEngine {
     return {
       submissionQueues: this.submissionQueues.filter(Boolean).map(describe),
       completionQueues: this.completionQueues.filter(Boolean).map(describe),
-      shadowDoorbells: this.shadow.active,
+      doorbellsInMemory: this.poll.active,
       inFlight: this.inFlight.count,
       commands: this.commandsExecuted,
     };
@@ -171,81 +234,141 @@ export class QueueEngine {
 
   /** Makes a turn happen soon. */
   schedule(): void {
-    if (this.#scheduled) return;
+    if (this.#scheduled || this.#inTurn) return;
     this.#scheduled = true;
-    setImmediate(this.#turn);
+    setImmediate(this.#onImmediate);
   }
 
-  readonly #turn = (): void => {
+  readonly #onImmediate = (): void => {
     this.#scheduled = false;
-    // `resume` makes up for it.
-    if (this.#paused) return;
-    this.shadow.poll();
-    let budget = TURN_COMMANDS;
-    while (budget > 0 && this.#ready.length > 0 && this.inFlight.count < MAX_COMMANDS) {
-      const queue = this.#ready.shift() as SubmissionQueue;
-      queue.ready = false;
-      budget -= this.#fetch(queue, Math.min(budget, BURST));
-    }
-    this.#flushInterrupts();
-    // With MAX_COMMANDS under way the end of one of them is what makes the next turn.
-    if (this.#ready.length > 0) {
-      if (this.inFlight.count < MAX_COMMANDS) this.schedule();
-    } else if (this.shadow.goesOn(budget < TURN_COMMANDS)) {
-      this.schedule();
-    }
+    this.serveNow();
   };
 
-  /** Fetches and starts at most `limit` commands; returns how many. */
-  #fetch(queue: SubmissionQueue, limit: number): number {
-    const { dma } = this.#context;
-    let count = 0;
-    while (count < limit && queue.servable && this.inFlight.count < MAX_COMMANDS) {
-      const address = queue.base + queue.head * SUBMISSION_ENTRY_SIZE;
-      if (dma.locate(address, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE) {
-        void this.#fetchByMessages(queue);
-        return count;
-      }
-      dma.account(SUBMISSION_ENTRY_SIZE, 0);
-      this.#start(queue, segment.data, segment.offset);
-      count++;
+  /** Makes a turn, unless one is under way. */
+  serveNow(): void {
+    // `resume` makes up for it.
+    if (this.#paused || this.#inTurn) return;
+    this.#beginTurn();
+    this.#inTurn = true;
+    let work = 0;
+    try {
+      work = this.poll.poll() ? this.#pollAndServe() : this.#serveReady(TURN_WORK);
+      this.#flushInterrupts();
+    } finally {
+      this.#inTurn = false;
     }
-    this.serve(queue);
-    return count;
+    // With MAX_COMMANDS under way the end of one of them is what makes the next turn.
+    if (this.hasReady ? this.inFlight.count < MAX_COMMANDS : this.poll.goesOn(work > 0)) this.schedule();
   }
 
-  /** Entries that are not in the window. */
-  async #fetchByMessages(queue: SubmissionQueue): Promise<void> {
-    const tillEnd = queue.tail > queue.head ? queue.tail - queue.head : queue.size - queue.head;
-    const count = Math.min(tillEnd, queue.completionQueue.room, BURST);
-    const bytes = new Uint8Array(count * SUBMISSION_ENTRY_SIZE);
-    const data = new DataView(bytes.buffer);
-    const epoch = this.inFlight.begin();
-    queue.fetching = true;
-    try {
-      await this.#context.dma.read(queue.base + queue.head * SUBMISSION_ENTRY_SIZE, bytes);
-      queue.fetching = false;
-      // What is no longer wanted stays in the queue and is read again.
-      for (let n = 0; n < count && queue.servable; n++) this.#start(queue, data, n * SUBMISSION_ENTRY_SIZE);
-      this.serve(queue);
-    } catch (error) {
-      queue.fetching = false;
-      if (queue.alive) this.#hooks.onFatal(error);
-    } finally {
-      this.inFlight.end(epoch);
+  /** What was looked up before may not be where it was. */
+  #beginTurn(): void {
+    this.#turn = (this.#turn + 1) | 0 || 1;
+  }
+
+  /** Serves what doorbells in memory ask for, and looks at them again and again. Returns how much it did. */
+  #pollAndServe(): number {
+    const { poll } = this;
+    let work = 0;
+    // What is under way ends by the event loop.
+    let looks = this.inFlight.count > 0 ? BUSY_LOOKS : TURN_LOOKS;
+    for (;;) {
+      if (this.hasReady) {
+        const done = this.#serveReady(TURN_WORK - work);
+        this.#flushInterrupts();
+        work += done;
+        if (done === 0 || work >= TURN_WORK) return work;
+      } else {
+        looks -= 1 + this.submissionQueues.length;
+        if (looks <= 0) return work;
+      }
+      poll.again();
     }
+  }
+
+  /** Returns how much it did, which may be more than `budget` by a burst. */
+  #serveReady(budget: number): number {
+    let work = 0;
+    while (work < budget && this.#ready.length > 0 && this.inFlight.count < MAX_COMMANDS) {
+      const queue = this.#ready.shift() as SubmissionQueue;
+      queue.ready = false;
+      work += this.#fetch(queue);
+    }
+    return work;
+  }
+
+  /** Fetches and starts at most a burst of commands; returns how much work they were. */
+  #fetch(queue: SubmissionQueue): number {
+    const { dma } = this.#context;
+    const { direct } = this.#hooks;
+    const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
+    const { place } = isLocated ? queue : { place: segment };
+    let count = 0;
+    let bytes = 0;
+    let byMessages = false;
+    while (count < BURST && bytes < BURST_BYTES && queue.servable && this.inFlight.count < MAX_COMMANDS) {
+      const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
+      byMessages =
+        !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
+      if (byMessages) break;
+      this.#start(queue, place.data, isLocated ? place.offset + inRing : place.offset);
+      bytes = Math.max(bytes, direct.pending);
+      count++;
+    }
+    dma.account(count * SUBMISSION_ENTRY_SIZE, 0);
+    this.#finishStarted(queue);
+    if (byMessages) void fetchByMessages(queue, BURST, dma, this);
+    else this.#enqueue(queue);
+    return count + (bytes >>> WORK_SHIFT);
+  }
+
+  /** Starts a command that was read by itself. */
+  start(queue: SubmissionQueue, data: DataView, offset: number): void {
+    this.#beginTurn();
+    this.#start(queue, data, offset);
+    this.#finishStarted(queue);
   }
 
   #start(queue: SubmissionQueue, data: DataView, offset: number): void {
+    const { log } = this.#context;
     const command = this.#pool.pop() ?? new Command(this.#commandHooks);
     command.decode(data, offset);
     command.queue = queue;
-    command.epoch = this.inFlight.begin();
     queue.head = queue.next(queue.head);
-    queue.active++;
     queue.completionQueue.reserved++;
     this.commandsExecuted++;
+    if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
+    if (queue.id !== 0 && this.#hooks.direct.start(command, this.pageSize)) {
+      this.#started[this.#startedCount++] = command.id;
+      this.#pool.push(command);
+      return;
+    }
+    // What comes before a Flush, for one, is done before it.
+    this.#finishStarted(queue);
+    command.epoch = this.inFlight.begin();
+    queue.active++;
     this.#hooks.execute(command);
+  }
+
+  /** Ends the burst's commands that were started at once, all of them `queue`'s. */
+  #finishStarted(queue: SubmissionQueue): void {
+    const count = this.#startedCount;
+    if (count === 0) return;
+    this.#startedCount = 0;
+    this.#hooks.direct.finish();
+    const { completionQueue } = queue;
+    const { dma } = this.#context;
+    completionQueue.reserved -= count;
+    if (!queue.alive || !completionQueue.alive) return;
+    const isLocated =
+      completionQueue.unwritten.length === 0 && completionQueue.locate(dma, this.#turn, "write", COMPLETION_ENTRY_SIZE);
+    for (let n = 0; n < count; n++) {
+      if (isLocated) completionQueue.postSuccess(queue.id, queue.head, this.#started[n]);
+      else this.post(queue, this.#started[n], Status.SUCCESS, 0);
+    }
+    if (!isLocated) return;
+    dma.account(0, count * COMPLETION_ENTRY_SIZE);
+    this.interrupt(completionQueue);
   }
 
   #release(command: Command): void {
@@ -257,10 +380,10 @@ export class QueueEngine {
     if (--queue.active === 0) queue.onIdle?.();
     // Others may have waited for the place, or for MAX_COMMANDS.
     this.serve(queue);
-    if (this.#ready.length > 0) this.schedule();
   }
 
-  #interrupt(queue: CompletionQueue): void {
+  /** An interrupt is due at the end of the turn. */
+  interrupt(queue: CompletionQueue): void {
     if (!queue.interruptsEnabled || queue.interrupting) return;
     queue.interrupting = true;
     this.#interrupting.push(queue);
@@ -268,6 +391,7 @@ export class QueueEngine {
   }
 
   #flushInterrupts(): void {
+    if (this.#interrupting.length === 0) return;
     let kept = 0;
     for (const queue of this.#interrupting) {
       if (queue.vector < 32 && ((this.interruptMask >>> queue.vector) & 1) !== 0) {
@@ -280,23 +404,7 @@ export class QueueEngine {
     this.#interrupting.length = kept;
   }
 
-  /** Entries that are not in the window, in order; the word with the phase after the rest of its entry. */
-  async #writeByMessages(queue: CompletionQueue): Promise<void> {
-    const { dma } = this.#context;
-    const epoch = this.inFlight.begin();
-    try {
-      while (queue.alive && queue.unwritten.length > 0) {
-        const { address, bytes } = queue.unwritten[0];
-        const last = bytes.length - 4;
-        await dma.write(address, bytes.subarray(0, last));
-        await dma.write(address + last, bytes.subarray(last));
-        queue.unwritten.shift();
-        if (queue.alive) this.#interrupt(queue);
-      }
-    } catch (error) {
-      if (queue.alive) this.#hooks.onFatal(error);
-    } finally {
-      this.inFlight.end(epoch);
-    }
+  onFatal(reason: unknown): void {
+    this.#hooks.onFatal(reason);
   }
 }

@@ -17,7 +17,6 @@ import {
   NIDT_UUID,
   Nsfeat,
   OAES_NAMESPACE_ATTRIBUTE,
-  Oacs,
   Oncs,
   VWC_PRESENT,
 } from "./spec-identify.js";
@@ -41,7 +40,8 @@ const CRITICAL_TEMPERATURE = 353;
 /** Bytes that file systems allocate, write and give back as one. */
 const PREFERRED_SIZE = 4096;
 
-export function identifyController(identity: Identity, namespaces: readonly Namespace[]): Uint8Array {
+/** `oacs`: optional admin commands, as bits of Oacs. */
+export function identifyController(identity: Identity, namespaces: readonly Namespace[], oacs: number): Uint8Array {
   const { offsets, encode } = IdentifyController;
   const bytes = encode({
     VID: identity.vendorId,
@@ -50,7 +50,7 @@ export function identifyController(identity: Identity, namespaces: readonly Name
     VER: VERSION,
     OAES: OAES_NAMESPACE_ATTRIBUTE,
     CNTRLTYPE: CNTRLTYPE_IO,
-    OACS: Oacs.FORMAT_NVM | Oacs.DOORBELL_BUFFER_CONFIG,
+    OACS: oacs,
     // 0's based: 4 aborts, MAX_EVENT_REQUESTS, ERROR_ENTRIES.
     ACL: 3,
     AERL: MAX_EVENT_REQUESTS - 1,

@@ -5,6 +5,7 @@ import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
 import { type Disk, NvmeController } from "./controller.js";
 import { LBA_FORMATS } from "./namespace.js";
+import type { Polling } from "./shared-poll.js";
 import { openMemory, openStorage, type Storage } from "./storage.js";
 
 /**
@@ -35,7 +36,15 @@ export interface ControllerChoices {
   readonly queues?: number;
   readonly vendorId?: number;
   readonly deviceId?: number;
+  /** "shared": the driver VM's VMM may map the doorbells, and the device polls them; "trapped" when left out. */
+  readonly doorbells?: "trapped" | "shared";
+  /** With shared doorbells: "always" takes a CPU while a driver is there; "adaptive" when left out. */
+  readonly poll?: Polling;
 }
+
+/** What `doorbells` and `poll` may be, the usual first. */
+export const DOORBELLS = ["trapped", "shared"] as const;
+export const POLLING = ["adaptive", "always"] as const;
 
 export interface NvmeOptions extends Omit<ControllerChoices, "serial"> {
   /** The disks' contents: files or block devices, their sizes multiples of the block size. Namespace 1 is the first. */
@@ -90,6 +99,12 @@ export function createController(storages: readonly NamedStorage[], choices: Con
   if (storages.length < 1 || storages.length > MAX_NAMESPACES) {
     throw new UserError(`an NVMe controller has 1 to ${MAX_NAMESPACES} disks here, not ${storages.length}`, 2);
   }
+  const { doorbells = "trapped", poll } = choices;
+  if (!DOORBELLS.includes(doorbells)) throw new UserError(`doorbells are trapped or shared, not "${doorbells}"`, 2);
+  if (poll !== undefined && !POLLING.includes(poll)) {
+    throw new UserError(`doorbells are polled ${POLLING.join(" or ")}, not "${poll}"`, 2);
+  }
+  if (poll !== undefined && doorbells === "trapped") throw new UserError("only shared doorbells are polled", 2);
   checkText("serial number", serial, 20);
   checkText("model", model, 40);
   return new NvmeController({
@@ -102,6 +117,7 @@ export function createController(storages: readonly NamedStorage[], choices: Con
     deviceId,
     subsystemVendorId: vendorId,
     mdts: MDTS,
+    sharedDoorbells: doorbells === "shared" ? (poll ?? "adaptive") : undefined,
   });
 }
 

@@ -29,7 +29,7 @@ export interface Counters {
 const OPCODES: ReadonlySet<number> = new Set(Object.values(NvmOpcode));
 
 export class IoCommands {
-  readonly counters: Counters = { bytesRead: 0, bytesWritten: 0, reads: 0, writes: 0, mediaErrors: 0 };
+  readonly #counters: Counters;
   readonly #context: DeviceContext;
   readonly #engine: QueueEngine;
   readonly #namespaces: Namespaces;
@@ -43,8 +43,10 @@ export class IoCommands {
     engine: QueueEngine,
     namespaces: Namespaces,
     features: Features,
+    counters: Counters,
     maxTransfer: number,
   ) {
+    this.#counters = counters;
     this.#context = context;
     this.#engine = engine;
     this.#namespaces = namespaces;
@@ -164,7 +166,7 @@ export class IoCommands {
 
   /** Counts, and makes a write stable where that was asked for. */
   #finish(command: Command, namespace: Namespace, status: number): void {
-    const { counters } = this;
+    const counters = this.#counters;
     if (status === Status.UNRECOVERED_READ_ERROR || status === Status.WRITE_FAULT) counters.mediaErrors++;
     if (status !== Status.SUCCESS) {
       command.complete(status);

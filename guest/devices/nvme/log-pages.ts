@@ -62,11 +62,20 @@ export class LogPages {
   readonly #namespaces: Namespaces;
   readonly #features: Features;
   readonly #firmware: string;
+  readonly #adminOpcodes: readonly number[];
   readonly #startedAt = Date.now();
   readonly #errors: Uint8Array[] = [];
   #errorCount = 0;
 
-  constructor(counters: Counters, inFlight: InFlight, namespaces: Namespaces, features: Features, firmware: string) {
+  constructor(
+    counters: Counters,
+    inFlight: InFlight,
+    namespaces: Namespaces,
+    features: Features,
+    firmware: string,
+    adminOpcodes: readonly number[],
+  ) {
+    this.#adminOpcodes = adminOpcodes;
     this.#counters = counters;
     this.#inFlight = inFlight;
     this.#namespaces = namespaces;
@@ -107,7 +116,7 @@ export class LogPages {
       case LogPage.CHANGED_NAMESPACE_LIST:
         return this.#namespaces.listChanged();
       case LogPage.COMMANDS_SUPPORTED:
-        return commandsSupported();
+        return commandsSupported(this.#adminOpcodes);
       default:
         return undefined;
     }
@@ -154,12 +163,12 @@ function thousandUnits(bytes: number): number {
 }
 
 /** Figure 205: 256 admin commands, then 256 I/O commands, 4 bytes each. */
-function commandsSupported(): Uint8Array {
+function commandsSupported(adminOpcodes: readonly number[]): Uint8Array {
   const bytes = new Uint8Array(4096);
   const data = new DataView(bytes.buffer);
   const put = (at: number, opcode: number, effects = 0): void =>
     data.setUint32(at + opcode * 4, SUPPORTED | effects, true);
-  for (const opcode of Object.values(AdminOpcode)) put(0, opcode, ADMIN_EFFECTS.get(opcode));
+  for (const opcode of adminOpcodes) put(0, opcode, ADMIN_EFFECTS.get(opcode));
   for (const opcode of Object.values(NvmOpcode)) put(1024, opcode, IO_EFFECTS.get(opcode));
   return bytes;
 }

@@ -2,6 +2,8 @@
  * NVM Express 1.4, section 4.3: Physical Region Page entries and lists, resolved to ranges of driver-VM addresses. Neighbouring
  * pages become one range. Each list entry is read exactly once. Lists may be chained and of any length; the data length
  * bounds them. Left out: scatter gather lists.
+ *
+ * Offsets in a page are taken by `&`, which looks at the low 32 bits of any number; `%` on one beyond them calls C's fmod.
  */
 import { getU64 } from "../../../shared/struct/struct.js";
 import type { Dma } from "../../device.js";
@@ -64,11 +66,11 @@ export class PrpRanges {
     this.length = 0;
     this.#pageSize = pageSize;
     this.#remaining = length;
-    if (prp1 % 4 !== 0) return Status.PRP_OFFSET_INVALID;
-    let status = this.#add(prp1, Math.min(length, pageSize - (prp1 % pageSize)));
+    if ((prp1 & 3) !== 0) return Status.PRP_OFFSET_INVALID;
+    let status = this.#add(prp1, Math.min(length, pageSize - (prp1 & (pageSize - 1))));
     if (status !== Status.SUCCESS || this.#remaining === 0) return status;
     if (this.#remaining > pageSize) return this.#wantList(prp2);
-    if (prp2 % pageSize !== 0) return Status.PRP_OFFSET_INVALID;
+    if ((prp2 & (pageSize - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
     status = this.#add(prp2, this.#remaining);
     return status;
   }
@@ -79,7 +81,7 @@ export class PrpRanges {
     const chained = entries * this.#pageSize < this.#remaining;
     for (let n = 0; n < entries; n++) {
       const address = getU64(data, offset + n * ENTRY_SIZE);
-      if (address % this.#pageSize !== 0) return Status.PRP_OFFSET_INVALID;
+      if ((address & (this.#pageSize - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
       if (chained && n === entries - 1) return this.#wantList(address);
       const status = this.#add(address, Math.min(this.#remaining, this.#pageSize));
       if (status !== Status.SUCCESS) return status;
@@ -88,8 +90,8 @@ export class PrpRanges {
   }
 
   #wantList(address: number): number {
-    if (address % ENTRY_SIZE !== 0) return Status.PRP_OFFSET_INVALID;
-    const room = this.#pageSize - (address % this.#pageSize);
+    if ((address & (ENTRY_SIZE - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
+    const room = this.#pageSize - (address & (this.#pageSize - 1));
     if (!(address <= Number.MAX_SAFE_INTEGER - room)) return Status.DATA_TRANSFER_ERROR;
     this.#listAddress = address;
     this.#listLength = Math.min(room, Math.ceil(this.#remaining / this.#pageSize) * ENTRY_SIZE);

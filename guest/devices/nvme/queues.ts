@@ -5,7 +5,7 @@
  */
 import type { Dma } from "../../device.js";
 import { newSegment, Words } from "./segment.js";
-import { COMPLETION_ENTRY_SIZE, Completion } from "./spec.js";
+import { COMPLETION_ENTRY_SIZE, Completion, Status } from "./spec.js";
 
 /** CID and STATUS share the last 32-bit word of an entry. */
 export const LAST_WORD = Completion.offsets.CID;
@@ -19,8 +19,11 @@ export class Ring {
   tail = 0;
   /** False once deleted or reset: nothing may be posted or fetched any more. */
   alive = true;
-  /** What the shadow doorbell said last that made no sense; told once. */
+  /** What a doorbell in memory said last that made no sense; told once. */
   nonsense = -1;
+  /** Where the ring is in the window; good in the turn in which `locate` was true. */
+  readonly place = newSegment();
+  #locatedIn = 0;
 
   constructor(
     readonly id: number,
@@ -28,6 +31,19 @@ export class Ring {
     /** Entries, at least 2. */
     readonly size: number,
   ) {}
+
+  /**
+   * Whether all of the ring lies in one piece of the window, `place`. Looked up once in a turn, within which no map changes:
+   * turns that follow each other have different numbers, none of which is 0.
+   */
+  locate(dma: Dma, turn: number, access: "read" | "write", entrySize: number): boolean {
+    const length = this.size * entrySize;
+    if (this.#locatedIn !== turn) {
+      this.#locatedIn = turn;
+      dma.locate(this.base, length, access, this.place);
+    }
+    return this.place.length === length;
+  }
 
   /** Entries from head to tail. */
   get used(): number {
@@ -93,9 +109,7 @@ export class CompletionQueue extends Ring {
    */
   post(dma: Dma, result: number, sqid: number, sqhd: number, cid: number, status: number): boolean {
     const address = this.base + this.tail * COMPLETION_ENTRY_SIZE;
-    const last = ((((status << 1) | this.#phase) << 16) | cid) >>> 0;
-    this.tail = this.next(this.tail);
-    if (this.tail === 0) this.#phase ^= 1;
+    const last = this.#advance(cid, status);
     const located = this.unwritten.length === 0 ? dma.locate(address, COMPLETION_ENTRY_SIZE, "write", segment) : 0;
     if (located < COMPLETION_ENTRY_SIZE) {
       const bytes = new Uint8Array(COMPLETION_ENTRY_SIZE);
@@ -110,6 +124,22 @@ export class CompletionQueue extends Ring {
     this.#lastWord.at(segment, LAST_WORD).store(0, last);
     dma.account(0, COMPLETION_ENTRY_SIZE);
     return true;
+  }
+
+  /** The same for a command that went well, after `locate`; entries that are not written yet must be none. */
+  postSuccess(sqid: number, sqhd: number, cid: number): void {
+    const { place } = this;
+    const offset = this.tail * COMPLETION_ENTRY_SIZE;
+    fill(place.data, place.offset + offset, 0, sqid, sqhd);
+    this.#lastWord.at(place, offset + LAST_WORD).store(0, this.#advance(cid, Status.SUCCESS));
+  }
+
+  /** Takes the place at the tail; returns the last word of its entry. */
+  #advance(cid: number, status: number): number {
+    const last = ((((status << 1) | this.#phase) << 16) | cid) >>> 0;
+    this.tail = this.next(this.tail);
+    if (this.tail === 0) this.#phase ^= 1;
+    return last;
   }
 }
 

@@ -3,15 +3,40 @@
  * (LOW, HIGH), as drivers access them. Left out: boot partitions, controller memory buffer, persistent memory region; CAP
  * says so.
  */
+import { alignUp } from "../../../shared/bits.js";
+import { PAGE_SIZE } from "../../../shared/limits.js";
 import type { RegisterTable } from "../../pci/registers.js";
 import { VERSION } from "./spec.js";
 
-/** BAR 0: registers, then doorbells (3.1.24, 3.1.25) of 4 bytes each (CAP.DSTRD 0), then the MSI-X table. */
+/** BAR 0: registers, then doorbells (3.1.24, 3.1.25) of 4 bytes each, then the MSI-X table. */
 export const REGISTERS_SIZE = 0x50;
 export const DOORBELL_OFFSET = 0x1000;
 export const DOORBELL_STRIDE = 4;
-export const MSIX_OFFSET = 0x2000;
-export const BAR_SIZE = 0x4000;
+
+/** Where things are in BAR 0, in bytes. */
+export interface BarLayout {
+  /** From one doorbell to the next. */
+  readonly stride: number;
+  /** Of all doorbells, in whole pages. */
+  readonly doorbellsSize: number;
+  readonly msixOffset: number;
+  readonly size: number;
+}
+
+const TRAPPED: BarLayout = { stride: DOORBELL_STRIDE, doorbellsSize: 0x1000, msixOffset: 0x2000, size: 0x4000 };
+/** CAP.DSTRD: each doorbell that is shared has a cache line of its own, so that who polls one does not slow writes to others. */
+const SHARED_DSTRD = 4;
+/** What the MSI-X table and its pending bits take. */
+const MSIX_SIZE = 0x2000;
+
+/** `queues`: I/O queues of each kind. */
+export function barLayout(queues: number, shared: boolean): BarLayout {
+  if (!shared) return TRAPPED;
+  const stride = DOORBELL_STRIDE << SHARED_DSTRD;
+  const doorbellsSize = alignUp((queues + 1) * 2 * stride, PAGE_SIZE);
+  const msixOffset = DOORBELL_OFFSET + doorbellsSize;
+  return { stride, doorbellsSize, msixOffset, size: 2 ** Math.ceil(Math.log2(msixOffset + MSIX_SIZE)) };
+}
 
 /** Entries of an I/O queue at most (CAP.MQES plus one). */
 export const MAX_QUEUE_ENTRIES = 1024;
@@ -22,7 +47,7 @@ export const MPSMIN = 0;
 export const MPSMAX = 4;
 export const MINIMUM_PAGE_SIZE = 4096;
 
-/** 3.1.1 Controller Capabilities. CQR (bit 16): queues are contiguous. NSSRS (36): NSSR. CSS (37): the NVM command set. */
+/** 3.1.1 Controller Capabilities, but for DSTRD (35:32). CQR (bit 16): queues are contiguous. NSSRS (36): NSSR. CSS (37): the NVM command set. */
 const CAP_LOW = (MAX_QUEUE_ENTRIES - 1) | (1 << 16) | (TIMEOUT_HALF_SECONDS << 24);
 const CAP_HIGH = (1 << (36 - 32)) | (1 << (37 - 32)) | (MPSMIN << (48 - 32)) | (MPSMAX << (52 - 32));
 
@@ -87,10 +112,11 @@ export interface RegisterHooks {
 const ALL = 0xffff_ffff;
 
 /** Figure 68: Register Definition. */
-export function registerTable(hooks: RegisterHooks): RegisterTable<RegisterName> {
+export function registerTable({ stride }: BarLayout, hooks: RegisterHooks): RegisterTable<RegisterName> {
+  const dstrd = Math.log2(stride / DOORBELL_STRIDE);
   return {
     CAP_LOW: { offset: 0x00, size: 4, reset: CAP_LOW >>> 0 },
-    CAP_HIGH: { offset: 0x04, size: 4, reset: CAP_HIGH >>> 0 },
+    CAP_HIGH: { offset: 0x04, size: 4, reset: (CAP_HIGH | dstrd) >>> 0 },
     VS: { offset: 0x08, size: 4, reset: VERSION },
     // Both read as the mask; each write acts on the bits that are 1.
     INTMS: { offset: 0x0c, size: 4, onRead: hooks.maskOf, onWrite: (_value, _previous, bits) => hooks.onMaskSet(bits) },

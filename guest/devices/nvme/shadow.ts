@@ -6,10 +6,12 @@
  * The admin queues have doorbells as ever: Linux and others leave their words alone.
  */
 import type { Dma } from "../../device.js";
+import type { DoorbellWords } from "./doorbell-poll.js";
 import { DOORBELL_STRIDE } from "./registers.js";
 import { newSegment, Words } from "./segment.js";
 
-export class ShadowDoorbells {
+export class ShadowDoorbells implements DoorbellWords {
+  readonly firstQueue = 1;
   readonly #dma: Dma;
   readonly #doorbellAddress: number;
   readonly #eventAddress: number;

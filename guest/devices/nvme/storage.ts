@@ -14,15 +14,27 @@ import {
   ioctl,
   lockFile,
   close as nativeClose,
+  PROT_READ,
+  PROT_WRITE,
+  Reservation,
   setAttribute,
 } from "../../../native/index.js";
+import { alignUp } from "../../../shared/bits.js";
 import { UserError } from "../../../shared/errors.js";
+import { GiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { getU64 } from "../../../shared/struct/struct.js";
 
 export type StorageError = Error & { readonly code?: string | undefined };
 /** `count`: bytes moved, which may be fewer than asked for. */
 export type Moved = (error: StorageError | null, count: number) => void;
 export type Ended = (error: StorageError | null) => void;
+
+/** The bytes themselves, as a row of ArrayBuffers that stay until the storage is closed. */
+export interface StorageMemory {
+  /** Bytes of each piece but the last; a power of two. */
+  readonly pieceSize: number;
+  piece(index: number): ArrayBuffer;
+}
 
 /** Positions, offsets, sizes and lengths are bytes. */
 export interface Storage {
@@ -32,6 +44,8 @@ export interface Storage {
   readonly allocated: number;
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
+  /** For whoever copies by itself, where the storage is memory. Everything else works on the same bytes. */
+  readonly memory?: StorageMemory | undefined;
   read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
   readv(views: readonly Uint8Array[], position: number, done: Moved): void;
   write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
@@ -129,6 +143,29 @@ class FdStorage implements Storage {
   }
 }
 
+/** One ArrayBuffer of a disk in memory. */
+const PIECE_SIZE = GiB;
+
+class MemoryStorage extends FdStorage {
+  readonly #reservation: Reservation;
+  readonly memory: StorageMemory;
+
+  /** @throws SystemError, RangeError */
+  constructor(fd: number, size: number) {
+    super(fd, "memory");
+    const mapped = alignUp(Math.max(size, 1), PAGE_SIZE);
+    const reservation = new Reservation(mapped, PIECE_SIZE);
+    reservation.map(0, mapped, fd, 0, PROT_READ | PROT_WRITE);
+    this.#reservation = reservation;
+    this.memory = { pieceSize: PIECE_SIZE, piece: (index) => reservation.piece(index) };
+  }
+
+  override async close(): Promise<void> {
+    this.#reservation.release();
+    await super.close();
+  }
+}
+
 /** @throws SystemError */
 function deviceSize(fd: number): number {
   const bytes = new Uint8Array(8);
@@ -161,9 +198,12 @@ export async function openStorage(path: string): Promise<Storage> {
 
 /** A disk that is gone with the process. @throws UserError */
 export function openMemory(size: number): Storage {
+  let fd: number | undefined;
   try {
-    return new FdStorage(createMemory("nvme", size, false), "memory");
+    fd = createMemory("nvme", size, false);
+    return new MemoryStorage(fd, size);
   } catch (error) {
+    if (fd !== undefined) nativeClose(fd);
     throw new UserError(`cannot make a disk of ${size} bytes in memory: ${reason(error)}`);
   }
 }

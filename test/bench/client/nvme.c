@@ -1,5 +1,6 @@
-// An NVMe driver that reads or writes random 4 KiB blocks, DEPTH at a time. "poll" watches the completion queue, "sleep"
-// waits for the interrupt's eventfd. Doorbells are region writes. CPU COUNT read|write poll|sleep DEPTH SOCKET
+// An NVMe driver that reads or writes random 4 KiB blocks, DEPTH at a time. "poll" watches the completion queue, "shared" as
+// well and has the doorbells mapped, "sleep" waits for the interrupt's eventfd. Doorbells that are not mapped are region
+// writes. CPU COUNT read|write poll|shared|sleep DEPTH SOCKET
 #include <sys/eventfd.h>
 
 #include "vfio-user.h"
@@ -25,6 +26,8 @@ struct command {
 static int server;
 static uint8_t *memory;
 static int interrupts[2];
+static uint32_t stride = 4;
+static volatile uint8_t *doorbells;
 
 static void write_register(uint32_t offset, uint32_t value) { region_write(server, BAR0, offset, value, 4); }
 
@@ -42,7 +45,12 @@ static void put(struct queue *queue, struct command command) {
   queue->tail = (queue->tail + 1) % ENTRIES;
 }
 
-static void ring(struct queue *queue) { write_register(DOORBELLS + queue->id * 8, queue->tail); }
+static void ring_doorbell(uint32_t number, uint32_t value) {
+  if (doorbells == NULL) write_register(DOORBELLS + number * stride, value);
+  else __atomic_store_n((volatile uint32_t *)(doorbells + number * stride), value, __ATOMIC_RELEASE);
+}
+
+static void ring(struct queue *queue) { ring_doorbell(queue->id * 2, queue->tail); }
 
 // The id of the next command that ended, or -1.
 static int take(struct queue *queue) {
@@ -56,7 +64,7 @@ static int take(struct queue *queue) {
   return (int)(word & 0xffff);
 }
 
-static void release(struct queue *queue) { write_register(DOORBELLS + queue->id * 8 + 4, queue->head); }
+static void release(struct queue *queue) { ring_doorbell(queue->id * 2 + 1, queue->head); }
 
 static void sleep_until_interrupt(int vector) {
   uint64_t got;
@@ -71,9 +79,9 @@ static void admin(struct queue *queue, struct command command) {
 }
 
 int main(int argc, char **argv) {
-  check(argc == 7, "CPU COUNT read|write poll|sleep DEPTH SOCKET");
+  check(argc == 7, "CPU COUNT read|write poll|shared|sleep DEPTH SOCKET");
   pin(atoi(argv[1]));
-  int count = atoi(argv[2]), polls = strcmp(argv[4], "poll") == 0, depth = atoi(argv[5]);
+  int count = atoi(argv[2]), shares = strcmp(argv[4], "shared") == 0, polls = shares || strcmp(argv[4], "poll") == 0, depth = atoi(argv[5]);
   uint8_t opcode = strcmp(argv[3], "read") == 0 ? 2 : 1;
   server = connect_to(argv[6]);
   int fd = make_memory(kMemory);
@@ -84,6 +92,8 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 2; i++) check((interrupts[i] = eventfd(0, 0)) >= 0, "eventfd");
   bind_vectors(server, interrupts, 2);
   enable(server);
+  stride = 4u << (region_read(server, BAR0, 4) & 0xf);
+  if (shares) doorbells = map_region(server, BAR0, DOORBELLS, PAGE);
   // MSI-X on: it is the third capability at most.
   uint32_t at = region_read(server, CONFIG, 0x34) & 0xff;
   for (int i = 0; at != 0 && i < 48; i++) {
@@ -127,7 +137,8 @@ int main(int argc, char **argv) {
     }
     int id = take(&io);
     if (id < 0) {
-      if (!polls) sleep_until_interrupt(1);
+      if (polls) pause_cpu();
+      else sleep_until_interrupt(1);
       continue;
     }
     do {

@@ -7,7 +7,7 @@
 
 #include "../floor/bench.h"
 
-enum { VERSION = 1, DMA_MAP = 2, DMA_UNMAP = 3, SET_IRQS = 8, REGION_READ = 9, REGION_WRITE = 10 };
+enum { VERSION = 1, DMA_MAP = 2, DMA_UNMAP = 3, REGION_INFO = 5, SET_IRQS = 8, REGION_READ = 9, REGION_WRITE = 10 };
 enum { BAR0 = 0, CONFIG = 7, MSIX = 2, HEADER = 16, ACCESS = 16, NO_REPLY = 0x10 };
 
 struct message {
@@ -139,4 +139,26 @@ static inline void bind_vectors(int fd, const int *eventfds, int count) {
   uint32_t body[5] = {20, 0x24, MSIX, 0, (uint32_t)count};
   memcpy(message.body, body, sizeof body);
   exchange(fd, &message, sizeof body, eventfds, count);
+}
+
+// Maps part of a region; the reply to the question about it brings the fd. Which parts may be mapped is not looked at.
+static inline volatile uint8_t *map_region(int fd, uint32_t region, off_t offset, size_t length) {
+  struct message message = {.command = REGION_INFO, .id = 0x7777, .size = HEADER + 32};
+  uint32_t argsz = 200;
+  memcpy(message.body, &argsz, 4);
+  memcpy(message.body + 8, &region, 4);
+  send_all(fd, &message, message.size, NULL, 0);
+  struct iovec vector = {&message, sizeof message};
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control;
+  struct msghdr reply = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  check(recvmsg(fd, &reply, 0) >= HEADER + 32 && CMSG_FIRSTHDR(&reply) != NULL, "no memory for the region");
+  int memory;
+  memcpy(&memory, CMSG_DATA(CMSG_FIRSTHDR(&reply)), sizeof memory);
+  uint8_t *mapped = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, memory, offset);
+  check(mapped != MAP_FAILED, "mmap");
+  close(memory);
+  return mapped;
 }

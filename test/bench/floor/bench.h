@@ -22,6 +22,15 @@ static inline void pin(int cpu) {
   check(sched_setaffinity(0, sizeof set, &set) == 0, "sched_setaffinity");
 }
 
+// What a loop that waits for memory does, as every driver's.
+static inline void pause_cpu(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 static inline uint64_t now_ns(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);

@@ -1,0 +1,156 @@
+/**
+ * NVM Express 1.4, sections 7.3 and 7.6: enabling and disabling, shutdown, reset, and the end of a controller that fails.
+ *
+ * All state below CC.EN goes with it: disabling kills the queues at once, and CSTS.RDY falls when the file I/O under way has
+ * ended, so that no byte of driver-VM memory is touched afterwards.
+ */
+import type { Log } from "../../../shared/log.js";
+import type { RegisterFile } from "../../pci/registers.js";
+import { adminQueuesOf } from "./enable.js";
+import type { QueueEngine } from "./engine.js";
+import type { AsyncEvents } from "./events.js";
+import type { Features } from "./features.js";
+import type { KeepAlive } from "./keep-alive.js";
+import type { LogPages } from "./log-pages.js";
+import type { Namespaces } from "./namespaces.js";
+import { Cc, Csts, type RegisterName } from "./registers.js";
+
+/** What has a state that a reset ends. */
+export interface LifecycleParts {
+  readonly engine: QueueEngine;
+  readonly events: AsyncEvents;
+  readonly features: Features;
+  readonly keepAlive: KeepAlive;
+  readonly log: Log;
+  readonly logPages: LogPages;
+  readonly namespaces: Namespaces;
+  readonly registers: RegisterFile<RegisterName>;
+}
+
+export class Lifecycle {
+  readonly #parts: LifecycleParts;
+  /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
+  #generation = 0;
+  /** A disable or reset waits for file I/O: enabling waits too. */
+  #draining = false;
+
+  constructor(parts: LifecycleParts) {
+    this.#parts = parts;
+  }
+
+  /** CC was written. */
+  configure(value: number, previous: number): void {
+    const enabled = (value & Cc.EN) !== 0;
+    if (enabled !== ((previous & Cc.EN) !== 0)) {
+      if (enabled) this.#enable();
+      else this.#disable();
+    }
+    if (Cc.shnOf(value) !== 0 && Cc.shnOf(previous) === 0) this.#shutDown();
+  }
+
+  /** INTMS or INTMC was written. */
+  setInterruptMask(mask: number): void {
+    this.#parts.engine.interruptMask = mask;
+    this.#parts.engine.schedule();
+  }
+
+  /** The function's reset. Resolves when nothing is under way. */
+  async reset(): Promise<void> {
+    const { logPages, registers } = this.#parts;
+    const isOn = (registers.get("CC") & Cc.EN) !== 0;
+    const isShutDown = (registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
+    if (isOn && !isShutDown) logPages.unsafeShutdowns++;
+    registers.reset();
+    this.setInterruptMask(0);
+    await this.#stopAndDrain();
+  }
+
+  /** NSSR was written. 7.3.1: there is one controller in the subsystem. */
+  resetSubsystem(): void {
+    const { log, registers } = this.#parts;
+    log.info("NVM subsystem reset by the driver");
+    registers.reset();
+    registers.set("CSTS", Csts.NSSRO);
+    this.setInterruptMask(0);
+    void this.#stopAndDrain();
+  }
+
+  /** 9.5 Controller Fatal Status: nothing goes on until the driver resets the controller. */
+  fail(reason: string): void {
+    const { log, registers } = this.#parts;
+    log.warn({ reason }, "controller fatal status");
+    this.#stop();
+    registers.set("CSTS", registers.get("CSTS") | Csts.CFS);
+  }
+
+  /** 7.6.1: RDY when all is in order, CFS when the driver's set-up is not. */
+  #enable(): void {
+    if (this.#draining) return;
+    const { engine, log, namespaces, registers } = this.#parts;
+    const set = adminQueuesOf(registers);
+    if (typeof set === "string") {
+      this.fail(set);
+      return;
+    }
+    engine.enable(set);
+    this.#setStatus(Csts.RDY);
+    namespaces.watch();
+    log.info("enabled by the driver");
+  }
+
+  /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when nothing is under way. */
+  #disable(): void {
+    this.#setStatus(this.#parts.registers.get("CSTS") & Csts.RDY);
+    void this.#stopAndDrain();
+  }
+
+  /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
+  #setStatus(status: number): void {
+    const { registers } = this.#parts;
+    registers.set("CSTS", status | (registers.get("CSTS") & Csts.NSSRO));
+  }
+
+  /** Back to disabled. The admin queue's registers stay as they are. Resolves when nothing is under way. */
+  async #stopAndDrain(): Promise<void> {
+    const { engine, registers } = this.#parts;
+    const { inFlight } = engine;
+    const generation = ++this.#generation;
+    this.#stop();
+    if (inFlight.count > 0) {
+      this.#draining = true;
+      await inFlight.drained();
+      if (generation !== this.#generation) return;
+    }
+    this.#draining = false;
+    this.#setStatus(0);
+    if ((registers.get("CC") & Cc.EN) !== 0) this.#enable();
+  }
+
+  /** 7.6.2: what was written goes to stable storage, then SHST says so. */
+  #shutDown(): void {
+    const { engine, namespaces, registers } = this.#parts;
+    const { inFlight } = engine;
+    const generation = this.#generation;
+    const setStatus = (shst: number): void => {
+      registers.set("CSTS", (registers.get("CSTS") & ~Csts.SHST_MASK) | shst);
+    };
+    setStatus(Csts.SHST_OCCURRING);
+    void inFlight.drained().then(() => {
+      const epoch = inFlight.begin();
+      namespaces.sync(() => {
+        inFlight.end(epoch);
+        if (generation === this.#generation) setStatus(Csts.SHST_COMPLETE);
+      });
+    });
+  }
+
+  #stop(): void {
+    const { engine, events, features, keepAlive, namespaces } = this.#parts;
+    engine.stop();
+    events.reset();
+    keepAlive.set(0);
+    namespaces.unwatch();
+    namespaces.changed.clear();
+    features.reset();
+  }
+}
