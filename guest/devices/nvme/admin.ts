@@ -84,7 +84,7 @@ export class AdminCommands {
           command.complete(Status.ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED);
           return;
         }
-        engine.detach(command);
+        engine.commands.detach(command);
         events.request(command.id);
         return;
       case AdminOpcode.ABORT:
@@ -164,7 +164,7 @@ export class AdminCommands {
   /** Writes `bytes` to where the command's PRPs say and completes it. Never rejects. */
   async #answer(command: Command, bytes: Uint8Array): Promise<void> {
     const { context, engine } = this.#sources;
-    command.complete(await copyData("write", command, bytes, context.dma, engine.pageSize));
+    command.complete(await copyData("write", command, bytes, context.dma, engine.commands.pageSize));
   }
 
   /** 5.21: a write cache that is switched off is written out first. */
@@ -224,7 +224,7 @@ export class AdminCommands {
   /** PRP1 of a new queue. Memory that is not there is noticed at its first use. */
   #checkBase({ prp1, cdw11 }: Command): number {
     if ((cdw11 & PHYSICALLY_CONTIGUOUS) === 0) return Status.INVALID_FIELD;
-    if (prp1 % this.#sources.engine.pageSize !== 0) return Status.PRP_OFFSET_INVALID;
+    if (prp1 % this.#sources.engine.commands.pageSize !== 0) return Status.PRP_OFFSET_INVALID;
     if (prp1 > Number.MAX_SAFE_INTEGER - 0x1_0000_0000) return Status.DATA_TRANSFER_ERROR;
     return Status.SUCCESS;
   }
@@ -267,7 +267,7 @@ export class AdminCommands {
   #configureDoorbells({ prp1, prp2 }: Command): number {
     const { context, engine, features } = this.#sources;
     for (const address of [prp1, prp2]) {
-      if (address % engine.pageSize !== 0 || address > Number.MAX_SAFE_INTEGER - engine.pageSize) {
+      if (address % engine.commands.pageSize !== 0 || address > Number.MAX_SAFE_INTEGER - engine.commands.pageSize) {
         return Status.INVALID_FIELD;
       }
     }

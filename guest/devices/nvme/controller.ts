@@ -95,9 +95,9 @@ export class NvmeController implements Device {
     );
     this.#namespaces = new Namespaces(namespaces, (namespace) => this.#onSizeChanged(namespace));
     const table = registerTable(layout, {
-      onMaskSet: (bits) => this.#parts.lifecycle.setInterruptMask(this.#parts.engine.interruptMask | bits),
-      onMaskClear: (bits) => this.#parts.lifecycle.setInterruptMask(this.#parts.engine.interruptMask & ~bits),
-      maskOf: () => this.#parts.engine.interruptMask >>> 0,
+      onMaskSet: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask | bits),
+      onMaskClear: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask & ~bits),
+      maskOf: () => this.#parts.engine.interrupts.mask >>> 0,
       onConfiguration: (value, previous) => this.#parts.lifecycle.configure(value, previous),
       onSubsystemReset: () => this.#parts.lifecycle.resetSubsystem(),
     });
@@ -125,13 +125,21 @@ export class NvmeController implements Device {
         onInvalidDoorbell: () =>
           events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
         onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
+        onBug: (error) => this.#onBug(error),
         onTransferred: (command, error) => io.onTransferred(command, error),
       },
       shared,
     );
     const events = new AsyncEvents(engine);
     const io = new IoCommands(context, engine, namespaces, features, counters, maxTransfer);
-    const logPages = new LogPages(counters, engine.inFlight, namespaces, features, firmware, adminOpcodes(engine));
+    const logPages = new LogPages(
+      counters,
+      engine.commands.inFlight,
+      namespaces,
+      features,
+      firmware,
+      adminOpcodes(engine),
+    );
     const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
     const lifecycle = new Lifecycle({
       engine,
@@ -183,7 +191,7 @@ export class NvmeController implements Device {
   }
 
   async quiesce(): Promise<void> {
-    await this.#parts.engine.inFlight.drained();
+    await this.#parts.engine.commands.inFlight.drained();
   }
 
   /** What is under way ends; doorbells are only taken note of, and time stands still. */
@@ -204,7 +212,7 @@ export class NvmeController implements Device {
   }
 
   async close(): Promise<void> {
-    await this.#started?.engine.inFlight.drained();
+    await this.#started?.engine.commands.inFlight.drained();
     await new Promise<void>((resolve) => this.#namespaces.sync(() => resolve()));
     await Promise.all(this.#options.disks.map(({ storage }) => storage.close()));
   }
@@ -226,18 +234,23 @@ export class NvmeController implements Device {
     return this.#started;
   }
 
-  /** Checks what all commands have in common, and hands the command on. A bug of ours stops the controller, not the process. */
+  /** Checks what all commands have in common, and hands the command on. */
   #execute(command: Command): void {
-    const { admin, io, context, lifecycle } = this.#parts;
+    const { admin, io } = this.#parts;
     try {
       // FUSE and PSDT: neither fused operations nor SGLs.
       if (command.flags !== 0) command.complete(Status.INVALID_FIELD);
       else if (command.queue.id === 0) admin.execute(command);
       else io.execute(command);
     } catch (error) {
-      context.log.error({ err: error }, "a bug in the NVMe controller");
-      lifecycle.fail("internal error");
+      this.#onBug(error);
     }
+  }
+
+  /** A bug of ours stops the controller, not the process. */
+  #onBug(error: unknown): void {
+    this.#parts.context.log.error({ err: error }, "a bug in the NVMe controller");
+    this.#parts.lifecycle.fail("internal error");
   }
 
   #onSizeChanged({ id, blockCount }: Namespace): void {

@@ -60,7 +60,7 @@ export class AsyncEvents {
       this.#events = this.#events.filter((other) => other !== event);
       const commandId = this.#requests.shift() as number;
       const result = event.type | (event.information << 8) | (event.logPage << 16);
-      this.#engine.post(admin, commandId, Status.SUCCESS, result);
+      this.#engine.commands.post(admin, commandId, Status.SUCCESS, result);
     }
   }
 

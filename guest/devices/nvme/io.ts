@@ -111,7 +111,7 @@ export class IoCommands {
       return;
     }
     const { dma } = this.#context;
-    const { pageSize } = this.#engine;
+    const { pageSize } = this.#engine.commands;
     const status = command.ranges.resolve(dma, command.prp1, command.prp2, command.length, pageSize);
     if (status === NOT_IN_WINDOW) void this.#resolveAndMove(command, namespace);
     else if (status !== Status.SUCCESS) command.complete(status);
@@ -159,7 +159,7 @@ export class IoCommands {
 
   /** With the write cache off, what was deallocated stays so. */
   async #manageDataset(command: Command, namespace: Namespace): Promise<void> {
-    const status = await manageDataset(command, namespace, this.#context.dma, this.#engine.pageSize);
+    const status = await manageDataset(command, namespace, this.#context.dma, this.#engine.commands.pageSize);
     if (status !== Status.SUCCESS || this.#features.writeCache) command.complete(status);
     else namespace.sync(command.complete);
   }

@@ -48,30 +48,24 @@ export class Lifecycle {
     if (Cc.shnOf(value) !== 0 && Cc.shnOf(previous) === 0) this.#shutDown();
   }
 
-  /** INTMS or INTMC was written. */
-  setInterruptMask(mask: number): void {
-    this.#parts.engine.interruptMask = mask;
-    this.#parts.engine.schedule();
-  }
-
   /** The function's reset. Resolves when nothing is under way. */
   async reset(): Promise<void> {
-    const { logPages, registers } = this.#parts;
+    const { engine, logPages, registers } = this.#parts;
     const isOn = (registers.get("CC") & Cc.EN) !== 0;
     const isShutDown = (registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
     if (isOn && !isShutDown) logPages.unsafeShutdowns++;
     registers.reset();
-    this.setInterruptMask(0);
+    engine.setInterruptMask(0);
     await this.#stopAndDrain();
   }
 
   /** NSSR was written. 7.3.1: there is one controller in the subsystem. */
   resetSubsystem(): void {
-    const { log, registers } = this.#parts;
+    const { engine, log, registers } = this.#parts;
     log.info("NVM subsystem reset by the driver");
     registers.reset();
     registers.set("CSTS", Csts.NSSRO);
-    this.setInterruptMask(0);
+    engine.setInterruptMask(0);
     void this.#stopAndDrain();
   }
 
@@ -113,7 +107,7 @@ export class Lifecycle {
   /** Back to disabled. The admin queue's registers stay as they are. Resolves when nothing is under way. */
   async #stopAndDrain(): Promise<void> {
     const { engine, registers } = this.#parts;
-    const { inFlight } = engine;
+    const { inFlight } = engine.commands;
     const generation = ++this.#generation;
     this.#stop();
     if (inFlight.count > 0) {
@@ -129,7 +123,7 @@ export class Lifecycle {
   /** 7.6.2: what was written goes to stable storage, then SHST says so. */
   #shutDown(): void {
     const { engine, namespaces, registers } = this.#parts;
-    const { inFlight } = engine;
+    const { inFlight } = engine.commands;
     const generation = this.#generation;
     const setStatus = (shst: number): void => {
       registers.set("CSTS", (registers.get("CSTS") & ~Csts.SHST_MASK) | shst);

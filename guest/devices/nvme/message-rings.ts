@@ -10,6 +10,7 @@ import { SUBMISSION_ENTRY_SIZE } from "./spec.js";
 /** What they need of the engine. */
 export interface RingUser {
   readonly inFlight: InFlight;
+  beginTurn(): void;
   start(queue: SubmissionQueue, data: DataView, offset: number): void;
   serve(queue: SubmissionQueue): void;
   interrupt(queue: CompletionQueue): void;
@@ -32,6 +33,7 @@ export async function fetchByMessages(
   try {
     await dma.read(queue.base + queue.head * SUBMISSION_ENTRY_SIZE, bytes);
     queue.fetching = false;
+    engine.beginTurn();
     // What is no longer wanted stays in the queue and is read again.
     for (let n = 0; n < count && queue.servable; n++) engine.start(queue, data, n * SUBMISSION_ENTRY_SIZE);
     engine.serve(queue);

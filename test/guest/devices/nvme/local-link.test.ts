@@ -142,6 +142,8 @@ test("a reset from the client in the middle of I/O", async (t) => {
   const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: transport.memory.address + MEMORY / 2 }));
   await storage.whenHeld(1);
   const reset = transport.client.reset();
+  // The reset comes to the device before the end of its I/O does.
+  await settle();
   storage.release();
   await reset;
   t.is(await transport.readRegister(0x1c), 0);

@@ -1,0 +1,216 @@
+/**
+ * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is possible
+ * (memory-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
+ */
+import { KiB } from "../../../shared/limits.js";
+import type { DeviceContext } from "../../device.js";
+import { Command, type CommandHooks } from "./command.js";
+import { InFlight } from "./in-flight.js";
+import { fetchByMessages, type RingUser, writeByMessages } from "./message-rings.js";
+import type { CompletionQueue, SubmissionQueue } from "./queues.js";
+import { MINIMUM_PAGE_SIZE } from "./registers.js";
+import { newSegment } from "./segment.js";
+import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
+
+/** Commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. */
+export const MAX_COMMANDS = 1024;
+/** Of one queue, before others have their turn. */
+const BURST = 16;
+const BURST_BYTES = 256 * KiB;
+/** A command counts as one, and as one more for each 16 KiB that were copied for it. */
+const WORK_SHIFT = 14;
+
+export interface CommandFlowHooks {
+  /** Commands that are over when `finish` returns, and went well. */
+  readonly direct: DirectCommands;
+  execute(command: Command): void;
+  /** A command ended with an error: for the log pages. */
+  onError(command: Command, status: number): void;
+  /** Queue memory cannot be reached (9.5). */
+  onFatal(reason: unknown): void;
+  onTransferred: CommandHooks["onTransferred"];
+}
+
+/** See memory-io.ts. */
+export interface DirectCommands {
+  /** Bytes that `finish` is going to copy. */
+  readonly pending: number;
+  /** False when the command is none of these. */
+  start(command: Command, pageSize: number): boolean;
+  finish(): void;
+}
+
+/** What commands want of the engine. */
+export interface CommandEngine {
+  /** Commands can be fetched, perhaps: a turn soon. */
+  serve(queue: SubmissionQueue): void;
+  /** An interrupt is due at the end of the turn. */
+  interrupt(queue: CompletionQueue): void;
+}
+
+const segment = newSegment();
+
+export class CommandFlow implements RingUser {
+  readonly inFlight = new InFlight();
+  /** CC.MPS in bytes, as it was when the controller was enabled. */
+  pageSize = MINIMUM_PAGE_SIZE;
+  /** Commands so far. */
+  count = 0;
+  readonly #context: DeviceContext;
+  readonly #hooks: CommandFlowHooks;
+  readonly #engine: CommandEngine;
+  readonly #commandHooks: CommandHooks;
+  readonly #pool: Command[] = [];
+  /** Turns so far, but for 0: where a ring was found in one is good in it. */
+  #turn = 1;
+  /** Identifiers of the commands of a burst that `direct` has started. */
+  readonly #started = new Int32Array(BURST);
+  #startedCount = 0;
+  #copied = 0;
+
+  constructor(context: DeviceContext, hooks: CommandFlowHooks, engine: CommandEngine) {
+    this.#context = context;
+    this.#hooks = hooks;
+    this.#engine = engine;
+    this.#commandHooks = {
+      onComplete: (command, status) => this.complete(command, status),
+      onTransferred: hooks.onTransferred,
+    };
+  }
+
+  /** Whether no further command may begin. The end of one serves its queue again. */
+  get full(): boolean {
+    return this.inFlight.count >= MAX_COMMANDS;
+  }
+
+  /** Control came from the event loop: what was found in the window before may not be there any more. */
+  beginTurn(): void {
+    this.#turn = (this.#turn + 1) | 0 || 1;
+  }
+
+  /** Fetches and starts a burst of commands; returns how much work they were. */
+  fetch(queue: SubmissionQueue): number {
+    const { dma } = this.#context;
+    const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
+    const place = isLocated ? queue.place : segment;
+    this.#copied = 0;
+    let count = 0;
+    let byMessages = false;
+    while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.full) {
+      const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
+      byMessages =
+        !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
+      if (byMessages) break;
+      this.#start(queue, place.data, isLocated ? place.offset + inRing : place.offset);
+      count++;
+    }
+    dma.account(count * SUBMISSION_ENTRY_SIZE, 0);
+    this.#finishStarted(queue);
+    if (byMessages) void fetchByMessages(queue, BURST, dma, this);
+    return count + (this.#copied >>> WORK_SHIFT);
+  }
+
+  /** Starts a command that was read by itself, after `beginTurn`. */
+  start(queue: SubmissionQueue, data: DataView, offset: number): void {
+    this.#start(queue, data, offset);
+    this.#finishStarted(queue);
+  }
+
+  /** Ends a command: posts its completion, unless its queue is gone. The command must not be used afterwards. */
+  complete(command: Command, status: number): void {
+    const { queue } = command;
+    if (status !== Status.SUCCESS) this.#hooks.onError(command, status);
+    queue.completionQueue.reserved--;
+    if (queue.alive && queue.completionQueue.alive) this.post(queue, command.id, status, command.result);
+    this.#release(command);
+  }
+
+  /** Ends a command whose completion comes later, by `post` (Asynchronous Event Request). */
+  detach(command: Command): void {
+    command.queue.completionQueue.reserved--;
+    this.#release(command);
+  }
+
+  /** Posts a completion; the queue has a place for it. */
+  post(queue: SubmissionQueue, commandId: number, status: number, result: number): void {
+    const { completionQueue } = queue;
+    const field = isFinal(status) ? status | DO_NOT_RETRY : status;
+    if (completionQueue.post(this.#context.dma, result, queue.id, queue.head, commandId, field)) {
+      this.interrupt(completionQueue);
+    } else if (completionQueue.unwritten.length === 1) {
+      void writeByMessages(completionQueue, this.#context.dma, this);
+    }
+  }
+
+  serve(queue: SubmissionQueue): void {
+    this.#engine.serve(queue);
+  }
+
+  interrupt(queue: CompletionQueue): void {
+    this.#engine.interrupt(queue);
+  }
+
+  onFatal(reason: unknown): void {
+    this.#hooks.onFatal(reason);
+  }
+
+  get #burstBytes(): number {
+    return this.#copied + this.#hooks.direct.pending;
+  }
+
+  #start(queue: SubmissionQueue, data: DataView, offset: number): void {
+    const { log } = this.#context;
+    const command = this.#pool.pop() ?? new Command(this.#commandHooks);
+    command.decode(data, offset);
+    command.queue = queue;
+    queue.head = queue.next(queue.head);
+    queue.completionQueue.reserved++;
+    this.count++;
+    if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
+    if (queue.id !== 0 && this.#hooks.direct.start(command, this.pageSize)) {
+      this.#started[this.#startedCount++] = command.id;
+      this.#pool.push(command);
+      return;
+    }
+    // What a Flush finds in its queue before it is in memory by then.
+    this.#finishStarted(queue);
+    command.epoch = this.inFlight.begin();
+    queue.active++;
+    this.#hooks.execute(command);
+  }
+
+  /** Ends the commands that were started at once, all of them `queue`'s. */
+  #finishStarted(queue: SubmissionQueue): void {
+    const count = this.#startedCount;
+    if (count === 0) return;
+    const { dma } = this.#context;
+    const { direct } = this.#hooks;
+    const { completionQueue } = queue;
+    this.#startedCount = 0;
+    this.#copied += direct.pending;
+    direct.finish();
+    completionQueue.reserved -= count;
+    if (!queue.alive || !completionQueue.alive) return;
+    if (
+      completionQueue.unwritten.length > 0 ||
+      !completionQueue.locate(dma, this.#turn, "write", COMPLETION_ENTRY_SIZE)
+    ) {
+      for (let n = 0; n < count; n++) this.post(queue, this.#started[n], Status.SUCCESS, 0);
+      return;
+    }
+    for (let n = 0; n < count; n++) completionQueue.postSuccess(queue.id, queue.head, this.#started[n]);
+    dma.account(0, count * COMPLETION_ENTRY_SIZE);
+    this.interrupt(completionQueue);
+  }
+
+  #release(command: Command): void {
+    const { queue } = command;
+    command.namespace?.end();
+    command.namespace = undefined;
+    this.inFlight.end(command.epoch);
+    this.#pool.push(command);
+    if (--queue.active === 0) queue.onIdle?.();
+    // Others may have waited for the place, or for MAX_COMMANDS.
+    this.serve(queue);
+  }
+}
