@@ -34,6 +34,9 @@ export abstract class DoorbellPoll<Words extends DoorbellWords> {
     this.#onNonsense = onNonsense;
   }
 
+  /** Whether a look now and then is enough. */
+  abstract readonly resting: boolean;
+
   abstract stop(): void;
 
   /** At the end of a turn: whether there is to be another at once. `worked`: it fetched commands. */

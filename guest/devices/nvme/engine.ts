@@ -18,8 +18,8 @@ import { type SharedOptions, SharedPoll } from "./shared-poll.js";
 const TURN_WORK = 64;
 /** Looks at doorbells in memory that found nothing, for each queue and turn: some tens of microseconds in all. */
 const TURN_LOOKS = 1024;
-/** The same while commands are under way, which end by the event loop. */
-const BUSY_LOOKS = 64;
+/** The same while commands are under way, which end by the event loop, and while nothing is expected. */
+const FEW_LOOKS = 64;
 
 export interface EngineHooks extends CommandFlowHooks {
   /** A doorbell in memory has a value that makes no sense. */
@@ -203,7 +203,7 @@ export class QueueEngine {
   #pollAndServe(): number {
     const { poll } = this;
     let work = 0;
-    let looks = this.commands.inFlight.count > 0 ? BUSY_LOOKS : TURN_LOOKS;
+    let looks = poll.resting || this.commands.inFlight.count > 0 ? FEW_LOOKS : TURN_LOOKS;
     for (;;) {
       if (this.hasReady) {
         const done = this.#serveReady(TURN_WORK - work);

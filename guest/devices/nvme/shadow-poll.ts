@@ -12,6 +12,7 @@ const POLL_MS = 1;
 const RETRY_MS = 10;
 
 export class ShadowPoll extends DoorbellPoll<ShadowDoorbells> {
+  readonly resting = false;
   #retry: NodeJS.Timeout | undefined;
 
   /** Doorbell Buffer Config. False when the buffers are not in the window. */

@@ -24,6 +24,7 @@ export interface SharedOptions {
 }
 
 export class SharedPoll extends DoorbellPoll<SharedDoorbells> {
+  resting = false;
   readonly #polling: Polling;
   #timer: NodeJS.Timeout | undefined;
 
@@ -56,7 +57,8 @@ export class SharedPoll extends DoorbellPoll<SharedDoorbells> {
     const now = performance.now();
     if (worked) this.busyAt = now;
     const idle = now - this.busyAt;
-    if (idle < SPIN_MS || this.#polling === "always") return true;
+    this.resting = idle >= SPIN_MS && this.#polling !== "always";
+    if (!this.resting) return true;
     this.#timer ??= setTimeout(
       () => {
         this.#timer = undefined;
