@@ -71,6 +71,7 @@ export class VfioUserNvme implements NvmeTransport {
   readonly #word = new Uint8Array(4);
   readonly #wordData = new DataView(this.#word.buffer);
   #gone: PeerGone | undefined;
+  doorbells: Int32Array | undefined;
 
   private constructor(
     readonly client: Client,
@@ -85,7 +86,11 @@ export class VfioUserNvme implements NvmeTransport {
 
   /** Connects, maps `memoryBytes` of memory for the controller, and binds every MSI-X vector. */
   static async connect(path: string, memoryBytes: number): Promise<VfioUserNvme> {
-    const client = await Client.connect(path);
+    return VfioUserNvme.over(await Client.connect(path), memoryBytes);
+  }
+
+  /** The same with a client that is connected. */
+  static async over(client: Client, memoryBytes: number): Promise<VfioUserNvme> {
     const fd = createMemory("nvme-driver", memoryBytes, false);
     addSeals(fd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
     const buffer = mapFile(fd, 0, memoryBytes, PROT_READ | PROT_WRITE);
@@ -106,7 +111,25 @@ export class VfioUserNvme implements NvmeTransport {
     const { count } = await client.getIrqInfo(Irq.MSIX);
     for (let n = 0; n < count; n++) this.#vectors.push(new Vector());
     await client.setIrqs({ index: Irq.MSIX, eventfds: this.#vectors.map((vector) => vector.fd) });
-    await client.regionWrite(Region.CONFIG, COMMAND_REGISTER, Uint8Array.of(MEMORY_AND_BUS_MASTER, 0));
+    await this.enableFunction();
+  }
+
+  /** Memory and bus master, which a reset of the function takes away. */
+  async enableFunction(): Promise<void> {
+    await this.client.regionWrite(Region.CONFIG, COMMAND_REGISTER, Uint8Array.of(MEMORY_AND_BUS_MASTER, 0));
+  }
+
+  /** Maps the doorbells as a VMM does: the one area of BAR 0 that may be mapped. */
+  async mapDoorbells(): Promise<Int32Array> {
+    const { areas, fd, offset } = await this.client.getRegionInfo(Region.BAR0);
+    try {
+      const [area] = areas;
+      if (areas.length !== 1) throw new Error(`${areas.length} areas of BAR 0 may be mapped`);
+      this.doorbells = new Int32Array(mapFile(fd, offset + area.offset, area.size, PROT_READ | PROT_WRITE));
+      return this.doorbells;
+    } finally {
+      if (fd >= 0) close(fd);
+    }
   }
 
   async readRegister(offset: number): Promise<number> {

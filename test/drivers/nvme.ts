@@ -6,7 +6,7 @@
  * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does not
  * get ready an Error.
  */
-import { Cc, Csts, DOORBELL_OFFSET } from "../../guest/devices/nvme/registers.js";
+import { Cc, Csts, DOORBELL_OFFSET, DOORBELL_STRIDE } from "../../guest/devices/nvme/registers.js";
 import {
   AdminOpcode,
   COMPLETION_ENTRY_SIZE,
@@ -44,6 +44,8 @@ export interface NvmeTransport {
   readRegister(offset: number): Promise<number>;
   writeRegister(offset: number, value: number): Promise<void>;
   readonly memory: DmaMemory;
+  /** The doorbells, where they are mapped: all of them are written there then. */
+  readonly doorbells?: Int32Array | undefined;
   /** Resolves at the vector's next interrupt, or at once when one came since the last call. Rejects when the device is gone. */
   waitInterrupt(vector: number): Promise<void>;
 }
@@ -143,6 +145,8 @@ export class QueuePair {
     readonly submissionOffset: number,
     readonly completionOffset: number,
     readonly vector: number,
+    /** Bytes from one doorbell to the next. */
+    readonly stride = DOORBELL_STRIDE,
   ) {
     this.#transport = transport;
     const { bytes } = transport.memory;
@@ -201,7 +205,12 @@ export class QueuePair {
   /** Rings the submission queue's doorbell (0) or the completion queue's (1). */
   async #ring(which: 0 | 1, value: number): Promise<void> {
     const { shadow } = this;
-    const offset = (this.id * 2 + which) * 4;
+    const { doorbells } = this.#transport;
+    const offset = (this.id * 2 + which) * this.stride;
+    if (doorbells !== undefined) {
+      Atomics.store(doorbells, offset / 4, value);
+      return;
+    }
     if (shadow !== undefined) {
       const { bytes } = this.#transport.memory;
       const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
@@ -269,6 +278,7 @@ export class NvmeDriver {
   #used = 0;
   #next = 0;
   #closed = false;
+  #stride = DOORBELL_STRIDE;
 
   private constructor(readonly transport: NvmeTransport) {}
 
@@ -382,7 +392,8 @@ export class NvmeDriver {
     await this.#until(Csts.RDY, 0);
     const submission = this.#allocate(adminEntries * SUBMISSION_ENTRY_SIZE);
     const completion = this.#allocate(adminEntries * COMPLETION_ENTRY_SIZE);
-    this.#admin = new QueuePair(transport, 0, adminEntries, submission, completion, 0);
+    this.#stride = DOORBELL_STRIDE << ((await transport.readRegister(REGISTER.CAP_HIGH)) & 0xf);
+    this.#admin = new QueuePair(transport, 0, adminEntries, submission, completion, 0, this.#stride);
     await transport.writeRegister(REGISTER.AQA, ((adminEntries - 1) << 16) | (adminEntries - 1));
     await this.#writeAddress(REGISTER.ASQ, submission);
     await this.#writeAddress(REGISTER.ACQ, completion);
@@ -442,7 +453,7 @@ export class NvmeDriver {
     for (let id = 1; id <= count; id++) {
       const submission = this.#allocate(entries * SUBMISSION_ENTRY_SIZE);
       const completion = this.#allocate(entries * COMPLETION_ENTRY_SIZE);
-      const pair = new QueuePair(transport, id, entries, submission, completion, id);
+      const pair = new QueuePair(transport, id, entries, submission, completion, id, this.#stride);
       const size = ((entries - 1) << 16) | id;
       const { address } = transport.memory;
       await this.checkAdmin({

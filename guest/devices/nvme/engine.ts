@@ -183,6 +183,7 @@ export class QueueEngine {
       submissionQueues: this.submissionQueues.filter(Boolean).map(describe),
       completionQueues: this.completionQueues.filter(Boolean).map(describe),
       doorbellsInMemory: this.poll.active,
+      resting: this.poll.resting,
       inFlight: this.commands.inFlight.count,
       commands: this.commands.count,
     };

@@ -1,6 +1,7 @@
-// An NVMe driver that reads or writes random 4 KiB blocks, DEPTH at a time. "poll" watches the completion queue, "shared" as
-// well and has the doorbells mapped, "sleep" waits for the interrupt's eventfd. Doorbells that are not mapped are region
-// writes. CPU COUNT read|write poll|shared|sleep DEPTH SOCKET
+// An NVMe driver that reads or writes random 4 KiB blocks of a namespace, DEPTH at a time, or fills it in order. "poll" watches
+// the completion queue, "shared" as well and has the doorbells mapped, "sleep" waits for the interrupt's eventfd. Doorbells
+// that are not mapped are region writes. "idle" is "shared", and when all is done a pause until standard input ends.
+// CPU COUNT read|write|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE
 #include <sys/eventfd.h>
 
 #include "vfio-user.h"
@@ -79,9 +80,12 @@ static void admin(struct queue *queue, struct command command) {
 }
 
 int main(int argc, char **argv) {
-  check(argc == 7, "CPU COUNT read|write poll|shared|sleep DEPTH SOCKET");
+  check(argc == 8, "CPU COUNT read|write|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE");
   pin(atoi(argv[1]));
-  int count = atoi(argv[2]), shares = strcmp(argv[4], "shared") == 0, polls = shares || strcmp(argv[4], "poll") == 0, depth = atoi(argv[5]);
+  int count = atoi(argv[2]), idles = strcmp(argv[4], "idle") == 0;
+  int shares = idles || strcmp(argv[4], "shared") == 0, polls = shares || strcmp(argv[4], "poll") == 0, depth = atoi(argv[5]);
+  uint32_t nsid = (uint32_t)atoi(argv[7]);
+  int fills = strcmp(argv[3], "fill") == 0;
   uint8_t opcode = strcmp(argv[3], "read") == 0 ? 2 : 1;
   server = connect_to(argv[6]);
   int fd = make_memory(kMemory);
@@ -111,7 +115,7 @@ int main(int argc, char **argv) {
   write_address(ACQ, kBase + PAGE);
   write_register(CC, 1 | 6 << 16 | 4 << 20);
   wait_ready(1);
-  admin(&admins, (struct command){.opcode = 6, .nsid = 1, .prp1 = kBase + 4 * PAGE});
+  admin(&admins, (struct command){.opcode = 6, .nsid = nsid, .prp1 = kBase + 4 * PAGE});
   uint64_t blocks;
   memcpy(&blocks, memory + 4 * PAGE, 8);
   uint32_t pages = (uint32_t)(blocks / 8), size = (ENTRIES - 1) << 16 | 1;
@@ -120,6 +124,7 @@ int main(int argc, char **argv) {
   admin(&admins, (struct command){.opcode = 5, .prp1 = kBase + 3 * PAGE, .dwords = {size, 1 << 16 | (polls ? 1 : 3)}});
   admin(&admins, (struct command){.opcode = 1, .prp1 = kBase + 2 * PAGE, .dwords = {size, 1 << 16 | 1}});
 
+  if (fills) count = (int)pages - WARM_UP;
   struct pace pace;
   uint32_t seed = 99;
   int sent = 0, done = -WARM_UP, total = count + WARM_UP, idle[ENTRIES], idle_count = 0;
@@ -128,9 +133,9 @@ int main(int argc, char **argv) {
     if (idle_count > 0 && sent < total) {
       while (idle_count > 0 && sent < total) {
         int id = idle[--idle_count];
-        uint64_t block = (uint64_t)(next_random(&seed) % pages) * 8;
-        put(&io, (struct command){.opcode = opcode, .id = (uint16_t)id, .nsid = 1, .prp1 = kBase + (uint64_t)(16 + id) * PAGE,
-                                  .dwords = {(uint32_t)block, (uint32_t)(block >> 32), 7}});
+        uint64_t block = (uint64_t)((fills ? (uint32_t)sent : next_random(&seed)) % pages) * 8;
+        put(&io, (struct command){.opcode = opcode, .id = (uint16_t)id, .nsid = nsid,
+                                  .prp1 = kBase + (uint64_t)(16 + id) * PAGE, .dwords = {(uint32_t)block, (uint32_t)(block >> 32), 7}});
         sent++;
       }
       ring(&io);
@@ -149,6 +154,9 @@ int main(int argc, char **argv) {
     if (done > 0) pace_note(&pace, now_ns(), done);
   }
   pace_report(&pace);
+  fflush(stdout);
+  char byte;
+  while (idles && read(0, &byte, 1) > 0) continue;
   write_register(CC, 0);
   wait_ready(0);
 }

@@ -1,78 +1,126 @@
-/** The NVMe controller on the local link, its disk a file in memory; the driver is a C program. */
+/**
+ * The NVMe controller on the local link, with a disk in memory and one that is a file in memory; the driver is a C program.
+ * Doorbells that are mapped are polled by the device; a driver that sleeps rings them by message.
+ */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { MiB } from "../../../shared/limits.js";
 import type { Machine } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
 import { type Row, type Sample, single, type Target, type Topic } from "../row.js";
 
-interface State {
-  readonly machine: Machine;
-  readonly directory: string;
+/** How the driver waits, and with it the doorbells of the device that it is measured with. */
+type How = "shared" | "sleep";
+
+interface Controller {
   readonly device: NodeProcess;
   readonly socket: string;
 }
 
-const DISK = 128 * MiB;
+interface State {
+  readonly machine: Machine;
+  readonly directory: string;
+  readonly controllers: Readonly<Record<How, Controller>>;
+}
+
+const DISK_MIB = 128;
 const MEMORY_FILES = "/dev/shm";
-const COUNT = { 1: 5000, 32: 20_000 } as const;
-type Depth = keyof typeof COUNT;
+/** Namespaces by what they are. */
+const NAMESPACES = { file: 1, memory: 2 } as const;
+type Disk = keyof typeof NAMESPACES;
+const COUNT = { shared: { 1: 100_000, 32: 400_000 }, sleep: { 1: 10_000, 32: 60_000 } } as const;
+const FLOOR_COUNT = 5000;
+type Depth = 1 | 32;
+const IDLE_MS = 4000;
 
 const rate = (perSecond: number): Sample => single(perSecond / 1000);
 
 /** A copy and a turn of the shared flag, both CPUs awake. */
-async function pollFloor({ machine }: State, depth: Depth): Promise<Sample> {
+async function sharedFloor({ machine }: State, depth: Depth): Promise<Sample> {
   const { cpu, otherCpu } = machine;
-  return rate((await machine.run("floor-shared-flag", otherCpu, cpu, 20 * COUNT[depth], depth)).perSecond);
+  return rate((await machine.run("floor-shared-flag", otherCpu, cpu, COUNT.shared[depth], depth)).perSecond);
 }
 
 /** Two doorbells by socket and an interrupt by eventfd, for as many requests as go together. */
 async function sleepFloor({ machine }: State, depth: Depth): Promise<Sample> {
-  const unix = await machine.run("floor-unix-ping-pong", machine.cpu, COUNT[1]);
-  const eventfd = await machine.run("floor-eventfd-ping-pong", machine.cpu, COUNT[1]);
+  const unix = await machine.run("floor-unix-ping-pong", machine.cpu, FLOOR_COUNT);
+  const eventfd = await machine.run("floor-eventfd-ping-pong", machine.cpu, FLOOR_COUNT);
   return rate((depth * 1e9) / (2 * unix.median + eventfd.median));
 }
 
-function row(operation: "read" | "write", how: "poll" | "sleep", depth: Depth, target: Target): Row<State> {
-  const polls = how === "poll";
+function row(disk: Disk, operation: "read" | "write", how: How, depth: Depth, target: Target): Row<State> {
+  const polls = how === "shared";
   return {
-    name: `NVMe 4 KiB ${operation}, ${polls ? "driver polls" : "driver sleeps"}, QD${depth}`,
+    name: `NVMe ${disk}, 4 KiB ${operation}, ${polls ? "doorbells mapped" : "driver sleeps"}, QD${depth}`,
     unit: "k/s",
     target,
     floorName: polls ? "shared flag + memcpy" : "2 AF_UNIX + 1 eventfd ping-pong",
-    floor: (state) => (polls ? pollFloor(state, depth) : sleepFloor(state, depth)),
+    floor: (state) => (polls ? sharedFloor(state, depth) : sleepFloor(state, depth)),
     // Who polls needs a CPU of its own; who sleeps shares the device's.
-    measure: async ({ machine, socket }) => {
+    measure: async ({ machine, controllers }) => {
       const cpu = polls ? machine.otherCpu : machine.cpu;
-      return rate((await machine.run("client-nvme", cpu, COUNT[depth], operation, how, depth, socket)).perSecond);
+      const { socket } = controllers[how];
+      const count = COUNT[how][depth];
+      const args = [cpu, count, operation, how, depth, socket, NAMESPACES[disk]];
+      return rate((await machine.run("client-nvme", ...args)).perSecond);
     },
   };
 }
 
+/** Share of a CPU that a device takes whose doorbells are mapped, while its driver wants nothing of it. */
+async function idle({ machine, controllers }: State): Promise<Sample> {
+  const { device, socket } = controllers.shared;
+  const args = [machine.otherCpu, 1000, "read", "idle", 1, socket, NAMESPACES.memory].map(String);
+  const client = spawn(machine.program("client-nvme"), args, { stdio: ["pipe", "pipe", "inherit"] });
+  const exited = once(client, "exit");
+  await once(client.stdout, "data");
+  await delay(500);
+  const [start, before] = [performance.now(), device.cpuTime];
+  await delay(IDLE_MS);
+  const share = (device.cpuTime - before) / 1e6 / (performance.now() - start);
+  client.stdin.end();
+  await exited;
+  return single(share * 100);
+}
+
 export const nvme: Topic<State> = {
   name: "nvme",
-  rows: (["read", "write"] as const).flatMap((operation) => [
-    row(operation, "poll", 1, {}),
-    row(operation, "poll", 32, {}),
-    row(operation, "sleep", 1, { value: 24 }),
-    row(operation, "sleep", 32, { value: 500 }),
-  ]),
+  rows: [
+    ...(["memory", "file"] as const).flatMap((disk) =>
+      (["read", "write"] as const).flatMap((operation) => [
+        row(disk, operation, "shared", 1, disk === "memory" ? { value: 480 } : {}),
+        row(disk, operation, "shared", 32, disk === "memory" ? { value: 800 } : {}),
+        row(disk, operation, "sleep", 1, disk === "memory" ? { value: 24 } : {}),
+        row(disk, operation, "sleep", 32, disk === "memory" ? { value: 500 } : {}),
+      ]),
+    ),
+    { name: "NVMe, doorbells mapped, idle", unit: "%", target: { value: 1 }, once: true, measure: idle },
+  ],
   async open(machine) {
     const directory = mkdtempSync(join(existsSync(MEMORY_FILES) ? MEMORY_FILES : tmpdir(), "vvu-bench-"));
-    const file = join(directory, "disk.img");
-    writeFileSync(file, Buffer.alloc(DISK, 1));
-    const socket = join(directory, "nvme.sock");
-    const device = await NodeProcess.start({
-      script: "guest/main.js",
-      args: ["run", "nvme", "--file", file, "--socket-path", socket],
-      cpu: machine.cpu,
-      ready: { text: '"msg":"the device is ready"', count: 1 },
-    });
-    return { machine, directory, device, socket };
+    const start = async (how: How, doorbells: string): Promise<Controller> => {
+      const file = join(directory, `${how}.img`);
+      writeFileSync(file, Buffer.alloc(DISK_MIB * MiB, 1));
+      const socket = join(directory, `${how}.sock`);
+      const disks = ["--file", file, "--memory", `${DISK_MIB}M`];
+      const device = await NodeProcess.start({
+        script: "guest/main.js",
+        args: ["run", "nvme", ...disks, "--doorbells", doorbells, "--socket-path", socket],
+        cpu: machine.cpu,
+        ready: { text: '"msg":"the device is ready"', count: 1 },
+      });
+      await machine.run("client-nvme", machine.otherCpu, 0, "fill", "poll", 32, socket, NAMESPACES.memory);
+      return { device, socket };
+    };
+    const controllers = { shared: await start("shared", "shared"), sleep: await start("sleep", "trapped") };
+    return { machine, directory, controllers };
   },
-  async close({ device, directory }) {
-    await device.stop();
+  async close({ controllers, directory }) {
+    await Promise.all(Object.values(controllers).map(({ device }) => device.stop()));
     rmSync(directory, { recursive: true, force: true });
   },
 };

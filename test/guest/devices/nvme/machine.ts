@@ -158,9 +158,16 @@ export class Machine implements NvmeTransport {
   readonly interrupts = new FakeInterrupts();
   readonly memory: DmaMemory;
   readonly device: NvmeController;
+  /** What the driver writes its doorbells to; undefined for register writes. */
+  doorbells: Int32Array | undefined;
+  /** The part of BAR 0 that the device shares, if any. */
+  readonly shared: { readonly offset: number; readonly words: Int32Array<ArrayBuffer> } | undefined;
 
   private constructor(device: NvmeController, size: number) {
     this.device = device;
+    const parts = device.identity.bars[0]?.shared;
+    const part = Array.isArray(parts) ? parts[0] : undefined;
+    this.shared = part && { offset: part.offset, words: new Int32Array(part.size / 4) };
     this.dma = new FakeDma(new ArrayBuffer(size));
     this.dma.maps = [{ address: MEMORY_ADDRESS, size, offset: 0 }];
     this.memory = { address: MEMORY_ADDRESS, bytes: this.dma.bytes, data: this.dma.data };
@@ -173,7 +180,9 @@ export class Machine implements NvmeTransport {
     const run = () => {
       throw new Error("it keeps its own list of jobs");
     };
-    device.start({ dma, interrupts, log: quietLog, run, shared: nothingShared });
+    const { words } = machine.shared ?? {};
+    const shared = words === undefined ? nothingShared : () => new Uint8Array(words.buffer);
+    device.start({ dma, interrupts, log: quietLog, run, shared });
     return machine;
   }
 
@@ -187,6 +196,13 @@ export class Machine implements NvmeTransport {
   }
 
   write(offset: number, value: number, size = 4): void {
+    const inShared = offset - (this.shared?.offset ?? Number.POSITIVE_INFINITY);
+    if (this.shared !== undefined && inShared >= 0 && inShared < this.shared.words.byteLength) {
+      const bytes = new Uint8Array(Uint32Array.of(value).buffer, 0, size);
+      new Uint8Array(this.shared.words.buffer).set(bytes, inShared);
+      this.device.sharedWritten(0, offset, size);
+      return;
+    }
     this.device.writeBar(0, offset, size, value);
   }
 

@@ -17,6 +17,12 @@ export class Random {
     for (let n = 0; n < bytes.length; n++) bytes[n] = this.#next();
   }
 
+  filled(length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.fill(bytes);
+    return bytes;
+  }
+
   /** mulberry32 */
   #next(): number {
     this.#state = (this.#state + 0x6d2b79f5) | 0;

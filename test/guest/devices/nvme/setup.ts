@@ -1,6 +1,7 @@
 /** A machine with a controller over a storage in memory, and the driver on it. */
 import type { ExecutionContext } from "ava";
-import { type ControllerChoices, createController } from "../../../../guest/devices/nvme/index.js";
+import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
+import { openMemory } from "../../../../guest/devices/nvme/storage.js";
 import { NvmeDriver, type NvmeDriverOptions } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
@@ -30,6 +31,20 @@ export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): 
     await machine.stop();
   });
   return { machine, storage: storages[0], storages };
+}
+
+/** A disk that is memory of the process's own, which the controller copies from and to by itself. */
+export async function memoryDisk(
+  t: ExecutionContext,
+  options: Partial<ControllerChoices> & NvmeDriverOptions & { readonly size?: number; readonly mapped?: boolean } = {},
+): Promise<{ readonly machine: Machine; readonly driver: NvmeDriver }> {
+  const { size = 1024 * 1024, mapped = false, ...rest } = options;
+  const disk: NamedStorage = { name: "a disk", storage: openMemory(size) };
+  const { queues, ...choices } = rest;
+  const machine = await Machine.start(createController([disk], { serial: "S1", ...choices }));
+  t.teardown(() => machine.stop());
+  if (mapped) machine.doorbells = machine.shared?.words;
+  return { machine, driver: await NvmeDriver.open(machine, { queues: queues ?? 1, ...rest }) };
 }
 
 /** The same with the driver up. */

@@ -1,0 +1,77 @@
+/** Lists of copies: order, what is out of bounds, and buffers that nothing else keeps. */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+import test from "ava";
+import { COPY_ENTRY, type CopyList, createCopyList } from "../../native/index.js";
+
+function put(list: CopyList, index: number, ...entry: number[]): void {
+  list.entries.set(entry, index * COPY_ENTRY.SIZE);
+}
+
+test("copies in the order of the list, between any of its buffers", (t) => {
+  const list = createCopyList(4);
+  const [a, b] = [new Uint8Array(16), new Uint8Array(16)];
+  a.set([1, 2, 3, 4, 5, 6, 7, 8]);
+  t.is(list.add(a.buffer), 0);
+  t.is(list.add(b.buffer), 1);
+  put(list, 0, 0, 0, 1, 8, 8);
+  put(list, 1, 1, 9, 0, 0, 2);
+  list.run(2);
+  t.deepEqual([...b], [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+  t.deepEqual([...a.subarray(0, 4)], [2, 3, 3, 4]);
+  list.run(0);
+  put(list, 0, 1, 8, 1, 9, 4);
+  list.run(1);
+  t.deepEqual([...b.subarray(8)], [1, 1, 2, 3, 4, 6, 7, 8], "within a buffer the parts may overlap");
+});
+
+test("what is not within its buffers is refused, and those before it are done", (t) => {
+  const list = createCopyList(2);
+  const bytes = new Uint8Array(16).fill(7, 0, 8);
+  list.add(bytes.buffer);
+  for (const wrong of [
+    [1, 0, 0, 0, 1],
+    [0, 0, 1, 0, 1],
+    [0xffff_ffff, 0, 0, 0, 1],
+    [0, 16, 0, 0, 1],
+    [0, 0, 0, 9, 8],
+    [0, 0xffff_ffff, 0, 0, 2],
+    [0, 0, 0, 0, 0xffff_ffff],
+  ]) {
+    bytes.fill(0, 8);
+    put(list, 0, 0, 0, 0, 8, 8);
+    put(list, 1, ...wrong);
+    t.throws(() => list.run(2), { instanceOf: RangeError }, wrong.join());
+    t.true(bytes.every((byte) => byte === 7));
+  }
+});
+
+test("wrong arguments", (t) => {
+  for (const capacity of [0, 65537, -1, 1.5, Number.NaN]) {
+    t.throws(() => createCopyList(capacity), { instanceOf: RangeError }, `${capacity}`);
+  }
+  const list = createCopyList(3);
+  t.is(list.entries.length, 3 * COPY_ENTRY.SIZE);
+  t.throws(() => list.run(4), { instanceOf: RangeError });
+  t.throws(() => Reflect.apply(list.run, undefined, []), { instanceOf: RangeError });
+  t.throws(() => Reflect.apply(list.run, undefined, ["1"]), { instanceOf: RangeError });
+  t.throws(() => Reflect.apply(list.add, undefined, [new Uint8Array(4)]), { instanceOf: TypeError });
+  t.throws(() => Reflect.apply(list.add, undefined, []), { instanceOf: TypeError });
+});
+
+test("a list keeps its buffers, and each of its parts the list", (t) => {
+  setFlagsFromString("--expose-gc");
+  const gc = runInNewContext("gc") as () => void;
+  const target = new Uint8Array(4096);
+  const make = () => {
+    const list = createCopyList(1);
+    list.add(new Uint8Array(4096).fill(9).buffer);
+    list.add(target.buffer);
+    return { run: list.run, entries: list.entries };
+  };
+  const { run, entries } = make();
+  for (let n = 0; n < 5; n++) gc();
+  entries.set([0, 0, 1, 0, 4096]);
+  run(1);
+  t.true(target.every((byte) => byte === 9));
+});
