@@ -92,6 +92,9 @@ export function createConfigSpace(
   const size = identity.capabilities?.pcie === false ? CONFIG_SIZE : EXTENDED_CONFIG_SIZE;
   const registers = new RegisterFile(size, Object.fromEntries(table));
   const bits = (name: string, mask: number) => (table.has(name) ? registers.get(name) & mask : 0);
+  const mayMaster = () => bits("command", CommandBits.BUS_MASTER) !== 0 && bits("pm.control", Pm.STATE_MASK) === Pm.D0;
+  // Kept, as each look-up of an address asks for it.
+  let busMaster = mayMaster();
   return {
     size,
     barSizes: Array.from({ length: NUM_BARS }, (_, index) => bars[index]?.size ?? 0),
@@ -101,7 +104,7 @@ export function createConfigSpace(
     msiVectors,
     msixVectors: layout?.vectors ?? 0,
     get busMaster() {
-      return bits("command", CommandBits.BUS_MASTER) !== 0 && bits("pm.control", Pm.STATE_MASK) === Pm.D0;
+      return busMaster;
     },
     get intxDisabled() {
       return bits("command", CommandBits.INTX_DISABLE) !== 0;
@@ -121,12 +124,19 @@ export function createConfigSpace(
     },
     msiMasked: (vector) => bits("msi.mask", 1 << vector) !== 0,
     read: (offset, size) => registers.read(offset, size),
-    write: (offset, size, value) => registers.write(offset, size, value),
-    reset: () => registers.reset(),
+    write: (offset, size, value) => {
+      registers.write(offset, size, value);
+      busMaster = mayMaster();
+    },
+    reset: () => {
+      registers.reset();
+      busMaster = mayMaster();
+    },
     save: () => registers.save(),
     load: (image) => {
       if (!registers.isReachable(image)) throw new RangeError("config space of another kind of function");
       registers.load(image);
+      busMaster = mayMaster();
     },
     inspect: () => registers.inspect(),
   };

@@ -32,6 +32,7 @@ export class MemoryIo {
   /** The window's pieces that were met, and their numbers in the list. */
   readonly #windowBytes: Uint8Array[] = [];
   readonly #windowNumbers: number[] = [];
+  readonly #windowStarts: number[] = [];
   /** By namespace, the numbers of the pieces of its storage. */
   readonly #diskNumbers: (number | undefined)[][] = [];
   #read = 0;
@@ -106,7 +107,7 @@ export class MemoryIo {
     for (let done = 0; done < length; ) {
       if (this.#dma.locate(address + done, length - done, isRead ? "write" : "read", segment) === 0) return false;
       const window = this.#windowNumber(segment.bytes);
-      const windowOffset = this.#windowBytes[window].byteOffset + segment.offset;
+      const windowOffset = this.#windowStarts[window] + segment.offset;
       for (let at = 0; at < segment.length; ) {
         if (this.#copies === MAX_COPIES) return false;
         // Not `%`, which is slow beyond 32 bits.
@@ -132,6 +133,7 @@ export class MemoryIo {
     const known = this.#windowBytes;
     for (let n = 0; n < known.length; n++) if (known[n] === bytes) return n;
     this.#windowNumbers.push(this.#list.add(bytes.buffer as ArrayBuffer));
+    this.#windowStarts.push(bytes.byteOffset);
     return known.push(bytes) - 1;
   }
 

@@ -15,15 +15,20 @@ export function newSegment(): Segment {
  * window's words are little-endian, and so is every machine that this runs on.)
  */
 export class Words {
+  /** The piece of the window that `#words` shows; asking it for its buffer each time would be slow. */
+  #bytes: Uint8Array = NO_BYTES;
   #words: Int32Array = new Int32Array(0);
+  #first = 0;
   #start = 0;
 
   /** From `offset` bytes into the segment on; that place is a multiple of 4 in memory. */
   at({ bytes, offset: start }: Segment, offset: number): this {
-    if (this.#words.buffer !== bytes.buffer) {
+    if (this.#bytes !== bytes) {
+      this.#bytes = bytes;
       this.#words = new Int32Array(bytes.buffer, 0, Math.floor(bytes.buffer.byteLength / 4));
+      this.#first = bytes.byteOffset;
     }
-    this.#start = (bytes.byteOffset + start + offset) / 4;
+    this.#start = (this.#first + start + offset) / 4;
     return this;
   }
 
