@@ -13,7 +13,7 @@ const SPIN_MS = 2;
 /** The wait, as a share of the time since the last command, and its bounds. */
 const IDLE_SHARE = 1 / 8;
 const MIN_WAIT_MS = 1;
-const MAX_WAIT_MS = 10;
+const MAX_WAIT_MS = 15;
 
 /** "always": turn after turn while the controller is enabled, which takes a CPU. */
 export type Polling = "adaptive" | "always";
