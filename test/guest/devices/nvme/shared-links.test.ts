@@ -87,8 +87,8 @@ for (const kind of ["local", "virtio"] as const) {
         await driver.read(0, new Uint8Array(512));
         t.true(doorbells.some((word) => word !== 0));
         await transport.writeRegister(0x14, 0);
-      // A register write may be answered before the device has it; a read is not.
-      t.is((await transport.readRegister(0x1c)) & 1, 0);
+        // A register write may be answered before the device has it; a read is not.
+        t.is((await transport.readRegister(0x1c)) & 1, 0);
         t.true(
           doorbells.every((word) => word === 0),
           "CC.EN",
@@ -100,7 +100,7 @@ for (const kind of ["local", "virtio"] as const) {
           "function reset",
         );
         await transport.enableFunction();
-      const again = await NvmeDriver.open(transport);
+        const again = await NvmeDriver.open(transport);
         await again.read(0, new Uint8Array(512), 2);
         transport.close();
 
