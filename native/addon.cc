@@ -8,6 +8,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitMemory(env, exports);
   InitEventfd(env, exports);
   InitPoll(env, exports);
+  InitStream(env, exports);
   InitRelay(env, exports);
   InitIoctl(env, exports);
   InitMmio(env, exports);

@@ -15,6 +15,7 @@
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
+#include "poll_task.h"
 
 int CheckEventfd(int fd) {
   if (fcntl(fd, F_GETFD) == -1) return errno;
@@ -118,6 +119,22 @@ Napi::Value Write(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+PollTask* EventfdTask(int fd) {
+  class Task : public PollTask {
+   public:
+    explicit Task(int fd) : fd_(fd) {}
+    int Before(int events) override {
+      uint64_t count;
+      // Somebody else may have been faster.
+      return TakeCount(fd_, &count) == EAGAIN ? 0 : events;
+    }
+
+   private:
+    int fd_;
+  };
+  return new Task(fd);
+}
 
 void InitEventfd(Napi::Env env, Napi::Object exports) {
   Export<Create>(env, exports, "eventfd");

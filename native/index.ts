@@ -16,6 +16,23 @@ export const POLL_READABLE = 1;
 export const POLL_WRITABLE = 2;
 /** Reported along with the others when the peer hung up. */
 export const POLL_DISCONNECT = 4;
+/** Reported, alone, for a Stream: the reply was not sent whole, StreamWord.REPLIED tells how far. */
+export const POLL_UNSENT = 8;
+
+/** The words by which a Stream and its owner tell each other what to do, without a call. */
+export const StreamWord = {
+  /** The owner: where in the buffer the next bytes go, and how many at most; nothing is received with a room of 0. */
+  OFFSET: 0,
+  ROOM: 1,
+  /** The Stream: how many bytes were received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
+  RECEIVED: 2,
+  /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
+  REPLY: 3,
+  /** The Stream: how many of them were sent when it was not all, or a negative errno. */
+  REPLIED: 4,
+} as const;
+export const STREAM_WORDS = 5;
+export const NOTHING_RECEIVED = -(2 ** 31);
 
 /** Seals of a memfd (fcntl F_GET_SEALS). */
 export const F_SEAL_SEAL = 0x1;
@@ -79,6 +96,17 @@ export interface Poll {
   /** Whether it keeps the process alive (it does at first). */
   ref(): void;
   unref(): void;
+}
+
+/**
+ * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one, after.
+ * Both buffers belong to it until others take their place; they must not be transferred.
+ */
+export interface Stream {
+  /** The buffer that OFFSET and ROOM are about. */
+  receiveInto(bytes: Uint8Array): void;
+  /** The buffer whose first REPLY bytes are sent. */
+  replyFrom(bytes: Uint8Array): void;
 }
 
 /**
@@ -155,7 +183,8 @@ interface Addon {
   eventfd(count: number): number;
   eventfdRead(fd: number): number;
   eventfdWrite(fd: number): void;
-  Poll: new (fd: number, callback: (events: number) => void) => Poll;
+  Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream) => Poll;
+  Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
   Relay: new () => Relay;
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
   mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
@@ -228,8 +257,13 @@ export const {
   eventfdRead,
   /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite,
-  /** new Poll(fd, callback) */
+  /**
+   * new Poll(fd, callback), or with a task: "eventfd" takes the count before each call, and calls for none that is 0; a Stream
+   * of the same fd receives and sends.
+   */
   Poll,
+  /** new Stream(fd, words, fds): `words` are StreamWord's; `fds` is as in `receive`. The fd stays the caller's. */
+  Stream,
   /** new Relay() */
   Relay,
   /** ioctl with a structure in place, or with a number by value. Returns the call's result. */

@@ -11,6 +11,7 @@
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
+#include "socket.h"
 
 namespace {
 
@@ -144,47 +145,9 @@ Napi::Value Receive(const Napi::CallbackInfo& info) {
     throw Napi::TypeError::New(env, "fds must be an Int32Array");
   }
   if (capacity == 0) throw Napi::RangeError::New(env, "fds has no room for the count");
-  int32_t* fds = static_cast<int32_t*>(data);
-  fds[0] = 0;
-
-  ControlBuffer control;
-  iovec vector{bytes.data, bytes.length};
-  msghdr message{};
-  message.msg_iov = &vector;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes;
-  message.msg_controllen = sizeof control.bytes;
-  ssize_t received;
-  do {
-    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (received < 0 && errno == EINTR);
-  if (received < 0) {
-    if (errno != EAGAIN) throw SystemError(env, errno, "recvmsg");
-    return Napi::Number::New(env, -1);
-  }
-
-  size_t count = 0;
-  bool truncated = (message.msg_flags & MSG_CTRUNC) != 0;
-  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    size_t arrived = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < arrived; i++) {
-      int one;
-      memcpy(&one, CMSG_DATA(part) + i * sizeof(int), sizeof one);
-      if (count + 1 < capacity) {
-        fds[++count] = one;
-      } else {
-        close(one);
-        truncated = true;
-      }
-    }
-  }
-  if (truncated) {
-    for (size_t i = 1; i <= count; i++) close(fds[i]);
-    throw SystemError(env, EMSGSIZE, "recvmsg");
-  }
-  fds[0] = static_cast<int32_t>(count);
-  return Napi::Number::New(env, static_cast<double>(received));
+  ssize_t received = ReceiveMessage(fd, bytes, static_cast<int32_t*>(data), capacity);
+  if (received < 0 && received != -EAGAIN) throw SystemError(env, static_cast<int>(-received), "recvmsg");
+  return Napi::Number::New(env, received < 0 ? -1 : static_cast<double>(received));
 }
 
 Napi::Value Send(const Napi::CallbackInfo& info) {
@@ -224,6 +187,45 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t capacity) {
+  fds[0] = 0;
+  ControlBuffer control;
+  iovec vector{bytes.data, bytes.length};
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  message.msg_control = control.bytes;
+  message.msg_controllen = sizeof control.bytes;
+  ssize_t received;
+  do {
+    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  } while (received < 0 && errno == EINTR);
+  if (received < 0) return -errno;
+
+  size_t count = 0;
+  bool truncated = (message.msg_flags & MSG_CTRUNC) != 0;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    size_t arrived = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < arrived; i++) {
+      int one;
+      memcpy(&one, CMSG_DATA(part) + i * sizeof(int), sizeof one);
+      if (count + 1 < capacity) {
+        fds[++count] = one;
+      } else {
+        close(one);
+        truncated = true;
+      }
+    }
+  }
+  if (truncated) {
+    for (size_t i = 1; i <= count; i++) close(fds[i]);
+    return -EMSGSIZE;
+  }
+  fds[0] = static_cast<int32_t>(count);
+  return received;
+}
 
 void InitSocket(Napi::Env env, Napi::Object exports) {
   Export<Listen>(env, exports, "listen");

@@ -2,6 +2,7 @@
  * The three ways in which something outside our control goes wrong. `assert` is for our own bugs, never for these.
  */
 import { constants } from "node:os";
+import { getSystemErrorName } from "node:util";
 
 /** Errno values that are put on the wire (Linux numbers, as the vfio-user header's error field wants them). */
 export const Errno = constants.errno;
@@ -30,6 +31,12 @@ export interface SystemError extends Error {
   readonly code: string;
   readonly errno: number;
   readonly syscall: string;
+}
+
+/** The error for a failure that the addon reported as a number. */
+export function systemError(syscall: string, errno: number): SystemError {
+  const code = getSystemErrorName(-errno);
+  return Object.assign(new Error(`${code}: ${syscall}`), { code, errno, syscall });
 }
 
 export function isSystemError(error: unknown): error is SystemError {

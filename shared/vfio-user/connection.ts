@@ -8,13 +8,13 @@
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
-import { POLL_DISCONNECT, POLL_READABLE, POLL_WRITABLE, type Poll } from "../../native/index.js";
+import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../native/index.js";
 import { Errno, isSystemError, PeerGone } from "../errors.js";
 import { MAX_SEND_BACKLOG } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
 import { SendQueue } from "./send-queue.js";
-import { closeAll, type Syscalls, systemCalls } from "./syscalls.js";
+import { closeAll, type SocketIo, type Syscalls, systemCalls } from "./syscalls.js";
 
 export type { Frame } from "./receive-buffer.js";
 
@@ -59,7 +59,7 @@ export class Connection {
   private readonly syscalls: Syscalls;
   private readonly buffer: ReceiveBuffer;
   private readonly sendQueue: SendQueue;
-  private readonly poll: Poll;
+  private readonly socket: SocketIo;
   private readonly errorReply = new Uint8Array(Header.size);
   private readonly errorReplyData = new DataView(this.errorReply.buffer);
   private readonly commandFrame: Frame;
@@ -82,10 +82,11 @@ export class Connection {
   ) {
     this.syscalls = options.syscalls ?? systemCalls;
     this.buffer = new ReceiveBuffer(this.syscalls);
-    this.sendQueue = new SendQueue(this.syscalls, fd, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
+    this.socket = this.syscalls.open(fd, (events) => this.onEvents(events));
+    this.sendQueue = new SendQueue(this.syscalls, this.socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
     this.commandFrame = this.buffer.newFrame();
     this.replyFrame = this.buffer.newFrame();
-    this.poll = this.syscalls.poll(fd, (events) => this.onEvents(events));
+    this.buffer.expect(this.socket, true);
     this.updatePoll();
   }
 
@@ -101,6 +102,21 @@ export class Connection {
     if (this.isClosed) return;
     try {
       this.sendQueue.send(bytes, offset, length, fds);
+    } catch (error) {
+      this.failWith(error);
+      return;
+    }
+    if (this.sendQueue.waiting) this.updatePoll();
+  }
+
+  /**
+   * Sends the reply to the command under way, bytes[0, length), which are to be left alone until the next command. Where it
+   * spares a system call, that is when the callback ends.
+   */
+  answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
+    if (this.isClosed) return;
+    try {
+      this.sendQueue.answer(bytes, length);
     } catch (error) {
       this.failWith(error);
       return;
@@ -130,7 +146,8 @@ export class Connection {
   close(reason = new PeerGone("the connection was closed on this side")): void {
     if (this.isClosed) return;
     this.isClosed = true;
-    this.poll.close();
+    this.settleLast();
+    this.socket.close();
     this.sendQueue.close();
     this.syscalls.close(this.fd);
     closeAll(this.syscalls, this.commandFrame.fds);
@@ -151,10 +168,33 @@ export class Connection {
       this.close(new PeerGone(`the socket failed: errno ${-events}`));
       return;
     }
+    if (events & POLL_UNSENT) {
+      this.unsent();
+      return;
+    }
     if (events & POLL_WRITABLE) this.flush();
     if (this.isClosed) return;
     if (!this.paused && events & (POLL_READABLE | POLL_DISCONNECT)) this.receive();
     else if (events & POLL_DISCONNECT) this.close(new PeerGone("the peer closed the connection"));
+  }
+
+  /** The last answer is on its way before the connection ends, if the peer takes it. */
+  private settleLast(): void {
+    try {
+      this.sendQueue.settle();
+    } catch (error) {
+      if (!(error instanceof PeerGone)) throw error;
+    }
+  }
+
+  private unsent(): void {
+    try {
+      this.sendQueue.unsent(this.socket.answered());
+    } catch (error) {
+      this.failWith(error);
+      return;
+    }
+    this.updatePoll();
   }
 
   private flush(): void {
@@ -174,7 +214,7 @@ export class Connection {
       const room = this.buffer.room;
       let received: number;
       try {
-        received = this.buffer.receive(this.fd);
+        received = this.buffer.receive(this.socket);
       } catch (error) {
         this.failWith(error);
         return;
@@ -207,6 +247,7 @@ export class Connection {
       return;
     }
     this.paused = !this.buffer.makeRoom(this.busy ? this.commandFrame : undefined);
+    this.buffer.expect(this.socket, !this.paused);
     this.updatePoll();
   }
 
@@ -215,8 +256,7 @@ export class Connection {
     const { buffer } = this;
     const held = this.busy || this.sendQueue.congested;
     if (!held && !buffer.queueIsEmpty) {
-      this.busy = true;
-      this.handler.command(buffer.dequeue(this.commandFrame));
+      this.begin(buffer.dequeue(this.commandFrame));
       return true;
     }
     const type = buffer.peek();
@@ -226,8 +266,7 @@ export class Connection {
       this.handler.reply(this.replyFrame);
       closeAll(this.syscalls, fds);
     } else if (!held) {
-      this.busy = true;
-      this.handler.command(buffer.take(this.commandFrame));
+      this.begin(buffer.take(this.commandFrame));
     } else {
       if (buffer.queueIsFull) return false;
       buffer.enqueue();
@@ -235,10 +274,22 @@ export class Connection {
     return true;
   }
 
+  private begin(frame: Frame): void {
+    this.busy = true;
+    try {
+      // The answer to the command before is where the answer to this one will be.
+      this.sendQueue.settle();
+    } catch (error) {
+      this.failWith(error);
+      return;
+    }
+    this.handler.command(frame);
+  }
+
   private updatePoll(): void {
     const events = POLL_DISCONNECT | (this.paused ? 0 : POLL_READABLE) | (this.sendQueue.waiting ? POLL_WRITABLE : 0);
     if (events === this.polled || this.isClosed) return;
     this.polled = events;
-    this.poll.start(events);
+    this.socket.poll(events);
   }
 }

@@ -61,20 +61,28 @@ export class Pending implements PendingCommand {
   }
 
   /** Sends the reply while the command goes on: for a posted write. */
-  replyEarly(length: number, fds?: readonly number[]): void {
-    if (!this.wantsReply) return;
-    this.wantsReply = false;
-    const size = this.replyOffset + length;
-    if (size > this.replyBytes.length) throw new RangeError(`a reply of ${length} bytes that were not reserved`);
-    putHeader(this.replyData, 0, this.id, this.command, size, HeaderFlags.TYPE_REPLY);
-    this.connection.send(this.replyBytes, 0, size, fds);
+  replyEarly(length: number): void {
+    if (this.wantsReply) this.connection.send(this.replyBytes, 0, this.putHeader(length));
   }
 
   reply(length: number, fds?: readonly number[]): void {
     if (!this.active) return;
-    this.replyEarly(length, fds);
+    if (this.wantsReply) {
+      const size = this.putHeader(length);
+      if (fds === undefined) this.connection.answer(this.replyBytes, size);
+      else this.connection.send(this.replyBytes, 0, size, fds);
+    }
     this.active = false;
     this.done();
+  }
+
+  /** The reply's size with its header. */
+  private putHeader(length: number): number {
+    this.wantsReply = false;
+    const size = this.replyOffset + length;
+    if (size > this.replyBytes.length) throw new RangeError(`a reply of ${length} bytes that were not reserved`);
+    putHeader(this.replyData, 0, this.id, this.command, size, HeaderFlags.TYPE_REPLY);
+    return size;
   }
 
   /** Copies `body` and sends it as the reply; fds are sent along and stay the caller's. */

@@ -5,7 +5,7 @@
 import { PeerGone } from "../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
-import { closeAll, type Syscalls } from "./syscalls.js";
+import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
 
 const INITIAL_SIZE = 64 * KiB;
 /** Room for the largest message behind as many waiting commands. */
@@ -47,7 +47,6 @@ export class ReceiveBuffer {
   private scan = 0;
   /** End of the received bytes. */
   private end = 0;
-  private readonly received = new Int32Array(1 + MAX_MESSAGE_FDS);
   /** Fds that came with the message at `scan`. */
   private partialFds = NO_FDS;
   /** Fds for a message behind the one at `scan`, and where it begins: one receive call has fds for one message alone. */
@@ -81,13 +80,18 @@ export class ReceiveBuffer {
   }
 
   /** One receive call; returns what it returned. @throws SystemError, PeerGone */
-  receive(fd: number): number {
-    const count = this.syscalls.receive(fd, this.bytes, this.end, this.room, this.received);
+  receive(socket: SocketIo): number {
+    const count = socket.receive(this.bytes, this.end, this.room);
     if (count > 0) {
       this.end += count;
-      if (this.received[0] > 0) this.attachFds(this.received[0]);
+      if (socket.fds[0] > 0) this.attachFds(socket.fds);
     }
     return count;
+  }
+
+  /** Tells the socket where the next receive call is going to be. */
+  expect(socket: SocketIo, isWanted: boolean): void {
+    socket.expect(this.bytes, this.end, isWanted ? this.room : 0);
   }
 
   /**
@@ -190,7 +194,7 @@ export class ReceiveBuffer {
   }
 
   /** Fds belong to the last message that begins before the end of what was received with them. */
-  private attachFds(count: number): void {
+  private attachFds(received: Int32Array): void {
     let at = this.scan;
     while (this.end - at >= Header.size) {
       const size = header.at(this.data, at).size;
@@ -198,7 +202,7 @@ export class ReceiveBuffer {
       if (size < Header.size || size >= this.end - at) break;
       at += size;
     }
-    const fds = Array.from(this.received.subarray(1, 1 + count));
+    const fds = Array.from(received.subarray(1, 1 + received[0]));
     if (at !== this.scan) {
       this.laterFds = fds;
       this.laterFdsAt = at;

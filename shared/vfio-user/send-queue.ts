@@ -3,7 +3,7 @@
  * duplicates of its fds, and sent when the socket is writable again, in order.
  */
 import { isSystemError, PeerGone } from "../errors.js";
-import { closeAll, type Syscalls } from "./syscalls.js";
+import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
 
 /** Of the largest backlog, what is left to those who cannot wait. */
 const CONGESTED_PART = 4;
@@ -19,10 +19,12 @@ export class SendQueue {
   private chunks: Chunk[] = [];
   /** Bytes that wait. */
   private backlog = 0;
+  private answerBytes = new Uint8Array(0);
+  private answerLength = 0;
 
   constructor(
     private readonly syscalls: Syscalls,
-    private readonly fd: number,
+    private readonly socket: SocketIo,
     /** Bytes that may wait before the peer counts as gone. */
     private readonly maxBacklog: number,
   ) {}
@@ -39,20 +41,30 @@ export class SendQueue {
 
   /** Sends bytes[offset, offset + length) and duplicates of `fds`; the bytes may be reused afterwards. @throws PeerGone */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): void {
-    let sent = 0;
-    if (this.backlog === 0) {
-      sent = this.write(bytes, offset, length, fds);
-      if (sent === length) return;
+    this.settle();
+    const sent = this.backlog === 0 ? this.write(bytes, offset, length, fds) : 0;
+    if (sent < length) this.keep(bytes, offset, sent, length, fds);
+  }
+
+  /** The same for bytes[0, length), which are to be left alone until `settle` or the next event. @throws PeerGone */
+  answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
+    this.settle();
+    if (this.backlog > 0 || !this.socket.answer(bytes, length)) {
+      this.send(bytes, 0, length);
+      return;
     }
-    const rest = length - sent;
-    if (this.backlog + rest > this.maxBacklog) throw new PeerGone("the peer does not read what it is sent");
-    this.chunks.push({
-      // Not bytes.slice, which does not copy when it is a Buffer.
-      bytes: Uint8Array.from(bytes.subarray(offset + sent, offset + length)),
-      offset: 0,
-      fds: sent > 0 || fds === undefined ? [] : this.duplicateAll(fds),
-    });
-    this.backlog += rest;
+    this.answerBytes = bytes;
+    this.answerLength = length;
+  }
+
+  /** Sends what `answer` left to be sent. @throws PeerGone */
+  settle(): void {
+    if (this.socket.recall()) this.send(this.answerBytes, 0, this.answerLength);
+  }
+
+  /** Of what `answer` left to be sent, only so many bytes were. @throws PeerGone */
+  unsent(sent: number): void {
+    this.keep(this.answerBytes, 0, sent, this.answerLength);
   }
 
   /** Sends what waits, as far as the socket takes it. @throws PeerGone */
@@ -80,9 +92,21 @@ export class SendQueue {
     this.backlog = 0;
   }
 
+  private keep(bytes: Uint8Array, offset: number, sent: number, length: number, fds?: readonly number[]): void {
+    const rest = length - sent;
+    if (this.backlog + rest > this.maxBacklog) throw new PeerGone("the peer does not read what it is sent");
+    this.chunks.push({
+      // Not bytes.slice, which does not copy when it is a Buffer.
+      bytes: Uint8Array.from(bytes.subarray(offset + sent, offset + length)),
+      offset: 0,
+      fds: sent > 0 || fds === undefined ? [] : this.duplicateAll(fds),
+    });
+    this.backlog += rest;
+  }
+
   private write(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number {
     try {
-      return Math.max(0, this.syscalls.send(this.fd, bytes, offset, length, fds));
+      return Math.max(0, this.socket.send(bytes, offset, length, fds));
     } catch (error) {
       throw isSystemError(error) ? new PeerGone(`cannot send to the peer: ${error.code}`) : error;
     }

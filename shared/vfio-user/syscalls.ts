@@ -2,26 +2,42 @@
  * The few system calls that a connection makes, gathered in one object: a test can put EAGAIN, short sends and EPIPE in
  * their place without a socket.
  */
-
-import * as native from "../../native/index.js";
-import { close } from "../../native/index.js";
+import { close, duplicate } from "../../native/index.js";
+import { MessageSocket } from "./message-socket.js";
 
 export interface Syscalls {
-  /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits; fds[0] is the count of fds. */
-  receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array): number;
-  /** As native `send`: bytes taken, -1 when the socket is full. */
-  send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   duplicate(fd: number): number;
   close(fd: number): void;
-  poll(fd: number, callback: (events: number) => void): native.Poll;
+  /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
+  open(fd: number, callback: (events: number) => void): SocketIo;
+}
+
+/** A connected socket. */
+export interface SocketIo {
+  /** What came along with the bytes that were received last: fds[0] is their count, they follow. */
+  readonly fds: Int32Array;
+  /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits. @throws SystemError */
+  receive(bytes: Uint8Array, offset: number, length: number): number;
+  /** Says where the next `receive` will want its bytes; a length of 0: not before this is called again. */
+  expect(bytes: Uint8Array, offset: number, length: number): void;
+  /** As native `send`: bytes taken, -1 when the socket is full. @throws SystemError */
+  send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
+  /** Leaves bytes[0, length), alone until then, to be sent after this turn of the callback. False when that cannot be. */
+  answer(bytes: Uint8Array, length: number): boolean;
+  /** Takes that back; false when there is nothing that was not sent. */
+  recall(): boolean;
+  /** What came of an answer, in a callback with POLL_UNSENT: bytes sent. @throws SystemError */
+  answered(): number;
+  /** Conditions to wait for, as native POLL_* bits. */
+  poll(events: number): void;
+  /** Stops; the fd stays open. */
+  close(): void;
 }
 
 export const systemCalls: Syscalls = {
-  receive: native.receive,
-  send: native.send,
-  duplicate: native.duplicate,
+  duplicate,
   close,
-  poll: (fd, callback) => new native.Poll(fd, callback),
+  open: (fd, callback) => new MessageSocket(fd, callback),
 };
 
 /** Closes every fd of `fds` that was not taken (taken ones are -1), and marks all as taken. */

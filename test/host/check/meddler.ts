@@ -126,10 +126,15 @@ export class Meddler {
     if (received === undefined) return systemCalls;
     return {
       ...systemCalls,
-      receive: (fd, bytes, offset, length, fds) => {
-        const count = systemCalls.receive(fd, bytes, offset, length, fds);
-        // 0 is the end of the stream.
-        return count > 0 && received(bytes.subarray(offset, offset + count)) ? 0 : count;
+      open: (fd, callback) => {
+        const socket = systemCalls.open(fd, callback);
+        const receive = socket.receive.bind(socket);
+        socket.receive = (bytes, offset, length) => {
+          const count = receive(bytes, offset, length);
+          // 0 is the end of the stream.
+          return count > 0 && received(bytes.subarray(offset, offset + count)) ? 0 : count;
+        };
+        return socket;
       },
     };
   }

@@ -1,6 +1,6 @@
 /** System calls for a connection without a socket: what arrives and what is taken is said by the test. */
-import type { Poll } from "../../../native/index.js";
-import type { Syscalls } from "../../../shared/vfio-user/syscalls.js";
+import { POLL_UNSENT } from "../../../native/index.js";
+import type { SocketIo, Syscalls } from "../../../shared/vfio-user/syscalls.js";
 
 interface Arrival {
   bytes: Uint8Array;
@@ -25,8 +25,15 @@ export class FakeSocket {
   events = 0;
   private callback: (events: number) => void = () => {};
 
-  readonly syscalls: Syscalls = {
-    receive: (_fd, bytes, offset, length, fds) => {
+  /** The reply that is sent when the callback ends. */
+  private answer: Uint8Array | undefined;
+  private answered = 0;
+  private isCalled = false;
+
+  private readonly io: SocketIo = {
+    fds: new Int32Array(254),
+    receive: (bytes, offset, length) => {
+      const { fds } = this.io;
       fds[0] = 0;
       const arrival = this.arrivals[0];
       if (arrival === undefined) return -1;
@@ -41,7 +48,8 @@ export class FakeSocket {
       if (arrival.bytes.length === 0) this.arrivals.shift();
       return count;
     },
-    send: (_fd, bytes, offset, length, fds = []) => {
+    expect: () => {},
+    send: (bytes, offset, length, fds = []) => {
       const take = this.takes.shift() ?? length;
       if (take instanceof Error) throw take;
       if (take === -1) return -1;
@@ -50,6 +58,26 @@ export class FakeSocket {
       this.sentFds.push(...fds);
       return count;
     },
+    answer: (bytes, length) => {
+      if (!this.isCalled) return false;
+      this.answer = bytes.subarray(0, length);
+      return true;
+    },
+    recall: () => {
+      const isThere = this.answer !== undefined;
+      this.answer = undefined;
+      return isThere;
+    },
+    answered: () => this.answered,
+    poll: (events) => {
+      this.events = events;
+    },
+    close: () => {
+      this.events = 0;
+    },
+  };
+
+  readonly syscalls: Syscalls = {
     duplicate: (fd) => {
       this.duplicated.push(fd + 1000);
       return fd + 1000;
@@ -58,15 +86,9 @@ export class FakeSocket {
       if (this.closed.includes(fd)) throw new Error(`fd ${fd} closed twice`);
       this.closed.push(fd);
     },
-    poll: (_fd, callback): Poll => {
+    open: (_fd, callback) => {
       this.callback = callback;
-      const stop = () => {
-        this.events = 0;
-      };
-      const start = (events: number) => {
-        this.events = events;
-      };
-      return { start, stop, close: stop, ref() {}, unref() {} };
+      return this.io;
     },
   };
 
@@ -75,6 +97,13 @@ export class FakeSocket {
   }
 
   emit(events: number): void {
+    this.isCalled = true;
     this.callback(events);
+    this.isCalled = false;
+    const { answer } = this;
+    if (answer === undefined) return;
+    this.answer = undefined;
+    this.answered = Math.max(0, this.io.send(answer, 0, answer.length));
+    if (this.answered < answer.length) this.callback(POLL_UNSENT);
   }
 }

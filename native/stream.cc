@@ -1,0 +1,124 @@
+// What a Poll does with a connected socket around its callback (poll_task.h): it receives before, and sends after. The two
+// calls into the addon that this spares are most of what a short message costs beside its system calls.
+//
+// JavaScript and C++ tell each other by an Int32Array, the control words, which cost no call either.
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include "addon.h"
+#include "arguments.h"
+#include "error.h"
+#include "poll_task.h"
+#include "socket.h"
+
+namespace {
+
+// The control words; native/index.ts has the same.
+enum Word : size_t { kOffset, kRoom, kReceived, kReply, kReplied, kWords };
+
+// In kReceived: nothing was received. Others are byte counts, 0 for the end, or negative errnos.
+constexpr int32_t kNothing = INT32_MIN;
+// The event of a reply that was not sent whole; kReplied tells how much was, or a negative errno.
+constexpr int kUnsent = 8;
+constexpr napi_type_tag kStreamTag = {0x6b1d7c0f94be4a51, 0x9d2f51c3a7e84460};
+
+class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
+ public:
+  static void Init(Napi::Env env, Napi::Object exports) {
+    exports.Set("Stream", DefineClass(env, "Stream",
+                                      {
+                                          InstanceMethod<&Stream::ReceiveInto>("receiveInto"),
+                                          InstanceMethod<&Stream::ReplyFrom>("replyFrom"),
+                                      }));
+  }
+
+  explicit Stream(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Stream>(info), fd_(Fd(info[0])) {
+    words_ = Words(info[1], "words", kWords, &words_kept_).data;
+    fds_ = Words(info[2], "fds", 1, &fds_kept_);
+    if (napi_type_tag_object(info.Env(), info.This(), &kStreamTag) != napi_ok) {
+      throw Napi::Error::New(info.Env(), "cannot make a Stream");
+    }
+  }
+
+  int Before(int events) override {
+    words_[kReceived] = kNothing;
+    // First what waits to be sent, which may make room.
+    if ((events & UV_WRITABLE) != 0) return events & ~UV_READABLE;
+    int32_t offset = words_[kOffset];
+    int32_t room = words_[kRoom];
+    if (room <= 0) return events & UV_DISCONNECT;
+    if (offset < 0 || static_cast<size_t>(offset) + static_cast<size_t>(room) > receive_.length) return UV_READABLE;
+    ssize_t received = ReceiveMessage(fd_, {receive_.data + offset, static_cast<size_t>(room)}, fds_.data, fds_.length);
+    if (received == -EAGAIN) return events & UV_DISCONNECT;
+    words_[kReceived] = static_cast<int32_t>(received);
+    return events;
+  }
+
+  int After() override {
+    int32_t length = words_[kReply];
+    if (length <= 0) return 0;
+    words_[kReply] = 0;
+    words_[kReceived] = kNothing;
+    ssize_t sent = static_cast<size_t>(length) > reply_.length
+                       ? -EINVAL
+                       : send(fd_, reply_.data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent == length) return 0;
+    if (sent < 0) sent = errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    words_[kReplied] = static_cast<int32_t>(sent);
+    return kUnsent;
+  }
+
+ private:
+  struct Int32s {
+    int32_t* data;
+    size_t length;
+  };
+
+  static Int32s Words(Napi::Value value, const char* name, size_t least, Napi::ObjectReference* kept) {
+    Napi::Env env = value.Env();
+    napi_typedarray_type type;
+    size_t length;
+    void* data;
+    if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || type != napi_int32_array) {
+      throw Napi::TypeError::New(env, std::string(name) + " must be an Int32Array");
+    }
+    if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");
+    *kept = Napi::Persistent(value.As<Napi::Object>());
+    return {static_cast<int32_t*>(data), length};
+  }
+
+  Napi::Value ReceiveInto(const Napi::CallbackInfo& info) {
+    receive_ = ByteArray(info[0], "bytes");
+    receive_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+    return info.Env().Undefined();
+  }
+
+  Napi::Value ReplyFrom(const Napi::CallbackInfo& info) {
+    reply_ = ByteArray(info[0], "bytes");
+    reply_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+    return info.Env().Undefined();
+  }
+
+  int fd_;
+  // Addresses of what JavaScript owns: kept alive here, and never transferred by our own code. Asking V8 for an address
+  // also moves a small array out of its heap, where it would not stay put.
+  int32_t* words_;
+  Int32s fds_;
+  Bytes receive_{};
+  Bytes reply_{};
+  Napi::ObjectReference words_kept_;
+  Napi::ObjectReference fds_kept_;
+  Napi::ObjectReference receive_kept_;
+  Napi::ObjectReference reply_kept_;
+};
+
+}  // namespace
+
+PollTask* StreamTask(Napi::Env env, napi_value object) {
+  bool isStream = false;
+  if (napi_check_object_type_tag(env, object, &kStreamTag, &isStream) != napi_ok || !isStream) return nullptr;
+  return Stream::Unwrap(Napi::Object(env, object));
+}
+
+void InitStream(Napi::Env env, Napi::Object exports) { Stream::Init(env, exports); }

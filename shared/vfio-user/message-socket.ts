@@ -1,0 +1,100 @@
+/**
+ * The socket of a connection on the event loop. In the steady state a message costs no call into the addon: it was
+ * received before our callback is called, and the reply is sent after (native `Stream`). Everything else, such as a second
+ * message or a reply with fds, goes by calls.
+ */
+import {
+  NOTHING_RECEIVED,
+  Poll,
+  receive,
+  STREAM_WORDS,
+  Stream,
+  StreamWord,
+  send,
+} from "../../native/index.js";
+import { systemError } from "../errors.js";
+import { MAX_MESSAGE_FDS } from "../limits.js";
+import type { SocketIo } from "./syscalls.js";
+
+const NO_BYTES = new Uint8Array(0);
+
+export class MessageSocket implements SocketIo {
+  readonly fds = new Int32Array(1 + MAX_MESSAGE_FDS);
+  private readonly words = new Int32Array(STREAM_WORDS);
+  private readonly stream: Stream;
+  private readonly pollHandle: Poll;
+  /** The buffers that the stream has. */
+  private receiveBytes = NO_BYTES;
+  private replyBytes = NO_BYTES;
+  /** In the callback, after which the stream sends. */
+  private isCalled = false;
+
+  constructor(
+    private readonly fd: number,
+    private readonly callback: (events: number) => void,
+  ) {
+    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+    this.stream = new Stream(fd, this.words, this.fds);
+    this.pollHandle = new Poll(fd, (events) => this.ready(events), this.stream);
+  }
+
+  receive(bytes: Uint8Array, offset: number, length: number): number {
+    const received = this.words[StreamWord.RECEIVED];
+    if (received === NOTHING_RECEIVED) return receive(this.fd, bytes, offset, length, this.fds);
+    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+    if (received < 0) throw systemError("recvmsg", -received);
+    return received;
+  }
+
+  expect(bytes: Uint8Array<ArrayBuffer>, offset: number, length: number): void {
+    if (bytes !== this.receiveBytes) {
+      this.stream.receiveInto(bytes);
+      this.receiveBytes = bytes;
+    }
+    this.words[StreamWord.OFFSET] = offset;
+    this.words[StreamWord.ROOM] = length;
+  }
+
+  send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number {
+    return send(this.fd, bytes, offset, length, fds);
+  }
+
+  answer(bytes: Uint8Array<ArrayBuffer>, length: number): boolean {
+    if (!this.isCalled) return false;
+    if (bytes !== this.replyBytes) {
+      this.stream.replyFrom(bytes);
+      this.replyBytes = bytes;
+    }
+    this.words[StreamWord.REPLY] = length;
+    return true;
+  }
+
+  recall(): boolean {
+    if (this.words[StreamWord.REPLY] === 0) return false;
+    this.words[StreamWord.REPLY] = 0;
+    return true;
+  }
+
+  answered(): number {
+    const replied = this.words[StreamWord.REPLIED];
+    if (replied < 0) throw systemError("send", -replied);
+    return replied;
+  }
+
+  poll(events: number): void {
+    this.pollHandle.start(events);
+  }
+
+  close(): void {
+    this.pollHandle.close();
+  }
+
+  private ready(events: number): void {
+    this.isCalled = true;
+    try {
+      this.callback(events);
+    } finally {
+      this.isCalled = false;
+    }
+  }
+}
