@@ -11,6 +11,7 @@
         "guard.cc",
         "eventfd.cc",
         "poll.cc",
+        "linger.cc",
         "stream.cc",
         "relay.cc",
         "relay_thread.cc",

@@ -2,21 +2,16 @@
 //
 // The handle is on the heap because uv_close() ends it later than the JavaScript object may go. An environment that ends
 // (process exit, worker.terminate()) closes what is still open, and waits for that.
-//
-// A round of Node's event loop is 2 us of work that has nothing to do with a message. So after an event the loop is not gone
-// back to as long as nothing but Polls has anything to do: Linger takes the next events from the same epoll instance,
-// with the loop's own time-out. Anything else (a timer that is due, an immediate, a descriptor of Node's own, a Poll that was
-// started or closed) is for the loop.
-#include <sys/epoll.h>
+#include <poll.h>
 #include <uv.h>
 
 #include <memory>
 #include <optional>
-#include <unordered_map>
 
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
+#include "linger.h"
 #include "poll_task.h"
 
 namespace {
@@ -27,16 +22,10 @@ struct Handle {
   uv_poll_t poll;
   Poll* owner;  // null once closing
   int fd;
-  int wanted;  // the events that it was started for, 0 when stopped
   napi_async_cleanup_hook_handle hook;
 };
 
-// The open Polls of this thread, which is one environment's, by fd: as epoll names what is ready.
-thread_local std::unordered_map<int, Handle*> open_polls;
-
-constexpr int kBatch = 32;
-
-class Poll : public Napi::ObjectWrap<Poll> {
+class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
  public:
   static void Init(Napi::Env env, Napi::Object exports) {
     exports.Set("Poll", DefineClass(env, "Poll",
@@ -68,7 +57,7 @@ class Poll : public Napi::ObjectWrap<Poll> {
     handle->owner = this;
     handle->fd = fd;
     handle_ = handle;
-    open_polls[fd] = handle;
+    Enlist(env, loop, fd, this);
     napi_add_async_cleanup_hook(env, OnEnvironmentEnd, handle, &handle->hook);
     // It must not be collected while it can still call back: close() undoes this.
     Ref();
@@ -95,14 +84,14 @@ class Poll : public Napi::ObjectWrap<Poll> {
     if (handle_ == nullptr) throw SystemError(env, EBADF, "uv_poll_start");
     int error = uv_poll_start(&handle_->poll, events, OnEvents);
     if (error != 0) throw SystemError(env, -error, "uv_poll_start");
-    handle_->wanted = events;
+    wanted = events;
     return env.Undefined();
   }
 
   Napi::Value Stop(const Napi::CallbackInfo& info) {
     if (handle_ != nullptr) {
       uv_poll_stop(&handle_->poll);
-      handle_->wanted = 0;
+      wanted = 0;
     }
     return info.Env().Undefined();
   }
@@ -130,7 +119,7 @@ class Poll : public Napi::ObjectWrap<Poll> {
   void Close() {
     if (handle_ == nullptr) return;
     handle_->owner = nullptr;
-    open_polls.erase(handle_->fd);
+    Delist(handle_->fd);
     uv_close(reinterpret_cast<uv_handle_t*>(&handle_->poll), OnClosed);
     handle_ = nullptr;
   }
@@ -149,41 +138,28 @@ class Poll : public Napi::ObjectWrap<Poll> {
   }
 
   static void OnEvents(uv_poll_t* poll, int status, int events) {
-    Poll* self = static_cast<Handle*>(poll->data)->owner;
+    Handle* handle = static_cast<Handle*>(poll->data);
+    Poll* self = handle->owner;
+    if (self == nullptr) return;
     uv_loop_t* loop = poll->loop;
-    if (self != nullptr) self->Ready(status < 0 ? status : events);
+    if (status >= 0) events = StillReady(handle->fd, events);
+    if (status < 0 || events != 0) self->Ready(status < 0 ? status : events);
     Linger(loop);
   }
 
-  // libuv keeps each descriptor's number in its epoll event, and epoll is level-triggered here: what is not understood or
-  // not dealt with is there again when the loop asks.
-  static void Linger(uv_loop_t* loop) {
-    for (;;) {
-      uv_update_time(loop);
-      int timeout = uv_backend_timeout(loop);
-      if (timeout == 0) return;
-      epoll_event events[kBatch];
-      int count = epoll_wait(uv_backend_fd(loop), events, kBatch, timeout);
-      if (count <= 0) break;
-      for (int i = 0; i < count; i++) {
-        auto found = open_polls.find(events[i].data.fd);
-        if (found == open_polls.end()) return;
-        int ready = Translate(events[i].events) & found->second->wanted;
-        if (ready == 0) return;
-        found->second->owner->Ready(ready);
-      }
-    }
-    uv_update_time(loop);
+  // The loop asked for events some time ago: another's callback, or its lingering, may have dealt with them since.
+  static int StillReady(int fd, int events) {
+    pollfd now{fd, 0, 0};
+    if ((events & UV_READABLE) != 0) now.events |= POLLIN;
+    if ((events & UV_WRITABLE) != 0) now.events |= POLLOUT;
+    if ((events & UV_DISCONNECT) != 0) now.events |= POLLRDHUP;
+    if (poll(&now, 1, 0) <= 0) return 0;
+    if ((now.revents & (POLLERR | POLLHUP)) != 0) return events;
+    return ((now.revents & POLLIN) != 0 ? UV_READABLE : 0) | ((now.revents & POLLOUT) != 0 ? UV_WRITABLE : 0) |
+           ((now.revents & POLLRDHUP) != 0 ? UV_DISCONNECT : 0);
   }
 
-  // 0 for what the loop is to deal with: errors, above all.
-  static int Translate(uint32_t events) {
-    if ((events & ~uint32_t{EPOLLIN | EPOLLOUT | EPOLLRDHUP}) != 0) return 0;
-    return ((events & EPOLLIN) ? UV_READABLE : 0) | ((events & EPOLLOUT) ? UV_WRITABLE : 0) |
-           ((events & EPOLLRDHUP) ? UV_DISCONNECT : 0);
-  }
-
-  void Ready(int events) {
+  void Ready(int events) override {
     Napi::HandleScope scope(Env());
     // The callback may close this; the value keeps it from being collected before the end.
     Napi::Object self = Value();

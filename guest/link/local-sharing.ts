@@ -9,7 +9,6 @@ import {
   close,
   createMemory,
   eventfd,
-  eventfdRead,
   F_SEAL_GROW,
   F_SEAL_SEAL,
   F_SEAL_SHRINK,
@@ -119,9 +118,7 @@ export class LocalSharing {
     for (let index = 0; index < events.descriptors.length; index++) {
       const fd = eventfd(0);
       events.descriptors[index] = fd;
-      const poll = new Poll(fd, () => {
-        if (eventfdRead(fd) > 0) events.signalled(index);
-      });
+      const poll = new Poll(fd, () => events.signalled(index), "eventfd");
       poll.start(POLL_READABLE);
       events.polls[index] = poll;
     }

@@ -11,7 +11,6 @@ import {
   addressOf,
   close,
   eventfd,
-  eventfdRead,
   ioctl,
   mapFile,
   POLL_READABLE,
@@ -147,10 +146,7 @@ export class VfioFunction implements PciFunction {
     );
     data.setInt32(IrqSet.size, this.#eventfd, true);
     ioctl(this.#device, Request.DEVICE_SET_IRQS, set);
-    this.#poll = new Poll(this.#eventfd, () => {
-      eventfdRead(this.#eventfd);
-      callback();
-    });
+    this.#poll = new Poll(this.#eventfd, callback, "eventfd");
     this.#poll.start(POLL_READABLE);
   }
 

@@ -137,10 +137,7 @@ export class Channel {
 
   #watch(kick: number, run: () => void): void {
     if (kick < 0) return;
-    const poll = new native.Poll(kick, () => {
-      native.eventfdRead(kick);
-      run();
-    });
+    const poll = new native.Poll(kick, run, "eventfd");
     poll.start(native.POLL_READABLE);
     this.#polls.push(poll);
   }

@@ -111,8 +111,7 @@ export class IoEvents {
   #watch(event: IoEvent): void {
     const { fd, handle } = event;
     if (fd < 0 || handle === NO_HANDLE) return;
-    const poll = new native.Poll(fd, () => {
-      if (native.eventfdRead(fd) === 0) return;
+    const signalled = () => {
       poll.stop();
       this.forwarded++;
       this.#forward(handle).then(
@@ -122,7 +121,8 @@ export class IoEvents {
         // The device process is gone: its successor is told by `start`.
         () => {},
       );
-    });
+    };
+    const poll = new native.Poll(fd, signalled, "eventfd");
     event.poll = poll;
     poll.start(native.POLL_READABLE);
   }

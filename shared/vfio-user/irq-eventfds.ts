@@ -2,7 +2,7 @@
  * Eventfds that mask or unmask an interrupt when they are signalled (SET_IRQS, DATA_EVENTFD with ACTION_MASK or
  * ACTION_UNMASK). KVM unmasks INTx in this way, without its VMM, when the driver VM has dealt with it.
  */
-import { close, eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
+import { close, POLL_READABLE, Poll } from "../../native/index.js";
 import { MAX_IRQ_VECTORS } from "../limits.js";
 import { IrqSetFlags } from "../spec/vfio-user.js";
 import type { IrqSetRequest } from "./backend.js";
@@ -29,7 +29,7 @@ export class IrqEventfds {
       this.remove(key(action, index, vector));
       if (fd === -1) continue;
       const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
-      const poll = new Poll(fd, () => this.signalled(entry, request));
+      const poll = new Poll(fd, () => this.signalled(entry, request), "eventfd");
       const entry = { fd, poll };
       this.entries.set(key(action, index, vector), entry);
       poll.start(POLL_READABLE);
@@ -48,7 +48,6 @@ export class IrqEventfds {
 
   /** Signals that come while one is dealt with wait in the eventfd, so that a client cannot heap up work. */
   private signalled(entry: Entry, request: IrqSetRequest): void {
-    if (eventfdRead(entry.fd) === 0) return;
     entry.poll.stop();
     const where = key(request.flags & IrqSetFlags.ACTIONS_MASK, request.index, request.start);
     void this.act(request).then(() => {

@@ -3,15 +3,7 @@
  * received before our callback is called, and the reply is sent after (native `Stream`). Everything else, such as a second
  * message or a reply with fds, goes by calls.
  */
-import {
-  NOTHING_RECEIVED,
-  Poll,
-  receive,
-  STREAM_WORDS,
-  Stream,
-  StreamWord,
-  send,
-} from "../../native/index.js";
+import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../native/index.js";
 import { systemError } from "../errors.js";
 import { MAX_MESSAGE_FDS } from "../limits.js";
 import type { SocketIo } from "./syscalls.js";

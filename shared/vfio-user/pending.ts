@@ -60,18 +60,15 @@ export class Pending implements PendingCommand {
     this.replyData = new DataView(this.replyBytes.buffer);
   }
 
-  /** Sends the reply while the command goes on: for a posted write. */
+  /** Sends the reply while the command goes on: for a posted write. Whoever deals with the command does not wait for it. */
   replyEarly(length: number): void {
-    if (this.wantsReply) this.connection.send(this.replyBytes, 0, this.putHeader(length));
+    if (this.wantsReply) this.connection.answer(this.replyBytes, this.putHeader(length));
   }
 
   reply(length: number, fds?: readonly number[]): void {
     if (!this.active) return;
-    if (this.wantsReply) {
-      const size = this.putHeader(length);
-      if (fds === undefined) this.connection.answer(this.replyBytes, size);
-      else this.connection.send(this.replyBytes, 0, size, fds);
-    }
+    if (fds === undefined) this.replyEarly(length);
+    else if (this.wantsReply) this.connection.send(this.replyBytes, 0, this.putHeader(length), fds);
     this.active = false;
     this.done();
   }

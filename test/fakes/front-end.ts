@@ -82,9 +82,10 @@ export class FrontEnd implements PciFunction {
     this.#registers = new VirtioRegisters(this);
     this.#channel = new BackendChannel(this.#vhost.channel, this);
     for (const queue of this.queues) {
-      queue.poll = new native.Poll(queue.call, () => {
-        if (native.eventfdRead(queue.call) > 0 && queue.vector === 0) this.#interrupt?.();
-      });
+      const called = () => {
+        if (queue.vector === 0) this.#interrupt?.();
+      };
+      queue.poll = new native.Poll(queue.call, called, "eventfd");
       queue.poll.start(native.POLL_READABLE);
     }
   }
