@@ -60,12 +60,8 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     if (length <= 0) return 0;
     words_[kReply] = 0;
     words_[kReceived] = kNothing;
-    ssize_t sent = static_cast<size_t>(length) > reply_.length
-                       ? -EINVAL
-                       : send(fd_, reply_.data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent == length) return 0;
-    if (sent < 0) sent = errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    words_[kReplied] = static_cast<int32_t>(sent);
+    words_[kReplied] = SendReply(static_cast<size_t>(length));
+    if (words_[kReplied] == length) return 0;
     return kUnsent;
   }
 
@@ -86,6 +82,17 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");
     *kept = Napi::Persistent(value.As<Napi::Object>());
     return {static_cast<int32_t*>(data), length};
+  }
+
+  // How much of it was sent, or a negative errno.
+  int32_t SendReply(size_t length) {
+    if (length > reply_.length) return -EINVAL;
+    ssize_t sent;
+    do {
+      sent = send(fd_, reply_.data, length, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (sent < 0 && errno == EINTR);
+    if (sent < 0) return errno == EAGAIN ? 0 : -errno;
+    return static_cast<int32_t>(sent);
   }
 
   Napi::Value ReceiveInto(const Napi::CallbackInfo& info) {
