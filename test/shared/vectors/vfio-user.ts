@@ -75,6 +75,7 @@ export const VECTORS: readonly Vector[] = [
   vector("RegionCapHeader", spec.RegionCapHeader, "0100 0200 08070605", { id: 1, version: 2, next: 0x05060708 }),
   vector("SparseMmap", spec.SparseMmap, "04030201 00000000", { areas: 0x01020304 }),
   vector("SparseMmapArea", spec.SparseMmapArea, "0010000000000000 0020000000000000", { offset: 4096, size: 8192 }),
+  vector("RegionType", spec.RegionType, "04030201 08070605", { type: 0x01020304, subtype: 0x05060708 }),
   vector("RegionIoFds", spec.RegionIoFds, "04030201 08070605 0c0b0a09 100f0e0d", {
     argsz: 0x01020304,
     flags: 0x05060708,
