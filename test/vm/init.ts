@@ -1,6 +1,7 @@
 /**
  * The guests' first process: a shell script that mounts what every program expects, loads the modules, runs the lines it
- * was given, and then powers off or takes commands from the console. It reports by lines that begin with "@@":
+ * was given, and then powers off, takes commands from the console, or has a shell there for a person. For programs it reports by
+ * lines that begin with "@@":
  *
  *     @@booted           all is mounted and loaded
  *     @@failed WHAT      a module did not load
@@ -11,10 +12,12 @@
 import type { Entry } from "./cpio.js";
 
 export interface InitOptions {
-  /** Shell lines; the first that fails ends them. */
+  /** Shell lines; the first that fails ends them. Not in front of a shell. */
   readonly lines?: readonly string[];
-  /** What follows: the power goes off, or Vm.run's commands are taken from the console. */
-  readonly afterwards: "poweroff" | "commands";
+  /** What follows: the power goes off, Vm.run's commands are taken from the console, or a shell until somebody leaves it. */
+  readonly afterwards: "poweroff" | "commands" | "shell";
+  /** The shell's prompt says it. */
+  readonly hostname?: string;
 }
 
 const PROLOGUE = `#!/bin/busybox sh
@@ -25,14 +28,24 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp
-stty -echo
 ip link set lo up
+`;
+
+const LOAD_AND_REPORT = `stty -echo
 while read -r module; do
   insmod "/modules/$module" || echo "@@failed $module"
 done </modules/order
 echo "@@booted"
 sh -e /lines </dev/null
 echo "@@done $?"
+`;
+
+/** With a terminal of its own, so that Ctrl-C ends what runs in it. */
+const SHELL = `while read -r module; do insmod "/modules/$module"; done </modules/order
+mkdir -p /mnt
+cd /root
+export PS1='\\h# '
+setsid cttyhack sh
 `;
 
 const COMMANDS = `echo "@@ready"
@@ -50,9 +63,14 @@ poweroff -f
 
 /** The files of the guest's first process, to go into the run's part of the initramfs. */
 export function initScript(options: InitOptions): Entry[] {
-  const end = options.afterwards === "commands" ? COMMANDS + POWEROFF : POWEROFF;
+  const { lines = [], afterwards, hostname = "vm" } = options;
+  const work = {
+    poweroff: LOAD_AND_REPORT,
+    commands: LOAD_AND_REPORT + COMMANDS,
+    shell: `hostname ${hostname}\n${SHELL}`,
+  }[afterwards];
   return [
-    { path: "/init", data: PROLOGUE + end, mode: 0o755 },
-    { path: "/lines", data: `${(options.lines ?? []).join("\n")}\n` },
+    { path: "/init", data: PROLOGUE + work + POWEROFF, mode: 0o755 },
+    { path: "/lines", data: `${lines.join("\n")}\n` },
   ];
 }

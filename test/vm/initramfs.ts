@@ -82,6 +82,9 @@ export async function projectEntries(): Promise<Entry[]> {
   const build = join(PROJECT_ROOT, "build");
   for (const part of ["native", "shared", "host", "guest"])
     entries.push(...(await directoryEntries(join(build, part), `${GUEST_PROJECT}/build/${part}`)));
+  // As `npm install -g` puts it into PATH.
+  const command = `#!/bin/sh\nexec node ${GUEST_PROJECT}/build/guest/main.js "$@"\n`;
+  entries.push({ path: "/usr/bin/vfio-user-device", data: command, mode: 0o755 });
   entries.push(await file({ from: join(PROJECT_ROOT, "package.json"), to: `${GUEST_PROJECT}/package.json` }));
   for (const name of await installedDependencies())
     entries.push(
