@@ -102,7 +102,8 @@ export class Session {
 
   /** What the session did so far, in one line of the log. */
   #report(): void {
-    const { stats, channel, dma, doorbells, sharing } = this.#link;
+    const { stats, sharing } = this.#link;
+    const { conversation, dma, doorbells } = this.#link.process;
     const { clients, reads, writes, timeouts } = this.#server.stats;
     this.#log.info(
       {
@@ -115,8 +116,8 @@ export class Session {
         unmaps: this.#window.unmaps,
         doorbells: doorbells.relayed,
         ioEvents: sharing.forwarded,
-        messagesSent: channel.sent,
-        messagesReceived: channel.received,
+        messagesSent: conversation.channel.sent,
+        messagesReceived: conversation.channel.received,
         dmaMessages: dma.transfers,
       },
       "statistics",
