@@ -8,10 +8,9 @@
  * device process, and every wait ends when the process answers, stops, or lets its deadline pass.
  */
 import { close } from "../../native/index.js";
-import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
-import { ClientConnected, ClientGone, IoEvent, LinkCommand } from "../../shared/spec/link.js";
-import { Command, IrqSetFlags } from "../../shared/spec/vfio-user.js";
+import { IoEvent, LinkCommand } from "../../shared/spec/link.js";
 import type {
   Backend,
   ClientMemory,
@@ -22,25 +21,22 @@ import type {
   MemoryMap,
   PendingCommand,
 } from "../../shared/vfio-user/backend.js";
-import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
-import { answerWithoutDevice, isPostedWrite, replyToWrite } from "./answers.js";
-import { doorbellBody, mapBody, plainIrqBody } from "./bodies.js";
 import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
+import { IrqSetUp } from "./irq-set-up.js";
 import { Places } from "./places.js";
 import { DeviceProcess, type State } from "./process.js";
+import { CommandRelay } from "./relay.js";
 import { Serial } from "./serial.js";
 import { Sharing } from "./sharing.js";
+import { Showing, type ShownClient } from "./showing.js";
 import { allDirty, Unmapping } from "./unmapping.js";
 
-interface Client {
-  readonly version: ClientVersion;
+interface Client extends ShownClient {
   readonly memory: ClientMemory;
-  readonly generation: number;
   readonly maps: Set<MemoryMap>;
-  readonly irqs: ClientIrqs;
   /** Resolves `connect`; undefined when that was done. */
   introduced: { resolve(): void; reject(error: Error): void } | undefined;
 }
@@ -67,21 +63,14 @@ export class VirtioLink implements Backend {
   readonly #serial: Serial;
   readonly #places: Places;
   readonly #config: ConfigSpace;
+  readonly #showing: Showing;
   readonly #unmapping: Unmapping;
-  /** Eventfds by which the client masks and unmasks; those that it waits on are the process's doorbells. */
-  readonly #irqEventfds = new IrqEventfds((request) =>
-    this.setIrqs(request).catch((error) => this.#log.warn(error.message)),
-  );
+  readonly #irqs: IrqSetUp;
+  readonly #relay: CommandRelay;
   #client: Client | undefined;
   /** The client that the device process was told of. */
   #told: Client | undefined;
   #generation = 0;
-  #commands = 0;
-  #postedWrites = 0;
-  /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
-  readonly #heldBack: PendingCommand[] = [];
-  /** Commands that came while the device process was being told of their client. */
-  readonly #early: PendingCommand[] = [];
 
   constructor({ window, log, uuid, name }: LinkOptions) {
     this.#log = log;
@@ -98,8 +87,11 @@ export class VirtioLink implements Backend {
           return client();
         },
         ready: () => this.#introduce(),
-        left: () => this.#left(),
-        drained: () => this.#releaseHeldBack(),
+        left: () => {
+          this.#told = undefined;
+          this.#relay.processLeft();
+        },
+        drained: () => this.#relay.drained(),
         takeBack: () => this.#takeBackAll(),
       },
       window,
@@ -107,11 +99,17 @@ export class VirtioLink implements Backend {
       serial: this.#serial,
       log,
     });
+    this.#relay = new CommandRelay(this.process);
+    this.#irqs = new IrqSetUp(this.process, (request) =>
+      this.setIrqs(request).catch((error) => log.warn(error.message)),
+    );
+    this.#showing = new Showing(this.process, this.#places, log);
     this.#unmapping = new Unmapping(this.process.conversation, log, (reason) => this.process.break(reason));
   }
 
   get stats(): LinkStats {
-    return { hellos: this.process.hellos, commands: this.#commands, postedWrites: this.#postedWrites };
+    const { commands, postedWrites } = this.#relay;
+    return { hellos: this.process.hellos, commands, postedWrites };
   }
 
   // The device VM's side: what the session calls as the vhost-user back-end reports it.
@@ -183,13 +181,12 @@ export class VirtioLink implements Backend {
     this.#config.clientGone();
     client.introduced?.reject(new PeerGone("the client is gone"));
     client.introduced = undefined;
-    this.#early.length = 0;
+    this.#relay.clientGone();
     if (this.process.state === "connected") this.process.state = "ready";
     this.process.dma.drop();
     await this.#serial.run(async () => {
       // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
-      this.process.doorbells.clear();
-      this.#irqEventfds.clear();
+      this.#irqs.clear();
       this.sharing.clientGone();
       const wasTold = this.#told === client;
       this.#told = undefined;
@@ -213,11 +210,7 @@ export class VirtioLink implements Backend {
         return;
       }
     }
-    if (!wasTold && !hadMemory) return;
-    const body = ClientGone.encode({ generation });
-    await this.process.conversation
-      .request(LinkCommand.CLIENT_GONE, body)
-      .catch((error) => this.#log.warn(error.message));
+    if (wasTold || hadMemory) await this.#showing.gone(generation);
   }
 
   map(map: MemoryMap): Promise<void> {
@@ -227,7 +220,7 @@ export class VirtioLink implements Backend {
       client.maps.add(map);
       if (this.process.state !== "connected") return;
       try {
-        await this.#show(map);
+        await this.#showing.map(map);
       } catch (error) {
         // When the device process is gone, the map is for the next one.
         if (error instanceof PeerGone) return;
@@ -251,61 +244,16 @@ export class VirtioLink implements Backend {
   setIrqs(request: IrqSetRequest): Promise<void> {
     return this.#serial.run(async () => {
       const client = this.#client;
-      const { flags, index, start, count, eventfds } = request;
-      const isTrigger = (flags & IrqSetFlags.ACTION_TRIGGER) !== 0;
       if (!client) {
-        for (const fd of eventfds ?? []) if (fd >= 0) close(fd);
+        for (const fd of request.eventfds ?? []) if (fd >= 0) close(fd);
         throw new PeerGone("no client is connected");
       }
-      if (eventfds && !isTrigger) {
-        this.#irqEventfds.set(request);
-        return;
-      }
-      if (eventfds) {
-        this.process.doorbells.bind(index, start, eventfds);
-      } else if (isTrigger && count === 0) {
-        this.process.doorbells.unbindAll(index);
-        this.#irqEventfds.clearIndex(index);
-      }
-      if (this.process.state === "connected") {
-        const body = eventfds
-          ? doorbellBody(flags, index, start, count, this.process.doorbells)
-          : plainIrqBody(request);
-        try {
-          await this.process.conversation.request(Command.DEVICE_SET_IRQS, body);
-        } catch (error) {
-          if (!(error instanceof PeerGone)) {
-            if (eventfds) this.process.doorbells.bind(index, start, new Array(count).fill(-1));
-            throw error;
-          }
-        }
-      }
-      client.irqs.note(request);
+      if (await this.#irqs.apply(request)) client.irqs.note(request);
     });
   }
 
   handle(command: PendingCommand): void {
-    const { state, summary, conversation } = this.process;
-    // A device process that was just started again: what the driver VM asks meanwhile waits the moment that this takes.
-    if (state === "ready") {
-      this.#early.push(command);
-      return;
-    }
-    if (state !== "connected" || !summary) {
-      answerWithoutDevice(command);
-      return;
-    }
-    const posted = isPostedWrite(command, summary);
-    if (!conversation.relay(command, posted)) {
-      command.fail(Errno.EBUSY);
-      this.process.break("the device process answers nothing");
-      return;
-    }
-    this.#commands++;
-    if (!posted) return;
-    this.#postedWrites++;
-    if (conversation.channel.congested) this.#heldBack.push(command);
-    else replyToWrite(command);
+    this.#relay.handle(command);
   }
 
   // What the device process is shown.
@@ -315,24 +263,11 @@ export class VirtioLink implements Backend {
     this.#serial.background(async () => {
       const client = this.#client;
       if (!client || this.process.state !== "ready") return;
-      const { generation, version } = client;
-      const { major, minor, maxDataXferSize, maxMessageFds } = version;
+      const { generation, maps } = client;
       if (this.sharing.stale) await this.#tellGone(generation - 1, false);
       this.#told = client;
       try {
-        await this.process.conversation.request(
-          LinkCommand.CLIENT_CONNECTED,
-          ClientConnected.encode({ generation, major, minor, maxDataXferSize, maxMessageFds }),
-        );
-        this.#places.releaseKept();
-        for (const map of client.maps) {
-          if (this.#client === client) await this.#show(map);
-        }
-        if (!this.process.doorbells.rebind())
-          this.#log.warn("the device has fewer doorbells than the client has vectors");
-        for (const body of client.irqs.bodies(this.process.doorbells, this.irqCounts ?? [])) {
-          await this.process.conversation.request(Command.DEVICE_SET_IRQS, body);
-        }
+        await this.#showing.client(client, () => this.#client === client);
       } catch (error) {
         this.#log.warn({ reason: (error as Error).message }, "the device did not take the client");
         if (error instanceof ProtocolError) this.process.break("the device refused the client");
@@ -341,33 +276,11 @@ export class VirtioLink implements Backend {
       if (this.#client !== client || this.process.state !== "ready") return;
       this.process.state = "connected";
       this.sharing.start();
-      this.#log.info({ generation, maps: client.maps.size }, "the device has the client");
+      this.#log.info({ generation, maps: maps.size }, "the device has the client");
       client.introduced?.resolve();
       client.introduced = undefined;
-      for (const command of this.#early.splice(0)) this.handle(command);
+      this.#relay.connected();
     });
-  }
-
-  /** Puts a map into the window where that is possible, and tells the device process of it. */
-  async #show(map: MemoryMap): Promise<void> {
-    await this.#places.put(map);
-    try {
-      await this.process.conversation.request(Command.DMA_MAP, mapBody(map));
-    } catch (error) {
-      await this.#places.takeBack([map]);
-      throw error;
-    }
-  }
-
-  /** The device process no longer answers: what waits for it is answered as by a device that is not there. */
-  #left(): void {
-    this.#told = undefined;
-    this.#releaseHeldBack();
-    for (const command of this.#early.splice(0)) answerWithoutDevice(command);
-  }
-
-  #releaseHeldBack(): void {
-    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
   }
 
   /** Out of the window with all that the client has to do with. */
