@@ -5,21 +5,30 @@
 import {
   Bitmap,
   Command,
-  DeviceFeature,
   DeviceFeatureFlags,
-  DmaLoggingControl,
-  DmaLoggingRange,
   DmaLoggingReport,
   DmaUnmap,
   DmaUnmapFlags,
   Feature,
 } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
-import { encodeFeature, encodeUnmap, MAP_ADDRESS, PAGE } from "../bodies.js";
+import { encodeFeature, encodeUnmap, PAGE } from "../bodies.js";
 import { type Check, Skip, vfioUser } from "../check.js";
-import type { Context } from "../context.js";
 import { map, unmap } from "../dma.js";
-import { describe, expectEqual, expectRefusal, expectReply, expectSuccess, expectThat, isError } from "../expect.js";
+import {
+  bitmapBytes,
+  connectLogging,
+  countBits,
+  encodeStart,
+  PAGES,
+  RANGE,
+  report,
+  requestReport,
+  start,
+  stop,
+  WORD,
+} from "../dma-logging.js";
+import { describe, expectEqual, expectRefusal, expectReply, expectSuccess, isError } from "../expect.js";
 import { hasFeature } from "../feature.js";
 import type { Session } from "../session.js";
 
@@ -30,88 +39,6 @@ const UNMAP_BITMAP = "linux/vfio.h, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP";
 const { DEVICE_FEATURE, DMA_UNMAP } = Command;
 const { GET, SET } = DeviceFeatureFlags;
 const { DMA_LOGGING_START, DMA_LOGGING_STOP, DMA_LOGGING_REPORT } = Feature;
-
-/** Three more than a multiple of 64, so that there are bits which mean no page. */
-const PAGES = 67;
-const RANGE = { iova: MAP_ADDRESS, length: PAGES * PAGE };
-const WORD = 8;
-
-type Range = typeof RANGE;
-
-/** Bytes of the bitmap for a range. */
-const bitmapBytes = (length: number, pageSize: number) => WORD * Math.ceil(length / pageSize / 64);
-
-function encodeStart(ranges: readonly Range[] = [], numRanges = ranges.length): Uint8Array {
-  return Buffer.concat([
-    DmaLoggingControl.encode({ pageSize: PAGE, numRanges }),
-    ...ranges.map((range) => DmaLoggingRange.encode(range)),
-  ]);
-}
-
-/** With memory mapped that the device may write. @throws Skip when the device does not log */
-async function connectLogging(context: Context): Promise<Session> {
-  const session = await context.connect();
-  for (const [feature, method] of [
-    [DMA_LOGGING_START, SET],
-    [DMA_LOGGING_STOP, SET],
-    [DMA_LOGGING_REPORT, GET],
-  ]) {
-    if (!(await hasFeature(session, feature, method))) throw new Skip("the device does not log DMA");
-  }
-  await map(session, { size: RANGE.length }, [context.memory(RANGE.length)]);
-  return session;
-}
-
-/** The reply has the request's data, but for the page size that the device chose. */
-async function start(session: Session, ranges: readonly Range[] = []): Promise<number> {
-  const payload = encodeStart(ranges);
-  const body = encodeFeature(DMA_LOGGING_START | SET, payload);
-  const { data, body: came } = expectSuccess(await session.request(DEVICE_FEATURE, body), DEVICE_FEATURE, body.length);
-  const { pageSize } = DmaLoggingControl.view(data, DeviceFeature.size);
-  const rest = DeviceFeature.size + DmaLoggingControl.offsets.numRanges;
-  expectThat(Buffer.compare(came.subarray(rest), body.subarray(rest)) === 0, "ranges as in the request", "others");
-  expectThat(isPowerOfTwo(pageSize), "a page size that is a power of two", pageSize);
-  return pageSize;
-}
-
-async function stop(session: Session): Promise<void> {
-  const body = encodeFeature(DMA_LOGGING_STOP | SET);
-  expectSuccess(await session.request(DEVICE_FEATURE, body), DEVICE_FEATURE);
-}
-
-function requestReport(session: Session, range: Range, pageSize: number) {
-  const needed = DeviceFeature.size + DmaLoggingReport.size + bitmapBytes(range.length, pageSize);
-  const body = encodeFeature(DMA_LOGGING_REPORT | GET, DmaLoggingReport.encode({ ...range, pageSize }), needed);
-  return session.request(DEVICE_FEATURE, body);
-}
-
-/** The number of pages that the device says it wrote. @throws Failure */
-async function report(session: Session, range: Range = RANGE, pageSize = PAGE): Promise<number> {
-  const fixed = DeviceFeature.size + DmaLoggingReport.size;
-  const length = fixed + bitmapBytes(range.length, pageSize);
-  const { data, body } = expectSuccess(await requestReport(session, range, pageSize), DEVICE_FEATURE, length);
-  expectEqual("argsz", DeviceFeature.view(data).argsz, length);
-  const echo = DmaLoggingReport.view(data, DeviceFeature.size);
-  expectEqual("the iova", echo.iova, range.iova);
-  expectEqual("the length", echo.length, range.length);
-  expectEqual("the page size", echo.pageSize, pageSize);
-  return countBits(body.subarray(fixed), Math.ceil(range.length / pageSize));
-}
-
-/** @throws Failure for a bit behind the range's last page */
-function countBits(bitmap: Uint8Array, pages: number): number {
-  let count = 0;
-  for (let bit = 0; bit < bitmap.length * 8; bit++) {
-    if (((bitmap[bit >> 3] >> (bit & 7)) & 1) === 0) continue;
-    expectThat(bit < pages, `no bit set behind those of ${pages} pages`, `bit ${bit}`);
-    count++;
-  }
-  return count;
-}
-
-function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
-}
 
 const written = (count: number) => `${count} pages written`;
 
