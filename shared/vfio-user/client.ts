@@ -5,7 +5,7 @@
  * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
 import { connect } from "../../native/index.js";
-import { Errno, PeerGone, ProtocolError } from "../errors.js";
+import { PeerGone } from "../errors.js";
 import {
   Command,
   DeviceFeature,
@@ -35,6 +35,7 @@ import {
 import { ClientDma } from "./client-dma.js";
 import type { DmaLayout } from "./client-memory.js";
 import { ClientMigration } from "./client-migration.js";
+import { askGrowing, badReply, checkAccess, MAX_FDS } from "./client-replies.js";
 import { takeTwin } from "./client-twin.js";
 import { Connection } from "./connection.js";
 import { parseRegionInfo, type RegionDescription } from "./region-description.js";
@@ -65,9 +66,6 @@ export interface ClientOptions {
 
 const NO_BODY = new Uint8Array(0);
 const DEFAULT_TIMEOUT_MS = 5000;
-const MAX_ARGSZ = 64 * 1024;
-/** What we say that we take with one message. */
-const MAX_FDS = 16;
 
 export class Client {
   /** Resolves with the reason when the connection has ended. */
@@ -124,7 +122,7 @@ export class Client {
     const reply = await this.request(Command.VERSION, body, { maxFds });
     try {
       const version = parseVersion(reply.body, 0, reply.body.length);
-      if (version.minor > minor) this.bad(Command.VERSION, `minor version ${version.minor}`);
+      if (version.minor > minor) badReply(Command.VERSION, `minor version ${version.minor}`);
       const { twinSocket, twinSocketFd } = version.capabilities;
       if (twinSocket) this.twin = takeTwin(reply.fds, twinSocketFd, (twin, frame) => this.dma.command(twin, frame));
       this.version = version;
@@ -177,7 +175,7 @@ export class Client {
 
   getRegionInfo(index: number): Promise<RegionDescription> {
     const encode = (argsz: number) => RegionInfo.encode({ argsz, index });
-    return this.growing(Command.DEVICE_GET_REGION_INFO, RegionInfo.size, encode, (reply) =>
+    return askGrowing(this, Command.DEVICE_GET_REGION_INFO, RegionInfo.size, encode, (reply) =>
       parseRegionInfo(index, reply),
     );
   }
@@ -185,7 +183,7 @@ export class Client {
   /** The ioeventfds of a region. */
   getRegionIoFds(index: number): Promise<RegionIoFdsDescription> {
     const encode = (argsz: number) => RegionIoFds.encode({ argsz, index });
-    return this.growing(Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds.size, encode, (reply) =>
+    return askGrowing(this, Command.DEVICE_GET_REGION_IO_FDS, RegionIoFds.size, encode, (reply) =>
       parseRegionIoFds(index, reply),
     );
   }
@@ -208,7 +206,7 @@ export class Client {
     const count = typeof countOrTarget === "number" ? countOrTarget : countOrTarget.length;
     const request = RegionAccess.encode({ offset, region, count });
     const reply = await this.fixed(Command.REGION_READ, request, RegionAccess.size + count);
-    this.checkAccess(Command.REGION_READ, reply, region, offset, count);
+    checkAccess(Command.REGION_READ, reply, region, offset, count);
     const bytes = reply.body.subarray(RegionAccess.size);
     if (typeof countOrTarget === "number") return bytes;
     countOrTarget.set(bytes);
@@ -223,7 +221,7 @@ export class Client {
       return;
     }
     const reply = await this.fixed(Command.REGION_WRITE, body, RegionAccess.size);
-    this.checkAccess(Command.REGION_WRITE, reply, region, offset, bytes.length);
+    checkAccess(Command.REGION_WRITE, reply, region, offset, bytes.length);
   }
 
   /** REGION_WRITE_MULTI: several writes of at most 8 bytes each. Resolves with how many were done. */
@@ -241,7 +239,7 @@ export class Client {
     const command = Command.DEVICE_FEATURE;
     const fixed = DeviceFeature.encode({ argsz: DeviceFeature.size + Math.max(maxReply, payload.length), flags });
     const reply = await this.request(command, Buffer.concat([fixed, payload]));
-    if (reply.body.length < DeviceFeature.size) this.bad(command, `${reply.body.length} bytes`);
+    if (reply.body.length < DeviceFeature.size) badReply(command, `${reply.body.length} bytes`);
     return reply.body.subarray(DeviceFeature.size);
   }
 
@@ -251,7 +249,7 @@ export class Client {
     const reply = await this.request(command, MigData.encode({ argsz: MigData.size + size, size }));
     const got = reply.body.length < MigData.size ? -1 : MigData.view(reply.data).size;
     if (got < 0 || got > size || reply.body.length < MigData.size + got)
-      this.bad(command, `${reply.body.length} bytes`);
+      badReply(command, `${reply.body.length} bytes`);
     return reply.body.subarray(MigData.size, MigData.size + got);
   }
 
@@ -265,7 +263,7 @@ export class Client {
     const length = Math.max(0, bitmapSize(address, size, pageSize));
     const body = encodeDirtyUnmap(address, size, pageSize, length);
     const reply = await this.fixed(Command.DMA_UNMAP, body, body.length + length);
-    if (!body.equals(reply.body.subarray(0, body.length))) this.bad(Command.DMA_UNMAP, "another map");
+    if (!body.equals(reply.body.subarray(0, body.length))) badReply(Command.DMA_UNMAP, "another map");
     return reply.body.subarray(body.length);
   }
 
@@ -273,45 +271,13 @@ export class Client {
     const body = DmaUnmap.encode({ argsz: DmaUnmap.size, flags, address, size });
     const reply = await this.fixed(Command.DMA_UNMAP, body, DmaUnmap.size);
     const echo = DmaUnmap.view(reply.data);
-    if (echo.address !== address || echo.size !== size) this.bad(Command.DMA_UNMAP, "another map");
-  }
-
-  /** A request that is made again with as much room as the server says the reply needs. fds that `parse` leaves are closed. */
-  private async growing<T>(
-    command: number,
-    least: number,
-    encode: (argsz: number) => Uint8Array,
-    parse: (reply: Reply) => T,
-  ): Promise<T> {
-    for (let argsz = least; ; ) {
-      const reply = await this.request(command, encode(argsz), { maxFds: MAX_FDS });
-      const needed = reply.data.byteLength < least ? 0 : reply.data.getUint32(0, true);
-      if (needed > argsz && needed <= MAX_ARGSZ) {
-        closeAll(systemCalls, reply.fds);
-        argsz = needed;
-        continue;
-      }
-      try {
-        return parse(reply);
-      } finally {
-        closeAll(systemCalls, reply.fds);
-      }
-    }
+    if (echo.address !== address || echo.size !== size) badReply(Command.DMA_UNMAP, "another map");
   }
 
   /** A request whose reply has a body of exactly `length` bytes. */
   private async fixed(command: number, body: Uint8Array, length: number): Promise<Reply> {
     const reply = await this.request(command, body);
-    if (reply.body.length !== length) this.bad(command, `${reply.body.length} bytes, not ${length}`);
+    if (reply.body.length !== length) badReply(command, `${reply.body.length} bytes, not ${length}`);
     return reply;
-  }
-
-  private checkAccess(command: number, reply: Reply, region: number, offset: number, count: number): void {
-    const echo = RegionAccess.view(reply.data);
-    if (echo.region !== region || echo.offset !== offset || echo.count !== count) this.bad(command, "another access");
-  }
-
-  private bad(command: number, what: string): never {
-    throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
   }
 }
