@@ -160,15 +160,15 @@ export class DeviceEndpoint implements Endpoint {
     this.dma.map(mapping);
   }
 
-  async unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> {
+  unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined {
     const log = dirty && this.#features.logOf(address, size, dirty);
     this.dma.unmap(address, size);
-    try {
-      await this.#patience.wait("quiesce", this.promises.quiesce());
-    } finally {
-      // Also of a device that is late: whatever it may still have written to is in the log.
-      if (dirty) log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
-    }
+    // Also of a device that is late: whatever it may still have written to is in the log.
+    const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
+    const quiesced = this.promises.quiesce();
+    if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced).finally(report);
+    report();
+    return undefined;
   }
 
   setIrqs(change: IrqChange): void {

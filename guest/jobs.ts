@@ -41,6 +41,11 @@ export class Jobs {
     }
   }
 
+  /** No job is under way. */
+  get idle(): boolean {
+    return this.#running.size === 0;
+  }
+
   /** Resolves when all jobs that are under way now have ended. */
   async settled(): Promise<void> {
     await Promise.all(this.#running);

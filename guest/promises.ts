@@ -55,30 +55,53 @@ export class DevicePromises {
   }
 
   /** Whether `work` came to a good end before its deadline. */
-  async inTime(what: string, work: Promise<boolean>): Promise<boolean> {
+  async inTime(what: string, work: boolean | Promise<boolean>): Promise<boolean> {
     try {
-      await this.#patience.wait(what, work);
-      return await work;
+      const done = Promise.resolve(work);
+      await this.#patience.wait(what, done);
+      return await done;
     } catch {
       return false;
     }
   }
 
-  /** Waits for the DMA that is under way. False when the device failed. */
-  async quiesce(): Promise<boolean> {
-    const quiesced = this.#settle("quiesce", () => this.#device.quiesce?.());
+  /** Waits for the DMA that is under way; at once where there is none. False when the device failed. */
+  quiesce(): boolean | Promise<boolean> {
+    const quiesced = this.#keep("quiesce", () => this.#device.quiesce?.());
+    if (typeof quiesced === "boolean" && this.#jobs.idle) return quiesced;
+    return this.#both(quiesced);
+  }
+
+  async #both(quiesced: boolean | Promise<boolean>): Promise<boolean> {
     const [, isQuiet] = await Promise.all([this.#jobs.settled(), quiesced]);
     return isQuiet;
   }
 
-  /** Waits for one of the device's promises; a failure (false) is the device's bug, is logged, and goes no further. */
   async #settle(what: string, action: () => void | Promise<void>): Promise<boolean> {
+    return this.#keep(what, action);
+  }
+
+  /** Keeps one of the device's promises; a failure (false) is the device's bug, is logged, and goes no further. */
+  #keep(what: string, action: () => void | Promise<void>): boolean | Promise<boolean> {
     try {
-      await action();
+      const done = action();
+      return done === undefined ? true : this.#finish(what, done);
+    } catch (error) {
+      return this.#failed(what, error);
+    }
+  }
+
+  async #finish(what: string, done: Promise<void>): Promise<boolean> {
+    try {
+      await done;
       return true;
     } catch (error) {
-      this.#log.error({ err: error }, `the device's ${what} failed`);
-      return false;
+      return this.#failed(what, error);
     }
+  }
+
+  #failed(what: string, error: unknown): false {
+    this.#log.error({ err: error }, `the device's ${what} failed`);
+    return false;
   }
 }

@@ -66,6 +66,29 @@ Napi::Value IsWritable(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(env, (flags & O_ACCMODE) != O_RDONLY);
 }
 
+// What fileStatus, isWritable and getSeals say, for each DMA map: without an object, and in one call.
+Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int fd = Fd(info[0]);
+  napi_typedarray_type type;
+  size_t length;
+  void* data;
+  if (napi_get_typedarray_info(env, info[1], &type, &length, &data, nullptr, nullptr) != napi_ok ||
+      type != napi_float64_array || length < 3) {
+    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 3");
+  }
+  double* status = static_cast<double*>(data);
+  struct stat file;
+  Check(env, fstat(fd, &file), "fstat");
+  int flags = Check(env, fcntl(fd, F_GETFL), "fcntl");
+  int seals = fcntl(fd, F_GET_SEALS);
+  if (seals == -1 && errno != EINVAL) throw SystemError(env, errno, "fcntl");
+  status[0] = S_ISREG(file.st_mode) ? static_cast<double>(file.st_size) : -1;
+  status[1] = (flags & O_ACCMODE) != O_RDONLY;
+  status[2] = seals == -1 ? 0 : seals;
+  return env.Undefined();
+}
+
 Napi::Value CreateMemory(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   std::string name = Text(info[0], "name");
@@ -92,5 +115,6 @@ void InitFile(Napi::Env env, Napi::Object exports) {
   Export<AddSeals>(env, exports, "addSeals");
   Export<IsEventfdExport>(env, exports, "isEventfd");
   Export<IsWritable>(env, exports, "isWritable");
+  Export<MemoryStatus>(env, exports, "memoryStatus");
   Export<CreateMemory>(env, exports, "createMemory");
 }

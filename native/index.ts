@@ -168,6 +168,7 @@ interface Addon {
   addSeals(fd: number, seals: number): void;
   isEventfd(fd: number): boolean;
   isWritable(fd: number): boolean;
+  memoryStatus(fd: number, status: Float64Array): void;
   createMemory(name: string, size: number, hugePages: boolean): number;
   fallocate(
     fd: number,
@@ -233,6 +234,11 @@ export const {
   isEventfd,
   /** True when the fd was opened for writing. */
   isWritable,
+  /**
+   * For memory that a peer hands over: status[0] becomes the file's size in bytes, or -1 for what is no regular file;
+   * status[1] is 1 when it was opened for writing, else 0; status[2] its seals.
+   */
+  memoryStatus,
   /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
   createMemory,
   /**

@@ -120,12 +120,12 @@ export class ClientCommands {
       this.#unmapDirty(command, address, size);
       return;
     }
-    this.#answer(
-      command,
-      this.#endpoint.unmap(address, size).then(() => {
-        this.#maps--;
-      }),
-    );
+    const unmapped = () => {
+      this.#maps--;
+    };
+    const waiting = this.#endpoint.unmap(address, size)?.then(unmapped);
+    if (waiting === undefined) unmapped();
+    this.#answer(command, waiting);
   }
 
   /** The reply is the request and the bitmap behind it. */
@@ -137,18 +137,18 @@ export class ClientCommands {
     if (length < 0 || length > MAX_DIRTY_BITMAP_SIZE)
       throw new ProtocolError(`a bitmap for pages of ${pageSize} bytes`);
     const bitmap = new Uint8Array(length);
-    this.#endpoint
-      .unmap(address, size, { pageSize, bitmap })
-      .then(() => {
-        this.#maps--;
-        if (!command.active) return;
-        command.reserve(bitmapOffset + length);
-        const request = command.bytes.subarray(command.offset, command.offset + bitmapOffset);
-        command.replyBytes.set(request, command.replyOffset);
-        command.replyBytes.set(bitmap, command.replyOffset + bitmapOffset);
-        command.reply(bitmapOffset + length);
-      })
-      .catch((error) => this.#fail(command, error));
+    const unmapped = () => {
+      this.#maps--;
+      if (!command.active) return;
+      command.reserve(bitmapOffset + length);
+      const request = command.bytes.subarray(command.offset, command.offset + bitmapOffset);
+      command.replyBytes.set(request, command.replyOffset);
+      command.replyBytes.set(bitmap, command.replyOffset + bitmapOffset);
+      command.reply(bitmapOffset + length);
+    };
+    const waiting = this.#endpoint.unmap(address, size, { pageSize, bitmap });
+    if (waiting === undefined) unmapped();
+    else waiting.then(unmapped).catch((error) => this.#fail(command, error));
   }
 
   #clientConnected(command: LinkPendingCommand): void {
@@ -195,11 +195,13 @@ export class ClientCommands {
   }
 
   /** Replies, without a body, when `work` is done. */
-  #answer(command: LinkPendingCommand, work: Promise<void>): void {
-    work.then(
-      () => command.reply(0),
-      (error) => this.#fail(command, error),
-    );
+  #answer(command: LinkPendingCommand, work: Promise<void> | undefined): void {
+    if (work === undefined) command.reply(0);
+    else
+      work.then(
+        () => command.reply(0),
+        (error) => this.#fail(command, error),
+      );
   }
 }
 

@@ -78,7 +78,7 @@ export interface Endpoint {
    * filled in; or with ProtocolError, and it stays mapped: ENOENT when there is no such map, EINVAL when a bitmap is wanted and
    * DMA is not logged.
    */
-  unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void>;
+  unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;
   /** Any other command; see PendingCommand for the duties. */
   handle(command: PendingCommand): void;

@@ -132,7 +132,7 @@ export class LocalLink implements Link, Backend {
     this.#irqEventfds.clear();
   }
 
-  async map(map: MemoryMap): Promise<void> {
+  map(map: MemoryMap): undefined {
     const { address, size, readable, writable } = map;
     const windowOffset = this.#place(map);
     try {
@@ -144,10 +144,17 @@ export class LocalLink implements Link, Backend {
     map.windowOffset = windowOffset;
   }
 
-  async unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
-    let kept = Promise.resolve();
+  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> | undefined {
+    const unmapped = this.#open().unmap(map.address, map.size, dirty);
+    if (unmapped !== undefined) return this.#unmapLater(map, unmapped);
+    this.#release(map);
+    return undefined;
+  }
+
+  async #unmapLater(map: MemoryMap, unmapped: Promise<void>): Promise<void> {
+    let kept: Promise<void> | undefined;
     try {
-      await this.#open().unmap(map.address, map.size, dirty);
+      await unmapped;
     } catch (error) {
       if (!(error instanceof Overdue)) throw error;
       kept = error.finished;
@@ -203,12 +210,13 @@ export class LocalLink implements Link, Backend {
   }
 
   /** Takes the memory out of the window; other memory may be there once `kept` has resolved. */
-  #release(map: MemoryMap, kept = Promise.resolve()): void {
+  #release(map: MemoryMap, kept?: Promise<void>): void {
     const offset = this.#mapped.get(map);
     if (offset === undefined) return;
     this.#mapped.delete(map);
     this.#reservation.unmap(offset, map.size);
-    void kept.then(() => this.#places.free(offset));
+    if (kept === undefined) this.#places.free(offset);
+    else void kept.then(() => this.#places.free(offset));
     map.windowOffset = -1;
   }
 

@@ -112,9 +112,10 @@ export interface Backend {
   connect(version: ClientVersion, memory: ClientMemory): Promise<void>;
   /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */
   disconnect(): Promise<void>;
-  map(map: MemoryMap): Promise<void>;
-  /** Resolves when nothing touches the memory any more. A rejection leaves it mapped. */
-  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void>;
+  /** Undefined when it is done already, or the promise of it. @throws what it would reject with */
+  map(map: MemoryMap): Promise<void> | undefined;
+  /** The same when nothing touches the memory any more. A failure leaves it mapped. */
+  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(request: IrqSetRequest): Promise<void>;
   /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
   handle(command: PendingCommand): void;

@@ -2,7 +2,7 @@
  * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when their
  * map ends, and not before the backend let go of it.
  */
-import { close, F_SEAL_SHRINK, fileStatus, getSeals, isWritable } from "../../native/index.js";
+import { close, F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
@@ -14,9 +14,19 @@ import { DmaTable } from "./dma-table.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
 
-/** `changing`: the backend is still busy with mapping or unmapping it. */
-interface Entry extends MemoryMap {
-  changing: boolean;
+class Entry implements MemoryMap {
+  windowOffset = -1;
+  /** The backend is still busy with mapping or unmapping it. */
+  changing = true;
+
+  constructor(
+    readonly address: number,
+    readonly size: number,
+    readonly readable: boolean,
+    readonly writable: boolean,
+    readonly fd: number,
+    readonly fdOffset: number,
+  ) {}
 }
 
 export interface DmaMapsOptions {
@@ -42,6 +52,8 @@ const unmapView = DmaUnmap.view();
 const bitmapView = Bitmap.view();
 /** What is in front of the bitmap in a reply: the request. */
 const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
+/** What memoryStatus said last. */
+const status = new Float64Array(3);
 const NO_BITMAP = new Uint8Array(0);
 
 export class DmaMaps {
@@ -59,11 +71,11 @@ export class DmaMaps {
   }
 
   /**
-   * DMA_MAP: resolves when the backend has it. `stillWanted` is asked then: when the client was told meanwhile that it
-   * failed, the map is taken away again.
-   * @throws ProtocolError at once when the request is bad; rejects with what the backend rejects with
+   * DMA_MAP: undefined when the backend has it, or the promise of it. `stillWanted` is asked when that resolves: when the
+   * client was told meanwhile that it failed, the map is taken away again.
+   * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
-  map(frame: Frame, stillWanted: () => boolean): Promise<void> {
+  map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
     const entry = this.parseMap(frame);
     try {
       this.table.insert(entry);
@@ -71,12 +83,21 @@ export class DmaMaps {
       if (entry.fd !== -1) this.close(entry.fd);
       throw error;
     }
-    return this.startMap(entry, stillWanted);
+    let mapping: Promise<void> | undefined;
+    try {
+      mapping = this.options.backend.map(entry);
+    } catch (error) {
+      this.forget(entry);
+      throw error;
+    }
+    if (mapping !== undefined) return this.finishMap(entry, mapping, stillWanted);
+    entry.changing = false;
+    return undefined;
   }
 
-  private async startMap(entry: Entry, stillWanted: () => boolean): Promise<void> {
+  private async finishMap(entry: Entry, mapping: Promise<void>, stillWanted: () => boolean): Promise<void> {
     try {
-      await this.options.backend.map(entry);
+      await mapping;
     } catch (error) {
       this.forget(entry);
       throw error;
@@ -86,10 +107,11 @@ export class DmaMaps {
   }
 
   /**
-   * DMA_UNMAP: resolves when nothing uses the memory any more, with the bitmap that follows the request's body in the reply.
-   * @throws ProtocolError at once when the request is bad; rejects with what the backend rejects with
+   * DMA_UNMAP: when nothing uses the memory any more, the bitmap that follows the request's body in the reply; or the promise
+   * of it.
+   * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
-  unmap(frame: Frame): Promise<Uint8Array> {
+  unmap(frame: Frame): Uint8Array | Promise<Uint8Array> {
     const { argsz, flags, address, size } = unmapView.at(frame.data, frame.offset);
     const wantsBitmap = flags === DmaUnmapFlags.GET_DIRTY_BITMAP;
     if (flags !== 0 && flags !== DmaUnmapFlags.ALL && !wantsBitmap) refuseUnmap(`flags ${flags}`);
@@ -115,10 +137,23 @@ export class DmaMaps {
     this.table.clear();
   }
 
-  private async release(entry: Entry, dirty?: DirtyRequest): Promise<Uint8Array> {
+  private release(entry: Entry, dirty?: DirtyRequest): Uint8Array | Promise<Uint8Array> {
     entry.changing = true;
+    let unmapping: Promise<void> | undefined;
     try {
-      await this.options.backend.unmap(entry, dirty);
+      unmapping = this.options.backend.unmap(entry, dirty);
+    } catch (error) {
+      entry.changing = false;
+      throw error;
+    }
+    if (unmapping !== undefined) return this.finishRelease(entry, unmapping, dirty);
+    this.forget(entry);
+    return dirty?.bitmap ?? NO_BITMAP;
+  }
+
+  private async finishRelease(entry: Entry, unmapping: Promise<void>, dirty?: DirtyRequest): Promise<Uint8Array> {
+    try {
+      await unmapping;
     } catch (error) {
       entry.changing = false;
       throw error;
@@ -129,7 +164,10 @@ export class DmaMaps {
 
   private async releaseAll(): Promise<Uint8Array> {
     const releases: Promise<Uint8Array>[] = [];
-    for (const entry of this.table) if (!entry.changing) releases.push(this.release(entry));
+    // A copy: the table shrinks meanwhile. One that fails is to hold up no other.
+    for (const entry of [...this.table]) {
+      if (!entry.changing) releases.push((async () => this.release(entry))());
+    }
     for (const result of await Promise.allSettled(releases)) {
       if (result.status === "rejected") throw result.reason;
     }
@@ -152,22 +190,24 @@ export class DmaMaps {
     if ((flags & ~ALL_MAP_FLAGS) !== 0 || !(readable || writable)) refuse(`flags ${flags}`);
     const fd = frame.fds.length > 0 ? frame.fds[0] : -1;
     if (fd === -1 && (flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)) !== 0) refuse("no fd to map");
-    const entry = { address, size, readable, writable, windowOffset: -1, changing: true };
-    if (fd === -1 || !this.mayBeMapped(fd, offset, size, writable)) return { ...entry, fd: -1, fdOffset: 0 };
+    if (fd === -1 || !this.mayBeMapped(fd, offset, size, writable)) {
+      return new Entry(address, size, readable, writable, -1, 0);
+    }
     frame.fds[0] = -1;
-    return { ...entry, fd, fdOffset: offset };
+    return new Entry(address, size, readable, writable, fd, offset);
   }
 
   /** False: good memory, but not to be mapped; it is then reached by messages. */
   private mayBeMapped(fd: number, offset: number, size: number, writable: boolean): boolean {
-    const status = fileStatus(fd);
-    if (status.kind !== "file") refuse("the fd is not a file or a memfd");
+    memoryStatus(fd, status);
+    const fileSize = status[0];
+    if (fileSize < 0) refuse("the fd is not a file or a memfd");
     if (!isAligned(offset, PAGE_SIZE)) refuse(`offset ${offset} is not on a page`);
-    if (!inBounds(offset, size, status.size)) refuse(`${size} bytes at ${offset} of a file of ${status.size}`);
-    if (writable && !isWritable(fd)) refuse("the fd is read-only, the map is not", Errno.EACCES);
+    if (!inBounds(offset, size, fileSize)) refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
+    if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
     // A mapping in a VM cannot be made read-only (see docs), so nothing read-only is ever put there.
     if (!writable) return false;
-    if (this.options.trustUnsealedMemory || (getSeals(fd) & F_SEAL_SHRINK) !== 0) return true;
+    if (this.options.trustUnsealedMemory || (status[2] & F_SEAL_SHRINK) !== 0) return true;
     this.options.warn(
       "the driver VM's memory can be shrunk by its owner, so it is not mapped and each DMA becomes a message: " +
         "use memory-backend-memfd (with share=on), whose memory is sealed, or trust it by option",

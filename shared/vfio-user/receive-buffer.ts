@@ -202,7 +202,8 @@ export class ReceiveBuffer {
       if (size < Header.size || size >= this.end - at) break;
       at += size;
     }
-    const fds = Array.from(received.subarray(1, 1 + received[0]));
+    const fds: number[] = [];
+    for (let n = 1; n <= received[0]; n++) fds.push(received[n]);
     if (at !== this.scan) {
       this.laterFds = fds;
       this.laterFdsAt = at;

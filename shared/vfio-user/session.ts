@@ -7,6 +7,7 @@ import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import { copyBytes } from "../virtqueue/memory.js";
 import { type Backend, isPosted } from "./backend.js";
 import { checkBody } from "./bodies.js";
 import { checkRequest } from "./checks.js";
@@ -243,18 +244,31 @@ export class Session implements ConnectionHandler {
 
   /** The reply is the request, and the bitmap if one was wanted. */
   private unmap(frame: Frame, pending: Pending): void {
-    this.maps.unmap(frame).then(
-      (bitmap) => {
-        if (!pending.active) return;
-        const { bytes, offset, length } = pending;
-        pending.replyWith(Buffer.concat([bytes.subarray(offset, offset + length), bitmap]));
-      },
-      (error) => this.failWith(pending, error),
-    );
+    const unmapped = this.maps.unmap(frame);
+    if (unmapped instanceof Uint8Array) this.replyUnmapped(pending, unmapped);
+    else
+      unmapped.then(
+        (bitmap) => this.replyUnmapped(pending, bitmap),
+        (error) => this.failWith(pending, error),
+      );
+  }
+
+  private replyUnmapped(pending: Pending, bitmap: Uint8Array): void {
+    if (!pending.active) return;
+    const { bytes, offset, length } = pending;
+    pending.reserve(length + bitmap.length);
+    const { replyBytes, replyOffset } = pending;
+    copyBytes(bytes, offset, replyBytes, replyOffset, length);
+    replyBytes.set(bitmap, replyOffset + length);
+    pending.reply(length + bitmap.length);
   }
 
   /** Answers when the backend is done. */
-  private answer(pending: Pending, work: Promise<void>): void {
+  private answer(pending: Pending, work: Promise<void> | undefined): void {
+    if (work === undefined) {
+      pending.reply(0);
+      return;
+    }
     work.then(
       () => {
         if (pending.active) pending.reply(0);

@@ -67,13 +67,22 @@ test("an eventfd is told from every other file", (t) => {
 
 test("an fd is writable when it was opened so", (t) => {
   const memory = owned(t, native.createMemory("rw", 4096, false));
+  const status = new Float64Array(3);
+  const memoryStatus = (fd: number) => {
+    native.memoryStatus(fd, status);
+    return [...status];
+  };
+  t.deepEqual(memoryStatus(memory).slice(1), [1, native.getSeals(memory)]);
+  t.is(memoryStatus(memory)[0], native.fileStatus(memory).size);
   t.true(native.isWritable(memory));
   const reading = fs.openSync(`/proc/self/fd/${memory}`, "r");
   t.teardown(() => fs.closeSync(reading));
+  t.is(memoryStatus(reading)[1], 0);
   t.false(native.isWritable(reading));
   const writing = fs.openSync("/dev/null", "w");
   t.teardown(() => fs.closeSync(writing));
   t.true(native.isWritable(writing));
+  t.deepEqual(memoryStatus(writing), [-1, 1, 0]);
 });
 
 test("a duplicate outlives the original", (t) => {

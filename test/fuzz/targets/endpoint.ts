@@ -243,7 +243,7 @@ export function endpointTarget(only: "all" | "config"): Target {
       }
       if (kind === 18) {
         trace.note("unmap");
-        await endpoint.unmap(0x1_0000 * random.below(64), 4096 * random.between(1, 8)).catch(isRefusal);
+        await (async () => endpoint.unmap(0x1_0000 * random.below(64), 4096 * random.between(1, 8)))().catch(isRefusal);
         return undefined;
       }
       if (kind === 19) {
