@@ -51,6 +51,7 @@ test.serial("list, id-ctrl, id-ns, ns-descs, list-ns and show-regs print what is
   const { product } = t.context;
   const vm = await vmWithDisks(t);
   const disk = await diskOf(vm, 1);
+  t.like(await nvme(vm, "smart-log /dev/nvme0"), { num_err_log_entries: 0 }, "Linux asked for something in vain");
   await vm.check(`dd if=/dev/urandom of=/dev/${disk} bs=1M count=8 conv=fsync 2>/dev/null`, COMMAND_MS);
   const listed = (await nvme(vm, "list")).Devices as Array<Record<string, unknown>>;
   const common = { ModelNumber: MODEL, SerialNumber: SERIAL, Firmware: "1.0", SectorSize: 512 };
@@ -58,7 +59,8 @@ test.serial("list, id-ctrl, id-ns, ns-descs, list-ns and show-regs print what is
   const sorted = listed.toSorted((a, b) => Number(a.NameSpace) - Number(b.NameSpace));
   t.like(sorted, [
     { ...common, ...sizes[0], NameSpace: 1, UsedBytes: (await diskBlocks(product.deviceVm)) * 512 },
-    { ...common, ...sizes[1], NameSpace: 2, UsedBytes: 0 },
+    // Memory that is looked at takes space, too, so how much is not foretold.
+    { ...common, ...sizes[1], NameSpace: 2 },
   ]);
 
   const controller = await nvme(vm, "id-ctrl /dev/nvme0");
@@ -111,8 +113,7 @@ test.serial("smart-log and error-log count what was done, over a reset too", asy
   t.is(beyond.status, 1);
   t.regex(beyond.output, /LBA Out of Range/);
   const failed = await smart();
-  // nvme-cli may ask first for something that came after NVMe 1.4, which is an error, too.
-  t.true(Number(failed.num_err_log_entries) > Number(after.num_err_log_entries));
+  t.is(Number(failed.num_err_log_entries), Number(after.num_err_log_entries) + 1);
   const { errors } = (await nvme(vm, "error-log /dev/nvme0")) as { errors: Array<Record<string, unknown>> };
   const lba = { lba: DISK_MIB * 2048, parm_error_location: 40 };
   t.like(errors[0], { error_count: failed.num_err_log_entries, status_field: 0x4080, nsid: 1, ...lba });

@@ -15,7 +15,7 @@ import { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
 import { AdminOpcode, CQES, Feature, SQES, Status } from "./spec.js";
-import { Cns, Oacs } from "./spec-identify.js";
+import { Cns, CSI_NVM, IDENTIFY_SIZE, Oacs } from "./spec-identify.js";
 
 /** What admin commands work on. */
 export interface AdminSources {
@@ -112,7 +112,8 @@ export class AdminCommands {
     const { identity, namespaces } = this.#sources;
     const { namespaceId } = command;
     const namespace = namespaces.find(namespaceId);
-    switch (command.cdw10 & 0xff) {
+    const cns = command.cdw10 & 0xff;
+    switch (cns) {
       case Cns.CONTROLLER:
         void this.#answer(command, identifyController(identity, namespaces.all, this.#optionalCommands));
         return;
@@ -129,6 +130,13 @@ export class AdminCommands {
       case Cns.NAMESPACE_DESCRIPTOR_LIST:
         if (namespace === undefined) break;
         void this.#answer(command, namespaceDescriptors(identity, namespace));
+        return;
+      case Cns.COMMAND_SET_NAMESPACE:
+      case Cns.COMMAND_SET_CONTROLLER:
+        if (cns === Cns.COMMAND_SET_NAMESPACE && namespace === undefined) break;
+        // Zeros: nothing beyond what the other structures say, and no other limits than theirs.
+        if (command.cdw11 >>> 24 === CSI_NVM) void this.#answer(command, new Uint8Array(IDENTIFY_SIZE));
+        else command.complete(Status.INVALID_FIELD);
         return;
       default:
         command.complete(Status.INVALID_FIELD);

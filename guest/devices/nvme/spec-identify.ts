@@ -7,7 +7,13 @@ export const Cns = {
   CONTROLLER: 0x01,
   ACTIVE_NAMESPACE_LIST: 0x02,
   NAMESPACE_DESCRIPTOR_LIST: 0x03,
+  /** From 2.0, but drivers ask for them whatever the version, and NVMe 1.4 drives then have an error in their log. */
+  COMMAND_SET_NAMESPACE: 0x05,
+  COMMAND_SET_CONTROLLER: 0x06,
 } as const;
+
+/** NVM Express 2.0, Command Set Identifier (CDW11, bits 31:24): the NVM command set. */
+export const CSI_NVM = 0;
 
 export const IDENTIFY_SIZE = 4096;
 

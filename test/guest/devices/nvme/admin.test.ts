@@ -118,14 +118,23 @@ test("deleting a submission queue waits for its commands, and then nothing is po
 test("Identify refuses what is not there", async (t) => {
   const { machine, driver } = await bringUp(t);
   const prp1 = scratch(machine).address;
-  const status = async (cns: number, namespaceId = 0): Promise<number> =>
-    (await driver.admin({ opcode: IDENTIFY, namespaceId, prp1, dwords: [cns] })).status;
-  for (const cns of [4, 5, 6, 7, 8, 0x10, 0x11, 0x13, 0x1c, 0xff]) t.is(await status(cns, 1), 0x02, `CNS ${cns}`);
-  for (const cns of [0, 3]) {
+  const status = async (cns: number, namespaceId = 0, commandSet = 0): Promise<number> =>
+    (await driver.admin({ opcode: IDENTIFY, namespaceId, prp1, dwords: [cns, commandSet << 24] })).status;
+  for (const cns of [5, 6]) t.is(await status(cns, 1, 2), 0x02, `CNS ${cns} of a command set that is not there`);
+  for (const cns of [4, 7, 8, 0x10, 0x11, 0x13, 0x1c, 0xff]) t.is(await status(cns, 1), 0x02, `CNS ${cns}`);
+  for (const cns of [0, 3, 5]) {
     for (const namespaceId of [0, 2, 0xffff_ffff]) t.is(await status(cns, namespaceId), 0x0b);
   }
   t.is(await status(2, 0xffff_fffe), 0x0b);
   t.is(await status(2, 0xffff_fffd), 0);
+});
+
+test("Identify for the NVM command set says nothing new, and is no error in the log", async (t) => {
+  const { driver } = await bringUp(t);
+  for (const cns of [5, 6]) {
+    const bytes = await driver.adminRead({ opcode: IDENTIFY, namespaceId: 1, dwords: [cns, 0] }, 4096);
+    t.true(bytes.every((byte) => byte === 0));
+  }
 });
 
 test("Identify to any two pages, and to none", async (t) => {
