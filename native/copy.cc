@@ -1,7 +1,12 @@
-// Many copies between ArrayBuffers by one call (CopyList). A call into the addon costs a tenth of what it takes to make the
+// Many copies between ArrayBuffers, or between them and files, by one call (CopyList). A call into the addon costs a tenth of what it takes to make the
 // subarrays that TypedArray.set wants, and leaves no garbage; in a row the memory of the next copy is fetched during this one.
 //
+// A file is read and written by this thread: what may take long is for the caller to leave out, or to rule out by RWF_NOWAIT.
+//
 // `run` is a plain Node-API function: it is called for each batch of a disk's commands, and wrappers cost as much as the call.
+#include <sys/uio.h>
+
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -13,7 +18,17 @@ namespace {
 
 // As index.ts describes it.
 struct Entry {
-  uint32_t source, source_offset, target, target_offset, length;
+  uint32_t source, source_offset, target, target_offset, length, file_offset_high;
+};
+
+// What copies are made from and to: a buffer's bytes, or a file with the flags of preadv2 and pwritev2.
+struct Place {
+  uint8_t* data;
+  size_t length;
+  int fd;
+  int flags;
+
+  bool is_file() const { return data == nullptr && fd >= 0; }
 };
 
 constexpr size_t kMaxEntries = 65536;
@@ -24,20 +39,44 @@ constexpr size_t kCacheLine = 64;
 struct List {
   std::unique_ptr<Entry[]> entries;
   size_t capacity;
-  std::vector<Bytes> buffers;
+  std::unique_ptr<int32_t[]> results;
+  std::vector<Place> places;
   // They keep the buffers' memory where it is.
   std::vector<Napi::Reference<Napi::ArrayBuffer>> references;
 };
 using Shared = std::shared_ptr<List>;
 
-bool Within(const List& list, uint32_t buffer, uint32_t offset, uint32_t length) {
-  return buffer < list.buffers.size() && uint64_t{offset} + length <= list.buffers[buffer].length;
+bool Within(const List& list, uint32_t place, uint32_t offset, uint32_t length) {
+  if (place >= list.places.size()) return false;
+  return list.places[place].is_file() || uint64_t{offset} + length <= list.places[place].length;
 }
 
 void Prefetch(const List& list, const Entry& entry) {
-  if (!Within(list, entry.source, entry.source_offset, entry.length)) return;
-  const uint8_t* start = list.buffers[entry.source].data + entry.source_offset;
+  if (!Within(list, entry.source, entry.source_offset, entry.length) || list.places[entry.source].is_file()) return;
+  const uint8_t* start = list.places[entry.source].data + entry.source_offset;
   for (size_t at = 0; at < kPrefetch; at += kCacheLine) __builtin_prefetch(start + at);
+}
+
+// Returns 0 or an errno; what is moved in part only is EIO.
+int Copy(const Entry& entry, const Place& source, const Place& target) {
+  if (!source.is_file() && !target.is_file()) {
+    memmove(target.data + entry.target_offset, source.data + entry.source_offset, entry.length);
+    return 0;
+  }
+  if (source.is_file() && target.is_file()) return EINVAL;
+  off_t high = off_t{entry.file_offset_high} << 32;
+  ssize_t moved;
+  do {
+    if (source.is_file()) {
+      iovec part = {target.data + entry.target_offset, entry.length};
+      moved = preadv2(source.fd, &part, 1, high | entry.source_offset, source.flags);
+    } else {
+      iovec part = {source.data + entry.source_offset, entry.length};
+      moved = pwritev2(target.fd, &part, 1, high | entry.target_offset, target.flags);
+    }
+  } while (moved < 0 && errno == EINTR);
+  if (moved < 0) return errno;
+  return static_cast<size_t>(moved) == entry.length ? 0 : EIO;
 }
 
 napi_value Run(napi_env env, napi_callback_info info) {
@@ -51,26 +90,36 @@ napi_value Run(napi_env env, napi_callback_info info) {
     napi_throw_range_error(env, nullptr, "no such number of copies");
     return nullptr;
   }
+  uint32_t failures = 0;
   for (uint32_t n = 0; n < count; n++) {
-    const Entry& entry = list.entries[n];
+    const Entry entry = list.entries[n];
     if (!Within(list, entry.source, entry.source_offset, entry.length) ||
         !Within(list, entry.target, entry.target_offset, entry.length)) {
       napi_throw_range_error(env, nullptr, "a copy is not within its buffers");
       return nullptr;
     }
     if (n + 1 < count) Prefetch(list, list.entries[n + 1]);
-    memmove(list.buffers[entry.target].data + entry.target_offset, list.buffers[entry.source].data + entry.source_offset,
-            entry.length);
+    list.results[n] = Copy(entry, list.places[entry.source], list.places[entry.target]);
+    if (list.results[n] != 0) failures++;
   }
-  return nullptr;
+  napi_value result;
+  napi_create_uint32(env, failures, &result);
+  return result;
 }
 
 Napi::Value Add(const Napi::CallbackInfo& info) {
   List& list = **static_cast<Shared*>(info.Data());
   Bytes bytes = ArrayBufferBytes(info[0], "buffer");
-  list.buffers.push_back(bytes);
+  list.places.push_back({bytes.data, bytes.length, -1, 0});
   list.references.push_back(Napi::Persistent(info[0].As<Napi::ArrayBuffer>()));
-  return Napi::Number::New(info.Env(), static_cast<double>(list.buffers.size() - 1));
+  return Napi::Number::New(info.Env(), static_cast<double>(list.places.size() - 1));
+}
+
+Napi::Value AddFile(const Napi::CallbackInfo& info) {
+  List& list = **static_cast<Shared*>(info.Data());
+  int fd = static_cast<int>(Integer(info[0], "fd", 0, INT32_MAX));
+  list.places.push_back({nullptr, 0, fd, static_cast<int>(Integer(info[1], "flags", 0, INT32_MAX))});
+  return Napi::Number::New(info.Env(), static_cast<double>(list.places.size() - 1));
 }
 
 Napi::Value CreateCopyList(const Napi::CallbackInfo& info) {
@@ -78,8 +127,9 @@ Napi::Value CreateCopyList(const Napi::CallbackInfo& info) {
   size_t capacity = Integer(info[0], "capacity", 1, kMaxEntries);
   Shared list = std::make_shared<List>();
   list->entries = std::make_unique<Entry[]>(capacity);
+  list->results = std::make_unique<int32_t[]>(capacity);
   list->capacity = capacity;
-  // Each of the three that scripts get holds the list, whichever is collected last.
+  // Each part that scripts get holds the list, whichever is collected last.
   auto holder = [&list] { return new Shared(list); };
   auto drop = [](Napi::Env, void*, Shared* one) { delete one; };
 
@@ -93,13 +143,20 @@ Napi::Value CreateCopyList(const Napi::CallbackInfo& info) {
   Shared* for_add = holder();
   Napi::Function add = Napi::Function::New<Add>(env, "add", for_add);
   add.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, for_add);
+  Shared* for_add_file = holder();
+  Napi::Function add_file = Napi::Function::New<AddFile>(env, "addFile", for_add_file);
+  add_file.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, for_add_file);
   Napi::ArrayBuffer entries =
       Napi::ArrayBuffer::New(env, list->entries.get(), capacity * sizeof(Entry), drop, holder());
+  Napi::ArrayBuffer results =
+      Napi::ArrayBuffer::New(env, list->results.get(), capacity * sizeof(int32_t), drop, holder());
 
   Napi::Object result = Napi::Object::New(env);
+  result.Set("results", Napi::Int32Array::New(env, capacity, results, 0));
   result.Set("entries", Napi::Uint32Array::New(env, capacity * sizeof(Entry) / 4, entries, 0));
   result.Set("run", Napi::Function(env, run));
   result.Set("add", add);
+  result.Set("addFile", add_file);
   return result;
 }
 

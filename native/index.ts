@@ -127,16 +127,35 @@ export interface Relay {
 }
 
 /** Numbers of one copy in a CopyList's entries, in this order. */
-export const COPY_ENTRY = { SOURCE: 0, SOURCE_OFFSET: 1, TARGET: 2, TARGET_OFFSET: 3, LENGTH: 4, SIZE: 5 } as const;
+export const COPY_ENTRY = {
+  SOURCE: 0,
+  SOURCE_OFFSET: 1,
+  TARGET: 2,
+  TARGET_OFFSET: 3,
+  LENGTH: 4,
+  /** The upper half of a file's offset, whose lower half is SOURCE_OFFSET or TARGET_OFFSET. */
+  FILE_OFFSET_HIGH: 5,
+  SIZE: 6,
+} as const;
 
-/** Copies between ArrayBuffers, carried out by one call in the order of the list, without garbage. */
+/** Flags of preadv2 and pwritev2. */
+export const RWF_NOWAIT = 8;
+
+/** Copies between ArrayBuffers, or between them and files, carried out by one call in the order of the list, without garbage. */
 export interface CopyList {
-  /** COPY_ENTRY.SIZE numbers for each copy: buffers as `add` numbers them, offsets and lengths in bytes. */
+  /** COPY_ENTRY.SIZE numbers for each copy: sources and targets by number, offsets and lengths in bytes. */
   readonly entries: Uint32Array;
+  /** What became of each copy: 0, or a positive errno. A file that moves less than asked for is EIO (5). */
+  readonly results: Int32Array;
   /** Makes a buffer known and returns its number, from 0 on. It is kept for as long as the list. */
   add(buffer: ArrayBuffer): number;
-  /** Carries out the first `count` copies. RangeError for one that is not within its buffers; those before it are done. */
-  run(count: number): void;
+  /** The same with a file, read and written with these flags (RWF_NOWAIT). The fd stays the caller's, and open. */
+  addFile(fd: number, flags: number): number;
+  /**
+   * Carries out the first `count` copies, and returns how many failed. RangeError for one that is not within its buffers;
+   * those before it are done.
+   */
+  run(count: number): number;
 }
 
 /** fstat's part that matters for memory handed over by a peer. */

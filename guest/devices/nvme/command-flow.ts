@@ -1,6 +1,6 @@
 /**
  * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is possible
- * (memory-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
+ * (direct-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
  */
 import { KiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
@@ -21,7 +21,7 @@ const BURST_BYTES = 256 * KiB;
 const WORK_SHIFT = 14;
 
 export interface CommandFlowHooks {
-  /** Commands that are over when `finish` returns, and went well. */
+  /** Commands that can be done at once. */
   readonly direct: DirectCommands;
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
@@ -31,13 +31,15 @@ export interface CommandFlowHooks {
   onTransferred: CommandHooks["onTransferred"];
 }
 
-/** See memory-io.ts. */
+/** See direct-io.ts. */
 export interface DirectCommands {
   /** Bytes that `finish` is going to copy. */
   readonly pending: number;
   /** False when the command is none of these. */
   start(command: Command, pageSize: number): boolean;
   finish(): void;
+  /** After `finish`. False when the command is none of these after all. */
+  isDone(command: Command): boolean;
 }
 
 /** What commands want of the engine. */
@@ -63,9 +65,8 @@ export class CommandFlow implements RingUser {
   readonly #pool: Command[] = [];
   /** Turns so far, but for 0: where a ring was found in one is good in it. */
   #turn = 1;
-  /** Identifiers of the commands of a burst that `direct` has started. */
-  readonly #started = new Int32Array(BURST);
-  #startedCount = 0;
+  /** Commands of a burst that `direct` has started. */
+  readonly #started: Command[] = [];
   #copied = 0;
 
   constructor(context: DeviceContext, hooks: CommandFlowHooks, engine: CommandEngine) {
@@ -168,39 +169,58 @@ export class CommandFlow implements RingUser {
     this.count++;
     if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
     if (queue.id !== 0 && this.#hooks.direct.start(command, this.pageSize)) {
-      this.#started[this.#startedCount++] = command.id;
-      this.#pool.push(command);
+      this.#started.push(command);
       return;
     }
     // What a Flush finds in its queue before it is in memory by then.
     this.#finishStarted(queue);
+    this.#execute(command);
+  }
+
+  #execute(command: Command): void {
     command.epoch = this.inFlight.begin();
-    queue.active++;
+    command.queue.active++;
     this.#hooks.execute(command);
   }
 
-  /** Ends the commands that were started at once, all of them `queue`'s. */
+  /** Ends the commands that were started at once, all of them `queue`'s; those that could not be done take the other way. */
   #finishStarted(queue: SubmissionQueue): void {
-    const count = this.#startedCount;
-    if (count === 0) return;
-    const { dma } = this.#context;
+    const started = this.#started;
+    if (started.length === 0) return;
     const { direct } = this.#hooks;
-    const { completionQueue } = queue;
-    this.#startedCount = 0;
     this.#copied += direct.pending;
     direct.finish();
-    completionQueue.reserved -= count;
-    if (!queue.alive || !completionQueue.alive) return;
+    let posted = 0;
+    for (let n = 0; n < started.length; n++) {
+      const command = started[n];
+      if (!direct.isDone(command)) {
+        this.#execute(command);
+        continue;
+      }
+      if (this.#postSuccess(queue, command.id)) posted++;
+      this.#pool.push(command);
+    }
+    started.length = 0;
+    if (posted === 0) return;
+    this.#context.dma.account(0, posted * COMPLETION_ENTRY_SIZE);
+    this.interrupt(queue.completionQueue);
+  }
+
+  /** Posts a completion to where the ring is known to be. False when that was not possible, and it took the other way. */
+  #postSuccess(queue: SubmissionQueue, commandId: number): boolean {
+    const { completionQueue } = queue;
+    completionQueue.reserved--;
+    if (!queue.alive || !completionQueue.alive) return false;
+    const { dma } = this.#context;
     if (
       completionQueue.unwritten.length > 0 ||
       !completionQueue.locate(dma, this.#turn, "write", COMPLETION_ENTRY_SIZE)
     ) {
-      for (let n = 0; n < count; n++) this.post(queue, this.#started[n], Status.SUCCESS, 0);
-      return;
+      this.post(queue, commandId, Status.SUCCESS, 0);
+      return false;
     }
-    for (let n = 0; n < count; n++) completionQueue.postSuccess(queue.id, queue.head, this.#started[n]);
-    dma.account(0, count * COMPLETION_ENTRY_SIZE);
-    this.interrupt(completionQueue);
+    completionQueue.postSuccess(queue.id, queue.head, commandId);
+    return true;
   }
 
   #release(command: Command): void {

@@ -41,6 +41,9 @@ export class Command {
   /** Where the data is in the storage, in bytes. */
   position = 0;
   length = 0;
+  /** The copies that it is, where it is done at once (direct-io.ts). */
+  firstCopy = 0;
+  endCopy = 0;
   readonly ranges = new PrpRanges();
   readonly segments = new SegmentList();
   readonly transfer: Transfer;

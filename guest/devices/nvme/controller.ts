@@ -1,11 +1,12 @@
 /**
  * An NVM Express 1.4 controller as a PCI device: what it is made of, and its registers and doorbells. Its states are in
- * lifecycle.ts, commands in admin.ts, io.ts and memory-io.ts, queues in engine.ts.
+ * lifecycle.ts, commands in admin.ts, io.ts and direct-io.ts, queues in engine.ts.
  */
 import type { Device, DeviceContext, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
 import { AdminCommands, adminOpcodes } from "./admin.js";
 import type { Command } from "./command.js";
+import { DirectIo } from "./direct-io.js";
 import { ringDoorbell, wroteDoorbell } from "./doorbells.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
@@ -15,7 +16,6 @@ import { type Counters, IoCommands } from "./io.js";
 import { KeepAlive } from "./keep-alive.js";
 import { Lifecycle } from "./lifecycle.js";
 import { LogPages } from "./log-pages.js";
-import { MemoryIo } from "./memory-io.js";
 import { Namespace } from "./namespace.js";
 import { Namespaces } from "./namespaces.js";
 import {
@@ -119,7 +119,7 @@ export class NvmeController implements Device {
     const engine = new QueueEngine(
       context,
       {
-        direct: new MemoryIo(context.dma, namespaces, counters, maxTransfer),
+        direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
         execute: (command) => this.#execute(command),
         onError: (command, status) => logPages.recordError(command, status),
         onInvalidDoorbell: () =>

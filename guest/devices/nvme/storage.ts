@@ -17,6 +17,7 @@ import {
   PROT_READ,
   PROT_WRITE,
   Reservation,
+  RWF_NOWAIT,
   setAttribute,
 } from "../../../native/index.js";
 import { alignUp } from "../../../shared/bits.js";
@@ -29,12 +30,22 @@ export type StorageError = Error & { readonly code?: string | undefined };
 export type Moved = (error: StorageError | null, count: number) => void;
 export type Ended = (error: StorageError | null) => void;
 
-/** The bytes themselves, as a row of ArrayBuffers that stay until the storage is closed. */
-export interface StorageMemory {
-  /** Bytes of each piece but the last; a power of two. */
-  readonly pieceSize: number;
-  piece(index: number): ArrayBuffer;
-}
+/** How the bytes can be moved by whoever does not want to wait; everything else works on the same bytes. */
+export type DirectAccess =
+  | {
+      /** A row of ArrayBuffers that stay until the storage is closed. */
+      readonly kind: "memory";
+      /** Bytes of each piece but the last; a power of two. */
+      readonly pieceSize: number;
+      piece(index: number): ArrayBuffer;
+    }
+  | {
+      readonly kind: "file";
+      readonly fd: number;
+      /** Flags of preadv2 and pwritev2 with which they do not wait for a device; undefined where there are none. */
+      readonly readFlags: number | undefined;
+      readonly writeFlags: number | undefined;
+    };
 
 /** Positions, offsets, sizes and lengths are bytes. */
 export interface Storage {
@@ -44,8 +55,7 @@ export interface Storage {
   readonly allocated: number;
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
-  /** For whoever copies by itself, where the storage is memory. Everything else works on the same bytes. */
-  readonly memory?: StorageMemory | undefined;
+  readonly direct?: DirectAccess | undefined;
   read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
   readv(views: readonly Uint8Array[], position: number, done: Moved): void;
   write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
@@ -68,6 +78,9 @@ const BLKGETSIZE64 = 0x8008_1272;
 /** stat's unit of `blocks`. */
 const STAT_BLOCK = 512;
 
+/** <linux/magic.h>: tmpfs, ramfs, hugetlbfs. */
+const MEMORY_FILE_SYSTEMS: ReadonlySet<number> = new Set([0x0102_1994, 0x8584_58f6, 0x9584_58f6]);
+
 /** What an fd leads to. */
 type Kind = "file" | "device" | "memory";
 
@@ -75,11 +88,16 @@ class FdStorage implements Storage {
   size = 0;
   allocated = 0;
   blockSize: number | undefined;
+  readonly direct: DirectAccess | undefined;
 
+  /** `inMemory`: the file system keeps its files in memory, so no access waits for a device. */
   constructor(
     readonly fd: number,
     readonly kind: Kind,
+    inMemory = false,
   ) {
+    const flags = inMemory ? { readFlags: 0, writeFlags: 0 } : { readFlags: RWF_NOWAIT, writeFlags: RWF_NOWAIT };
+    if (kind !== "memory") this.direct = { kind: "file", fd, ...flags };
     if (kind !== "device") this.#take(fs.fstatSync(fd));
     else this.size = this.allocated = deviceSize(fd);
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
@@ -148,7 +166,7 @@ const PIECE_SIZE = GiB;
 
 class MemoryStorage extends FdStorage {
   readonly #reservation: Reservation;
-  readonly memory: StorageMemory;
+  override readonly direct: DirectAccess;
 
   /** @throws SystemError, RangeError */
   constructor(fd: number, size: number) {
@@ -157,7 +175,7 @@ class MemoryStorage extends FdStorage {
     const reservation = new Reservation(mapped, PIECE_SIZE);
     reservation.map(0, mapped, fd, 0, PROT_READ | PROT_WRITE);
     this.#reservation = reservation;
-    this.memory = { pieceSize: PIECE_SIZE, piece: (index) => reservation.piece(index) };
+    this.direct = { kind: "memory", pieceSize: PIECE_SIZE, piece: (index) => reservation.piece(index) };
   }
 
   override async close(): Promise<void> {
@@ -189,7 +207,8 @@ export async function openStorage(path: string): Promise<Storage> {
     const flags = fs.constants.O_RDWR | (status.isBlockDevice() ? fs.constants.O_EXCL : 0);
     fd = await promisify(fs.open)(path, flags);
     if (!lockFile(fd)) throw new UserError(`the disk's file ${path} is in use: another process has locked it`);
-    return new FdStorage(fd, status.isFile() ? "file" : "device");
+    const { type } = await fs.promises.statfs(path);
+    return new FdStorage(fd, status.isFile() ? "file" : "device", status.isFile() && MEMORY_FILE_SYSTEMS.has(type));
   } catch (error) {
     if (fd !== undefined) fs.closeSync(fd);
     throw error instanceof UserError ? error : new UserError(`cannot open the disk's file ${path}: ${reason(error)}`);
