@@ -1,8 +1,8 @@
-/** Lists of copies: order, what is out of bounds, and buffers that nothing else keeps. */
+/** Lists of copies: order, what is out of bounds, buffers that nothing else keeps; files, and what goes wrong with them. */
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import test from "ava";
-import { COPY_ENTRY, type CopyList, createCopyList } from "../../native/index.js";
+import { COPY_ENTRY, type CopyList, close, createCopyList, createMemory, RWF_NOWAIT } from "../../native/index.js";
 
 function put(list: CopyList, index: number, ...entry: number[]): void {
   list.entries.set(entry, index * COPY_ENTRY.SIZE);
@@ -44,6 +44,52 @@ test("what is not within its buffers is refused, and those before it are done", 
     t.throws(() => list.run(2), { instanceOf: RangeError }, wrong.join());
     t.true(bytes.every((byte) => byte === 7));
   }
+});
+
+test("between files and buffers, also above 4 GiB", (t) => {
+  const fd = createMemory("copies", 2 ** 33, false);
+  t.teardown(() => close(fd));
+  const list = createCopyList(3);
+  const bytes = Uint8Array.from({ length: 16 }, (_, n) => n);
+  const buffer = list.add(bytes.buffer);
+  const file = list.addFile(fd, 0);
+  put(list, 0, buffer, 0, file, 0xffff_fffc, 8, 0);
+  put(list, 1, file, 0, buffer, 8, 4, 1);
+  put(list, 2, file, 0xffff_fffe, buffer, 12, 4, 0);
+  t.is(list.run(3), 0);
+  t.deepEqual([...bytes], [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 2, 3, 4, 5]);
+});
+
+test("copies that a file fails are told, and the others are done", (t) => {
+  const fd = createMemory("copies", 6, false);
+  const closed = createMemory("closed", 4096, false);
+  close(closed);
+  t.teardown(() => close(fd));
+  const list = createCopyList(5);
+  const bytes = new Uint8Array(16).fill(1);
+  const buffer = list.add(bytes.buffer);
+  const [file, gone, odd] = [list.addFile(fd, 0), list.addFile(closed, 0), list.addFile(fd, 0x4000_0000)];
+  put(list, 0, file, 0, buffer, 0, 8, 0);
+  put(list, 1, gone, 0, buffer, 0, 8, 0);
+  put(list, 2, buffer, 0, odd, 0, 8, 0);
+  put(list, 3, file, 0, file, 0, 4, 0);
+  put(list, 4, file, 0, buffer, 8, 4, 0);
+  list.results.fill(99);
+  t.is(list.run(5), 4);
+  const [EIO, EBADF, EOPNOTSUPP, EINVAL] = [5, 9, 95, 22];
+  t.deepEqual([...list.results], [EIO, EBADF, EOPNOTSUPP, EINVAL, 0]);
+  t.deepEqual([...bytes.subarray(8)], [0, 0, 0, 0, 1, 1, 1, 1]);
+  put(list, 0, file, 0, buffer, 9, 8, 0);
+  t.throws(() => list.run(1), { instanceOf: RangeError });
+  for (const [wrong, flags] of [
+    [-1, 0],
+    [2 ** 31, 0],
+    [fd, -1],
+    [fd, 0.5],
+  ]) {
+    t.throws(() => list.addFile(wrong, flags), { instanceOf: RangeError });
+  }
+  t.is(typeof list.addFile(fd, RWF_NOWAIT), "number");
 });
 
 test("wrong arguments", (t) => {

@@ -1,10 +1,13 @@
-/** Disks in memory, whose data is copied at once: the same data and the same errors as of any other disk, whatever a driver does. */
+/** Data that is moved at once: the same data and the same errors as by the longer way, whatever a driver does. */
 import test, { type ExecutionContext } from "ava";
+import { createController } from "../../../../guest/devices/nvme/index.js";
 import { SUBMISSION_ENTRY_SIZE } from "../../../../guest/devices/nvme/spec.js";
-import { type CommandFields, type NvmeDriver, writeCommand } from "../../../drivers/nvme.js";
-import { type Machine, MEMORY_ADDRESS } from "./machine.js";
+import { close, createMemory } from "../../../../native/index.js";
+import { type CommandFields, NvmeDriver, writeCommand } from "../../../drivers/nvme.js";
+import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { Random } from "./random.js";
 import { bringUp, memoryDisk, scratch, settle } from "./setup.js";
+import { FakeStorage } from "./storage.js";
 
 const DISK = 4 * 1024 * 1024;
 const BLOCKS = DISK / 512;
@@ -281,3 +284,55 @@ async function transferOn(
   const { status } = await driver.io({ ...READ, prp1: address, prp2, dwords: [n * 2048, 0, blocks] }, queue);
   if (status !== 0) throw new Error(`status ${status}`);
 }
+
+/** A disk whose file may be read and written at once with these flags; where that is not possible a fake one takes over. */
+async function fileDisk(
+  t: ExecutionContext,
+  { readFlags, writeFlags, size = DISK }: { readFlags?: number; writeFlags?: number; size?: number },
+) {
+  const fd = createMemory("disk", size, false);
+  const storage = new FakeStorage(DISK);
+  storage.direct = { kind: "file", fd, readFlags, writeFlags };
+  const machine = await Machine.start(createController([{ name: "a disk", storage }], { serial: "S" }));
+  t.teardown(async () => {
+    await machine.stop();
+    close(fd);
+  });
+  return { driver: await NvmeDriver.open(machine), storage, machine };
+}
+
+test("a file is read and written at once, unless it has to be stable", async (t) => {
+  const { driver, storage } = await fileDisk(t, { readFlags: 0, writeFlags: 0 });
+  const source = new Random(2).filled(40 * 512);
+  await driver.write(3, source);
+  const target = new Uint8Array(source.length);
+  await driver.read(3, target);
+  t.is(Buffer.compare(target, source), 0);
+  t.deepEqual(storage.calls, []);
+  await driver.write(3, source, true);
+  t.deepEqual(storage.calls, ["write", "sync"]);
+  await driver.checkAdmin({ opcode: 9, dwords: [6, 0] });
+  storage.calls.length = 0;
+  await driver.write(3, source);
+  t.deepEqual(storage.calls, ["write", "sync"], "the write cache is off");
+});
+
+test("what a file cannot do at once takes the longer way: no such flags, an end too early, only one direction", async (t) => {
+  const UNKNOWN = 0x4000_0000;
+  for (const [options, calls] of [
+    [{ readFlags: UNKNOWN, writeFlags: UNKNOWN }, ["write", "write", "read", "read"]],
+    [{ readFlags: 0, writeFlags: UNKNOWN }, ["write", "write"]],
+    [{ writeFlags: UNKNOWN }, ["write", "write", "read", "read"]],
+    [{ readFlags: 0, size: 4096 }, ["write", "write", "read", "read"]],
+    [{}, ["write", "write", "read", "read"]],
+  ] as const) {
+    const { driver, storage, machine } = await fileDisk(t, options);
+    const source = new Random(4).filled(8192);
+    await Promise.all([driver.write(512, source), driver.write(1024, source)]);
+    const targets = [new Uint8Array(8192), new Uint8Array(8192)];
+    await Promise.all([driver.read(512, targets[0]), driver.read(1024, targets[1])]);
+    t.deepEqual(storage.calls, [...calls], JSON.stringify(options));
+    if (calls.length === 4) for (const target of targets) t.is(Buffer.compare(target, source), 0);
+    t.like(machine.device.inspect(), { reads: 2, bytesRead: 16384, writes: 2, bytesWritten: 16384, inFlight: 0 });
+  }
+});

@@ -1,5 +1,5 @@
 /** A storage in memory whose calls can be held back, cut short or failed. */
-import type { Ended, Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
+import type { DirectAccess, Ended, Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
 
 export type Operation = "read" | "write" | "sync" | "zero" | "deallocate" | "setBlockSize";
 
@@ -14,6 +14,7 @@ export class FakeStorage implements Storage {
   /** The most bytes that one call moves. */
   limit = Number.POSITIVE_INFINITY;
   closed = false;
+  direct: DirectAccess | undefined;
   #held: (() => void)[] | undefined;
   #onHeld: (() => void) | undefined;
 
