@@ -106,7 +106,7 @@ export function writeEntry(
   blocks: number,
 ): Uint8Array {
   const fields = isAdmin ? admin(random) : io(random, blocks);
-  const namespaceId = random.chance(85) ? 1 : random.pick([0, 2, NSID_ALL]);
+  const namespaceId = random.chance(85) ? random.pick([1, 2]) : random.pick([0, 3, NSID_ALL]);
   const prps = { prp1: prp(random, ranges), prp2: prp(random, ranges) };
   writeCommand(data, at, random.below(0x10000), { opcode: 0, namespaceId, ...prps, ...fields });
   const entry = new Uint8Array(data.buffer, data.byteOffset + at, SUBMISSION_ENTRY_SIZE);

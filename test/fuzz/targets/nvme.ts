@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import { createController } from "../../../guest/devices/nvme/index.js";
 import { Cc, DOORBELL_OFFSET, REGISTERS_SIZE } from "../../../guest/devices/nvme/registers.js";
 import { COMPLETION_ENTRY_SIZE, CQES, SQES, SUBMISSION_ENTRY_SIZE } from "../../../guest/devices/nvme/spec.js";
+import { openMemory } from "../../../guest/devices/nvme/storage.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import { NvmeDriver, type NvmeTransport } from "../../drivers/nvme.js";
 import { FakeDma, type FakeMap, nothingShared } from "../../guest/devices/nvme/machine.js";
@@ -78,7 +79,11 @@ class Interrupts {
 
 export async function createTarget({ trace, log }: Context): Promise<Instance> {
   const storage = new FakeStorage(DISK_SIZE);
-  const device = createController([{ name: "a disk", storage }], {
+  const disks = [
+    { name: "a disk", storage },
+    { name: "a disk in memory", storage: openMemory(DISK_SIZE) },
+  ];
+  const device = createController(disks, {
     serial: "FUZZ",
     blockSize: BLOCK_SIZE,
     queues: QUEUES,
