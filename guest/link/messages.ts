@@ -48,6 +48,8 @@ interface Waiting {
 
 export class Messages {
   readonly maxMessageSize: number;
+  /** Buffers received. */
+  received = 0;
   onBroken: (error: unknown) => void = () => {};
   #broken = false;
   readonly #transport: VirtioPci;
@@ -112,6 +114,7 @@ export class Messages {
       if (this.congested || !ready()) return false;
       const id = queue.take();
       if (id < 0) return false;
+      this.received++;
       this.#collect(id, queue.usedLength);
       this.#receive.add(id, this.#receive.size, true);
       // Showing buffers in batches spares most notifications, each of which leaves the VM.

@@ -16,8 +16,8 @@ import { emptyQueues, type Messages } from "./messages.js";
 import { Requests } from "./requests.js";
 import { VirtioSharing } from "./virtio-sharing.js";
 
-/** How often the device is asked whether it wants a reset, beside its interrupt. */
-const STATUS_POLL_MS = 1000;
+/** How often the device is asked whether it wants a reset, beside its interrupts that bring no message. */
+const STATUS_POLL_MS = 5000;
 
 export class VirtioLink implements Link {
   readonly window: Window;
@@ -113,7 +113,12 @@ export class VirtioLink implements Link {
       transport.enableQueue(Queue.COPY + n, queue, false);
     }
     transport.enableConfigInterrupt();
-    this.#pci.interrupt(() => this.#interrupt());
+    this.#pci.interrupt(() => {
+      const { received } = this.#messages;
+      this.#interrupt();
+      // There is one interrupt for everything: without a message it may be the device's configuration or status.
+      if (this.#messages.received === received) this.#checkStatus();
+    });
     this.#state = "open";
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
@@ -177,6 +182,7 @@ export class VirtioLink implements Link {
   }
 
   #checkStatus(): void {
+    if (this.#state !== "open") return;
     if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
       this.#break(new PeerGone("the device needs a reset"));
   }

@@ -40,6 +40,7 @@ const BREAKS: readonly [string, (bridge: PciBridge) => void][] = [
     "a device that needs a reset",
     (bridge) => {
       bridge.status |= Status.DEVICE_NEEDS_RESET;
+      bridge.raiseInterrupt();
     },
   ],
 ];
