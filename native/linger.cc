@@ -6,13 +6,14 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-#include <unordered_map>
+#include <vector>
 
 namespace {
 
 constexpr uint64_t kNever = UINT64_MAX;
 
-thread_local std::unordered_map<int, Lingering*> watchers;
+// By fd.
+thread_local std::vector<Lingering*> watchers_of_thread;
 
 // The timerfd of this thread, in the loop like any descriptor. On the heap because uv_close() ends it later.
 struct Alarm {
@@ -85,10 +86,13 @@ int Translate(uint32_t events) {
 
 void Enlist(napi_env env, uv_loop_t* loop, int fd, Lingering* watcher) {
   if (alarm_of_thread == nullptr) alarm_of_thread = MakeAlarm(env, loop);
-  watchers[fd] = watcher;
+  auto& watchers = watchers_of_thread;
+  size_t index = static_cast<size_t>(fd);
+  if (watchers.size() <= index) watchers.resize(index + 1);
+  watchers[index] = watcher;
 }
 
-void Delist(int fd) { watchers.erase(fd); }
+void Delist(int fd) { watchers_of_thread[static_cast<size_t>(fd)] = nullptr; }
 
 // libuv keeps each descriptor's number in its epoll event, and epoll is level-triggered here: what is not understood or not
 // dealt with is there again when the loop asks.
@@ -96,6 +100,8 @@ void Linger(uv_loop_t* loop) {
   Alarm* alarm = alarm_of_thread;
   // The thread is ending, or had no descriptor left for it.
   if (alarm == nullptr) return;
+  // Looked up once: where it is changes no more, though it may grow.
+  const auto& watchers = watchers_of_thread;
   for (;;) {
     // The loop's time is what timers are set by, also by JavaScript that runs here.
     uv_update_time(loop);
@@ -104,10 +110,11 @@ void Linger(uv_loop_t* loop) {
     // One at a time: a callback may deal with what would come after it.
     epoll_event event;
     if (epoll_wait(uv_backend_fd(loop), &event, 1, -1) != 1) break;
-    auto found = watchers.find(event.data.fd);
-    int ready = found == watchers.end() ? 0 : Translate(event.events) & found->second->wanted;
+    size_t index = static_cast<size_t>(event.data.fd);
+    Lingering* watcher = index < watchers.size() ? watchers[index] : nullptr;
+    int ready = watcher == nullptr ? 0 : Translate(event.events) & watcher->wanted;
     if (ready == 0) break;
-    found->second->Ready(ready);
+    watcher->Ready(ready);
   }
   uv_update_time(loop);
 }
