@@ -31,6 +31,8 @@ for (const [suite, version] of [
     t.regex(await exerciseDisk(vm, 16), /^[0-9a-f]{64}$/);
     t.true((await nvmeInterrupts(vm)) > 0);
     t.is(await vm.check("dmesg | grep -i nvme | grep -iE 'error|fail|timeout|quirk|invalid' || true", COMMAND_MS), "");
+    const smart = JSON.parse(await vm.check("nvme smart-log /dev/nvme0 -o json 2>&1", COMMAND_MS));
+    t.is(smart.num_err_log_entries, 0, "it asked for something that is not there");
     t.context.product.assertHealthy(t);
   });
 }
