@@ -6,6 +6,7 @@ import type { Log } from "../shared/log.js";
 import type { DeviceRegion } from "./device-regions.js";
 import type { PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
+import type { ScatterList } from "./scatter-list.js";
 
 export { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
 export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";
@@ -38,6 +39,14 @@ export interface Dma {
   /** The same where all of it is in the window. @throws DmaError otherwise */
   readSync(address: number, target: Uint8Array): void;
   writeSync(address: number, source: Uint8Array): void;
+  /**
+   * The same for the ranges of a scatter list, one behind the other in the first `list.length` bytes of the array.
+   * @throws RangeError when the array is shorter
+   */
+  readList(list: ScatterList, target: Uint8Array): Promise<void>;
+  writeList(list: ScatterList, source: Uint8Array): Promise<void>;
+  readListSync(list: ScatterList, target: Uint8Array): void;
+  writeListSync(list: ScatterList, source: Uint8Array): void;
   /** Bytes moved so far through the window by this interface; a device that uses segments or views adds to it with `account`. */
   readonly bytesRead: number;
   readonly bytesWritten: number;

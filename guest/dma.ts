@@ -8,6 +8,7 @@ import { copyBytes } from "../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "./device.js";
 import type { DirtyLog } from "./dirty-log.js";
 import type { DmaMapping, Link } from "./link/link.js";
+import { ListCopies, type ScatterList } from "./scatter-list.js";
 
 type Access = "read" | "write";
 
@@ -27,6 +28,7 @@ export class WindowDma implements Dma {
   /** Views of each piece of the window that a map was in. */
   readonly #bytes: Uint8Array[] = [];
   readonly #data: DataView[] = [];
+  readonly #lists = new ListCopies(this);
   readonly #segment: Segment = {
     bytes: new Uint8Array(0),
     data: new DataView(new ArrayBuffer(0)),
@@ -136,6 +138,22 @@ export class WindowDma implements Dma {
     }
   }
 
+  readList(list: ScatterList, target: Uint8Array): Promise<void> {
+    return this.#moveList(list, target, "read");
+  }
+
+  writeList(list: ScatterList, source: Uint8Array): Promise<void> {
+    return this.#moveList(list, source, "write");
+  }
+
+  readListSync(list: ScatterList, target: Uint8Array): void {
+    this.#moveListSync(list, target, "read");
+  }
+
+  writeListSync(list: ScatterList, source: Uint8Array): void {
+    this.#moveListSync(list, source, "write");
+  }
+
   account(read: number, written: number): void {
     this.bytesRead += read;
     this.bytesWritten += written;
@@ -144,6 +162,38 @@ export class WindowDma implements Dma {
   inspect(): unknown {
     const maps = Array.from(this.#maps, (map) => ({ ...map, address: `0x${map.address.toString(16)}` }));
     return { maps, busMaster: this.#busMaster(), bytesRead: this.bytesRead, bytesWritten: this.bytesWritten };
+  }
+
+  /** Copies what is in the window. Returns how many bytes that was, from the list's beginning on. */
+  #copyList(list: ScatterList, bytes: Uint8Array, access: Access): number {
+    const copied = this.#lists.run(list, bytes, access);
+    if (access === "read") this.bytesRead += copied;
+    else this.bytesWritten += copied;
+    return copied;
+  }
+
+  async #moveList(list: ScatterList, bytes: Uint8Array, access: Access): Promise<void> {
+    const copied = this.#copyList(list, bytes, access);
+    if (copied === list.length) return;
+    // The list may be used for something else meanwhile.
+    const ranges = Array.from({ length: list.count }, (_, n) => [list.addresses[n], list.lengths[n]] as const);
+    let begin = 0;
+    for (const [address, length] of ranges) {
+      const done = Math.min(length, Math.max(0, copied - begin));
+      const rest = bytes.subarray(begin + done, begin + length);
+      begin += length;
+      if (done === length) continue;
+      await (access === "read" ? this.read(address + done, rest) : this.write(address + done, rest));
+    }
+  }
+
+  #moveListSync(list: ScatterList, bytes: Uint8Array, access: Access): void {
+    let left = this.#copyList(list, bytes, access);
+    if (left === list.length) return;
+    for (let n = 0; n < list.count; left -= list.lengths[n++]) {
+      const length = list.lengths[n];
+      if (left < length) throw new DmaError(list.addresses[n] + left, length - left, access);
+    }
   }
 
   /** Copies as much as one segment holds; 0 when the address is not in the window. */

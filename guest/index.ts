@@ -15,3 +15,4 @@ export {
   type SharedPart,
 } from "./device.js";
 export { bytesAsRegisters, pair, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";
+export { ScatterList } from "./scatter-list.js";

@@ -41,7 +41,7 @@ struct List {
   size_t capacity;
   std::unique_ptr<int32_t[]> results;
   std::vector<Place> places;
-  // They keep the buffers' memory where it is.
+  // By place: they keep the buffers' memory where it is.
   std::vector<Napi::Reference<Napi::ArrayBuffer>> references;
 };
 using Shared = std::shared_ptr<List>;
@@ -115,10 +115,21 @@ Napi::Value Add(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(list.places.size() - 1));
 }
 
+Napi::Value Replace(const Napi::CallbackInfo& info) {
+  List& list = **static_cast<Shared*>(info.Data());
+  size_t number = Integer(info[0], "number", 0, static_cast<double>(list.places.size()) - 1);
+  Bytes bytes = ArrayBufferBytes(info[1], "buffer");
+  if (list.places[number].fd >= 0) throw Napi::RangeError::New(info.Env(), "this place is a file");
+  list.places[number] = {bytes.data, bytes.length, -1, 0};
+  list.references[number] = Napi::Persistent(info[1].As<Napi::ArrayBuffer>());
+  return info.Env().Undefined();
+}
+
 Napi::Value AddFile(const Napi::CallbackInfo& info) {
   List& list = **static_cast<Shared*>(info.Data());
   int fd = static_cast<int>(Integer(info[0], "fd", 0, INT32_MAX));
   list.places.push_back({nullptr, 0, fd, static_cast<int>(Integer(info[1], "flags", 0, INT32_MAX))});
+  list.references.emplace_back();
   return Napi::Number::New(info.Env(), static_cast<double>(list.places.size() - 1));
 }
 
@@ -143,6 +154,9 @@ Napi::Value CreateCopyList(const Napi::CallbackInfo& info) {
   Shared* for_add = holder();
   Napi::Function add = Napi::Function::New<Add>(env, "add", for_add);
   add.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, for_add);
+  Shared* for_replace = holder();
+  Napi::Function replace = Napi::Function::New<Replace>(env, "replace", for_replace);
+  replace.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, for_replace);
   Shared* for_add_file = holder();
   Napi::Function add_file = Napi::Function::New<AddFile>(env, "addFile", for_add_file);
   add_file.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, for_add_file);
@@ -156,6 +170,7 @@ Napi::Value CreateCopyList(const Napi::CallbackInfo& info) {
   result.Set("entries", Napi::Uint32Array::New(env, capacity * sizeof(Entry) / 4, entries, 0));
   result.Set("run", Napi::Function(env, run));
   result.Set("add", add);
+  result.Set("replace", replace);
   result.Set("addFile", add_file);
   return result;
 }

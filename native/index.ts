@@ -151,6 +151,8 @@ export interface CopyList {
   add(buffer: ArrayBuffer): number;
   /** The same with a file, read and written with these flags (RWF_NOWAIT). The fd stays the caller's, and open. */
   addFile(fd: number, flags: number): number;
+  /** Puts another buffer in the place of one that was added. */
+  replace(number: number, buffer: ArrayBuffer): void;
   /**
    * Carries out the first `count` copies, and returns how many failed. RangeError for one that is not within its buffers;
    * those before it are done.

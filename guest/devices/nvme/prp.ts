@@ -7,6 +7,7 @@
  */
 import { getU64 } from "../../../shared/struct/struct.js";
 import type { Dma } from "../../device.js";
+import { ScatterList } from "../../scatter-list.js";
 import { newSegment } from "./segment.js";
 import { Status } from "./spec.js";
 
@@ -19,13 +20,7 @@ export const NOT_IN_WINDOW = -2;
 const segment = newSegment();
 
 /** The ranges of one command's data; reused from command to command. */
-export class PrpRanges {
-  /** Ranges in use; the arrays may be longer. */
-  count = 0;
-  /** Bytes in all ranges together. */
-  length = 0;
-  readonly addresses: number[] = [];
-  readonly lengths: number[] = [];
+export class PrpRanges extends ScatterList {
   #pageSize = 0;
   #remaining = 0;
   /** The list to read next, up to its last useful entry or the end of its page. */
@@ -62,8 +57,7 @@ export class PrpRanges {
   }
 
   #begin(prp1: number, prp2: number, length: number, pageSize: number): number {
-    this.count = 0;
-    this.length = 0;
+    this.clear();
     this.#pageSize = pageSize;
     this.#remaining = length;
     if ((prp1 & 3) !== 0) return Status.PRP_OFFSET_INVALID;
@@ -100,15 +94,7 @@ export class PrpRanges {
 
   #add(address: number, length: number): number {
     if (!(address <= Number.MAX_SAFE_INTEGER - length)) return Status.DATA_TRANSFER_ERROR;
-    const last = this.count - 1;
-    if (last >= 0 && this.addresses[last] + this.lengths[last] === address) {
-      this.lengths[last] += length;
-    } else {
-      this.addresses[this.count] = address;
-      this.lengths[this.count] = length;
-      this.count++;
-    }
-    this.length += length;
+    this.add(address, length);
     this.#remaining -= length;
     return Status.SUCCESS;
   }

@@ -11,12 +11,12 @@ int main(int argc, char **argv) {
   size_t size = strtoull(argv[4], NULL, 0), parts = strtoull(argv[5], NULL, 0), span = strtoull(argv[6], NULL, 0);
   int fd = memfd_create("floor", 0);
   check(fd >= 0 && ftruncate(fd, (off_t)span) == 0, "memfd");
-  char *shared = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), *own = malloc(size * parts);
+  char *shared = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), *own = aligned_alloc(4096, size * parts);
   check(shared != MAP_FAILED && own, "memory");
   memset(shared, 1, span);
   memset(own, 2, size * parts);
   // Operations for a sample: the clock takes about as long as the smallest copy.
-  size_t batch = size * parts >= 65536 ? 1 : 65536 / (size * parts), at = 0;
+  size_t batch = size * parts >= 1048576 ? 1 : 1048576 / (size * parts), at = 0;
   uint64_t *samples = calloc((size_t)count, sizeof *samples), elapsed = 0;
   for (int i = -count / 4; i < count; i++) {
     uint64_t start = now_ns();

@@ -21,6 +21,10 @@ export interface FakeMap {
 /** For devices that share nothing. */
 export const nothingShared = () => new Uint8Array(0);
 
+const notUsed = (): never => {
+  throw new Error("not used");
+};
+
 export class FakeDma implements Dma {
   bytesRead = 0;
   bytesWritten = 0;
@@ -64,13 +68,12 @@ export class FakeDma implements Dma {
     );
   }
 
-  readSync(): void {
-    throw new Error("not used");
-  }
-
-  writeSync(): void {
-    throw new Error("not used");
-  }
+  readonly readSync = notUsed;
+  readonly writeSync = notUsed;
+  readonly readList = notUsed;
+  readonly writeList = notUsed;
+  readonly readListSync = notUsed;
+  readonly writeListSync = notUsed;
 
   account(read: number, written: number): void {
     this.bytesRead += read;
