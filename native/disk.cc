@@ -60,6 +60,15 @@ Napi::Value LockFile(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(env, true);
 }
 
+Napi::Value UnlockFile(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  struct flock lock = {};
+  lock.l_type = F_UNLCK;
+  lock.l_whence = SEEK_SET;
+  Check(env, fcntl(Fd(info[0]), F_OFD_SETLK, &lock), "fcntl");
+  return env.Undefined();
+}
+
 constexpr size_t kMaxAttribute = 4096;
 
 Napi::Value GetAttribute(const Napi::CallbackInfo& info) {
@@ -84,6 +93,7 @@ Napi::Value SetAttribute(const Napi::CallbackInfo& info) {
 void InitDisk(Napi::Env env, Napi::Object exports) {
   Export<Fallocate>(env, exports, "fallocate");
   Export<LockFile>(env, exports, "lockFile");
+  Export<UnlockFile>(env, exports, "unlockFile");
   Export<GetAttribute>(env, exports, "getAttribute");
   Export<SetAttribute>(env, exports, "setAttribute");
 }

@@ -199,6 +199,7 @@ interface Addon {
     done: (error: SystemFailure | null) => void,
   ): void;
   lockFile(fd: number): boolean;
+  unlockFile(fd: number): void;
   getAttribute(fd: number, name: string): string | undefined;
   setAttribute(fd: number, name: string, value: string): void;
   Reservation: new (size: number, pieceSize: number) => Reservation;
@@ -273,6 +274,11 @@ export const {
    * the process, gives it back.
    */
   lockFile,
+  /**
+   * Gives that lock back. To be called before closing: a child process has a copy of every descriptor, and with it of the lock,
+   * from its fork to its exec.
+   */
+  unlockFile,
   /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes. */
   getAttribute,
   setAttribute,

@@ -99,7 +99,10 @@ export class VirtioLink implements Link {
     const { irqCounts } = summary;
     const needed = Math.max(...irqCounts.slice(Irq.INTX, Irq.ERR)) + irqCounts[Irq.ERR] + irqCounts[Irq.REQ];
     if (needed > this.#numDoorbells) {
-      this.#log.warn({ vectors: needed, doorbells: this.#numDoorbells }, "fewer doorbells than interrupt vectors");
+      this.#log.warn(
+        { vectors: needed, doorbells: this.#numDoorbells },
+        `fewer doorbells than interrupt vectors: start the device VM with num_vqs=${Queue.FIRST_DOORBELL + needed}`,
+      );
     }
     this.#log.info({ doorbells: this.#numDoorbells, windowSize: this.window.size }, "the bridge is there");
   }

@@ -51,7 +51,7 @@ test("fallocate does not hold up the event loop, and its failures come back", as
   t.throws(() => native.fallocate(fd, HOLE, 0, 1, null as never), { instanceOf: TypeError });
 });
 
-test("a lock is held once, also within a process, until its file is closed", (t) => {
+test("a lock is held once, also within a process, until its file is closed or it is given back", (t) => {
   const file = path.join(folder(t), "disk");
   fs.writeFileSync(file, "");
   const first = fs.openSync(file, "r+");
@@ -61,6 +61,11 @@ test("a lock is held once, also within a process, until its file is closed", (t)
   t.false(native.lockFile(second));
   fs.closeSync(first);
   t.true(native.lockFile(second));
+  const third = opened(t, file);
+  t.false(native.lockFile(third));
+  native.unlockFile(second);
+  t.true(native.lockFile(third));
+  t.throws(() => native.unlockFile(1 << 30), { code: "EBADF" });
   t.throws(() => native.lockFile(1 << 30), { code: "EBADF" });
 });
 

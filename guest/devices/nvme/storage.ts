@@ -19,6 +19,7 @@ import {
   Reservation,
   RWF_NOWAIT,
   setAttribute,
+  unlockFile,
 } from "../../../native/index.js";
 import { alignUp } from "../../../shared/bits.js";
 import { UserError } from "../../../shared/errors.js";
@@ -151,8 +152,12 @@ class FdStorage implements Storage {
     fs.fsync(this.fd, done);
   }
   async close(): Promise<void> {
-    if (this.kind === "memory") nativeClose(this.fd);
-    else await promisify(fs.close)(this.fd);
+    if (this.kind === "memory") {
+      nativeClose(this.fd);
+      return;
+    }
+    unlockFile(this.fd);
+    await promisify(fs.close)(this.fd);
   }
 
   #take({ size, blocks }: fs.Stats): void {
