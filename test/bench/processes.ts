@@ -16,6 +16,8 @@ let count = 0;
 export interface StartOptions {
   readonly sessions?: number;
   readonly nodeArgs?: readonly string[];
+  /** Where the devices run; beside the bridge if not given. */
+  readonly deviceCpu?: number;
 }
 
 export async function startLocal(machine: Machine, { nodeArgs = [] }: StartOptions = {}): Promise<LocalDevice> {
@@ -33,7 +35,7 @@ export interface BridgedDevices {
 }
 
 export async function startBridged(machine: Machine, options: StartOptions = {}): Promise<BridgedDevices> {
-  const { sessions = 1, nodeArgs = [] } = options;
+  const { sessions = 1, nodeArgs = [], deviceCpu = machine.cpu } = options;
   const run = count++;
   const path = (kind: string, n: number) => join(machine.directory, `${kind}-${run}-${n}.sock`);
   const sockets = Array.from({ length: sessions }, (_, n) => path("vfio-user", n));
@@ -46,7 +48,7 @@ export async function startBridged(machine: Machine, options: StartOptions = {})
     cpu: machine.cpu,
     ready: { text: '"msg":"serving"', count: sessions },
   });
-  const devices = await NodeProcess.start({ script: SERVER, args: ["virtio", ...vhostUser], cpu: machine.cpu });
+  const devices = await NodeProcess.start({ script: SERVER, args: ["virtio", ...vhostUser], cpu: deviceCpu });
   await devices.call("ready");
   return { sockets, bridge, devices };
 }

@@ -1,4 +1,7 @@
-/** Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU. */
+/**
+ * Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU, but for posted writes: the
+ * client does not wait for the device then, which has a CPU of its own as a device VM has.
+ */
 import type { Machine } from "../machine.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
 import { type Sample, single, sum, type Topic } from "../row.js";
@@ -7,6 +10,8 @@ interface State {
   readonly machine: Machine;
   readonly local: LocalDevice;
   readonly bridged: BridgedDevices;
+  /** With the device on another CPU. */
+  readonly apart: BridgedDevices;
 }
 
 const COUNT = 8000;
@@ -49,6 +54,14 @@ export const access: Topic<State> = {
       target: { ratio: 1.15 },
       floorName: "AF_UNIX ping-pong",
       floor: socketFloor,
+      measure: ({ machine, apart }) => machine.us("client-access", COUNT, "write", apart.sockets[0]),
+    },
+    {
+      name: "REGION_WRITE (posted), bridge and device on one CPU",
+      unit: "us",
+      target: {},
+      floorName: "AF_UNIX ping-pong",
+      floor: socketFloor,
       measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "write", bridged.sockets[0]),
     },
     {
@@ -61,10 +74,16 @@ export const access: Topic<State> = {
     },
   ],
   async open(machine) {
-    return { machine, local: await startLocal(machine), bridged: await startBridged(machine) };
+    return {
+      machine,
+      local: await startLocal(machine),
+      bridged: await startBridged(machine),
+      apart: await startBridged(machine, { deviceCpu: machine.otherCpu }),
+    };
   },
-  async close({ local, bridged }) {
+  async close({ local, bridged, apart }) {
     await local.device.stop();
     await stopBridged(bridged);
+    await stopBridged(apart);
   },
 };
