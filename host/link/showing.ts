@@ -2,6 +2,7 @@
  * Showing the device process a client, its maps and its interrupts, and telling it that one is gone. All of it waits for the
  * process, and rejects with ProtocolError when that refuses, with PeerGone when it is not there any more.
  */
+import { PeerGone } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
 import { ClientConnected, ClientGone, LinkCommand } from "../../shared/spec/link.js";
 import { Command } from "../../shared/spec/vfio-user.js";
@@ -60,8 +61,10 @@ export class Showing {
   /** That a client is gone. Never rejects. */
   async gone(generation: number): Promise<void> {
     const body = ClientGone.encode({ generation });
-    await this.#process.conversation
-      .request(LinkCommand.CLIENT_GONE, body)
-      .catch((error) => this.#log.warn(error.message));
+    await this.#process.conversation.request(LinkCommand.CLIENT_GONE, body).catch((error) => {
+      // A device process that is going has no client to let go of any more.
+      if (error instanceof PeerGone) this.#log.debug(error.message);
+      else this.#log.warn(error.message);
+    });
   }
 }
