@@ -33,7 +33,7 @@ export interface Dma {
   locate(address: number, length: number, access: "read" | "write", into: Segment): number;
   /** A Uint8Array on driver-VM memory itself, or undefined when it is not in one piece of the window. Same lifetime. */
   view(address: number, length: number, access: "read" | "write"): Uint8Array | undefined;
-  /** Fills `target` from driver-VM memory, by window or by message. Rejects with DmaError when a part is not mapped or not readable; `target` is then undefined in content. */
+  /** Fills `target` from driver-VM memory, by window, copy or message. Rejects with DmaError when a part is not mapped or not readable; `target` is then undefined in content. */
   read(address: number, target: Uint8Array): Promise<void>;
   write(address: number, source: Uint8Array): Promise<void>;
   /** The same where all of it is in the window. @throws DmaError otherwise */
@@ -47,6 +47,11 @@ export interface Dma {
   writeList(list: ScatterList, source: Uint8Array): Promise<void>;
   readListSync(list: ScatterList, target: Uint8Array): void;
   writeListSync(list: ScatterList, source: Uint8Array): void;
+  /**
+   * Memory for data, zeros, for as long as the process lives: where the bridge copies (`--dma copy`), `read` and `write` to and from
+   * it, or a part of it, cost one copy less. Elsewhere, and above 2 MiB, it is memory like any other. Take it once.
+   */
+  allocate(length: number): Uint8Array<ArrayBuffer>;
   /** Bytes moved so far through the window by this interface; a device that uses segments or views adds to it with `account`. */
   readonly bytesRead: number;
   readonly bytesWritten: number;

@@ -1,6 +1,6 @@
 /**
  * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window, or,
- * for maps that are not in it, by messages. PCI's bus master bit is honoured: while it is clear nothing can be reached.
+ * for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured: while it is clear nothing can be reached.
  */
 
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
@@ -17,6 +17,8 @@ export class WindowDma implements Dma {
   bytesWritten = 0;
   /** Bytes moved by messages, either way. */
   bytesByMessage = 0;
+  /** Bytes moved by copies, either way. */
+  bytesByCopy = 0;
   /** The most bytes of one DMA message to the client. */
   maxMessageData = 0;
   /** What is written is marked in it, while there is one. */
@@ -98,9 +100,9 @@ export class WindowDma implements Dma {
         done += copied;
         continue;
       }
-      const length = this.#messageLength(address + done, target.length - done, "read");
-      await this.#link.readMemory(address + done, target.subarray(done, done + length));
-      this.bytesByMessage += length;
+      const { mapping, length } = this.#outsideWindow(address + done, target.length - done, "read");
+      await this.#link.readMemory(address + done, part(target, done, length), mapping.isCopied);
+      this.#accountFor(mapping, length);
       done += length;
     }
   }
@@ -112,14 +114,18 @@ export class WindowDma implements Dma {
         done += copied;
         continue;
       }
-      const length = this.#messageLength(address + done, source.length - done, "write");
+      const { mapping, length } = this.#outsideWindow(address + done, source.length - done, "write");
       // Marked before and after: a report in between has it once, and it may not have been written yet by then.
       this.dirtyLog?.mark(address + done, length);
-      await this.#link.writeMemory(address + done, source.subarray(done, done + length));
+      await this.#link.writeMemory(address + done, part(source, done, length), mapping.isCopied);
       this.dirtyLog?.mark(address + done, length);
-      this.bytesByMessage += length;
+      this.#accountFor(mapping, length);
       done += length;
     }
+  }
+
+  allocate(length: number): Uint8Array<ArrayBuffer> {
+    return this.#link.allocate(length);
   }
 
   readSync(address: number, target: Uint8Array): void {
@@ -213,11 +219,17 @@ export class WindowDma implements Dma {
     return length;
   }
 
-  /** How much of an access one message may carry. @throws DmaError when the address is not reachable at all */
-  #messageLength(address: number, length: number, access: Access): number {
+  /** The map of an address that is not in the window, and how much one access to it may move. @throws DmaError */
+  #outsideWindow(address: number, length: number, access: Access): { mapping: DmaMapping; length: number } {
     const mapping = this.#find(address, access);
     if (mapping === undefined) throw new DmaError(address, length, access);
-    return Math.min(length, mapping.address + mapping.size - address, this.maxMessageData);
+    const most = mapping.isCopied ? length : Math.min(length, this.maxMessageData);
+    return { mapping, length: Math.min(most, mapping.address + mapping.size - address) };
+  }
+
+  #accountFor({ isCopied }: DmaMapping, length: number): void {
+    if (isCopied) this.bytesByCopy += length;
+    else this.bytesByMessage += length;
   }
 
   #find(address: number, access: Access): DmaMapping | undefined {
@@ -232,4 +244,9 @@ export class WindowDma implements Dma {
     this.#bytes[index] = new Uint8Array(piece);
     this.#data[index] = new DataView(piece);
   }
+}
+
+/** Mostly it is all of them. */
+function part(bytes: Uint8Array, start: number, length: number): Uint8Array {
+  return length === bytes.length ? bytes : bytes.subarray(start, start + length);
 }

@@ -229,6 +229,7 @@ export class DeviceEndpoint implements Endpoint {
     return {
       readThroughWindow: dma.bytesRead,
       writtenThroughWindow: dma.bytesWritten,
+      movedByCopy: dma.bytesByCopy,
       movedByMessage: dma.bytesByMessage,
       interrupts: interrupts.count,
       doorbellsRung: interrupts.link.doorbellsRung,

@@ -18,6 +18,8 @@ export type Options =
       readonly place: Place;
       readonly logLevel: Level;
       readonly trustUnsealedMemory: boolean;
+      /** The bridge copies, and puts no driver-VM memory into the window. */
+      readonly isolated: boolean;
       /** The device's own options, and those of them that may be repeated. */
       readonly deviceOptions: Readonly<Record<string, string>>;
       readonly deviceLists: Readonly<Record<string, readonly string[]>>;
@@ -28,6 +30,7 @@ const OWN = {
   pci: { type: "string" },
   "socket-path": { type: "string" },
   fd: { type: "string" },
+  dma: { type: "string", default: "window" },
   "log-level": { type: "string", default: "info" },
   "trust-unsealed-memory": { type: "boolean", default: false },
   help: { type: "boolean", short: "h", default: false },
@@ -60,10 +63,12 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     else if (Array.isArray(value)) deviceLists[name] = value.filter((item) => typeof item === "string");
     else if (entry?.options[name].required) throw usage(`${device} needs --${name} ${entry.options[name].value}`);
   }
+  const place = parsePlace(values);
   return {
     action: "run",
     device,
-    place: parsePlace(values),
+    place,
+    isolated: parseDma(String(values.dma), place),
     logLevel: parseLevel(String(values["log-level"])),
     trustUnsealedMemory: values["trust-unsealed-memory"] === true,
     deviceOptions,
@@ -97,6 +102,8 @@ Where the driver VM is:
   --fd N                    the same, with a listening socket that was handed down
 
 Options:
+  --dma WAY                 with --pci, how driver-VM memory is reached: window, or copy, where the bridge copies and this VM
+                            never has the memory itself (default: window)
   --log-level LEVEL         ${LEVELS.join(", ")} (default: info)
   --trust-unsealed-memory   with a socket: map also memory that the driver VM's VMM could shrink
   --help                    this text
@@ -146,6 +153,14 @@ function parsePlace(values: Values): Place {
   if (typeof socketPath === "string" && socketPath !== "") return { socketPath };
   if (typeof fd === "string" && /^\d{1,9}$/.test(fd)) return { fd: Number(fd) };
   throw usage("a socket is a path, or the number of a file descriptor");
+}
+
+/** Whether it is by copies. */
+function parseDma(text: string, place: Place): boolean {
+  if (text === "window") return false;
+  if (text !== "copy") throw usage(`--dma is window or copy, not ${text}`);
+  if (!("pci" in place)) throw usage("--dma copy is for a device in a device VM, with --pci");
+  return true;
 }
 
 function parsePciAddress(text: string): string {

@@ -103,7 +103,7 @@ export class Session {
   /** What the session did so far, in one line of the log. */
   #report(): void {
     const { stats, sharing } = this.#link;
-    const { conversation, dma, doorbells } = this.#link.process;
+    const { conversation, copies, dma, doorbells } = this.#link.process;
     const { clients, reads, writes, timeouts } = this.#server.stats;
     this.#log.info(
       {
@@ -119,6 +119,8 @@ export class Session {
         messagesSent: conversation.channel.sent,
         messagesReceived: conversation.channel.received,
         dmaMessages: dma.transfers,
+        copies: copies.copies,
+        copiedBytes: copies.bytes,
       },
       "statistics",
     );

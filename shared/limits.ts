@@ -41,6 +41,8 @@ export const MAX_MIGRATION_STREAM = 64 * MiB;
 export const MAX_SEND_BACKLOG = 4 * MiB;
 /** Bytes of DMA_WRITE messages on their way to one client; more wait in their order. */
 export const MAX_DMA_WRITE_BYTES = 1 * MiB;
+/** The most bytes that one request of the copy queue moves; one is carried out whole before others get their turn. */
+export const MAX_COPY_SIZE = 2 * MiB;
 /** DMA messages that may wait for their turn. */
 export const MAX_DMA_REQUESTS = 64 * KiB;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */

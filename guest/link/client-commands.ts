@@ -108,6 +108,7 @@ export class ClientCommands {
       readable: (flags & DmaMapFlags.READ) !== 0,
       writable: (flags & DmaMapFlags.WRITE) !== 0,
       windowOffset: inWindow ? offset : -1,
+      isCopied: !inWindow && (flags & DmaMapFlags.FILE_IO) !== 0,
     });
     this.#maps++;
     command.reply(0);

@@ -20,8 +20,10 @@ export interface DmaMapping {
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
-  /** Where it is in the window, or -1: then it is reached by DMA messages only. */
+  /** Where it is in the window, or -1: then it is reached by `readMemory` and `writeMemory`. */
   readonly windowOffset: number;
+  /** It is not in the window, and the bridge copies to and from it. */
+  readonly isCopied: boolean;
 }
 
 /**
@@ -99,9 +101,14 @@ export interface Link {
   trigger(index: number, vector: number): void;
   /** Doorbells rung so far. */
   readonly doorbellsRung: number;
-  /** DMA by message, for maps outside the window; at most maxDataXferSize bytes. Rejects with ProtocolError or PeerGone. */
-  readMemory(address: number, target: Uint8Array): Promise<void>;
-  writeMemory(address: number, source: Uint8Array): Promise<void>;
+  /**
+   * DMA to a map outside the window, and no further: by message, then at most maxDataXferSize bytes; or by copy, if the map
+   * `isCopied`. Rejects with ProtocolError or PeerGone.
+   */
+  readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void>;
+  writeMemory(address: number, source: Uint8Array, isCopied: boolean): Promise<void>;
+  /** Memory, zeros, that `readMemory` and `writeMemory` need not copy once more. It is never given back. */
+  allocate(length: number): Uint8Array<ArrayBuffer>;
   /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left. */
   readonly closed: Promise<void>;
   close(): Promise<void>;

@@ -108,6 +108,10 @@ export class LocalLink implements Link, Backend {
     return this.#memory?.write(address, source) ?? Promise.reject(new PeerGone("the client is gone"));
   }
 
+  allocate(length: number): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(length);
+  }
+
   get device(): DeviceSummary | undefined {
     return this.#endpoint?.summary;
   }
@@ -136,7 +140,7 @@ export class LocalLink implements Link, Backend {
     const { address, size, readable, writable } = map;
     const windowOffset = this.#place(map);
     try {
-      this.#open().map({ address, size, readable, writable, windowOffset });
+      this.#open().map({ address, size, readable, writable, windowOffset, isCopied: false });
     } catch (error) {
       this.#release(map);
       throw error;
@@ -190,10 +194,10 @@ export class LocalLink implements Link, Backend {
     return this.#endpoint;
   }
 
-  /** Maps the memory into the window. -1 where it has no fd, or the window is full: then it goes by messages. */
+  /** Maps the memory into the window. -1 where that may not be, or the window is full: then it goes by messages. */
   #place(map: MemoryMap): number {
-    const { fd, fdOffset, size } = map;
-    if (fd === -1) return -1;
+    const { fd, fdOffset, size, isShareable } = map;
+    if (fd === -1 || !isShareable) return -1;
     const offset = this.#places.allocate(size, fdOffset);
     if (offset === -1) {
       this.#log.warn({ size }, "the window is full: this memory is reached by messages");

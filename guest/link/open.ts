@@ -8,6 +8,8 @@ import { Feature } from "../../shared/spec/virtio.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { Structure } from "../virtio-pci/capabilities.js";
 import { VirtioPci } from "../virtio-pci/transport.js";
+import { Copies } from "./copies.js";
+import { DmaBuffers } from "./dma-buffers.js";
 import type { Window } from "./link.js";
 import { Messages } from "./messages.js";
 import { VirtioLink } from "./virtio.js";
@@ -15,8 +17,11 @@ import { VirtioLink } from "./virtio.js";
 /** A bridge that allows less than this in a message is broken. */
 const MIN_MESSAGE_SIZE = 4 * KiB;
 
-/** Resets the device and checks that it is ours. @throws UserError when it is not, or is broken */
-export async function createVirtioLink(pci: PciFunction, log: Log): Promise<VirtioLink> {
+/**
+ * Resets the device and checks that it is ours. `isolated`: the bridge puts no driver-VM memory into the window, and copies
+ * instead. @throws UserError when it is not, or is broken
+ */
+export async function createVirtioLink(pci: PciFunction, log: Log, isolated = false): Promise<VirtioLink> {
   const transport = new VirtioPci(pci);
   await transport.reset();
   transport.negotiate(Feature.VERSION_1);
@@ -35,7 +40,10 @@ export async function createVirtioLink(pci: PciFunction, log: Log): Promise<Virt
     throw new UserError("the bridge's configuration contradicts itself");
   }
   const messages = new Messages(pci, transport, Math.min(maxMessageSize, MAX_MESSAGE_SIZE));
-  return new VirtioLink(pci, transport, messages, new BarWindow(pci, region, windowSize), doorbells, log);
+  const buffers = new DmaBuffers(pci, log);
+  const copies = new Copies(pci, transport, buffers);
+  const window = new BarWindow(pci, region, windowSize);
+  return new VirtioLink({ pci, transport, messages, copies, buffers, window, doorbells, isolated, log });
 }
 
 /** The window as pieces of the shared memory region, each mapped when it is first used. */

@@ -9,6 +9,8 @@ import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
 import { ClientCommands } from "./client-commands.js";
 import { LinkPendingCommand } from "./command.js";
+import type { Copies } from "./copies.js";
+import type { DmaBuffers } from "./dma-buffers.js";
 import { Doorbells, UNBOUND } from "./doorbells.js";
 import { encodeHello } from "./hello.js";
 import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "./link.js";
@@ -19,6 +21,21 @@ import { VirtioSharing } from "./virtio-sharing.js";
 /** How often the device is asked whether it wants a reset, beside its interrupts that bring no message. */
 const STATUS_POLL_MS = 5000;
 
+/** What a link is made of (open.ts). */
+export interface VirtioLinkParts {
+  readonly pci: PciFunction;
+  readonly transport: VirtioPci;
+  readonly messages: Messages;
+  readonly copies: Copies;
+  readonly buffers: DmaBuffers;
+  readonly window: Window;
+  /** Doorbells that the device has. */
+  readonly doorbells: number;
+  /** No driver-VM memory is wanted in the window. */
+  readonly isolated: boolean;
+  readonly log: Log;
+}
+
 export class VirtioLink implements Link {
   readonly window: Window;
   readonly closed: Promise<void>;
@@ -26,6 +43,9 @@ export class VirtioLink implements Link {
   readonly #pci: PciFunction;
   readonly #transport: VirtioPci;
   readonly #messages: Messages;
+  readonly #copies: Copies;
+  readonly #buffers: DmaBuffers;
+  readonly #isolated: boolean;
   readonly #requests: Requests;
   readonly #sharing: VirtioSharing;
   readonly #log: Log;
@@ -46,22 +66,18 @@ export class VirtioLink implements Link {
   readonly #receiver = this.#receive.bind(this);
   readonly #ready = () => this.#backlog.length < MAX_PENDING_COMMANDS;
 
-  constructor(
-    pci: PciFunction,
-    transport: VirtioPci,
-    messages: Messages,
-    window: Window,
-    numDoorbells: number,
-    log: Log,
-  ) {
+  constructor({ pci, transport, messages, copies, buffers, window, doorbells, isolated, log }: VirtioLinkParts) {
     this.#pci = pci;
     this.#transport = transport;
     this.#messages = messages;
+    this.#copies = copies;
+    this.#buffers = buffers;
+    this.#isolated = isolated;
     messages.onBroken = (error) => this.#break(error);
     this.#requests = new Requests(messages);
     this.#sharing = new VirtioSharing(this.#requests, window);
     this.#command = new LinkPendingCommand(messages, () => this.#next());
-    this.#numDoorbells = numDoorbells;
+    this.#numDoorbells = doorbells;
     this.#log = log;
     this.window = window;
     this.closed = new Promise((resolve) => {
@@ -112,8 +128,10 @@ export class VirtioLink implements Link {
     if (this.#state !== "new") return;
     const transport = this.#transport;
     this.#messages.enable();
-    for (const [n, queue] of emptyQueues(this.#pci, transport.numQueues - Queue.COPY).entries()) {
-      transport.enableQueue(Queue.COPY + n, queue, false);
+    transport.enableQueue(Queue.COPY, this.#copies.queue, true);
+    const doorbells = transport.numQueues - Queue.FIRST_DOORBELL;
+    for (const [n, queue] of emptyQueues(this.#pci, doorbells).entries()) {
+      transport.enableQueue(Queue.FIRST_DOORBELL + n, queue, false);
     }
     transport.enableConfigInterrupt();
     this.#pci.interrupt(() => {
@@ -130,7 +148,7 @@ export class VirtioLink implements Link {
 
   async #hello(summary: DeviceSummary): Promise<void> {
     try {
-      await this.#requests.send(LinkCommand.HELLO, encodeHello(summary));
+      await this.#requests.send(LinkCommand.HELLO, encodeHello(summary, this.#isolated));
     } catch (error) {
       throw new UserError(`the bridge does not take the device: ${error instanceof Error ? error.message : error}`);
     }
@@ -143,14 +161,19 @@ export class VirtioLink implements Link {
     this.#transport.notify(Queue.FIRST_DOORBELL + doorbell);
   }
 
-  readMemory(address: number, target: Uint8Array): Promise<void> {
+  readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void> {
     if (this.#state !== "open") return Promise.reject(new PeerGone("the link is closed"));
-    return this.#requests.read(address, target);
+    return isCopied ? this.#copies.read(address, target) : this.#requests.read(address, target);
   }
 
-  writeMemory(address: number, source: Uint8Array): Promise<void> {
+  writeMemory(address: number, source: Uint8Array, isCopied: boolean): Promise<void> {
     if (this.#state !== "open") return Promise.reject(new PeerGone("the link is closed"));
-    return this.#requests.write(address, source);
+    return isCopied ? this.#copies.write(address, source) : this.#requests.write(address, source);
+  }
+
+  /** Where the window is used hardly anything is copied, and huge pages are few. */
+  allocate(length: number): Uint8Array<ArrayBuffer> {
+    return this.#isolated ? this.#buffers.allocate(length) : new Uint8Array(length);
   }
 
   /** Asks the bridge to change nothing any more, without which a reset could kill the device VM, then resets. */
@@ -174,6 +197,12 @@ export class VirtioLink implements Link {
 
   #interrupt(): void {
     if (this.#state !== "open") return;
+    try {
+      this.#copies.poll();
+    } catch (error) {
+      this.#break(error);
+      return;
+    }
     if (this.#messages.poll(this.#receiver, this.#ready)) this.#schedulePoll();
   }
 
@@ -188,6 +217,11 @@ export class VirtioLink implements Link {
     if (this.#state !== "open") return;
     if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
       this.#break(new PeerGone("the device needs a reset"));
+    try {
+      this.#copies.check();
+    } catch (error) {
+      this.#break(error);
+    }
   }
 
   /** The bridge broke a rule, or is gone: there is no way back but a reset of the device. */
@@ -204,6 +238,7 @@ export class VirtioLink implements Link {
     clearInterval(this.#statusPoll);
     clearImmediate(this.#pollAgain);
     this.#requests.abandon(error);
+    this.#copies.stop(error);
     this.#command.abandon();
     this.#backlog.length = 0;
     this.#commands?.doorbells.unbindAll();

@@ -3,11 +3,12 @@ import { Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, IrqSet } from "..
 import type { DirtyRequest, IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
 import type { Doorbells } from "./doorbells.js";
 
-/** DMA_MAP: with its window offset where it has one. */
-export function mapBody({ address, size, readable, writable, windowOffset }: MemoryMap): Uint8Array {
+/** DMA_MAP: with its window offset where it has one; `isCopied`: it is reached by the copy queue. */
+export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
+  const { address, size, readable, writable, windowOffset } = map;
   const access = (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0);
   const inWindow = windowOffset >= 0;
-  const flags = access | (inWindow ? DmaMapFlags.MMAP : 0);
+  const flags = access | (inWindow ? DmaMapFlags.MMAP : 0) | (isCopied ? DmaMapFlags.FILE_IO : 0);
   return DmaMap.encode({ argsz: DmaMap.size, flags, offset: inWindow ? windowOffset : 0, address, size });
 }
 

@@ -4,7 +4,7 @@
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { MAX_IOEVENTFDS, MAX_IRQ_VECTORS, MAX_REGIONS, MAX_SHARED_PARTS } from "../../shared/limits.js";
-import { ABI_VERSION, AllocateEvents, AllocateMemory, Hello, MemoryArea } from "../../shared/spec/link.js";
+import { ABI_VERSION, AllocateEvents, AllocateMemory, Hello, HelloFlags, MemoryArea } from "../../shared/spec/link.js";
 import {
   Command,
   DeviceFeature,
@@ -66,11 +66,18 @@ export function helloSize(regions: number): number {
   return Hello.size + 8 * regions + 4 * NUM_PCI_IRQS;
 }
 
+/** What HELLO says: the device, and that its process is to have no driver-VM memory in its window. */
+export interface HelloContent {
+  readonly summary: DeviceSummary;
+  readonly isolated: boolean;
+}
+
 /** Reads HELLO's body, data[offset, offset + length). @throws ProtocolError */
-export function parseHello(data: DataView, offset: number, length: number): DeviceSummary {
+export function parseHello(data: DataView, offset: number, length: number): HelloContent {
   if (length < Hello.size) throw new ProtocolError(`HELLO of ${length} bytes`);
-  const { abiVersion, postedRegions, regions } = Hello.view(data, offset);
+  const { abiVersion, postedRegions, regions, flags } = Hello.view(data, offset);
   if (abiVersion !== ABI_VERSION) throw new ProtocolError(`HELLO with ABI version ${abiVersion}`, Errno.EPROTO);
+  if ((flags & ~HelloFlags.ISOLATED) !== 0) throw new ProtocolError(`HELLO with flags 0x${flags.toString(16)}`);
   if (regions < NUM_PCI_REGIONS || regions > MAX_REGIONS) throw new ProtocolError(`HELLO with ${regions} regions`);
   if (length !== helloSize(regions)) throw new ProtocolError(`HELLO with ${regions} regions in ${length} bytes`);
   const sizes = offset + Hello.size;
@@ -83,7 +90,7 @@ export function parseHello(data: DataView, offset: number, length: number): Devi
   const posts = (region: number) => ((postedRegions >>> region) & 1) === 1;
   if (postedRegions >= 2 ** regions || posts(Region.CONFIG))
     throw new ProtocolError(`HELLO with posted regions 0x${postedRegions.toString(16)}`);
-  return { postedRegions, regionSizes, irqCounts };
+  return { summary: { postedRegions, regionSizes, irqCounts }, isolated: (flags & HelloFlags.ISOLATED) !== 0 };
 }
 
 const access = RegionAccess.view();

@@ -95,6 +95,7 @@ export class VirtioLink implements Backend {
         takeBack: () => this.#takeBackAll(),
       },
       window,
+      copied: this.#places.copied,
       sharing: this.sharing,
       serial: this.#serial,
       log,
@@ -150,6 +151,7 @@ export class VirtioLink implements Backend {
     this.#client?.introduced?.reject(new PeerGone("the bridge closes"));
     this.process.doorbells.close();
     this.sharing.close();
+    this.#places.close();
   }
 
   // The client's side: Backend.

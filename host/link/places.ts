@@ -1,6 +1,7 @@
 /**
- * Who has which place in the window, and where the client's DMA maps are. A map that cannot be there is no error: the device process reaches that
- * memory by DMA messages.
+ * Who has which place in the window, and where the client's DMA maps are: in the window; or, where that cannot be, or the
+ * device process wants to have none of them, within reach of the copy queue. A map that can be neither is no error: the device
+ * process reaches that memory by DMA messages.
  */
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE } from "../../shared/limits.js";
@@ -8,8 +9,11 @@ import type { Log } from "../../shared/log.js";
 import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import type { Window } from "../vhost-user/window.js";
+import { CopiedMemory } from "./copied-memory.js";
 
 export class Places {
+  /** What the copy queue reaches. */
+  readonly copied: CopiedMemory;
   readonly #window: Window;
   readonly #log: Log;
   readonly #allocator: WindowAllocator;
@@ -19,17 +23,26 @@ export class Places {
   constructor(window: Window, log: Log) {
     this.#window = window;
     this.#log = log;
+    this.copied = new CopiedMemory(window.size, log);
     this.#allocator = new WindowAllocator(window.size, WINDOW_PIECE_SIZE);
   }
 
-  /** Puts a map into the window where that is possible, and sets its `windowOffset`. Rejects with PeerGone when the device stops. */
-  async put(map: MemoryMap): Promise<void> {
-    const { address, size, readable, writable, fd, fdOffset } = map;
+  /**
+   * Puts a map into the window where that is possible, and sets its `windowOffset`; else, or for a device process that is
+   * `isolated`, within reach of the copy queue. Rejects with PeerGone when the device stops.
+   */
+  async put(map: MemoryMap, isolated: boolean): Promise<void> {
+    if (!isolated) await this.#putIntoWindow(map);
+    if (map.windowOffset < 0) this.copied.put(map);
+  }
+
+  async #putIntoWindow(map: MemoryMap): Promise<void> {
+    const { address, size, readable, writable, fd, fdOffset, isShareable } = map;
     // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.
-    if (fd < 0 || !readable || !writable || !this.#window.permitted) return;
+    if (fd < 0 || !isShareable || !readable || !writable || !this.#window.permitted) return;
     const offset = this.#allocator.allocate(size, fdOffset);
     if (offset < 0) {
-      this.#log.warn({ address, size }, "the window is full: DMA by messages");
+      this.#log.warn({ address, size }, "the window is full: DMA by copies");
       return;
     }
     map.windowOffset = offset;
@@ -38,16 +51,17 @@ export class Places {
     } catch (error) {
       this.#forget(map);
       if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ address, size }, `${error.message}: DMA by messages`);
+      this.#log.warn({ address, size }, `${error.message}: DMA by copies`);
     }
   }
 
   /**
-   * Takes maps out of the window; when this resolves, the device VM cannot reach them. With `keep` nothing else is put at
+   * Takes maps out of reach; when this resolves, the device VM cannot get at them. With `keep` nothing else is put at
    * their places until `releaseKept`. Never rejects.
    */
   async takeBack(maps: Iterable<MemoryMap>, keep = false): Promise<void> {
     for (const map of maps) {
+      this.copied.remove(map);
       if (map.windowOffset < 0) continue;
       await this.unmap(map.windowOffset, map.size);
       if (keep && this.#window.permitted && map.windowOffset >= 0) {
@@ -86,8 +100,16 @@ export class Places {
 
   /** The device stopped, and QEMU dropped all that was mapped. */
   forgetAll(maps: Iterable<MemoryMap>): void {
-    for (const map of maps) this.#forget(map);
+    for (const map of maps) {
+      this.copied.remove(map);
+      this.#forget(map);
+    }
     this.releaseKept();
+  }
+
+  /** The bridge ends. */
+  close(): void {
+    this.copied.close();
   }
 
   #forget(map: MemoryMap): void {

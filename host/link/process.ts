@@ -13,6 +13,8 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { parseHello } from "./checks.js";
 import { Conversation } from "./conversation.js";
+import type { CopiedMemory } from "./copied-memory.js";
+import { Copies } from "./copies.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";
 import type { Serial } from "./serial.js";
@@ -37,6 +39,7 @@ export interface ProcessOwner {
 export interface ProcessOptions {
   readonly owner: ProcessOwner;
   readonly window: Window;
+  readonly copied: CopiedMemory;
   readonly sharing: Sharing;
   readonly serial: Serial;
   readonly log: Log;
@@ -46,10 +49,13 @@ export class DeviceProcess {
   state: State = "absent";
   /** What the last HELLO said; kept while the process is away. */
   summary: DeviceSummary | undefined;
+  /** It said that it wants no driver-VM memory in its window. */
+  isolated = false;
   hellos = 0;
   readonly conversation: Conversation;
   readonly doorbells = new Doorbells();
   readonly dma: DmaRelay;
+  readonly copies: Copies;
   readonly #owner: ProcessOwner;
   readonly #window: Window;
   readonly #sharing: Sharing;
@@ -61,7 +67,7 @@ export class DeviceProcess {
   /** An ALLOCATE_* is under way. */
   #allocating = false;
 
-  constructor({ owner, window, sharing, serial, log }: ProcessOptions) {
+  constructor({ owner, window, copied, sharing, serial, log }: ProcessOptions) {
     this.#owner = owner;
     this.#window = window;
     this.#sharing = sharing;
@@ -80,6 +86,7 @@ export class DeviceProcess {
       log,
     );
     this.dma = new DmaRelay(this.conversation.channel);
+    this.copies = new Copies(copied, (reason) => this.break(reason));
   }
 
   /** Doorbell queues of the device. */
@@ -99,7 +106,9 @@ export class DeviceProcess {
   enabled(index: number): void {
     const backEnd = this.#backEnd;
     const { channel } = this.conversation;
-    if (!backEnd || channel.open || index >= Queue.COPY) return;
+    if (!backEnd) return;
+    if (index === Queue.COPY && this.state !== "broken") this.copies.start(backEnd);
+    if (channel.open || index >= Queue.COPY) return;
     if (!backEnd.queue(Queue.TO_DEVICE)?.running || !backEnd.queue(Queue.FROM_DEVICE)?.running) return;
     this.state = "absent";
     channel.start(backEnd);
@@ -109,6 +118,7 @@ export class DeviceProcess {
   stop(reason: string): void {
     this.#leave("absent", reason);
     this.conversation.channel.stop();
+    this.copies.stop();
   }
 
   /** The device process broke the rules: it is absent until it resets the device, and has no driver-VM memory. */
@@ -117,6 +127,7 @@ export class DeviceProcess {
     this.#log.warn({ reason }, "the device process broke the link");
     this.#leave("broken", reason);
     this.conversation.channel.stop();
+    this.copies.stop();
     this.#serial.background(() => this.#owner.takeBack());
   }
 
@@ -193,8 +204,10 @@ export class DeviceProcess {
     if (this.state === "ready" || this.state === "connected") throw new ProtocolError("a second HELLO");
     if (this.#allocating) throw new ProtocolError("HELLO before the reply to ALLOCATE_*");
     try {
-      this.summary = parseHello(data, Header.size, length - Header.size);
-      this.#sharing.checkAgainst(this.summary);
+      const { summary, isolated } = parseHello(data, Header.size, length - Header.size);
+      this.summary = summary;
+      this.isolated = isolated;
+      this.#sharing.checkAgainst(summary);
     } catch (error) {
       this.conversation.refuse(id, LinkCommand.HELLO, (error as ProtocolError).errno);
       throw error;
@@ -206,7 +219,8 @@ export class DeviceProcess {
     this.#window.permit();
     this.doorbells.attach(backEnd.queues - Queue.FIRST_DOORBELL, (queue) => backEnd.kickFd(queue));
     this.conversation.answer(id, LinkCommand.HELLO);
-    this.#log.info({ doorbells: backEnd.queues - Queue.FIRST_DOORBELL }, "the device process is ready");
+    const doorbells = backEnd.queues - Queue.FIRST_DOORBELL;
+    this.#log.info({ doorbells, isolated: this.isolated }, "the device process is ready");
     this.#owner.ready();
   }
 

@@ -47,11 +47,11 @@ export class Showing {
     }
   }
 
-  /** Puts a map into the window where that is possible, and tells the device process of it. */
+  /** Puts a map where it can be reached, and tells the device process of it. */
   async map(map: MemoryMap): Promise<void> {
-    await this.#places.put(map);
+    await this.#places.put(map, this.#process.isolated);
     try {
-      await this.#process.conversation.request(Command.DMA_MAP, mapBody(map));
+      await this.#process.conversation.request(Command.DMA_MAP, mapBody(map, this.#places.copied.has(map)));
     } catch (error) {
       await this.#places.takeBack([map]);
       throw error;

@@ -3,7 +3,8 @@
  *
  * Messages are vfio-user's own framing (spec/vfio-user), little-endian. Where vfio-user passes an fd, the link passes a
  * handle of the bridge's:
- * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; there is no fd.
+ * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; it has FILE_IO when
+ *   the memory is reached by the copy queue; there is no fd.
  * - SET_IRQS with DATA_EVENTFD: `count` little-endian u32 doorbell numbers follow, NO_DOORBELL where there is none.
  * - Replies to DEVICE_GET_REGION_INFO and DEVICE_GET_REGION_IO_FDS: the header's errno is the number of handles, which follow
  *   behind the body as little-endian u32. They come from ALLOCATE_MEMORY and ALLOCATE_EVENTS.
@@ -37,7 +38,7 @@ export const Queue = {
   TO_DEVICE: 0,
   /** Device process to bridge; readable buffers. */
   FROM_DEVICE: 1,
-  /** DMA copies done by the bridge. */
+  /** DMA copies done by the bridge; see CopyRequest. */
   COPY: 2,
   /** The first doorbell; a kick of queue FIRST_DOORBELL + n rings doorbell n. No buffers are ever put there. */
   FIRST_DOORBELL: 3,
@@ -70,7 +71,9 @@ export const LinkCommand = {
  * HELLO: `postedRegions` has a bit for each region whose writes the bridge answers as soon as they are queued. Behind it
  * follow `regions` (NUM_PCI_REGIONS to MAX_REGIONS) u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no body.
  */
-export const Hello = struct({ abiVersion: "u32", postedRegions: "u32", regions: "u32", reserved: 4 });
+export const Hello = struct({ abiVersion: "u32", postedRegions: "u32", regions: "u32", flags: "u32" });
+/** ISOLATED: no driver-VM memory is to be put into the window. */
+export const HelloFlags = { ISOLATED: 1 } as const;
 
 export const ClientConnected = struct({
   generation: "u32",
@@ -93,3 +96,13 @@ export const MemoryAllocated = struct({ handle: "u32", reserved: 4 });
 /** ALLOCATE_EVENTS; the reply is `count` u32 handles. */
 export const AllocateEvents = struct({ region: "u32", count: "u32" });
 export const IoEvent = struct({ handle: "u32", reserved: 4 });
+
+/**
+ * A request on the copy queue: this, readable, and behind it, for a write, `length` bytes of data; then writable a CopyStatus and
+ * behind it, for a read, room for `length` bytes. The address is the driver VM's.
+ */
+export const CopyRequest = struct({ address: "u64", length: "u32", flags: "u32" });
+/** WRITE: to driver-VM memory. */
+export const CopyFlags = { WRITE: 1 } as const;
+/** 0, or an errno: EINVAL for a request that makes no sense, EFAULT for memory that is not reached so. */
+export const CopyStatus = struct({ errno: "u32" });

@@ -26,8 +26,13 @@ export interface MemoryMap {
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
-  /** Memory that may be mapped (checked: large enough, sealed against shrinking, page-aligned), or -1. The termination keeps and closes it. */
+  /** The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The termination keeps and closes it. */
   readonly fd: number;
+  /**
+   * Whether it may be mapped for a device: it is writable, and sealed against shrinking. Otherwise only who knows what may
+   * be done to it, and survives a truncation, may map it.
+   */
+  readonly isShareable: boolean;
   readonly fdOffset: number;
   /** Where the backend put it in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
   windowOffset: number;

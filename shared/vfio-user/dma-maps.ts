@@ -14,6 +14,10 @@ import { DmaTable } from "./dma-table.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
 
+/** Whether memory may be mapped: for a device, by a process that survives a truncation, or not at all. */
+const Use = { SHARED: "shared", HERE: "here", NONE: "none" } as const;
+type Use = (typeof Use)[keyof typeof Use];
+
 class Entry implements MemoryMap {
   windowOffset = -1;
   /** The backend is still busy with mapping or unmapping it. */
@@ -26,6 +30,7 @@ class Entry implements MemoryMap {
     readonly writable: boolean,
     readonly fd: number,
     readonly fdOffset: number,
+    readonly isShareable: boolean,
   ) {}
 }
 
@@ -190,29 +195,30 @@ export class DmaMaps {
     if ((flags & ~ALL_MAP_FLAGS) !== 0 || !(readable || writable)) refuse(`flags ${flags}`);
     const fd = frame.fds.length > 0 ? frame.fds[0] : -1;
     if (fd === -1 && (flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)) !== 0) refuse("no fd to map");
-    if (fd === -1 || !this.mayBeMapped(fd, offset, size, writable)) {
-      return new Entry(address, size, readable, writable, -1, 0);
-    }
+    const use = fd === -1 ? Use.NONE : this.useOf(fd, offset, size, writable);
+    if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
-    return new Entry(address, size, readable, writable, fd, offset);
+    return new Entry(address, size, readable, writable, fd, offset, use === Use.SHARED);
   }
 
-  /** False: good memory, but not to be mapped; it is then reached by messages. */
-  private mayBeMapped(fd: number, offset: number, size: number, writable: boolean): boolean {
+  /** What may be done with good memory. */
+  private useOf(fd: number, offset: number, size: number, writable: boolean): Use {
     memoryStatus(fd, status);
     const fileSize = status[0];
     if (fileSize < 0) refuse("the fd is not a file or a memfd");
     if (!isAligned(offset, PAGE_SIZE)) refuse(`offset ${offset} is not on a page`);
     if (!inBounds(offset, size, fileSize)) refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
     if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
+    // Only memory has seals (a file of tmpfs or hugetlbfs the one against sealing): access to another file may take for ever.
+    const unshared = status[2] !== 0 || this.options.trustUnsealedMemory ? Use.HERE : Use.NONE;
     // A mapping in a VM cannot be made read-only (see docs), so nothing read-only is ever put there.
-    if (!writable) return false;
-    if (this.options.trustUnsealedMemory || (status[2] & F_SEAL_SHRINK) !== 0) return true;
+    if (!writable) return unshared;
+    if (this.options.trustUnsealedMemory || (status[2] & F_SEAL_SHRINK) !== 0) return Use.SHARED;
     this.options.warn(
-      "the driver VM's memory can be shrunk by its owner, so it is not mapped and each DMA becomes a message: " +
-        "use memory-backend-memfd (with share=on), whose memory is sealed, or trust it by option",
+      "the driver VM's memory can be shrunk by its owner, so it is not mapped for a device, and each DMA becomes a copy or a " +
+        "message: use memory-backend-memfd (with share=on), whose memory is sealed, or trust it by option",
     );
-    return false;
+    return unshared;
   }
 }
 

@@ -18,6 +18,7 @@ import {
   RING_FLAGS_OFFSET,
   RING_INDEX_OFFSET,
   UsedEntry,
+  UsedFlags,
   usedRingBytes,
 } from "../spec/virtio.js";
 import { copyBytes, type RingMemory } from "./memory.js";
@@ -192,6 +193,11 @@ export class DeviceQueue {
   /** Whether the driver wants to be interrupted for what was completed. */
   get wantsCall(): boolean {
     return this.#running && (Atomics.load(this.#available, FLAGS) & AvailableFlags.NO_INTERRUPT) === 0;
+  }
+
+  /** Whether the driver is to notify of what it adds; a hint. Look at `waiting` once more after switching it on. */
+  set wantsKick(wanted: boolean) {
+    if (this.#running) Atomics.store(this.#used, FLAGS, wanted ? 0 : UsedFlags.NO_NOTIFY);
   }
 
   /** Moves bytes between `bytes` and the chain, from segment `segment` on, skipping `skip` bytes of it. */

@@ -1,8 +1,8 @@
 /**
- * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers of one descriptor each: the descriptor's number is
- * the buffer's. What is in flight is kept in a private shadow; what the device writes (the used ring) is read once and
+ * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers whose first descriptor's number is the buffer's: those
+ * of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept in a private shadow; what the device writes (the used ring) is read once and
  * checked against it, and a device that breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer.
- * Left out: chains, indirect descriptors, event indices and packed rings.
+ * Left out: indirect descriptors, event indices and packed rings.
  */
 import { alignUp, inBounds, isPowerOfTwo } from "../bits.js";
 import { PeerGone } from "../errors.js";
@@ -89,13 +89,23 @@ export class DriverQueue {
 
   /** Puts buffer `id`, which must not be in flight, into the available ring; the device sees it after `publish`. */
   add(id: number, address: number, length: number, deviceWrites: boolean): void {
-    if (this.#lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
-    const descriptor = this.#descriptor.at(this.#descriptors, id * Descriptor.size);
+    this.describe(id, address, length, deviceWrites, -1);
+    this.offer(id, deviceWrites ? length : READ_ONLY);
+  }
+
+  /** Writes descriptor `index` of a chain that is not in flight; `next` is the one that follows in the chain, or -1. */
+  describe(index: number, address: number, length: number, deviceWrites: boolean, next: number): void {
+    const descriptor = this.#descriptor.at(this.#descriptors, index * Descriptor.size);
     descriptor.address = address;
     descriptor.length = length;
-    descriptor.flags = deviceWrites ? DescriptorFlags.WRITE : 0;
-    descriptor.next = 0;
-    this.#lengths[id] = deviceWrites ? length : READ_ONLY;
+    descriptor.flags = (deviceWrites ? DescriptorFlags.WRITE : 0) | (next < 0 ? 0 : DescriptorFlags.NEXT);
+    descriptor.next = next < 0 ? 0 : next;
+  }
+
+  /** Puts the chain from descriptor `id` on, of which the device may write `writable` bytes, into the available ring. */
+  offer(id: number, writable: number): void {
+    if (this.#lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
+    this.#lengths[id] = writable;
     this.#available[ENTRIES + (this.#nextAvailable & (this.size - 1))] = id;
     this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
     this.inFlight++;

@@ -18,6 +18,8 @@ export interface StartOptions {
   readonly nodeArgs?: readonly string[];
   /** Where the devices run; beside the bridge if not given. */
   readonly deviceCpu?: number;
+  /** Devices for which the bridge copies. */
+  readonly isolated?: boolean;
 }
 
 export async function startLocal(machine: Machine, { nodeArgs = [] }: StartOptions = {}): Promise<LocalDevice> {
@@ -35,7 +37,7 @@ export interface BridgedDevices {
 }
 
 export async function startBridged(machine: Machine, options: StartOptions = {}): Promise<BridgedDevices> {
-  const { sessions = 1, nodeArgs = [], deviceCpu = machine.cpu } = options;
+  const { sessions = 1, nodeArgs = [], deviceCpu = machine.cpu, isolated = false } = options;
   const run = count++;
   const path = (kind: string, n: number) => join(machine.directory, `${kind}-${run}-${n}.sock`);
   const sockets = Array.from({ length: sessions }, (_, n) => path("vfio-user", n));
@@ -48,7 +50,11 @@ export async function startBridged(machine: Machine, options: StartOptions = {})
     cpu: machine.cpu,
     ready: { text: '"msg":"serving"', count: sessions },
   });
-  const devices = await NodeProcess.start({ script: SERVER, args: ["virtio", ...vhostUser], cpu: deviceCpu });
+  const devices = await NodeProcess.start({
+    script: SERVER,
+    args: [isolated ? "isolated" : "virtio", ...vhostUser],
+    cpu: deviceCpu,
+  });
   await devices.call("ready");
   return { sockets, bridge, devices };
 }

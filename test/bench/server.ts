@@ -1,6 +1,7 @@
 /**
  * The device process: RegisterDevice on the local link (`local SOCKET`), or on the virtio link of each of a bridge's
- * sessions (`virtio SOCKET...`), where the fake front-end plays QEMU and the device VM's kernel.
+ * sessions (`virtio SOCKET...`, or `isolated SOCKET...`, for which the bridge copies), where the fake front-end plays QEMU and the
+ * device VM's kernel.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -17,18 +18,20 @@ import { answer } from "./probe.js";
 const [kind, ...sockets] = process.argv.slice(2);
 const frontEnds: FrontEnd[] = [];
 
-async function serve(link: Link): Promise<void> {
+async function serve(link: Link): Promise<DeviceEndpoint> {
   const endpoint = new DeviceEndpoint(new RegisterDevice(), link, quietLog);
   await endpoint.start();
   await link.open(endpoint);
+  return endpoint;
 }
+const endpoints: DeviceEndpoint[] = [];
 
 if (kind === "local") {
   await serve(new LocalLink({ socket: sockets[0], log: quietLog }));
 } else {
   for (const socket of sockets) {
     const frontEnd = new FrontEnd(socket);
-    await serve(await createVirtioLink(frontEnd, quietLog));
+    endpoints.push(await serve(await createVirtioLink(frontEnd, quietLog, kind === "isolated")));
     frontEnds.push(frontEnd);
   }
 }
@@ -47,3 +50,34 @@ answer("runWithKick", async (path: string, args: readonly string[]) => {
   if (code !== 0) throw new Error(`${path} ended with ${code}`);
   return output;
 });
+
+/**
+ * DMA of `size` bytes at a place further on each time, of `span` from `base` on, to or from memory of the device's for DMA.
+ * `depth` are always under way. Microseconds for each, of `count` times as many.
+ */
+answer(
+  "dma",
+  async (direction: "read" | "write", size: number, base: number, span: number, depth: number, count: number) => {
+    const { dma } = endpoints[0];
+    const memory = dma.allocate(size);
+    const samples = new Float64Array(count);
+    let at = 0;
+    let done = -Math.floor(count / 4) * depth;
+    let start = 0;
+    const move = async () => {
+      while (done < count * depth) {
+        const address = base + at;
+        at = at + 2 * size > span ? 0 : at + size;
+        await (direction === "read" ? dma.read(address, memory) : dma.write(address, memory));
+        done++;
+        if (done % depth !== 0) continue;
+        const end = performance.now();
+        if (done > 0) samples[done / depth - 1] = ((end - start) * 1000) / depth;
+        start = end;
+      }
+    };
+    await Promise.all(Array.from({ length: depth }, move));
+    samples.sort();
+    return { median: samples[Math.floor(count / 2)], p99: samples[Math.floor(count * 0.99)] };
+  },
+);

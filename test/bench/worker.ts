@@ -32,6 +32,7 @@ const link: Link = {
   trigger: notUsed,
   readMemory: notUsed,
   writeMemory: notUsed,
+  allocate: notUsed,
   close: notUsed,
 };
 
@@ -45,7 +46,7 @@ const SPAN = 8 * MiB;
 const memory = createMemory("bench", SPAN, false);
 reservation.map(0, SPAN, memory, 0, PROT_READ | PROT_WRITE);
 const dma = new WindowDma(link, () => true);
-dma.map({ address: BASE, size: SPAN, readable: true, writable: true, windowOffset: 0 });
+dma.map({ address: BASE, size: SPAN, readable: true, writable: true, windowOffset: 0, isCopied: false });
 new Uint8Array(window.piece(0), 0, SPAN).fill(1);
 
 /** Where an array lies in its page decides how fast some processors copy it, by far; so it is the same here and in the floor. */
@@ -93,7 +94,14 @@ function tableOf(maps: number): WindowDma {
   const table = new WindowDma(link, () => true);
   for (let n = 0; n < maps; n++) {
     const windowOffset = n * MAP_SIZE;
-    table.map({ address: BASE + n * MAP_STRIDE, size: MAP_SIZE, readable: true, writable: true, windowOffset });
+    table.map({
+      address: BASE + n * MAP_STRIDE,
+      size: MAP_SIZE,
+      readable: true,
+      writable: true,
+      windowOffset,
+      isCopied: false,
+    });
   }
   tables.set(maps, table);
   return table;

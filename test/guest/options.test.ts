@@ -22,6 +22,7 @@ test("a device by name, in a device VM", (t) => {
     place: { pci: "0000:01:00.0" },
     logLevel: "debug",
     trustUnsealedMemory: false,
+    isolated: false,
     deviceOptions: { file: "disk.img" },
     deviceLists: {},
   });
@@ -41,6 +42,7 @@ test("a user's own module gets every --name=value that is not the program's", (t
   t.like(parse("run ./own.js --socket-path s --rate=9 --name=a=b --trust-unsealed-memory"), {
     device: "./own.js",
     trustUnsealedMemory: true,
+    isolated: false,
     deviceOptions: { rate: "9", name: "a=b" },
   });
 });

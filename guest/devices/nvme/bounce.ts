@@ -20,7 +20,7 @@ export class BouncePool {
 
   /** Does a Read, Write or Compare of `command.ranges` at `command.position`. Resolves to a status; never rejects. */
   async run(operation: BounceOperation, command: Command, dma: Dma, storage: Storage): Promise<number> {
-    const buffer = await this.#take();
+    const buffer = await this.#take(dma);
     try {
       // Two halves: one holds the driver's data, the other the storage's, which only Compare has at once.
       for (const piece of pieces(command, BUFFER_SIZE / 2)) {
@@ -34,8 +34,8 @@ export class BouncePool {
   }
 
   /** Verify: reads all of it, and keeps nothing. Resolves to a status; never rejects. */
-  async verify({ position, length }: Command, storage: Storage): Promise<number> {
-    const buffer = await this.#take();
+  async verify({ position, length }: Command, dma: Dma, storage: Storage): Promise<number> {
+    const buffer = await this.#take(dma);
     try {
       for (let done = 0; done < length; done += buffer.length) {
         const part = buffer.subarray(0, Math.min(buffer.length, length - done));
@@ -48,12 +48,12 @@ export class BouncePool {
     }
   }
 
-  async #take(): Promise<Uint8Array> {
+  async #take(dma: Dma): Promise<Uint8Array> {
     const buffer = this.#free.pop();
     if (buffer !== undefined) return buffer;
     if (this.#made < BUFFERS) {
       this.#made++;
-      return new Uint8Array(BUFFER_SIZE);
+      return dma.allocate(BUFFER_SIZE);
     }
     return new Promise((resolve) => this.#waiting.push(resolve));
   }

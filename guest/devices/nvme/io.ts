@@ -150,7 +150,7 @@ export class IoCommands {
     if (placed !== Status.SUCCESS) {
       command.complete(placed);
     } else if (command.opcode === NvmOpcode.VERIFY) {
-      void this.#bounce.verify(command, namespace.storage).then(finish);
+      void this.#bounce.verify(command, this.#context.dma, namespace.storage).then(finish);
     } else {
       const deallocate = (command.cdw12 & WRITE_ZEROES_DEAC) !== 0;
       namespace.writeZeroes(command.position, command.length, deallocate, finish);

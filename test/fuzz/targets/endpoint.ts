@@ -100,6 +100,7 @@ function fakeLink(random: () => Choices): { link: Link; window: Uint8Array } {
     trigger: (index, vector) => assert.ok(index < 5 && vector < 2048),
     readMemory: (_address, target) => memory(target, true),
     writeMemory: (_address, source) => memory(source, false),
+    allocate: (length) => new Uint8Array(length),
     closed: new Promise(() => {}),
     close: async () => {},
   };
@@ -234,8 +235,9 @@ export function endpointTarget(only: "all" | "config"): Target {
         const map = { address, size: random.chance(90) ? size : oddNumber(random, 8), readable: true, writable: true };
         if (windowed && map.size > size) map.size = size;
         trace.note("map", JSON.stringify({ ...map, windowOffset }));
+        const isCopied = !windowed && random.chance(50);
         try {
-          endpoint.map({ ...map, readable: random.chance(90), writable: random.chance(90), windowOffset });
+          endpoint.map({ ...map, readable: random.chance(90), writable: random.chance(90), windowOffset, isCopied });
         } catch (error) {
           isRefusal(error);
         }

@@ -57,7 +57,7 @@ for (const [what, breakIt] of BREAKS) {
     await t.throwsAsync(dma);
     await link.closed;
     t.deepEqual(device.events, ["start", "reset"]);
-    await t.throwsAsync(link.readMemory(ADDRESS, new Uint8Array(4)), { name: "PeerGone" });
+    await t.throwsAsync(link.readMemory(ADDRESS, new Uint8Array(4), false), { name: "PeerGone" });
     bridge.notified.length = 0;
     device.context.interrupts.trigger(0);
     bridge.raiseInterrupt();

@@ -32,7 +32,8 @@ import { Commands, CopyDevice, Registers } from "../../fakes/copy-device.js";
 import { FrontEnd, type FrontEndOptions } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";
 
-export type Kind = "local" | "virtio";
+/** "isolated": over the virtio link with no driver-VM memory in the window, but copies made by the bridge. */
+export type Kind = "local" | "virtio" | "isolated";
 
 /** Memory as a VMM has it: a sealed memfd. */
 export function memory(t: ExecutionContext, size: number) {
@@ -87,10 +88,10 @@ function localTransport(): Transport {
 }
 
 /** The real bridge, and a front-end in place of QEMU and of the device VM's kernel. */
-async function virtioTransport(options: FrontEndOptions): Promise<Transport> {
+async function virtioTransport(options: FrontEndOptions, isolated: boolean): Promise<Transport> {
   const bridge = await BridgeProcess.start();
   const frontEnd = new FrontEnd(bridge.vhostUserSocketPath, options);
-  const link = await createVirtioLink(frontEnd, quietLog);
+  const link = await createVirtioLink(frontEnd, quietLog, isolated);
   return {
     link,
     socket: bridge.socketPath,
@@ -111,7 +112,8 @@ export interface MachineOptions extends FrontEndOptions {
 
 /** A device on a link of that kind, and a client of it. */
 export async function connectDevice<D extends Device>(kind: Kind, device: D, options: MachineOptions = {}) {
-  const { link, socket, close: closeLink } = kind === "local" ? localTransport() : await virtioTransport(options);
+  const transport = kind === "local" ? localTransport() : await virtioTransport(options, kind === "isolated");
+  const { link, socket, close: closeLink } = transport;
   const endpoint = new DeviceEndpoint(device, link, quietLog, options.quiesceDeadlineMs);
   await endpoint.start();
   await link.open(endpoint);
@@ -166,13 +168,20 @@ export async function setUpWith<D extends Device>(
 
 export type Machine<D extends Device = CopyDevice> = Awaited<ReturnType<typeof setUpWith<D>>>;
 
+type Run = (t: ExecutionContext, machine: Machine) => Promise<void>;
+
 /** A test that runs over both links; one at a time, as each has a bridge of its own, and deadlines. */
-export function both(
-  title: string,
-  run: (t: ExecutionContext, machine: Machine) => Promise<void>,
-  options: MachineOptions = {},
-): void {
-  for (const kind of ["local", "virtio"] as const) {
+export function both(title: string, run: Run, options: MachineOptions = {}): void {
+  over(["local", "virtio"], title, run, options);
+}
+
+/** The same of a device that does not ask for the memory itself: the bridge may also copy for it. */
+export function each(title: string, run: Run, options: MachineOptions = {}): void {
+  over(["local", "virtio", "isolated"], title, run, options);
+}
+
+export function over(kinds: readonly Kind[], title: string, run: Run, options: MachineOptions = {}): void {
+  for (const kind of kinds) {
     test.serial(`${kind}: ${title}`, async (t) => {
       const machine = await setUp(t, kind, options);
       try {

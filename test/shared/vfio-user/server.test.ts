@@ -117,13 +117,15 @@ test("16 eventfds on one message", async (t) => {
   t.true(request.eventfds?.every((fd) => isEventfd(fd)));
 });
 
-test("memory that can shrink, and read-only memory, is reached by messages", async (t) => {
-  for (const [seal, flags, trustUnsealedMemory, mapped] of [
-    [false, 3, false, false],
-    [false, 3, true, true],
-    [true, 3, false, true],
-    [true, DmaMapFlags.READ, true, false],
-    [true, DmaMapFlags.WRITE, false, true],
+test("memory that can shrink, and read-only memory, is not mapped for a device", async (t) => {
+  for (const [seal, flags, trustUnsealedMemory, mapped, shareable] of [
+    [false, 3, false, false, false],
+    [false, 3, true, true, true],
+    [true, 3, false, true, true],
+    [true, DmaMapFlags.READ, true, true, false],
+    [true, DmaMapFlags.READ, false, true, false],
+    [false, DmaMapFlags.READ, false, false, false],
+    [true, DmaMapFlags.WRITE, false, true, true],
   ] as const) {
     const fixture = new Fixture(t, { trustUnsealedMemory });
     const raw = await fixture.negotiatedRaw();
@@ -132,6 +134,7 @@ test("memory that can shrink, and read-only memory, is reached by messages", asy
     closeSync(fd);
     t.is(reply.flags, HeaderFlags.TYPE_REPLY);
     t.is(fixture.backend.maps[0].fd !== -1, mapped, `seal ${seal} flags ${flags} trust ${trustUnsealedMemory}`);
+    t.is(fixture.backend.maps[0].isShareable, shareable, `seal ${seal} flags ${flags} trust ${trustUnsealedMemory}`);
     t.is(fixture.backend.maps[0].windowOffset, -1);
     await fixture.close();
   }

@@ -56,6 +56,10 @@ export class FakeDma implements Dma {
     return undefined;
   }
 
+  allocate(length: number): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(length);
+  }
+
   async read(address: number, target: Uint8Array): Promise<void> {
     await this.#byMessages("read", address, target.length, (at, done, length) =>
       target.set(this.bytes.subarray(at, at + length), done),
