@@ -115,7 +115,7 @@ export class Copies {
   stop(error: Error): void {
     if (this.#stopped) return;
     this.#stopped = error;
-    this.#waiting.length = 0;
+    for (const transfer of this.#waiting.splice(0)) transfer.reject(error);
     for (const slot of this.#slots) {
       slot.transfer?.reject(error);
       slot.transfer = undefined;
@@ -183,15 +183,15 @@ export class Copies {
     const slot = this.#slots[index];
     const { transfer, start, length } = slot;
     if (transfer === undefined) throw new PeerGone(`the bridge finished copy ${index}, which is not under way`);
-    slot.transfer = undefined;
-    this.#free.push(index);
-    this.#lastProgress = performance.now();
     const { bytes, isWrite, deviceAddress } = transfer;
     const { errno } = this.#status.at(this.#data, this.#fixed + index * FIXED_SIZE + STATUS);
     const written = CopyStatus.size + (errno === 0 && !isWrite ? length : 0);
     if (this.queue.usedLength !== written) {
       throw new PeerGone(`the bridge wrote ${this.queue.usedLength} bytes for a copy of ${length}`);
     }
+    slot.transfer = undefined;
+    this.#free.push(index);
+    this.#lastProgress = performance.now();
     if (errno !== 0) {
       transfer.error ??= new ProtocolError(`a copy was refused, errno ${errno}`, errno > 4095 ? Errno.EIO : errno);
       this.#giveUp(transfer);

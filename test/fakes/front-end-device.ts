@@ -3,7 +3,7 @@
  * one BAR's worth of bytes. Tests replace what it does with `onCommand`, and send garbage with `sendRaw`.
  */
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
-import { ABI_VERSION, Hello, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { ABI_VERSION, Hello, HelloFlags, LinkCommand, Queue } from "../../shared/spec/link.js";
 import {
   Command,
   DeviceInfo,
@@ -40,6 +40,8 @@ export interface DeviceOptions {
   readonly msixVectors?: number;
   /** Bytes of each region of the device's own. */
   readonly ownRegions?: readonly number[];
+  /** HELLO asks for no driver-VM memory in the window. */
+  readonly isolated?: boolean;
 }
 
 const RING_SIZE = 64;
@@ -70,7 +72,15 @@ export class TestDevice {
     readonly pci: PciFunction,
     options: DeviceOptions = {},
   ) {
-    this.#options = { bufferSize: 4096, buffers: 32, postedRegions: 1, msixVectors: 4, ownRegions: [], ...options };
+    const defaults = {
+      bufferSize: 4096,
+      buffers: 32,
+      postedRegions: 1,
+      msixVectors: 4,
+      ownRegions: [],
+      isolated: false,
+    };
+    this.#options = { ...defaults, ...options };
     this.#registers = pci.registers(REGISTER_BAR);
   }
 
@@ -126,11 +136,12 @@ export class TestDevice {
   }
 
   hello(): Uint8Array<ArrayBuffer> {
-    const { postedRegions } = this.#options;
+    const { postedRegions, isolated } = this.#options;
+    const flags = isolated ? HelloFlags.ISOLATED : 0;
     const regions = this.numRegions;
     const body = new Uint8Array(Hello.size + 8 * regions + 4 * NUM_PCI_IRQS);
     const data = new DataView(body.buffer);
-    Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions, regions });
+    Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions, regions, flags });
     for (let i = 0; i < regions; i++) setU64(data, Hello.size + 8 * i, this.#regionSize(i));
     const irqs = Hello.size + 8 * regions;
     for (let i = 0; i < NUM_PCI_IRQS; i++) data.setUint32(irqs + 4 * i, this.#irqCount(i), true);
@@ -201,6 +212,20 @@ export class TestDevice {
     }
     if (offered) this.notify(Queue.TO_DEVICE);
     for (const watcher of this.#watchers) watcher();
+  }
+
+  /** The next chain of a queue that the bridge is done with. */
+  used(queue: number): Promise<{ id: number; length: number }> {
+    return new Promise((resolve) => {
+      const look = () => {
+        const found = this.rings[queue].take();
+        if (!found) return;
+        this.#watchers.delete(look);
+        resolve(found);
+      };
+      this.#watchers.add(look);
+      look();
+    });
   }
 
   /** Resolves with the first message, from `after` on, that `wanted` accepts. */

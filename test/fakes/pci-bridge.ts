@@ -203,6 +203,11 @@ export class PciBridge implements PciFunction {
     return hello;
   }
 
+  /** The device's side of a queue that the driver set up. */
+  queue(index: number): DeviceQueue {
+    return this.#device(index);
+  }
+
   #device(index: number): DeviceQueue {
     const known = this.#devices.get(index);
     if (known !== undefined) return known;

@@ -79,3 +79,16 @@ test("help names the devices and their options", (t) => {
   t.deepEqual(parse("run disk -h"), { action: "help" });
   t.regex(helpText(kinds), /disk +a disk\n +--file PATH +its contents \(required\)\n +--size BYTES/);
 });
+
+test("how driver-VM memory is reached", (t) => {
+  const at = (...rest: string[]) => parseOptions(["run", "disk", "--file", "x", ...rest], kinds);
+  const isolated = (...rest: string[]) => {
+    const options = at("--pci", "01:00.0", ...rest);
+    return options.action === "run" && options.isolated;
+  };
+  t.false(isolated());
+  t.false(isolated("--dma", "window"));
+  t.true(isolated("--dma", "copy"));
+  t.throws(() => isolated("--dma", "both"), { name: "UserError", message: /window or copy, not both/ });
+  t.throws(() => at("--socket-path", "x", "--dma", "copy"), { name: "UserError", message: /in a device VM/ });
+});

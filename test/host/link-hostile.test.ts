@@ -68,6 +68,36 @@ const hostile: Record<string, (device: TestDevice, frontEnd: FrontEnd) => void> 
     device.rings[Queue.FROM_DEVICE].add(60, { address: 0x7fff_0000_0000, length: 16 });
     device.notify(Queue.FROM_DEVICE);
   },
+  "a copy without a header": (device) => {
+    device.rings[Queue.COPY].add(
+      0,
+      { address: 0x10_0000, length: 15 },
+      { address: 0x10_0000, length: 4, writable: true },
+    );
+    device.notify(Queue.COPY);
+  },
+  "a copy without room for its status": (device) => {
+    device.rings[Queue.COPY].add(
+      0,
+      { address: 0x10_0000, length: 16 },
+      { address: 0x10_0000, length: 3, writable: true },
+    );
+    device.notify(Queue.COPY);
+  },
+  "a loop of a copy's descriptors": (device) => {
+    device.rings[Queue.COPY].descriptor(0, 0x10_0000, 16, DescriptorFlags.NEXT, 0);
+    device.rings[Queue.COPY].offer(0);
+    device.notify(Queue.COPY);
+  },
+  "a copy to memory that the device VM does not have": (device) => {
+    const nowhere = { address: 0x7fff_0000_0000, length: 4100, writable: true };
+    device.rings[Queue.COPY].add(0, { address: 0x10_0000, length: 16 }, nowhere);
+    device.notify(Queue.COPY);
+  },
+  "a copy queue whose available index jumps": (device) => {
+    device.rings[Queue.COPY].setAvailableIndex(40_000);
+    device.notify(Queue.COPY);
+  },
   "an empty buffer": (device) => {
     device.rings[Queue.FROM_DEVICE].add(60, { address: 0x10_0000, length: 0 });
     device.notify(Queue.FROM_DEVICE);
@@ -109,6 +139,7 @@ const badHellos: Record<string, (device: TestDevice) => Uint8Array> = {
   "a cut body": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, -1)),
   "a byte too many": (device) => message(9, LinkCommand.HELLO, 0, Uint8Array.from([...device.hello(), 0])),
   "less than its fixed part": (device) => message(9, LinkCommand.HELLO, 0, device.hello().slice(0, 15)),
+  "a flag that nobody knows": (device) => hello(device, (data) => data.setUint32(Hello.offsets.flags, 2, true)),
   "no body": () => message(9, LinkCommand.HELLO, 0),
   "something else first": () => message(9, LinkCommand.QUIESCE, 0),
 };

@@ -38,7 +38,8 @@ test.serial("memory that cannot be in the window is told without it", async (t) 
   await client.mapMemory({ address: 0, size: 0x1000 });
   await client.mapMemory({ address: 0x10_0000, size: 0x1000, fd, writable: false });
   const maps = device.received.filter(({ command }) => command === Command.DMA_MAP).map(({ data }) => mapFlags(data));
-  t.deepEqual(maps, [DmaMapFlags.READ | DmaMapFlags.WRITE, DmaMapFlags.READ], "no fd; read-only");
+  const { READ, WRITE, FILE_IO } = DmaMapFlags;
+  t.deepEqual(maps, [READ | WRITE, READ | FILE_IO], "no fd: messages; read-only: copies");
   t.is(frontEnd.maps.length, 0);
 });
 
@@ -52,7 +53,7 @@ test.serial("more maps than a memory table holds, and a window that is full", as
   t.true(frontEnd.complaints.includes("No buffer space available"), "QEMU says so itself");
   await client.mapMemory({ address: 0x100_0000, size: 0x1000, fd, fdOffset: 0 });
   const flags = device.received.filter(({ command }) => command === Command.DMA_MAP).map(({ data }) => mapFlags(data));
-  t.deepEqual(flags, [...new Array(16).fill(7), 3], "the last one is for DMA by messages");
+  t.deepEqual(flags, [...new Array(16).fill(7), 3 | DmaMapFlags.FILE_IO], "the last one is for copies");
   for (let i = 0; i < 16; i++) await client.unmapMemory(i * 0x1_0000, 0x1_0000);
   t.is(frontEnd.maps.length, 0);
 });

@@ -40,7 +40,7 @@ async function withNvme(
   }
 }
 
-for (const kind of ["local", "virtio"] as const) {
+for (const kind of ["local", "virtio", "isolated"] as const) {
   for (const how of ["mapped", "by message"]) {
     test.serial(`${kind}: doorbells ${how}: files and memory agree with a model`, async (t) => {
       await withNvme(t, kind, async ({ client }, file) => {
