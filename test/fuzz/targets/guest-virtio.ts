@@ -12,6 +12,7 @@ import {
   AllocateMemory,
   ClientConnected,
   ClientGone,
+  CopyStatus,
   IoEvent,
   LinkCommand,
   MemoryAllocated,
@@ -38,7 +39,7 @@ import type { Choices } from "../choices.js";
 import { FuzzDevice } from "../device.js";
 import { FdPool } from "../fds.js";
 import { HostilePci, WINDOW_SIZE } from "../hostile-pci.js";
-import { bend, spoil } from "../mutate.js";
+import { bend, oddNumber, spoil } from "../mutate.js";
 import { turn } from "../peer.js";
 import type { Context, Instance } from "../target.js";
 import { hostileCommand as clientCommand, dmaReply, pack } from "../vfio-user-messages.js";
@@ -91,6 +92,19 @@ class Bridge {
       this.received.push(Buffer.from(this.#in.subarray(0, size)));
       this.#have = 0;
     }
+  }
+
+  /** Answers requests of the copy queue, of which a few get what they should not. */
+  copy(random: Choices): void {
+    const queue = this.pci.queue(Queue.COPY);
+    while (queue && !random.chance(3) && this.#next(queue)) {
+      const { writable } = queue;
+      const errno = random.chance(90) ? 0 : oddNumber(random, 4);
+      if (writable >= CopyStatus.size) queue.write(0, CopyStatus.encode({ errno }), 0, CopyStatus.size);
+      const used = errno === 0 ? writable : CopyStatus.size;
+      queue.complete(random.chance(99.5) ? used : oddNumber(random, 4));
+    }
+    this.pci.raise();
   }
 
   #next(queue: DeviceQueue): boolean {
@@ -148,7 +162,7 @@ function hostileMessage(random: Choices, id: number, fds: FdPool): Uint8Array {
     [
       3,
       () => {
-        const flags = random.between(1, 3) | (random.chance(70) ? DmaMapFlags.MMAP : 0);
+        const flags = random.between(1, 3) | random.pick([0, DmaMapFlags.MMAP, DmaMapFlags.MMAP, DmaMapFlags.FILE_IO]);
         const offset = 0x1000 * random.below((WINDOW_SIZE - size) / 0x1000 + 1);
         return [Command.DMA_MAP, DmaMap, DmaMap.encode({ argsz: DmaMap.size, flags, offset, address, size })];
       },
@@ -192,12 +206,12 @@ export function createTarget({ trace, log }: Context): Instance {
   const fds = new FdPool();
 
   /** A link that is open as far as the bridge lets it; undefined when the library refused the device. */
-  async function open(pci: HostilePci, bridge: Bridge, answer: (message: Buffer) => Uint8Array) {
+  async function open(pci: HostilePci, bridge: Bridge, answer: (message: Buffer) => Uint8Array, isolated = false) {
     const refused = (error: unknown) => {
       if (!(error instanceof UserError)) throw error;
       return undefined;
     };
-    const link = await createVirtioLink(pci, log).catch(refused);
+    const link = await createVirtioLink(pci, log, isolated).catch(refused);
     if (!link) return undefined;
     const endpoint = new DeviceEndpoint(new FuzzDevice(), link, log);
     let opening = true;
@@ -244,7 +258,7 @@ export function createTarget({ trace, log }: Context): Instance {
       const pci = new HostilePci(random, random.chance(25));
       const bridge = new Bridge(pci);
       const answers = random.fork();
-      const opened = await open(pci, bridge, (message) => hostileReply(answers, message));
+      const opened = await open(pci, bridge, (message) => hostileReply(answers, message), random.chance(50));
       if (!opened) return;
       const { link, endpoint } = opened;
       let lost = false;
@@ -261,7 +275,7 @@ export function createTarget({ trace, log }: Context): Instance {
         const lies = random.chance(1);
         bridge.send(message, lies ? (length) => length + random.between(-2, 2) : undefined);
         if (random.chance(1)) {
-          const index = random.below(2);
+          const index = random.below(3);
           trace.note("corrupt used ring", index);
           bridge.corrupted = true;
           pci.corruptUsedRing(random, index);
@@ -269,6 +283,7 @@ export function createTarget({ trace, log }: Context): Instance {
         }
         if (random.chance(40)) await turn();
         bridge.take();
+        if (random.chance(70)) bridge.copy(answers);
         for (const received of bridge.received.splice(0)) {
           if (!isCommand(received) || answers.chance(5)) continue;
           const reply = hostileReply(answers, received);

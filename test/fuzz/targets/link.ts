@@ -32,6 +32,7 @@ import { BAR_SIZE, type LinkMessage, message, TestDevice } from "../../fakes/fro
 import { ioFds, memoryBody, PARTS, regionInfo, regionInfoWith, tooMany } from "../../host/sharing-set-up.js";
 import { FuzzedBridge, inTime } from "../bridge.js";
 import type { Choices } from "../choices.js";
+import { HostileCopies } from "../copies.js";
 import { FdPool } from "../fds.js";
 import { bend, oddNumber, spoil } from "../mutate.js";
 import { turn } from "../peer.js";
@@ -148,7 +149,11 @@ async function call(random: Choices, client: Client, memory: number, doorbell: n
     case 0:
       return void (await client.getInfo());
     case 1:
-      return client.mapMemory({ address, size: MAP_SIZE, ...(random.chance(70) ? { fd: memory } : {}) });
+      return client.mapMemory({
+        address,
+        size: MAP_SIZE,
+        ...(random.chance(70) ? { fd: memory, writable: random.chance(80) } : {}),
+      });
     case 2:
       return random.chance(80) ? client.unmapMemory(address, MAP_SIZE) : client.unmapAll();
     case 3: {
@@ -204,7 +209,8 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
   return {
     async round(random) {
       const frontEnd = new FrontEnd(bridge.path("vhost-user", 0));
-      const device = new TestDevice(frontEnd, { ownRegions: new Array(random.pick([0, 2, 23])).fill(BAR_SIZE) });
+      const ownRegions = new Array(random.pick([0, 2, 23])).fill(BAR_SIZE);
+      const device = new TestDevice(frontEnd, { ownRegions, isolated: random.chance(50) });
       const answers = random.fork();
       const gentle = random.chance(60);
       let hostile = false;
@@ -232,6 +238,7 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
         device.start();
       }
       hostile = true;
+      const copies = new HostileCopies(device, MAP_SIZE);
       const memory = new Uint8Array(MEMORY.size).fill(CANARY);
       client?.registerMemory(MEMORY.address, memory.subarray(MEMORY.from, MEMORY.to));
       const calls: Promise<void>[] = [];
@@ -253,6 +260,11 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
         if (!gentle && random.chance(2)) {
           trace.note("damage");
           damage(random, device);
+        }
+        if (random.chance(20)) {
+          const address = MAP_SIZE * random.below(8);
+          trace.note("copies", address.toString(16));
+          copies.ask(random, address, gentle);
         }
         if (random.chance(10)) device.ring(random.below(5));
         // Now and then the bridge, which is another process, gets time to act.

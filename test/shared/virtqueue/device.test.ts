@@ -195,3 +195,14 @@ test("layouts that VIRTIO does not allow are refused", (t) => {
   queue.start(good);
   t.true(queue.running);
 });
+
+test("notifications are asked for, or not; a queue that is stopped asks for nothing", (t) => {
+  const { ring, queue } = setUp();
+  queue.wantsKick = false;
+  t.is(ring.view.getUint16(ring.used, true), 1);
+  queue.wantsKick = true;
+  t.is(ring.view.getUint16(ring.used, true), 0);
+  queue.stop();
+  queue.wantsKick = false;
+  t.is(ring.view.getUint16(ring.used, true), 0);
+});

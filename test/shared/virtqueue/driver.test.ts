@@ -114,3 +114,22 @@ test("a buffer that is in flight cannot be added again: our own bug", (t) => {
   queue.add(1, 0x1000, 100, true);
   t.throws(() => queue.add(1, 0x1000, 100, true), { message: /not free/ });
 });
+
+test("a chain is one buffer, named by its first descriptor", (t) => {
+  const { queue, descriptors, use } = setUp();
+  queue.describe(1, 0x1000, 16, false, 3);
+  queue.describe(3, 0x2000, 4, true, -1);
+  queue.offer(1, 4);
+  t.is(queue.inFlight, 1);
+  const descriptor = (index: number) =>
+    Buffer.from(descriptors.buffer, descriptors.byteOffset + 16 * index, 16).toString("hex");
+  t.is(descriptor(1), "00100000000000001000000001000300");
+  t.is(descriptor(3), "00200000000000000400000002000000");
+  t.throws(() => queue.offer(1, 4), { message: /not free/ });
+  use(1, 4);
+  t.is(queue.take(), 1);
+  t.is(queue.usedLength, 4);
+  queue.offer(1, 4);
+  use(3, 4);
+  t.throws(() => queue.take(), { name: "PeerGone", message: /buffer 3, which it does not have/ });
+});
