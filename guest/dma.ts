@@ -1,6 +1,7 @@
 /**
  * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window, or,
- * for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured: while it is clear nothing can be reached.
+ * for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured: while it is
+ * clear nothing can be reached.
  */
 
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
@@ -183,14 +184,26 @@ export class WindowDma implements Dma {
     if (copied === list.length) return;
     // The list may be used for something else meanwhile.
     const ranges = Array.from({ length: list.count }, (_, n) => [list.addresses[n], list.lengths[n]] as const);
+    const moves: Promise<void>[] = [];
+    let failure: unknown;
     let begin = 0;
     for (const [address, length] of ranges) {
       const done = Math.min(length, Math.max(0, copied - begin));
       const rest = bytes.subarray(begin + done, begin + length);
       begin += length;
       if (done === length) continue;
-      await (access === "read" ? this.read(address + done, rest) : this.write(address + done, rest));
+      const move = access === "read" ? this.read(address + done, rest) : this.write(address + done, rest);
+      const ended = move.catch((error) => {
+        failure ??= error;
+      });
+      moves.push(ended);
+      // Copies wait in their queue, messages here: only so many can be under way.
+      if (this.#maps.at(address + done)?.isCopied !== true) await ended;
+      if (failure !== undefined) break;
     }
+    // The array is the device's again afterwards, also when one of them failed.
+    await Promise.all(moves);
+    if (failure !== undefined) throw failure;
   }
 
   #moveListSync(list: ScatterList, bytes: Uint8Array, access: Access): void {

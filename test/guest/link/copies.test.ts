@@ -2,6 +2,7 @@
 import test, { type ExecutionContext } from "ava";
 import { Copies } from "../../../guest/link/copies.js";
 import { DmaBuffers } from "../../../guest/link/dma-buffers.js";
+import { ScatterList } from "../../../guest/scatter-list.js";
 import { VirtioPci } from "../../../guest/virtio-pci/transport.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { KiB, LARGE_PAGE_SIZE, MAX_COPY_SIZE, MiB, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../../shared/limits.js";
@@ -53,6 +54,32 @@ over(["isolated"], "DMA of any size to and from any memory, several at once", as
   }
   const moved = sizes.reduce((a, b) => a + b, 0);
   t.like(machine.endpoint.statistics(), { movedByCopy: 4 * moved, movedByMessage: 0, readThroughWindow: 0 });
+});
+
+over(["isolated"], "scatter lists: all ranges at once, and none after one that fails", async (t, machine) => {
+  const bytes = await mapped(t, machine);
+  const { client, device } = machine;
+  const { dma } = device.context;
+  const other = new Uint8Array(PAGE_SIZE);
+  await client.mapMemory({ address: 2 * BASE, size: PAGE_SIZE });
+  client.registerMemory(2 * BASE, other);
+  fill(bytes, 4);
+  const list = new ScatterList();
+  for (let n = 99; n >= 0; n--) list.add(BASE + n * 5000, 3000);
+  list.add(2 * BASE + 1, 100);
+  const target = dma.allocate(list.length);
+  await dma.readList(list, target);
+  const expected = Array.from({ length: 100 }, (_, n) => bytes.slice((99 - n) * 5000, (99 - n) * 5000 + 3000));
+  t.is(Buffer.compare(target, Buffer.concat([...expected, new Uint8Array(100)])), 0);
+  bytes.fill(0);
+  target.fill(9, 300_000);
+  await dma.writeList(list, target);
+  t.is(Buffer.compare(bytes.subarray(495_000, 498_000), expected[0]), 0);
+  t.is(bytes[498_000], 0);
+  t.is(other[100], 9);
+  list.add(3 * BASE, 1);
+  await t.throwsAsync(dma.readList(list, dma.allocate(list.length)), { name: "DmaError" });
+  t.throws(() => dma.readListSync(list, new Uint8Array(list.length)), { name: "DmaError" });
 });
 
 over(["isolated"], "what wants the memory itself does not get it; no map, no copy", async (t, machine) => {
