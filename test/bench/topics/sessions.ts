@@ -17,7 +17,9 @@ interface State {
 
 const COUNT = 6400;
 const MOST = 64;
-const IDLE_MS = 4000;
+const IDLE_MS = 5000;
+/** Until V8 has reduced the heaps that the sessions before have left. */
+const SETTLE_MS = 10_000;
 
 const reads = ({ machine }: State, { sockets }: BridgedDevices): Promise<Sample> =>
   machine.us("client-access", COUNT, "read", ...sockets);
@@ -44,7 +46,7 @@ async function idle({ machine }: State, { sockets }: BridgedDevices, processes: 
   const client = spawn(machine.program("client-idle"), sockets, { stdio: ["pipe", "pipe", "inherit"] });
   const exited = once(client, "exit");
   await once(client.stdout, "data");
-  await delay(500);
+  await delay(SETTLE_MS);
   const used = () => processes.reduce((total, process) => total + process.cpuTime, 0);
   const [start, before] = [performance.now(), used()];
   await delay(IDLE_MS);
