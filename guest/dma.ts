@@ -168,7 +168,8 @@ export class WindowDma implements Dma {
 
   inspect(): unknown {
     const maps = Array.from(this.#maps, (map) => ({ ...map, address: `0x${map.address.toString(16)}` }));
-    return { maps, busMaster: this.#busMaster(), bytesRead: this.bytesRead, bytesWritten: this.bytesWritten };
+    const { bytesRead, bytesWritten, bytesByCopy, bytesByMessage } = this;
+    return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };
   }
 
   /** Copies what is in the window. Returns how many bytes that was, from the list's beginning on. */

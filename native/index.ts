@@ -68,7 +68,7 @@ export interface Reservation {
   piece(index: number): ArrayBuffer;
   /**
    * mmap(MAP_SHARED | MAP_FIXED) of fd's [fdOffset, fdOffset + length) at `offset`; all three page-aligned. It replaces what
-   * was mapped there; when it fails, zero pages are there.
+   * was mapped there; when mmap fails, zero pages are there. EINVAL, and nothing changes, for parts of huge pages.
    */
   map(offset: number, length: number, fd: number, fdOffset: number, protection: number): void;
   /** Puts anonymous zero pages there. */

@@ -2,6 +2,7 @@
 // ArrayBuffer (mapFile). No ArrayBuffer is ever made for a map into a Reservation: making one costs a garbage collection.
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <memory>
@@ -21,6 +22,16 @@ constexpr double kMaxReservation = 1099511627776.0 * 16;
 constexpr size_t kLargePage = size_t{1} << 21;
 constexpr size_t kHugePage = size_t{1} << 30;
 constexpr int kZeroFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+// Whether mmap keeps to what it is told: of a file of huge pages it maps whole ones, over what is next to the place, and such a
+// map cannot be taken away in part.
+bool MapsExactly(int fd, size_t place, size_t length) {
+  constexpr unsigned kHugetlbfs = 0x958458f6;
+  struct statfs status;
+  if (fstatfs(fd, &status) != 0 || static_cast<unsigned>(status.f_type) != kHugetlbfs) return true;
+  size_t page = static_cast<size_t>(status.f_bsize);
+  return place % page == 0 && length % page == 0;
+}
 
 // Addresses that stay ours until the last ArrayBuffer and the Reservation itself are gone.
 struct Region {
@@ -108,6 +119,7 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
     off_t fd_offset = Integer(info[3], "fdOffset", 0, kMaxSafeInteger - static_cast<double>(length));
     int protection = static_cast<int>(Integer(info[4], "protection", 0, PROT_READ | PROT_WRITE));
     if (fd_offset % kPage != 0) throw Napi::RangeError::New(env, "fdOffset must be a multiple of the page size");
+    if (!MapsExactly(fd, offset, length)) throw SystemError(env, EINVAL, "mmap");
     // Recorded first: a record of what is not mapped does no harm.
     region_->guard->Mapped(offset, length);
     if (mmap(base + offset, length, protection, MAP_SHARED | MAP_FIXED, fd, fd_offset) == MAP_FAILED) {

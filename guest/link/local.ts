@@ -3,7 +3,7 @@
  * The client's memory is mapped into a window of this process, its eventfds are written to directly.
  */
 import { close, eventfdWrite, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
-import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { IrqSetFlags } from "../../shared/spec/vfio-user.js";
@@ -207,7 +207,9 @@ export class LocalLink implements Link, Backend {
       this.#reservation.map(offset, size, fd, fdOffset, PROT_READ | PROT_WRITE);
     } catch (error) {
       this.#places.free(offset);
-      throw error;
+      if (!isSystemError(error)) throw error;
+      this.#log.warn({ size, reason: error.message }, "it cannot be mapped: this memory is reached by messages");
+      return -1;
     }
     this.#mapped.set(map, offset);
     return offset;

@@ -283,3 +283,19 @@ test("what nobody holds any more is unmapped: maps of files, and reservations wi
   const options = ["--expose-gc", "--input-type=module", "-e", script];
   t.is(execFileSync(process.execPath, options, { encoding: "utf8", timeout: 60_000 }), "2,1");
 });
+
+test("a part of a huge page is not mapped: all of it would be, over what is next to the place", (t) => {
+  const reserved = reservation(t);
+  const memory = owned(t, native.createMemory("huge", 4 * MiB, true));
+  const neighbour = numbered(t, PAGE);
+  reserved.map(MiB / 2, PAGE, neighbour, 0, RW);
+  for (const [offset, length] of [
+    [0, MiB / 2],
+    [MiB, 2 * MiB],
+    [0, 3 * MiB],
+  ]) {
+    const error = t.throws(() => reserved.map(offset, length, memory, 0, RW));
+    t.true(isSystemError(error) && error.code === "EINVAL");
+  }
+  t.is(at(reserved, MiB / 2), 1);
+});

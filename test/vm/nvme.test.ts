@@ -100,6 +100,24 @@ test.serial("the device's process ends and starts again, the disk with it, and Q
   t.true(t.context.bridge.alive);
 });
 
+test.serial(
+  "a device process that has none of the driver VM's memory: the bridge copies, and the disk works",
+  async (t) => {
+    t.timeout(20 * 60_000);
+    const { deviceVm } = t.context;
+    await vms.stopNvme(deviceVm);
+    await vms.startNvme(deviceVm, DISK_MIB, "--dma copy");
+    const vm = await driverVm(t);
+    t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
+    t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
+    const state = await vms.nvmeState(deviceVm);
+    t.regex(state, /"isCopied":true/);
+    t.regex(state, /"bytesRead":0,"bytesWritten":0,"bytesByCopy":[1-9]/);
+    t.notRegex(state, /"windowOffset":[0-9]/);
+    t.true(t.context.bridge.alive);
+  },
+);
+
 test.serial("Linux uses doorbells in memory, several namespaces, deallocation, and a disk that grows", async (t) => {
   t.timeout(20 * 60_000);
   const { deviceVm } = t.context;

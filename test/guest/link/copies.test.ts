@@ -4,6 +4,7 @@ import { Copies } from "../../../guest/link/copies.js";
 import { DmaBuffers } from "../../../guest/link/dma-buffers.js";
 import { ScatterList } from "../../../guest/scatter-list.js";
 import { VirtioPci } from "../../../guest/virtio-pci/transport.js";
+import { addSeals, close, createMemory, F_SEAL_SHRINK } from "../../../native/index.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { KiB, LARGE_PAGE_SIZE, MAX_COPY_SIZE, MiB, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";
@@ -115,6 +116,22 @@ over(["isolated"], "unmapping waits for copies that are under way", async (t, ma
   await client.unmapMemory(BASE, SIZE);
   t.true(done);
   t.true(bytes.every((byte) => byte === 1));
+});
+
+over(["local", "isolated"], "a part of a huge page cannot be mapped, and goes by messages", async (t, machine) => {
+  const { client, enable, bind, copy } = machine;
+  const fd = createMemory("huge", LARGE_PAGE_SIZE, true);
+  addSeals(fd, F_SEAL_SHRINK);
+  t.teardown(() => close(fd));
+  const bytes = new Uint8Array(MiB).fill(4);
+  await client.mapMemory({ address: BASE, size: MiB, fd });
+  client.registerMemory(BASE, bytes);
+  await enable();
+  await bind();
+  bytes[0] = 3;
+  t.is(await copy(BASE, BASE + 1, 1), Statuses.DONE);
+  t.is(bytes[1], 3);
+  t.is(machine.endpoint.dma.bytesByMessage, 2);
 });
 
 test.serial("isolated: what copies wrote is in the log of written pages", async (t) => {
