@@ -45,7 +45,7 @@ export class CopiedMemory {
     return this.#entries.has(map);
   }
 
-  /** Maps it, where it has an fd and there is room. */
+  /** Maps it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address */
   put(map: MemoryMap): void {
     const { address, size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
@@ -54,22 +54,28 @@ export class CopiedMemory {
       this.#log.warn({ address, size }, "no room for copies: DMA by messages");
       return;
     }
+    const entry = { address, size, readable, writable, place };
+    try {
+      this.#table.insert(entry);
+    } catch (error) {
+      this.#allocator.free(place);
+      throw error;
+    }
     try {
       this.#reservation ??= new Reservation(this.#size, WINDOW_PIECE_SIZE);
       this.#reservation.map(place, size, fd, fdOffset, writable ? PROT_READ | PROT_WRITE : PROT_READ);
+      // Opening a piece costs a garbage collection: better now than at the first copy.
+      const last = Math.floor((place + size - 1) / WINDOW_PIECE_SIZE);
+      for (let index = Math.floor(place / WINDOW_PIECE_SIZE); index <= last; index++) {
+        this.#pieces[index] ??= new Uint8Array(this.#reservation.piece(index));
+      }
     } catch (error) {
+      this.#table.remove(address, size);
       this.#allocator.free(place);
       if (!isSystemError(error)) throw error;
       this.#log.warn({ address, size, reason: error.message }, "not mapped for copies: DMA by messages");
       return;
     }
-    // Opening a piece costs a garbage collection: better now than at the first copy.
-    const last = Math.floor((place + size - 1) / WINDOW_PIECE_SIZE);
-    for (let index = Math.floor(place / WINDOW_PIECE_SIZE); index <= last; index++) {
-      this.#pieces[index] ??= new Uint8Array(this.#reservation.piece(index));
-    }
-    const entry = { address, size, readable, writable, place };
-    this.#table.insert(entry);
     this.#entries.set(map, entry);
   }
 
