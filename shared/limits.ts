@@ -43,6 +43,11 @@ export const MAX_SEND_BACKLOG = 4 * MiB;
 export const MAX_DMA_WRITE_BYTES = 1 * MiB;
 /** The most bytes that one request of the copy queue moves; one is carried out whole before others get their turn. */
 export const MAX_COPY_SIZE = 2 * MiB;
+/**
+ * DMA maps of one session that the bridge has mapped itself, for copies. Each takes three of the 65530 maps that Linux grants a
+ * process (vm.max_map_count) at worst, and a bridge serves many sessions.
+ */
+export const MAX_COPIED_MAPS = 256;
 /** DMA messages that may wait for their turn. */
 export const MAX_DMA_REQUESTS = 64 * KiB;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */

@@ -6,7 +6,7 @@
  */
 import { PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
 import { isSystemError } from "../../shared/errors.js";
-import { WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import { MAX_COPIED_MAPS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { DmaTable } from "../../shared/vfio-user/dma-table.js";
@@ -33,6 +33,8 @@ export class CopiedMemory {
   /** Made for the first map that is needed here. */
   #reservation: Reservation | undefined;
   readonly #pieces: Uint8Array<ArrayBuffer>[] = [];
+  /** There was no room for the last map: it was logged. */
+  #isFull = false;
 
   /** `size` in bytes: of all that can be mapped at once. */
   constructor(size: number, log: Log) {
@@ -49,9 +51,11 @@ export class CopiedMemory {
   put(map: MemoryMap): void {
     const { address, size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
-    const place = this.#allocator.allocate(size, fdOffset);
+    const place = this.#entries.size < MAX_COPIED_MAPS ? this.#allocator.allocate(size, fdOffset) : -1;
     if (place < 0) {
-      this.#log.warn({ address, size }, "no room for copies: DMA by messages");
+      if (!this.#isFull)
+        this.#log.warn({ address, size, maps: this.#entries.size }, "no room for copies: DMA by messages");
+      this.#isFull = true;
       return;
     }
     const entry = { address, size, readable, writable, place };
@@ -84,6 +88,7 @@ export class CopiedMemory {
     const entry = this.#entries.get(map);
     if (!entry) return;
     this.#entries.delete(map);
+    this.#isFull = false;
     this.#table.remove(entry.address, entry.size);
     try {
       this.#reservation?.unmap(entry.place, entry.size);

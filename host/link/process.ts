@@ -1,6 +1,6 @@
 /**
  * The device process as the bridge sees it: the states of the specification's table (docs/virtio-vfio-user.md, "Device
- * operation"), the commands that bring it from one to the next, and what it has of the bridge: doorbells, DMA messages,
+ * operation"), the commands that bring it from one to the next, and what it has of the bridge: doorbells, DMA messages, copies,
  * shared memory. All of that is dropped when it stops.
  */
 import { isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";

@@ -3,76 +3,15 @@ import { ftruncateSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import * as native from "../../native/index.js";
 import { Errno } from "../../shared/errors.js";
-import { MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
-import { CopyFlags, CopyRequest, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { MAX_COPIED_MAPS, MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
+import { CopyFlags, LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, DmaMapFlags } from "../../shared/spec/vfio-user.js";
-import type { FrontEnd } from "../fakes/front-end.js";
 import type { TestDevice } from "../fakes/front-end-device.js";
+import { type Ask, BASE, copier, SLOTS } from "./copier.js";
 import { closeFd } from "./raw-peer.js";
 import { deviceAnswers, eventfd, mapFlags, memory, pattern, setUp } from "./set-up.js";
 
-const BASE = 0x1_0000_0000;
 const WHOLE = DmaMapFlags.READ | DmaMapFlags.WRITE;
-/** Descriptors of a request, and what a request of the tests has beside its data. */
-const DESCRIPTORS = 3;
-const FIXED = 64;
-const SLOTS = 16;
-
-interface Ask {
-  readonly address?: number;
-  readonly length?: number;
-  readonly flags?: number;
-  /** Bytes of the readable and of the writable data, where they are not what the request says. */
-  readonly readable?: number;
-  readonly writable?: number;
-  /** Parts of the room for data, in order. */
-  readonly room?: readonly { readonly at: number; readonly length: number }[];
-}
-
-/** Requests in memory of the device VM: their fixed parts, then `data`, which all of them share. */
-function copier(frontEnd: FrontEnd, device: TestDevice) {
-  const dma = frontEnd.allocate(SLOTS * FIXED + MAX_COPY_SIZE + MiB);
-  const start = SLOTS * FIXED;
-  const bytes = new Uint8Array(dma.buffer);
-  const view = new DataView(dma.buffer);
-  const data = bytes.subarray(start);
-  const add = (slot: number, { address = BASE, length = 4096, flags = 0, ...sizes }: Ask) => {
-    const isWrite = (flags & CopyFlags.WRITE) !== 0;
-    const {
-      readable = isWrite ? length : 0,
-      writable = isWrite ? 0 : length,
-      room = [{ at: 0, length: writable }],
-    } = sizes;
-    const at = slot * FIXED;
-    Object.assign(CopyRequest.view(view, at), { address: Math.max(0, address), length, flags });
-    if (address < 0) view.setBigInt64(at, BigInt(address), true);
-    view.setUint32(at + 16, 0xdead, true);
-    const fixed = [
-      { address: dma.address + at, length: 16 },
-      { address: dma.address + at + 16, length: 4, writable: true },
-    ] as const;
-    const source = { address: dma.address + start, length: readable };
-    const targets = room.map((part) => ({
-      address: dma.address + start + part.at,
-      length: part.length,
-      writable: true,
-    }));
-    const chain = readable > 0 ? [fixed[0], source, fixed[1]] : [...fixed];
-    device.rings[Queue.COPY].add(slot * DESCRIPTORS, ...chain, ...(writable > 0 ? targets : []));
-  };
-  const kick = () => device.notify(Queue.COPY);
-  const done = async () => {
-    const { id, length } = await device.used(Queue.COPY);
-    return { slot: id / DESCRIPTORS, status: view.getUint32((id / DESCRIPTORS) * FIXED + 16, true), length };
-  };
-  /** One request; its status. */
-  const ask = async (request: Ask) => {
-    add(0, request);
-    kick();
-    return (await done()).status;
-  };
-  return { data, add, kick, done, ask };
-}
 
 async function start(t: ExecutionContext, isolated = true) {
   const machine = await setUp(t, { device: { isolated } });
@@ -147,42 +86,55 @@ test.serial("requests that make no sense, or ask for what is not there, get a st
   t.is(await copier.ask({ address: BASE + MiB - 4096, flags: WRITE }), 0, "the last bytes of it");
 });
 
-test.serial(
-  "read-only memory, memory that can shrink, and what the window has no room for is copied too",
-  async (t) => {
-    const { frontEnd, device, client, copier } = await start(t, false);
-    const { WRITE } = CopyFlags;
-    const [shown, readOnly] = [memory(t, MiB), memory(t, MiB)];
-    const fd = native.createMemory("unsealed", 2 * MiB, false);
-    t.teardown(() => closeFd(fd));
-    const bytes = new Uint8Array(native.mapFile(fd, 0, 2 * MiB, native.PROT_READ | native.PROT_WRITE));
-    await client.mapMemory({ address: BASE, size: MiB, fd: shown.fd });
-    await client.mapMemory({ address: 2 * BASE, size: MiB, fd: readOnly.fd, writable: false });
-    await client.mapMemory({ address: 3 * BASE, size: 2 * MiB, fd });
-    // A memfd without MFD_ALLOW_SEALING, and a file of tmpfs, have this seal from the beginning.
-    native.addSeals(fd, native.F_SEAL_SEAL);
-    await client.mapMemory({ address: 4 * BASE, size: 2 * MiB, fd });
-    const { MMAP, FILE_IO, READ } = DmaMapFlags;
-    t.deepEqual(flagsOf(device), [WHOLE | MMAP, READ | FILE_IO, WHOLE, WHOLE | FILE_IO]);
-    t.is(frontEnd.maps.length, 1);
-    t.is(await copier.ask({ address: BASE }), Errno.EFAULT, "what is in the window is not copied");
+test.serial("read-only memory, and memory that can shrink, is copied too", async (t) => {
+  const { frontEnd, device, client, copier } = await start(t, false);
+  const { WRITE } = CopyFlags;
+  const [shown, readOnly] = [memory(t, MiB), memory(t, MiB)];
+  const fd = native.createMemory("unsealed", 2 * MiB, false);
+  t.teardown(() => closeFd(fd));
+  const bytes = new Uint8Array(native.mapFile(fd, 0, 2 * MiB, native.PROT_READ | native.PROT_WRITE));
+  await client.mapMemory({ address: BASE, size: MiB, fd: shown.fd });
+  await client.mapMemory({ address: 2 * BASE, size: MiB, fd: readOnly.fd, writable: false });
+  await client.mapMemory({ address: 3 * BASE, size: 2 * MiB, fd });
+  // A memfd without MFD_ALLOW_SEALING, and a file of tmpfs, have this seal from the beginning.
+  native.addSeals(fd, native.F_SEAL_SEAL);
+  await client.mapMemory({ address: 4 * BASE, size: 2 * MiB, fd });
+  const { MMAP, FILE_IO, READ } = DmaMapFlags;
+  t.deepEqual(flagsOf(device), [WHOLE | MMAP, READ | FILE_IO, WHOLE, WHOLE | FILE_IO]);
+  t.is(frontEnd.maps.length, 1);
+  t.is(await copier.ask({ address: BASE }), Errno.EFAULT, "what is in the window is not copied");
 
-    readOnly.bytes.fill(5);
-    t.is(await copier.ask({ address: 2 * BASE }), 0);
-    t.is(copier.data[4095], 5);
-    t.is(await copier.ask({ address: 2 * BASE, flags: WRITE }), Errno.EFAULT, "it is read-only");
-    copier.data.fill(6);
-    t.is(await copier.ask({ address: 4 * BASE + MiB, flags: WRITE }), 0);
-    t.is(bytes[MiB + 4095], 6);
+  readOnly.bytes.fill(5);
+  t.is(await copier.ask({ address: 2 * BASE }), 0);
+  t.is(copier.data[4095], 5);
+  t.is(await copier.ask({ address: 2 * BASE, flags: WRITE }), Errno.EFAULT, "it is read-only");
+  copier.data.fill(6);
+  t.is(await copier.ask({ address: 4 * BASE + MiB, flags: WRITE }), 0);
+  t.is(bytes[MiB + 4095], 6);
 
-    // Its owner cuts it short: zeros, and the bridge lives.
-    ftruncateSync(fd, MiB);
-    t.is(await copier.ask({ address: 4 * BASE + MiB }), 0);
-    t.true(copier.data.subarray(0, 4096).every((byte) => byte === 0));
-    t.is(await copier.ask({ address: 4 * BASE + MiB, flags: WRITE }), 0);
-    t.is((await client.getInfo()).numIrqs, 5);
-  },
-);
+  // Its owner cuts it short: zeros, and the bridge lives.
+  ftruncateSync(fd, MiB);
+  t.is(await copier.ask({ address: 4 * BASE + MiB }), 0);
+  t.true(copier.data.subarray(0, 4096).every((byte) => byte === 0));
+  t.is(await copier.ask({ address: 4 * BASE + MiB, flags: WRITE }), 0);
+  t.is((await client.getInfo()).numIrqs, 5);
+});
+
+test.serial("more maps than the bridge copies for", async (t) => {
+  const { device, client, copier } = await start(t);
+  const { fd, bytes } = memory(t, 4096);
+  const copied = () => flagsOf(device).filter((flags) => flags & DmaMapFlags.FILE_IO).length;
+  for (let n = 0; n <= MAX_COPIED_MAPS; n++) await client.mapMemory({ address: n * 8192, size: 4096, fd });
+  t.is(copied(), MAX_COPIED_MAPS);
+  bytes.fill(2);
+  t.is(await copier.ask({ address: (MAX_COPIED_MAPS - 1) * 8192 }), 0);
+  t.is(await copier.ask({ address: MAX_COPIED_MAPS * 8192 }), Errno.EFAULT, "by messages");
+  await client.unmapMemory(0, 4096);
+  await client.mapMemory({ address: BASE, size: 4096, fd });
+  t.is(copied(), MAX_COPIED_MAPS + 1);
+  t.is(await copier.ask({}), 0);
+  t.is(copier.data[4095], 2);
+});
 
 test.serial("memory that may only be written is not read", async (t) => {
   const { client, copier } = await start(t);
