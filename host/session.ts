@@ -118,6 +118,7 @@ export class Session {
         ioEvents: sharing.forwarded,
         messagesSent: conversation.channel.sent,
         messagesReceived: conversation.channel.received,
+        messageSignals: conversation.channel.signals,
         dmaMessages: dma.transfers,
         copies: copies.copies,
         copiedBytes: copies.bytes,

@@ -70,7 +70,7 @@ export class Copies {
   };
 
   /** @throws UserError when there is no memory for it, or the queue may have too few descriptors */
-  constructor(pci: PciFunction, transport: VirtioPci, buffers: DmaBuffers) {
+  constructor(pci: PciFunction, transport: VirtioPci, buffers: DmaBuffers, eventIndex = false) {
     this.#transport = transport;
     this.#buffers = buffers;
     const most = Math.min(transport.maxQueueSize(Queue.COPY), MAX_QUEUE_SIZE);
@@ -81,7 +81,7 @@ export class Copies {
     const fixedEnd = this.#fixed + slots * FIXED_SIZE;
     this.#bounce = fixedEnd + (-fixedEnd & (PAGE_SIZE - 1));
     this.#memory = pci.allocate(this.#bounce + slots * BOUNCE_SIZE);
-    this.queue = new DriverQueue(size, this.#memory, 0);
+    this.queue = new DriverQueue(size, this.#memory, 0, eventIndex);
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#data = new DataView(this.#memory.buffer);
     this.#slots = Array.from({ length: slots }, () => ({ transfer: undefined, start: 0, length: 0 }));

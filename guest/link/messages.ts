@@ -7,19 +7,13 @@
  * once and nothing is sent or received any more; nothing is thrown for it, since replies are sent from everywhere.
  */
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { KiB } from "../../shared/limits.js";
 import { Queue } from "../../shared/spec/link.js";
 import { Header } from "../../shared/spec/vfio-user.js";
-import { DriverQueue, RING_ALIGNMENT, ringBytes } from "../../shared/virtqueue/driver.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
-import type { DmaMemory, PciFunction } from "../vfio/pci-function.js";
+import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
+import { Buffers } from "./buffers.js";
 
-/** Buffers of each queue, where the device allows as many. */
-const MAX_BUFFERS = 128;
-/** Bytes of all buffers of a queue: more than the largest message, so that neither side needs to wait within one. */
-const BUFFER_SPACE = 1536 * KiB;
-const BUFFER_ALIGNMENT = 64;
 /** Messages taken at one go, before timers and other sockets get a turn. */
 const BATCH = 256;
 /** Messages that may wait to be sent before no more are received. */
@@ -51,6 +45,8 @@ export class Messages {
   /** Buffers received. */
   received = 0;
   onBroken: (error: unknown) => void = () => {};
+  /** Less is waiting to be sent: what was held back in the ring is to be polled for. */
+  onRelieved: () => void = () => {};
   #broken = false;
   readonly #transport: VirtioPci;
   readonly #receive: Buffers;
@@ -66,12 +62,14 @@ export class Messages {
   #have = 0;
   /** Receive buffers that were given back but not yet shown to the bridge. */
   #unpublished = 0;
+  /** Nothing was received because too much was waiting to be sent. */
+  #heldBack = false;
 
-  constructor(pci: PciFunction, transport: VirtioPci, maxMessageSize: number) {
+  constructor(pci: PciFunction, transport: VirtioPci, maxMessageSize: number, eventIndex: boolean) {
     this.#transport = transport;
     this.maxMessageSize = maxMessageSize;
-    this.#receive = new Buffers(pci, transport.maxQueueSize(Queue.TO_DEVICE));
-    this.#transmit = new Buffers(pci, transport.maxQueueSize(Queue.FROM_DEVICE));
+    this.#receive = new Buffers(pci, transport.maxQueueSize(Queue.TO_DEVICE), eventIndex);
+    this.#transmit = new Buffers(pci, transport.maxQueueSize(Queue.FROM_DEVICE), eventIndex);
     for (let id = this.#transmit.queue.size - 1; id >= 0; id--) this.#free.push(id);
     this.#incoming = new DataView(new ArrayBuffer(maxMessageSize));
     this.#incomingBytes = new Uint8Array(this.#incoming.buffer);
@@ -111,7 +109,8 @@ export class Messages {
   #poll(receiver: Receiver, ready: () => boolean): boolean {
     const { queue } = this.#receive;
     for (let n = 0; n < BATCH; n++) {
-      if (this.congested || !ready()) return false;
+      this.#heldBack = this.congested;
+      if (this.#heldBack || !ready()) return false;
       const id = queue.take();
       if (id < 0) return false;
       this.received++;
@@ -256,6 +255,10 @@ export class Messages {
       if (message.sent === message.size) this.#waiting.shift();
     }
     if (filled) this.#publishSent();
+    if (this.#heldBack && !this.congested) {
+      this.#heldBack = false;
+      this.onRelieved();
+    }
     return this.#waiting.length === 0;
   }
 }
@@ -275,40 +278,3 @@ function gather(message: Waiting, target: Uint8Array, to: number, length: number
     }
   }
 }
-
-/** A queue and its buffers, all of one size, in one piece of DMA memory behind the ring. */
-class Buffers {
-  readonly queue: DriverQueue;
-  readonly size: number;
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  readonly data: DataView<ArrayBuffer>;
-  readonly #memory: DmaMemory;
-  readonly #start: number;
-
-  constructor(pci: PciFunction, maxQueueSize: number) {
-    const count = 2 ** Math.floor(Math.log2(Math.max(1, Math.min(maxQueueSize, MAX_BUFFERS))));
-    this.size = Math.floor(BUFFER_SPACE / count / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
-    this.#start = Math.ceil(ringBytes(count) / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
-    this.#memory = pci.allocate(this.#start + count * this.size);
-    this.queue = new DriverQueue(count, this.#memory, 0);
-    this.bytes = new Uint8Array(this.#memory.buffer);
-    this.data = new DataView(this.#memory.buffer);
-  }
-
-  offset(id: number): number {
-    return this.#start + id * this.size;
-  }
-
-  add(id: number, length: number, deviceWrites: boolean): void {
-    this.queue.add(id, this.#memory.address + this.offset(id), length, deviceWrites);
-  }
-}
-
-/** Rings for `count` queues that never get a buffer. */
-export function emptyQueues(pci: PciFunction, count: number): DriverQueue[] {
-  const stride = Math.ceil(ringBytes(EMPTY_QUEUE_SIZE) / RING_ALIGNMENT) * RING_ALIGNMENT;
-  const memory = pci.allocate(Math.max(1, count) * stride);
-  return Array.from({ length: count }, (_, index) => new DriverQueue(EMPTY_QUEUE_SIZE, memory, index * stride));
-}
-
-const EMPTY_QUEUE_SIZE = 2;

@@ -24,7 +24,7 @@ const MIN_MESSAGE_SIZE = 4 * KiB;
 export async function createVirtioLink(pci: PciFunction, log: Log, isolated = false): Promise<VirtioLink> {
   const transport = new VirtioPci(pci);
   await transport.reset();
-  transport.negotiate(Feature.VERSION_1);
+  const features = transport.negotiate(Feature.VERSION_1, Feature.RING_EVENT_IDX);
   const config = Config.view(new DataView(transport.readConfig(Config.size).buffer));
   const { magic, abiVersion, windowSize, maxMessageSize, doorbells } = config;
   if (magic !== MAGIC) throw new UserError("it is a VIRTIO device, but no virtio-vfio-user device");
@@ -39,9 +39,10 @@ export async function createVirtioLink(pci: PciFunction, log: Log, isolated = fa
   if (maxMessageSize < MIN_MESSAGE_SIZE || Queue.FIRST_DOORBELL + doorbells > queues || queues > MAX_QUEUES) {
     throw new UserError("the bridge's configuration contradicts itself");
   }
-  const messages = new Messages(pci, transport, Math.min(maxMessageSize, MAX_MESSAGE_SIZE));
+  const eventIndex = (features & Feature.RING_EVENT_IDX) !== 0n;
+  const messages = new Messages(pci, transport, Math.min(maxMessageSize, MAX_MESSAGE_SIZE), eventIndex);
   const buffers = new DmaBuffers(pci, log);
-  const copies = new Copies(pci, transport, buffers);
+  const copies = new Copies(pci, transport, buffers, eventIndex);
   const window = new BarWindow(pci, region, windowSize);
   return new VirtioLink({ pci, transport, messages, copies, buffers, window, doorbells, isolated, log });
 }

@@ -7,6 +7,7 @@ import { Status } from "../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
+import { emptyQueues } from "./buffers.js";
 import { ClientCommands } from "./client-commands.js";
 import { LinkPendingCommand } from "./command.js";
 import type { Copies } from "./copies.js";
@@ -14,7 +15,7 @@ import type { DmaBuffers } from "./dma-buffers.js";
 import { Doorbells, UNBOUND } from "./doorbells.js";
 import { encodeHello } from "./hello.js";
 import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "./link.js";
-import { emptyQueues, type Messages } from "./messages.js";
+import type { Messages } from "./messages.js";
 import { Requests } from "./requests.js";
 import { VirtioSharing } from "./virtio-sharing.js";
 
@@ -74,6 +75,7 @@ export class VirtioLink implements Link {
     this.#buffers = buffers;
     this.#isolated = isolated;
     messages.onBroken = (error) => this.#break(error);
+    messages.onRelieved = () => this.#schedulePoll();
     this.#requests = new Requests(messages);
     this.#sharing = new VirtioSharing(this.#requests, window);
     this.#command = new LinkPendingCommand(messages, () => this.#next());

@@ -57,12 +57,17 @@ export class VirtioPci {
     }
   }
 
-  /** 3.1.1 steps 2 to 6. @throws UserError when the device does not offer or not accept the features */
-  negotiate(features: bigint): void {
+  /**
+   * 3.1.1 steps 2 to 6; returns the features that both sides have, those of `optional` only where they are offered.
+   * @throws UserError when the device does not offer `features` or accept what is asked for
+   */
+  negotiate(features: bigint, optional = 0n): bigint {
     const { deviceFeatureSelect, deviceFeature, driverFeatureSelect, driverFeature } = COMMON;
     this.addStatus(Status.ACKNOWLEDGE | Status.DRIVER);
+    let agreed = 0n;
     for (const half of [0, 1]) {
-      const wanted = Number((features >> BigInt(half * 32)) & 0xffff_ffffn);
+      const shift = BigInt(half * 32);
+      const wanted = Number((features >> shift) & 0xffff_ffffn);
       this.#common.write32(this.#at(deviceFeatureSelect), half);
       const offered = this.#common.read32(this.#at(deviceFeature));
       if ((offered & wanted) >>> 0 !== wanted) {
@@ -70,13 +75,16 @@ export class VirtioPci {
         throw new UserError(`the VIRTIO device lacks features 0x${features.toString(16)}`);
       }
       this.#common.write32(this.#at(driverFeatureSelect), half);
-      this.#common.write32(this.#at(driverFeature), wanted);
+      const taken = (wanted | (offered & Number((optional >> shift) & 0xffff_ffffn))) >>> 0;
+      this.#common.write32(this.#at(driverFeature), taken);
+      agreed |= BigInt(taken) << shift;
     }
     this.addStatus(Status.FEATURES_OK);
     if ((this.status & Status.FEATURES_OK) === 0) {
       this.addStatus(Status.FAILED);
       throw new UserError("the VIRTIO device does not accept its features");
     }
+    return agreed;
   }
 
   /** The most descriptors that queue `index` may have; 0 when it is not available. */

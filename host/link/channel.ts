@@ -34,6 +34,8 @@ export interface ChannelEvents {
 export class Channel {
   sent = 0;
   received = 0;
+  /** Interrupts of the device VM for either queue. */
+  signals = 0;
 
   #backEnd: BackEnd | undefined;
   #toDevice = idleQueue;
@@ -186,7 +188,7 @@ export class Channel {
       this.#head = 0;
       this.#tail = 0;
     }
-    if (wrote) this.#backEnd?.call(Queue.TO_DEVICE);
+    if (wrote && this.#backEnd?.call(Queue.TO_DEVICE)) this.signals++;
     if (wasCongested && !this.congested) this.#events.drained();
   }
 
@@ -209,7 +211,7 @@ export class Channel {
       this.#fail(error, Queue.FROM_DEVICE);
       return;
     }
-    if (took) this.#backEnd?.call(Queue.FROM_DEVICE);
+    if (took && this.#backEnd?.call(Queue.FROM_DEVICE)) this.signals++;
     if (turns < 0) this.#schedule();
   }
 

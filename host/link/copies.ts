@@ -67,15 +67,11 @@ export class Copies {
     try {
       let left = BYTES_PER_TURN;
       while (left > 0 && queue.next()) {
-        // A driver that looks at it spares itself the notifications, each of which leaves its VM.
-        if (!served) queue.wantsKick = false;
         served = true;
         left -= this.#carryOut(queue);
       }
-      // What came before this is seen here, what comes after it is notified of.
-      queue.wantsKick = true;
-      more = queue.waiting() > 0;
-      if (more) queue.wantsKick = false;
+      // The driver notifies of what comes when the queue was found empty, and of nothing before.
+      more = left <= 0;
     } catch (error) {
       if (!(error instanceof QueueBroken)) throw error;
       const backEnd = this.#backEnd;

@@ -32,7 +32,7 @@ import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
 
-const FEATURES = Feature.VERSION_1 | F_PROTOCOL_FEATURES;
+const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | F_PROTOCOL_FEATURES;
 const PROTOCOL_FEATURES =
   ProtocolFeature.MQ |
   ProtocolFeature.REPLY_ACK |
@@ -122,9 +122,9 @@ export class BackEnd {
     return vring?.enabled ? vring.kick : -1;
   }
 
-  /** Interrupts the driver for a queue, if it wants that. */
-  call(index: number): void {
-    this.#vrings.at(index)?.call();
+  /** Interrupts the driver for a queue, if it wants that; whether it did. */
+  call(index: number): boolean {
+    return this.#vrings.at(index)?.call() === true;
   }
 
   /** Tells the front-end that a queue is broken; QEMU logs it. */
@@ -193,6 +193,8 @@ export class BackEnd {
   #setFeatures(message: Message): void {
     const { value } = Features.view(message.data);
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
+    this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
+    this.#log.debug({ features: `0x${value.toString(16)}` }, "features negotiated");
   }
 
   #setProtocolFeatures(message: Message): void {

@@ -65,10 +65,10 @@ export class Vring {
     this.#fds[name] = fd;
   }
 
-  /** Starts the ring if it can: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
-  start(): void {
+  /** Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
+  start(eventIndex: boolean): void {
     if (this.kick < 0 || this.addresses.descriptors === 0 || this.queue.running) return;
-    this.queue.start(this.#layout(this.#base));
+    this.queue.start({ ...this.#layout(this.#base), eventIndex });
   }
 
   /** Whether a running ring is still where it was started, after a new memory table. */
@@ -90,9 +90,11 @@ export class Vring {
     return this.#base;
   }
 
-  /** Interrupts the driver, if it wants that. */
-  call(): void {
-    if (this.#fds.call >= 0 && this.queue.wantsCall) eventfdWrite(this.#fds.call);
+  /** Interrupts the driver, if it wants that; whether it did. Call it after each batch of completed buffers. */
+  call(): boolean {
+    if (!this.queue.shouldCall() || this.#fds.call < 0) return false;
+    eventfdWrite(this.#fds.call);
+    return true;
   }
 
   /** Tells the front-end that the queue is broken. */

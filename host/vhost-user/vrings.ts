@@ -21,6 +21,8 @@ export interface VringEvents {
 }
 
 export class Vrings {
+  /** VIRTIO_F_EVENT_IDX was negotiated; for queues that start from now on. */
+  eventIndex = false;
   readonly #vrings: Vring[] = [];
   readonly #memory: DeviceVmMemory;
   readonly #events: VringEvents;
@@ -98,7 +100,7 @@ export class Vrings {
 
   #start(index: number, vring: Vring): void {
     try {
-      vring.start();
+      vring.start(this.eventIndex);
     } catch (error) {
       this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
       vring.reportBroken();

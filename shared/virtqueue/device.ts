@@ -4,7 +4,10 @@
  * Ring indices go through Atomics; each field of a descriptor is read once, checked, then used. A chain may have at most
  * as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the chain under way is kept in
  * arrays of the queue's own. A ring that breaks the rules throws `QueueBroken` and stays unusable until `start`.
- * Left out: indirect descriptors, event indices and packed rings, which are not offered.
+ *
+ * The driver is asked to notify only of what comes when `next` has found nothing, by the event index where that is negotiated
+ * and by the flags otherwise: whoever leaves chains in the ring is to come back by itself.
+ * Left out: indirect descriptors and packed rings, which are not offered.
  */
 import { inBounds, isAligned, isPowerOfTwo } from "../bits.js";
 import {
@@ -21,6 +24,7 @@ import {
   UsedFlags,
   usedRingBytes,
 } from "../spec/virtio.js";
+import { passed } from "./event-index.js";
 import { copyBytes, type RingMemory } from "./memory.js";
 
 /** The driver broke the ring; the device needs a reset. */
@@ -36,11 +40,15 @@ export interface QueueLayout {
   readonly used: number;
   /** The available index from which to go on. */
   readonly base: number;
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
+  readonly eventIndex?: boolean;
 }
 
 const INDEX = RING_INDEX_OFFSET / 2;
 const FLAGS = RING_FLAGS_OFFSET / 2;
 const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
+/** More than any count of completions that the driver could have been told of: it is told for certain. */
+const UNKNOWN = 0x1_0000;
 
 export class DeviceQueue {
   /** Bytes of the chain under way that the device may read, and may write. */
@@ -58,6 +66,14 @@ export class DeviceQueue {
   readonly #usedEntry = UsedEntry.view();
   #nextAvailable = 0;
   #nextUsed = 0;
+  #eventIndex = false;
+  /** Where used_event is in #available, and avail_event in #used. */
+  #usedEvent = 0;
+  #availableEvent = 0;
+  /** The driver was asked to notify of the next chain. */
+  #armed = false;
+  /** Chains completed since `shouldCall` was asked. */
+  #uncalled = 0;
   /** The chain under way: its head, or -1; then its segments, the readable ones first, as VIRTIO demands (2.7.4.2). */
   #head = -1;
   #readSegments = 0;
@@ -90,8 +106,10 @@ export class DeviceQueue {
     const used = place("used ring", layout.used, usedRingBytes(size), 4);
 
     this.#descriptors = new DataView(...descriptors, descriptorTableBytes(size));
-    this.#available = new Uint16Array(...available, ENTRIES + size);
-    this.#used = new Uint16Array(...used, ENTRIES);
+    this.#available = new Uint16Array(...available, ENTRIES + size + 1);
+    this.#used = new Uint16Array(...used, usedRingBytes(size) / 2);
+    this.#usedEvent = this.#available.length - 1;
+    this.#availableEvent = this.#used.length - 1;
     this.#usedEntries = new DataView(used[0], used[1] + RING_ENTRIES_OFFSET, UsedEntry.size * size);
     this.#layout = layout;
     this.#size = size;
@@ -101,7 +119,10 @@ export class DeviceQueue {
     }
     this.#nextAvailable = layout.base & 0xffff;
     this.#nextUsed = Atomics.load(this.#used, INDEX);
+    this.#eventIndex = layout.eventIndex === true;
+    this.#uncalled = UNKNOWN;
     this.#running = true;
+    this.#arm();
   }
 
   /** Whether the parts of the running queue are where `layout` has them; the base is not compared. */
@@ -126,10 +147,19 @@ export class DeviceQueue {
     return count;
   }
 
-  /** Takes the next chain: `readable` and `writable` tell its sizes. False when none waits. @throws QueueBroken */
+  /**
+   * Takes the next chain: `readable` and `writable` tell its sizes. False when none waits: of the next one the driver will
+   * notify. @throws QueueBroken
+   */
   next(): boolean {
     if (this.#head >= 0) throw new Error("the previous chain was not completed");
-    if (this.waiting() === 0) return false;
+    if (this.waiting() === 0) {
+      if (this.#armed || !this.#running) return false;
+      this.#arm();
+      // One that came before the driver could see this is not notified of.
+      if (this.waiting() === 0) return false;
+    }
+    this.#disarm();
     const head = this.#available[ENTRIES + (this.#nextAvailable & (this.#size - 1))];
     this.readable = 0;
     this.writable = 0;
@@ -187,17 +217,30 @@ export class DeviceQueue {
     entry.length = written;
     this.#head = -1;
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
+    this.#uncalled++;
     Atomics.store(this.#used, INDEX, this.#nextUsed);
   }
 
-  /** Whether the driver wants to be interrupted for what was completed. */
-  get wantsCall(): boolean {
-    return this.#running && (Atomics.load(this.#available, FLAGS) & AvailableFlags.NO_INTERRUPT) === 0;
+  /** Whether the driver wants to be interrupted for what was completed since this was last asked. */
+  shouldCall(): boolean {
+    if (!this.#running) return false;
+    const count = this.#uncalled;
+    this.#uncalled = 0;
+    if (this.#eventIndex) return passed(Atomics.load(this.#available, this.#usedEvent), this.#nextUsed, count);
+    return (Atomics.load(this.#available, FLAGS) & AvailableFlags.NO_INTERRUPT) === 0;
   }
 
-  /** Whether the driver is to notify of what it adds; a hint. Look at `waiting` once more after switching it on. */
-  set wantsKick(wanted: boolean) {
-    if (this.#running) Atomics.store(this.#used, FLAGS, wanted ? 0 : UsedFlags.NO_NOTIFY);
+  #arm(): void {
+    this.#armed = true;
+    if (this.#eventIndex) Atomics.store(this.#used, this.#availableEvent, this.#nextAvailable);
+    else Atomics.store(this.#used, FLAGS, 0);
+  }
+
+  /** An event index that the driver has passed needs nothing. */
+  #disarm(): void {
+    if (!this.#armed) return;
+    this.#armed = false;
+    if (!this.#eventIndex) Atomics.store(this.#used, FLAGS, UsedFlags.NO_NOTIFY);
   }
 
   /** Moves bytes between `bytes` and the chain, from segment `segment` on, skipping `skip` bytes of it. */

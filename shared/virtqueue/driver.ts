@@ -1,8 +1,12 @@
 /**
  * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers whose first descriptor's number is the buffer's: those
- * of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept in a private shadow; what the device writes (the used ring) is read once and
- * checked against it, and a device that breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer.
- * Left out: indirect descriptors, event indices and packed rings.
+ * of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept in a private
+ * shadow; what the device writes (the used ring) is read once and checked against it, and a device that breaks the rules gets
+ * a PeerGone thrown. Nothing is allocated per buffer.
+ *
+ * The device is asked to interrupt, if at all, only for what comes when `take` has found nothing, by the event index where
+ * that is negotiated and by the flags otherwise: whoever leaves used buffers in the ring is to come back by itself.
+ * Left out: indirect descriptors and packed rings.
  */
 import { alignUp, inBounds, isPowerOfTwo } from "../bits.js";
 import { PeerGone } from "../errors.js";
@@ -20,6 +24,7 @@ import {
   UsedFlags,
   usedRingBytes,
 } from "../spec/virtio.js";
+import { passed } from "./event-index.js";
 
 const INDEX = RING_INDEX_OFFSET / 2;
 const FLAGS = RING_FLAGS_OFFSET / 2;
@@ -60,12 +65,21 @@ export class DriverQueue {
   readonly #lengths: Float64Array;
   #nextAvailable = 0;
   #nextUsed = 0;
+  readonly #usedEvent: number;
+  readonly #availableEvent: number;
+  /** Buffers added since `publish`. */
+  #unpublished = 0;
+  #wantsInterrupt = true;
+  /** The device was asked to interrupt for the next buffer; of a ring of zeros either way of asking says so. */
+  #armed = true;
 
   /** The ring takes ringBytes(size) of `memory` from `offset` on, a multiple of RING_ALIGNMENT; it is filled with zeros. */
   constructor(
     readonly size: number,
     memory: RingBuffer,
     offset: number,
+    /** VIRTIO_F_EVENT_IDX was negotiated. */
+    readonly eventIndex = false,
   ) {
     if (
       !isPowerOfTwo(size) ||
@@ -81,8 +95,10 @@ export class DriverQueue {
     this.availableAddress = memory.address + available;
     this.usedAddress = memory.address + used;
     this.#descriptors = new DataView(memory.buffer, offset, descriptorTableBytes(size));
-    this.#available = new Uint16Array(memory.buffer, available, ENTRIES + size);
-    this.#used = new Uint16Array(memory.buffer, used, ENTRIES);
+    this.#available = new Uint16Array(memory.buffer, available, availableRingBytes(size) / 2);
+    this.#used = new Uint16Array(memory.buffer, used, usedRingBytes(size) / 2);
+    this.#usedEvent = this.#available.length - 1;
+    this.#availableEvent = this.#used.length - 1;
     this.#usedEntries = new DataView(memory.buffer, used + RING_ENTRIES_OFFSET, UsedEntry.size * size);
     this.#lengths = new Float64Array(size).fill(NOT_IN_FLIGHT);
   }
@@ -108,24 +124,45 @@ export class DriverQueue {
     this.#lengths[id] = writable;
     this.#available[ENTRIES + (this.#nextAvailable & (this.size - 1))] = id;
     this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
+    this.#unpublished++;
     this.inFlight++;
   }
 
   /** Shows the device all that was added. Returns whether it wants to be notified. */
   publish(): boolean {
+    const count = this.#unpublished;
+    this.#unpublished = 0;
     Atomics.store(this.#available, INDEX, this.#nextAvailable);
+    if (this.eventIndex) return passed(Atomics.load(this.#used, this.#availableEvent), this.#nextAvailable, count);
     return (Atomics.load(this.#used, FLAGS) & UsedFlags.NO_NOTIFY) === 0;
   }
 
-  /** Whether the device should interrupt for what it used; a hint. Call `take` once more after switching it on. */
+  /** Whether the device should interrupt for what it used; a hint. Call `take` until it says -1 after switching it on. */
   set wantsInterrupt(wanted: boolean) {
-    Atomics.store(this.#available, FLAGS, wanted ? 0 : AvailableFlags.NO_INTERRUPT);
+    this.#wantsInterrupt = wanted;
+    if (wanted) {
+      this.#arm();
+      return;
+    }
+    this.#armed = false;
+    // The place just passed is the one that the device gets to last.
+    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.#nextUsed - 1);
+    else Atomics.store(this.#available, FLAGS, AvailableFlags.NO_INTERRUPT);
   }
 
-  /** The next buffer that the device is done with, and `usedLength`; -1 when there is none. @throws PeerGone */
+  /**
+   * The next buffer that the device is done with, and `usedLength`; -1 when there is none: then the device will interrupt
+   * for the next one, if that is wanted. @throws PeerGone
+   */
   take(): number {
-    const waiting = (Atomics.load(this.#used, INDEX) - this.#nextUsed) & 0xffff;
+    let waiting = this.#waiting();
+    if (waiting === 0 && this.#wantsInterrupt && !this.#armed) {
+      this.#arm();
+      // One that came before the device could see this brings no interrupt.
+      waiting = this.#waiting();
+    }
     if (waiting === 0) return -1;
+    this.#disarm();
     if (waiting > this.inFlight) {
       throw new PeerGone(`the device used ${waiting} buffers where it has ${this.inFlight}`);
     }
@@ -141,6 +178,23 @@ export class DriverQueue {
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
     this.inFlight--;
     return id;
+  }
+
+  #waiting(): number {
+    return (Atomics.load(this.#used, INDEX) - this.#nextUsed) & 0xffff;
+  }
+
+  #arm(): void {
+    this.#armed = true;
+    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.#nextUsed);
+    else Atomics.store(this.#available, FLAGS, 0);
+  }
+
+  /** An event index that the device has passed needs nothing. */
+  #disarm(): void {
+    if (!this.#armed) return;
+    this.#armed = false;
+    if (!this.eventIndex) Atomics.store(this.#available, FLAGS, AvailableFlags.NO_INTERRUPT);
   }
 }
 

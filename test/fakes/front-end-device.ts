@@ -42,6 +42,8 @@ export interface DeviceOptions {
   readonly ownRegions?: readonly number[];
   /** HELLO asks for no driver-VM memory in the window. */
   readonly isolated?: boolean;
+  /** Negotiates VIRTIO_F_EVENT_IDX. */
+  readonly eventIndex?: boolean;
 }
 
 const RING_SIZE = 64;
@@ -79,6 +81,7 @@ export class TestDevice {
       msixVectors: 4,
       ownRegions: [],
       isolated: false,
+      eventIndex: false,
     };
     this.#options = { ...defaults, ...options };
     this.#registers = pci.registers(REGISTER_BAR);
@@ -93,6 +96,9 @@ export class TestDevice {
     registers.write8(offsets.deviceStatus, status);
     registers.write32(offsets.driverFeatureSelect, 1);
     registers.write32(offsets.driverFeature, Number(Feature.VERSION_1 >> 32n));
+    registers.write32(offsets.driverFeatureSelect, 0);
+    const { eventIndex } = this.#options;
+    registers.write32(offsets.driverFeature, eventIndex ? Number(Feature.RING_EVENT_IDX) : 0);
     status |= Status.FEATURES_OK;
     registers.write8(offsets.deviceStatus, status);
     if (!(registers.read8(offsets.deviceStatus) & Status.FEATURES_OK)) throw new Error("no FEATURES_OK");
@@ -101,7 +107,7 @@ export class TestDevice {
     this.rings.length = 0;
     for (let index = 0; index < queues; index++) {
       const memory = this.pci.allocate(8192);
-      const ring = new TestRing(memory.buffer, memory.address, 0, RING_SIZE);
+      const ring = new TestRing(memory.buffer, memory.address, 0, RING_SIZE, eventIndex);
       this.rings.push(ring);
       registers.write16(offsets.queueSelect, index);
       registers.write16(offsets.queueSize, RING_SIZE);
@@ -185,7 +191,7 @@ export class TestDevice {
       this.#outSlot = (this.#outSlot + 1) % RING_SIZE;
     }
     this.#outAt = start + bytes.length;
-    this.notify(Queue.FROM_DEVICE);
+    if (ring.shouldKick()) this.notify(Queue.FROM_DEVICE);
   }
   #outAt = 0;
   #outSlot = 0;
@@ -210,7 +216,7 @@ export class TestDevice {
       this.#partial = new Uint8Array(0);
       this.#handle({ id, command, flags, errno, body, data: new DataView(body.buffer) });
     }
-    if (offered) this.notify(Queue.TO_DEVICE);
+    if (offered && ring.shouldKick()) this.notify(Queue.TO_DEVICE);
     for (const watcher of this.#watchers) watcher();
   }
 

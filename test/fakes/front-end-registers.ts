@@ -69,3 +69,24 @@ export function bytesAsRegisters(bytes: Uint8Array<ArrayBuffer>, written: (offse
     },
   };
 }
+
+export function littleEndian(bytes: Uint8Array, offset: number, width: number): number {
+  let value = 0;
+  for (let n = width - 1; n >= 0; n--) value = value * 256 + (bytes[offset + n] ?? 0);
+  return value;
+}
+
+/** Registers of any width by one function for reads and one for writes. */
+export function registersOver(
+  read: (offset: number, width: number) => number,
+  write: (offset: number, width: number, value: number) => void,
+): Registers {
+  return {
+    read8: (offset) => read(offset, 1),
+    read16: (offset) => read(offset, 2),
+    read32: (offset) => read(offset, 4),
+    write8: (offset, value) => write(offset, 1, value),
+    write16: (offset, value) => write(offset, 2, value),
+    write32: (offset, value) => write(offset, 4, value),
+  };
+}

@@ -35,6 +35,19 @@ const RAM_USER_ADDRESS = 0x7f12_0000_0000;
 /** Where QEMU itself has a guest-physical address of RAM. */
 export const userAddress = (guestAddress: number) => RAM_USER_ADDRESS + guestAddress;
 
+/** RAM is two regions, as in a PC: below the legacy hole, and from 1 MiB on. */
+const LOW_RAM = 0xa0000;
+export const HIGH_RAM = 0x10_0000;
+
+export const ramRegions = (fd: number, size: number): TableEntry[] =>
+  [
+    { guestAddress: 0, size: LOW_RAM },
+    { guestAddress: HIGH_RAM, size: size - HIGH_RAM },
+  ].map(({ guestAddress, size }) => ({
+    region: { guestAddress, size, userAddress: userAddress(guestAddress), mmapOffset: guestAddress },
+    fd,
+  }));
+
 /** A region of SET_MEM_TABLE. */
 export interface TableEntry {
   readonly region: { guestAddress: number; size: number; userAddress: number; mmapOffset: number };

@@ -11,21 +11,18 @@ import * as native from "../../native/index.js";
 import { inBounds, isPowerOfTwo } from "../../shared/bits.js";
 import { MiB, PAGE_SIZE } from "../../shared/limits.js";
 import { ProtocolFeature } from "../../shared/spec/vhost-user.js";
-import { PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
+import { Feature, PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
 import { BackendChannel } from "./front-end-channel.js";
 import { CommonRegisters, VirtQueue } from "./front-end-common.js";
 import { Layout, MSIX_BAR, makeConfigSpace, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
 import { bytesAsRegisters, VirtioRegisters } from "./front-end-registers.js";
-import { type TableEntry, userAddress, Vhost } from "./front-end-vhost.js";
+import { HIGH_RAM, ramRegions, type TableEntry, Vhost } from "./front-end-vhost.js";
 import { FakeWindow, type Mapping } from "./front-end-window.js";
 import type { Wire } from "./front-end-wire.js";
 
 const MAX_REGIONS = 8;
 const WINDOW_USER_ADDRESS = 0x7e00_0000_0000;
 const WINDOW_GUEST_ADDRESS = 0x40_0000_0000;
-/** RAM is two regions, as in a PC: below the legacy hole, and from 1 MiB on. */
-const LOW_RAM = 0xa0000;
-const HIGH_RAM = 0x10_0000;
 const BUS_MASTER = 4;
 
 export interface FrontEndOptions {
@@ -35,6 +32,8 @@ export interface FrontEndOptions {
   readonly configSize?: number;
   readonly ramSize?: number;
   readonly virtioId?: number;
+  /** QEMU's property event_idx: whether VIRTIO_F_EVENT_IDX is passed on to the guest. */
+  readonly eventIndex?: boolean;
 }
 
 export class FrontEnd implements PciFunction {
@@ -65,7 +64,15 @@ export class FrontEnd implements PciFunction {
 
   /** Connects to the back-end at `path` and realizes the device. The back-end has to be another process. */
   constructor(path: string, options: FrontEndOptions = {}) {
-    this.#options = { queues: 8, queueSize: 64, configSize: 80, ramSize: 64 * MiB, virtioId: 39, ...options };
+    this.#options = {
+      queues: 8,
+      queueSize: 64,
+      configSize: 80,
+      ramSize: 64 * MiB,
+      virtioId: 39,
+      eventIndex: true,
+      ...options,
+    };
     const { queues, queueSize, configSize, ramSize, virtioId } = this.#options;
     this.#ram = native.createMemory("device-vm-ram", ramSize, false);
     this.queues = Array.from({ length: queues }, () => new VirtQueue(queueSize));
@@ -91,7 +98,7 @@ export class FrontEnd implements PciFunction {
   }
 
   get features(): bigint {
-    return this.#vhost.features;
+    return this.#options.eventIndex ? this.#vhost.features : this.#vhost.features & ~Feature.RING_EVENT_IDX;
   }
 
   get protocolFeatures(): bigint {
@@ -277,13 +284,8 @@ export class FrontEnd implements PciFunction {
   }
 
   #memTable(): TableEntry[] {
-    const ram = (guestAddress: number, size: number) => ({
-      region: { guestAddress, size, userAddress: userAddress(guestAddress), mmapOffset: guestAddress },
-      fd: this.#ram,
-    });
     return [
-      ram(0, LOW_RAM),
-      ram(HIGH_RAM, this.#options.ramSize - HIGH_RAM),
+      ...ramRegions(this.#ram, this.#options.ramSize),
       ...this.maps.map(({ offset, length, fd, fdOffset }) => ({
         region: {
           guestAddress: WINDOW_GUEST_ADDRESS + offset,

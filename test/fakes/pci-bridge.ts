@@ -9,6 +9,7 @@ import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import { CommonCfg, Feature, PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { Layout, makeConfigSpace, NOTIFY_MULTIPLIER, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
+import { littleEndian, registersOver } from "./front-end-registers.js";
 
 export const RAM_ADDRESS = 0x1000_0000;
 const RAM_SIZE = 8 * MiB;
@@ -211,6 +212,7 @@ export class PciBridge implements PciFunction {
   #device(index: number): DeviceQueue {
     const known = this.#devices.get(index);
     if (known !== undefined) return known;
+    const eventIndex = (this.#features & Feature.RING_EVENT_IDX) !== 0n;
     const queue = new DeviceQueue({
       pieceSize: RAM_SIZE,
       locate: (address, length) => {
@@ -228,7 +230,7 @@ export class PciBridge implements PciFunction {
       );
       return piece * RAM_SIZE + this.find(address).offset;
     });
-    queue.start({ size: this.queues[index].size, descriptors, available, used, base: 0 });
+    queue.start({ size: this.queues[index].size, descriptors, available, used, base: 0, eventIndex });
     this.#devices.set(index, queue);
     return queue;
   }
@@ -290,24 +292,4 @@ export class PciBridge implements PciFunction {
   get driverFeatures(): bigint {
     return this.#features;
   }
-}
-
-function littleEndian(bytes: Uint8Array, offset: number, width: number): number {
-  let value = 0;
-  for (let n = width - 1; n >= 0; n--) value = value * 256 + (bytes[offset + n] ?? 0);
-  return value;
-}
-
-function registersOver(
-  read: (offset: number, width: number) => number,
-  write: (offset: number, width: number, value: number) => void,
-): Registers {
-  return {
-    read8: (offset) => read(offset, 1),
-    read16: (offset) => read(offset, 2),
-    read32: (offset) => read(offset, 4),
-    write8: (offset, value) => write(offset, 1, value),
-    write16: (offset, value) => write(offset, 2, value),
-    write32: (offset, value) => write(offset, 4, value),
-  };
 }

@@ -89,7 +89,11 @@ serial("answers of known bytes", async (t) => {
     t.deepEqual(reply.fds, []);
     return [...reply.payload];
   };
-  t.deepEqual(await bytes(Request.GET_FEATURES), [0, 0, 0, 0x40, 1, 0, 0, 0], "VERSION_1 and protocol features");
+  t.deepEqual(
+    await bytes(Request.GET_FEATURES),
+    [0, 0, 0, 0x60, 1, 0, 0, 0],
+    "VERSION_1, event indices, protocol features",
+  );
   t.deepEqual(
     await bytes(Request.GET_PROTOCOL_FEATURES),
     [0x29, 0x06, 0x40, 0, 0, 0, 0, 0],

@@ -156,7 +156,7 @@ export function createTarget({ trace }: Context): Instance {
         for (let n = random.below(4); n > 0; n--) offer(random, ring);
         serve(random);
         attempt(() => queue.waiting());
-        void queue.wantsCall;
+        queue.shouldCall();
         if (random.chance(5) || !queue.running) {
           const base = queue.stop();
           attempt(() => queue.start({ ...layout, base: random.chance(80) ? base : oddNumber(random, 2) }));
