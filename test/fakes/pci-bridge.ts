@@ -51,6 +51,9 @@ export class PciBridge implements PciFunction {
   readonly notified: number[] = [];
   readonly queues: QueueState[];
   closed = false;
+  interrupts = 0;
+  /** No interrupt gets through. */
+  masked = false;
   readonly #devices = new Map<number, DeviceQueue>();
   readonly #common = CommonCfg.view();
   #features = 0n;
@@ -131,10 +134,15 @@ export class PciBridge implements PciFunction {
   }
 
   raiseInterrupt(): void {
+    if (this.masked) return;
+    this.interrupts++;
     this.#interrupt?.();
   }
 
-  /** Bytes into the driver's buffers, `count` at a time, as they are. Says `used` bytes for the last one if given. */
+  /**
+   * Bytes into the driver's buffers, `count` at a time, as they are, and an interrupt if the driver wants one. Says `used`
+   * bytes for the last one if given.
+   */
   sendRaw(bytes: Uint8Array, used?: number): void {
     const queue = this.#device(Queue.TO_DEVICE);
     for (let done = 0; done < Math.max(1, bytes.length); ) {
@@ -144,7 +152,7 @@ export class PciBridge implements PciFunction {
       done += Math.max(1, length);
       queue.complete(done >= bytes.length ? (used ?? length) : length);
     }
-    this.raiseInterrupt();
+    if (queue.shouldCall()) this.raiseInterrupt();
   }
 
   send(command: number, body: Uint8Array = new Uint8Array(0), flags = 0): number {

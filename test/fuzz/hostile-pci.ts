@@ -78,6 +78,9 @@ export class HostilePci implements PciFunction {
   readonly #view = CommonCfg.view(this.#common);
   readonly #device: Uint8Array;
   readonly #lies: Choices | undefined;
+  readonly #features: bigint;
+  /** Of the lower half, as the driver took them. */
+  #driverFeatures = 0;
 
   /** With `lies`, registers and configuration now and then say something else. */
   constructor(random: Choices, lies: boolean) {
@@ -90,6 +93,7 @@ export class HostilePci implements PciFunction {
       windowSize: WINDOW_SIZE,
       maxMessageSize: 0x10_1000,
     });
+    this.#features = Feature.VERSION_1 | (random.chance(60) ? Feature.RING_EVENT_IDX : 0n);
     this.#lies = lies ? random.fork() : undefined;
     if (lies) {
       if (random.chance(50)) spoil(random, this.#device, Config);
@@ -150,6 +154,8 @@ export class HostilePci implements PciFunction {
       spoil(random, bytes, UsedEntry, start + RING_ENTRIES_OFFSET + UsedEntry.size * random.below(queue.size));
     else {
       const view = new DataView(bytes.buffer, start);
+      const event = RING_ENTRIES_OFFSET + UsedEntry.size * queue.size;
+      view.setUint16(event, oddNumber(random, 2, view.getUint16(event, true)), true);
       view.setUint16(RING_INDEX_OFFSET, oddNumber(random, 2, view.getUint16(RING_INDEX_OFFSET, true)), true);
     }
   }
@@ -165,7 +171,7 @@ export class HostilePci implements PciFunction {
     const queue = this.#selected();
     const half = this.#view.deviceFeatureSelect;
     Object.assign(this.#view, {
-      deviceFeature: half === 1 ? Number(Feature.VERSION_1 >> 32n) : 0,
+      deviceFeature: Number((this.#features >> BigInt(32 * (half & 1))) & 0xffff_ffffn),
       numQueues: QUEUES,
       queueSize: queue?.size ?? 0,
       queueEnable: queue?.enabled ? 1 : 0,
@@ -191,7 +197,8 @@ export class HostilePci implements PciFunction {
     if (offset === offsets.deviceStatus && value === 0) {
       for (const each of this.#queues) Object.assign(each, { size: QUEUE_SIZE, enabled: false });
       this.#running.length = 0;
-    } else if (!queue) return;
+    } else if (offset === offsets.driverFeature && this.#view.driverFeatureSelect === 0) this.#driverFeatures = value;
+    else if (!queue) return;
     else if (offset === offsets.queueSize) queue.size = value;
     else if (offset === offsets.queueEnable && value === 1) this.#enable(queue);
     else if (offset >= offsets.queueDesc) {
@@ -206,7 +213,8 @@ export class HostilePci implements PciFunction {
     queue.enabled = true;
     const [descriptors, available, used] = queue.addresses.map((address) => this.memoryOfVm.locate(address, 1));
     const running = new DeviceQueue(this.memoryOfVm);
-    running.start({ size: queue.size, descriptors, available, used, base: 0 });
+    const eventIndex = (this.#driverFeatures & Number(Feature.RING_EVENT_IDX)) !== 0;
+    running.start({ size: queue.size, descriptors, available, used, base: 0, eventIndex });
     this.#running[this.#view.queueSelect] = running;
   }
 }

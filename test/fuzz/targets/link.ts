@@ -202,7 +202,8 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
     if (random.chance(70)) {
       const at = ring.descriptors + random.below(ring.size) * Descriptor.size;
       spoil(random, new Uint8Array(ring.buffer), Descriptor, at);
-    } else ring.setAvailableIndex(oddNumber(random, 2));
+    } else if (random.chance(50)) ring.setUsedEvent(oddNumber(random, 2, ring.usedIndex));
+    else ring.setAvailableIndex(oddNumber(random, 2));
     device.notify(index);
   }
 
@@ -210,7 +211,8 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
     async round(random) {
       const frontEnd = new FrontEnd(bridge.path("vhost-user", 0));
       const ownRegions = new Array(random.pick([0, 2, 23])).fill(BAR_SIZE);
-      const device = new TestDevice(frontEnd, { ownRegions, isolated: random.chance(50) });
+      const isolated = random.chance(50);
+      const device = new TestDevice(frontEnd, { ownRegions, isolated, eventIndex: random.chance(60) });
       const answers = random.fork();
       const gentle = random.chance(60);
       let hostile = false;

@@ -95,7 +95,7 @@ export function createTarget({ trace }: Context): Instance {
   function damage(random: Choices, ring: TestRing): void {
     const bytes = new Uint8Array(ring.buffer);
     const index = random.below(ring.size);
-    switch (random.below(4)) {
+    switch (random.below(5)) {
       case 0:
       case 1:
         spoil(random, bytes, Descriptor, ring.descriptors + index * Descriptor.size);
@@ -105,6 +105,9 @@ export function createTarget({ trace }: Context): Instance {
         ring.view.setUint16(entry, oddNumber(random, 2, ring.view.getUint16(entry, true)), true);
         break;
       }
+      case 3:
+        ring.setUsedEvent(oddNumber(random, 2, ring.usedIndex));
+        break;
       default: {
         const at = random.pick([ring.available, ring.used]) + random.pick([0, RING_INDEX_OFFSET]);
         ring.view.setUint16(at, oddNumber(random, 2, ring.view.getUint16(at, true)), true);
@@ -134,7 +137,7 @@ export function createTarget({ trace }: Context): Instance {
       const ring = new TestRing(memory.pieces[0].buffer, LOW.address - LOW.offset, random.pick(RING_OFFSETS), size);
       new Uint8Array(ring.buffer, ring.descriptors, ring.end - ring.descriptors).fill(0);
       const { descriptors, available, used } = ring;
-      const layout = { size, descriptors, available, used, base: 0 };
+      const layout = { size, descriptors, available, used, base: 0, eventIndex: random.chance(60) };
       if (random.chance(10)) {
         const key = random.pick(["size", "descriptors", "available", "used", "base"] as const);
         layout[key] = random.chance(30)
@@ -157,6 +160,7 @@ export function createTarget({ trace }: Context): Instance {
         serve(random);
         attempt(() => queue.waiting());
         queue.shouldCall();
+        assert.equal(layout.eventIndex && queue.shouldCall(), false, "an interrupt for nothing");
         if (random.chance(5) || !queue.running) {
           const base = queue.stop();
           attempt(() => queue.start({ ...layout, base: random.chance(80) ? base : oddNumber(random, 2) }));

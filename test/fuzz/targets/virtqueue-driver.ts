@@ -28,6 +28,9 @@ export function createTarget({ trace }: Context): Instance {
     // Its own parts are the device's to overwrite at any time; it can harm only itself.
     if (random.chance(2)) bytes[OFFSET + random.below(ringBytes(queue.size))] = random.below(256);
     if (random.chance(5)) view.setUint16(used, oddNumber(random, 2), true);
+    // avail_event, where it matters.
+    const event = used + RING_ENTRIES_OFFSET + queue.size * UsedEntry.size;
+    if (random.chance(20)) view.setUint16(event, oddNumber(random, 2, view.getUint16(event, true)), true);
     trace.note("use", id, length, next);
   }
 
@@ -35,7 +38,12 @@ export function createTarget({ trace }: Context): Instance {
     round(random) {
       const size = random.pick([1, 2, 8, 128]);
       bytes.fill(CANARY);
-      const queue = new DriverQueue(size, { buffer: bytes.buffer, address: ADDRESS + OFFSET }, OFFSET);
+      const queue = new DriverQueue(
+        size,
+        { buffer: bytes.buffer, address: ADDRESS + OFFSET },
+        OFFSET,
+        random.chance(60),
+      );
       const free = Array.from({ length: size }, (_, id) => id);
       /** Length of what the device may write, -1 for what it may only read. */
       const model = new Map<number, number>();
@@ -59,6 +67,8 @@ export function createTarget({ trace }: Context): Instance {
             free.push(id);
           }
           assert.equal(queue.inFlight, model.size);
+          // An event index of the device's is a request for a notification, and nothing else.
+          assert.equal(queue.eventIndex && queue.publish(), false, "a notification of nothing");
         }
       } catch (error) {
         if (!(error instanceof PeerGone)) throw error;

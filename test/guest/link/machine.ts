@@ -108,6 +108,8 @@ export interface MachineOptions extends FrontEndOptions {
   readonly capabilities?: PciCapabilities;
   readonly quiesceDeadlineMs?: number;
   readonly client?: ClientOptions;
+  /** Over the virtio link without event indices, too. */
+  readonly withFlags?: boolean;
 }
 
 /** A device on a link of that kind, and a client of it. */
@@ -181,9 +183,11 @@ export function each(title: string, run: Run, options: MachineOptions = {}): voi
 }
 
 export function over(kinds: readonly Kind[], title: string, run: Run, options: MachineOptions = {}): void {
-  for (const kind of kinds) {
-    test.serial(`${kind}: ${title}`, async (t) => {
-      const machine = await setUp(t, kind, options);
+  const variants: [string, Kind, MachineOptions][] = kinds.map((kind) => [kind, kind, options]);
+  if (options.withFlags) variants.push(["virtio, no event indices", "virtio", { ...options, eventIndex: false }]);
+  for (const [name, kind, variant] of variants) {
+    test.serial(`${name}: ${title}`, async (t) => {
+      const machine = await setUp(t, kind, variant);
       try {
         await run(t, machine);
       } finally {

@@ -70,55 +70,67 @@ async function checkReplies(t: ExecutionContext, raw: RawClient, all: readonly E
   }
 }
 
-both("commands of all kinds in one burst: each is answered, in order", async (t, machine) => {
-  const raw = await rawClient(t, machine);
-  const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
-  const all = exchanges(memory, signal);
-  // One send call has the fds of one message: the bytes of those behind it follow.
-  for (const { bytes, fds } of all) raw.send(bytes, fds);
-  await checkReplies(t, raw, all);
-  eventfdWrite(signal);
-  for (const fd of [memory, signal]) close(fd);
-});
+both(
+  "commands of all kinds in one burst: each is answered, in order",
+  async (t, machine) => {
+    const raw = await rawClient(t, machine);
+    const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
+    const all = exchanges(memory, signal);
+    // One send call has the fds of one message: the bytes of those behind it follow.
+    for (const { bytes, fds } of all) raw.send(bytes, fds);
+    await checkReplies(t, raw, all);
+    eventfdWrite(signal);
+    for (const fd of [memory, signal]) close(fd);
+  },
+  { withFlags: true },
+);
 
-both("every byte by itself, the fds with the last one of their message", async (t, machine) => {
-  const raw = await rawClient(t, machine);
-  const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
-  const all = exchanges(memory, signal).slice(0, 18);
-  const pieces = all.flatMap(({ bytes, fds }) =>
-    Array.from(bytes, (_, at) => ({
-      bytes: bytes.subarray(at, at + 1),
-      ...(fds && at === bytes.length - 1 && { fds }),
-    })),
-  );
-  await sendPieces(raw, pieces);
-  await checkReplies(t, raw, all);
-  for (const fd of [memory, signal]) close(fd);
-});
+both(
+  "every byte by itself, the fds with the last one of their message",
+  async (t, machine) => {
+    const raw = await rawClient(t, machine);
+    const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
+    const all = exchanges(memory, signal).slice(0, 18);
+    const pieces = all.flatMap(({ bytes, fds }) =>
+      Array.from(bytes, (_, at) => ({
+        bytes: bytes.subarray(at, at + 1),
+        ...(fds && at === bytes.length - 1 && { fds }),
+      })),
+    );
+    await sendPieces(raw, pieces);
+    await checkReplies(t, raw, all);
+    for (const fd of [memory, signal]) close(fd);
+  },
+  { withFlags: true },
+);
 
-both("cut and joined at random, with fds on any part of their message", async (t, machine) => {
-  const random = new Random();
-  t.log(`SEED=${random.seed}`);
-  const raw = await rawClient(t, machine);
-  const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
-  const all = exchanges(memory, signal);
-  const pieces: { bytes: Uint8Array; fds?: readonly number[] }[] = [];
-  for (const { bytes, fds } of all) {
-    const cuts = [0, ...Array.from({ length: random.below(4) }, () => random.below(bytes.length)), bytes.length];
-    const parts = [...new Set(cuts)].sort((a, b) => a - b);
-    const withFds = random.below(parts.length - 1);
-    for (let n = 0; n + 1 < parts.length; n++) {
-      const part = { bytes: bytes.subarray(parts[n], parts[n + 1]), ...(fds && n === withFds && { fds }) };
-      const last = pieces.at(-1);
-      // Behind fds nothing is joined on: they would be taken for those of the message that begins there.
-      if (last === undefined || last.fds !== undefined || random.below(2) === 0) pieces.push(part);
-      else pieces.splice(-1, 1, { ...part, bytes: Buffer.concat([last.bytes, part.bytes]) });
+both(
+  "cut and joined at random, with fds on any part of their message",
+  async (t, machine) => {
+    const random = new Random();
+    t.log(`SEED=${random.seed}`);
+    const raw = await rawClient(t, machine);
+    const [memory, signal] = [sealed(PAGE_SIZE), eventfd(0)];
+    const all = exchanges(memory, signal);
+    const pieces: { bytes: Uint8Array; fds?: readonly number[] }[] = [];
+    for (const { bytes, fds } of all) {
+      const cuts = [0, ...Array.from({ length: random.below(4) }, () => random.below(bytes.length)), bytes.length];
+      const parts = [...new Set(cuts)].sort((a, b) => a - b);
+      const withFds = random.below(parts.length - 1);
+      for (let n = 0; n + 1 < parts.length; n++) {
+        const part = { bytes: bytes.subarray(parts[n], parts[n + 1]), ...(fds && n === withFds && { fds }) };
+        const last = pieces.at(-1);
+        // Behind fds nothing is joined on: they would be taken for those of the message that begins there.
+        if (last === undefined || last.fds !== undefined || random.below(2) === 0) pieces.push(part);
+        else pieces.splice(-1, 1, { ...part, bytes: Buffer.concat([last.bytes, part.bytes]) });
+      }
     }
-  }
-  await sendPieces(raw, pieces);
-  await checkReplies(t, raw, all);
-  for (const fd of [memory, signal]) close(fd);
-});
+    await sendPieces(raw, pieces);
+    await checkReplies(t, raw, all);
+    for (const fd of [memory, signal]) close(fd);
+  },
+  { withFlags: true },
+);
 
 for (const dmaLayout of ["specification", "qemu"] as const) {
   for (const twinSocket of [false, true]) {
@@ -155,7 +167,7 @@ for (const dmaLayout of ["specification", "qemu"] as const) {
         }
         t.true(device.events.includes("quiesce"));
       },
-      { client: { dmaLayout, capabilities: { twinSocket } } },
+      { client: { dmaLayout, capabilities: { twinSocket } }, withFlags: true },
     );
   }
 }
