@@ -194,7 +194,7 @@ export class BackEnd {
     const { value } = Features.view(message.data);
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
     this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
-    this.#log.debug({ features: `0x${value.toString(16)}` }, "features negotiated");
+    this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
   }
 
   #setProtocolFeatures(message: Message): void {

@@ -69,7 +69,7 @@ for (const [name, offered, taken] of [
     await map({ flags: 3 });
     t.is(bridge.poll(), undefined);
     // All transmit buffers, and more waiting than the link takes messages with.
-    const reads = Array.from({ length: 170 }, () => link.readMemory(ADDRESS, new Uint8Array(4)));
+    const reads = Array.from({ length: 170 }, () => link.readMemory(ADDRESS, new Uint8Array(4), false));
     const write = RegionAccess.encode({ offset: Registers.SCRATCH, region: Region.BAR0, count: 1 });
     bridge.send(Command.REGION_WRITE, Buffer.concat([write, Buffer.of(77)]), HeaderFlags.NO_REPLY);
     await turn();
@@ -81,7 +81,7 @@ for (const [name, offered, taken] of [
     };
     take();
     // The next message to send finds the buffers that came back, before any interrupt tells of them.
-    reads.push(link.readMemory(ADDRESS, new Uint8Array(4)));
+    reads.push(link.readMemory(ADDRESS, new Uint8Array(4), false));
     await turn();
     t.is(scratch(), 77);
     while (asked.length < reads.length) {
