@@ -62,6 +62,8 @@ test.serial("Linux finds the disk, keeps a file system on it, and gets its data 
   t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
   t.regex(await vms.pciId(vm), /class 010802$/);
   t.is(await vms.pciId(t.context.deviceVm), "1af4:1067 class 078000");
+  const features = t.context.bridge.lines.filter(({ msg }) => msg === "features negotiated");
+  t.true(features.length > 0 && features.every(({ eventIndex }) => eventIndex === true), "QEMU passes event indices on");
   t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
   t.true((await vms.nvmeInterrupts(vm)) > 0);
   assertHealthy(t);
@@ -131,7 +133,7 @@ test.serial("Linux uses doorbells in memory, several namespaces, deallocation, a
   // Linux numbers disks in the order in which its scan came to an end.
   const [file, memory] = (await number("nvme0n1/nsid")) === 1 ? ["nvme0n1", "nvme0n2"] : ["nvme0n2", "nvme0n1"];
   t.deepEqual([await number(`${file}/size`), await number(`${memory}/size`)], [DISK_MIB * 2048, 16 * 2048]);
-  t.regex(await vms.nvmeState(deviceVm), /"shadowDoorbells":true/);
+  t.regex(await vms.nvmeState(deviceVm), /"doorbellsInMemory":true/);
 
   t.true((await number(`${file}/queue/discard_max_bytes`)) > 0);
   t.true((await number(`${file}/queue/write_zeroes_max_bytes`)) > 0);
