@@ -56,6 +56,8 @@ export class Channel {
   #have = 0;
   #paused = false;
   #scheduled = false;
+  #held = false;
+  #owesCall = false;
 
   constructor(events: ChannelEvents) {
     this.#events = events;
@@ -96,6 +98,7 @@ export class Channel {
     this.#left = 0;
     this.#have = 0;
     this.#paused = false;
+    this.#owesCall = false;
   }
 
   /** Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. */
@@ -124,6 +127,15 @@ export class Channel {
     this.#tail += size;
     this.sent++;
     this.#flush();
+  }
+
+  /**
+   * Between the two calls, without a turn of the event loop in between, what is sent does not wake the driver, and wakes it once
+   * at the end. A driver that runs at the first of several messages finds one, and sleeps again before the next.
+   */
+  hold(held: boolean): void {
+    this.#held = held;
+    if (!held && this.#owesCall) this.#call();
   }
 
   /** Leaves the driver's messages where they are, until `resume`. */
@@ -188,8 +200,13 @@ export class Channel {
       this.#head = 0;
       this.#tail = 0;
     }
-    if (wrote && this.#backEnd?.call(Queue.TO_DEVICE)) this.signals++;
+    if (wrote) this.#call();
     if (wasCongested && !this.congested) this.#events.drained();
+  }
+
+  #call(): void {
+    this.#owesCall = this.#held;
+    if (!this.#held && this.#backEnd?.call(Queue.TO_DEVICE)) this.signals++;
   }
 
   #receive(): void {

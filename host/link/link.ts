@@ -113,6 +113,11 @@ export class VirtioLink implements Backend {
     return { hellos: this.process.hellos, commands, postedWrites };
   }
 
+  /** See Backend. */
+  receiving(now: boolean): void {
+    this.process.conversation.channel.hold(now);
+  }
+
   // The device VM's side: what the session calls as the vhost-user back-end reports it.
 
   /** The device's config space as it is now. */

@@ -124,4 +124,6 @@ export interface Backend {
   setIrqs(request: IrqSetRequest): Promise<void>;
   /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
   handle(command: PendingCommand): void;
+  /** Before and after the commands that came together are handed over: whoever is to be woken up for them can be so once. */
+  receiving?(now: boolean): void;
 }

@@ -33,6 +33,8 @@ export interface ConnectionHandler {
 export interface ConnectionOptions {
   readonly syscalls?: Syscalls;
   readonly maxSendBacklog?: number;
+  /** Called before and after the messages that came together; between them the event loop does not turn. */
+  readonly receiving?: (now: boolean) => void;
 }
 
 const header = Header.view();
@@ -78,7 +80,7 @@ export class Connection {
   constructor(
     private readonly fd: number,
     private readonly handler: ConnectionHandler,
-    options: ConnectionOptions = {},
+    private readonly options: ConnectionOptions = {},
   ) {
     this.syscalls = options.syscalls ?? systemCalls;
     this.buffer = new ReceiveBuffer(this.syscalls);
@@ -234,10 +236,13 @@ export class Connection {
   private run(): void {
     if (this.running || this.isClosed) return;
     this.running = true;
+    const { receiving } = this.options;
+    receiving?.(true);
     try {
       while (!this.isClosed && this.handOver());
     } finally {
       this.running = false;
+      receiving?.(false);
     }
     if (this.isClosed) return;
     const { bad } = this.buffer;

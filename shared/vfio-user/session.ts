@@ -70,7 +70,7 @@ export class Session implements ConnectionHandler {
       trustUnsealedMemory: options.trustUnsealedMemory,
       warn: (message) => this.warn(message),
     });
-    this.connection = new Connection(fd, this);
+    this.connection = new Connection(fd, this, { receiving: (now) => options.backend.receiving?.(now) });
     this.pending = this.freshPending();
   }
 

@@ -63,7 +63,10 @@ test.serial("Linux finds the disk, keeps a file system on it, and gets its data 
   t.regex(await vms.pciId(vm), /class 010802$/);
   t.is(await vms.pciId(t.context.deviceVm), "1af4:1067 class 078000");
   const features = t.context.bridge.lines.filter(({ msg }) => msg === "features negotiated");
-  t.true(features.length > 0 && features.every(({ eventIndex }) => eventIndex === true), "QEMU passes event indices on");
+  t.true(
+    features.length > 0 && features.every(({ eventIndex }) => eventIndex === true),
+    "QEMU passes event indices on",
+  );
   t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
   t.true((await vms.nvmeInterrupts(vm)) > 0);
   assertHealthy(t);
