@@ -51,14 +51,18 @@ async function importFactory(path: string): Promise<DeviceFactory> {
   return module.default as DeviceFactory;
 }
 
-async function createLink(place: Place, { trustUnsealedMemory, isolated }: RunOptions, log: Log): Promise<Link> {
+async function createLink(
+  place: Place,
+  { trustUnsealedMemory, isolated, linkPolling }: RunOptions,
+  log: Log,
+): Promise<Link> {
   if (!("pci" in place)) {
     const socket = "fd" in place ? place.fd : place.socketPath;
     return new LocalLink({ socket, log, trustUnsealedMemory });
   }
   const pci = VfioFunction.open(place.pci);
   try {
-    return await createVirtioLink(pci, log, isolated);
+    return await createVirtioLink(pci, log, isolated, linkPolling);
   } catch (error) {
     pci.close();
     throw error instanceof UserError ? new UserError(`${place.pci}: ${error.message}`, error.exitCode) : error;

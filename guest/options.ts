@@ -5,6 +5,7 @@ import { parseArgs } from "node:util";
 import { UserError } from "../shared/errors.js";
 import { LEVELS, type Level } from "../shared/log.js";
 import type { DeviceKind } from "./devices/index.js";
+import type { LinkPolling } from "./link/looking.js";
 
 /** Where the driver VM is: behind the virtio-vfio-user device at a PCI address, or behind a socket. */
 export type Place = { readonly pci: string } | { readonly socketPath: string } | { readonly fd: number };
@@ -20,6 +21,8 @@ export type Options =
       readonly trustUnsealedMemory: boolean;
       /** The bridge copies, and puts no driver-VM memory into the window. */
       readonly isolated: boolean;
+      /** Whether to look for the bridge's messages before sleeping. */
+      readonly linkPolling: LinkPolling;
       /** The device's own options, and those of them that may be repeated. */
       readonly deviceOptions: Readonly<Record<string, string>>;
       readonly deviceLists: Readonly<Record<string, readonly string[]>>;
@@ -31,6 +34,7 @@ const OWN = {
   "socket-path": { type: "string" },
   fd: { type: "string" },
   dma: { type: "string", default: "window" },
+  "link-poll": { type: "string", default: "adaptive" },
   "log-level": { type: "string", default: "info" },
   "trust-unsealed-memory": { type: "boolean", default: false },
   help: { type: "boolean", short: "h", default: false },
@@ -69,6 +73,7 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     device,
     place,
     isolated: parseDma(String(values.dma), place),
+    linkPolling: parseLinkPolling(String(values["link-poll"])),
     logLevel: parseLevel(String(values["log-level"])),
     trustUnsealedMemory: values["trust-unsealed-memory"] === true,
     deviceOptions,
@@ -104,6 +109,8 @@ Where the driver VM is:
 Options:
   --dma WAY                 with --pci, how driver-VM memory is reached: window, or copy, where the bridge copies and this VM
                             never has the memory itself (default: window)
+  --link-poll WHEN          with --pci, whether to look for the bridge's messages before sleeping: adaptive (as long as it pays),
+                            always (takes all of a CPU) or never (default: adaptive)
   --log-level LEVEL         ${LEVELS.join(", ")} (default: info)
   --trust-unsealed-memory   with a socket: map also memory that the driver VM's VMM could shrink
   --help                    this text
@@ -161,6 +168,11 @@ function parseDma(text: string, place: Place): boolean {
   if (text !== "copy") throw usage(`--dma is window or copy, not ${text}`);
   if (!("pci" in place)) throw usage("--dma copy is for a device in a device VM, with --pci");
   return true;
+}
+
+function parseLinkPolling(text: string): LinkPolling {
+  if (text === "adaptive" || text === "always" || text === "never") return text;
+  throw usage(`--link-poll is adaptive, always or never, not ${text}`);
 }
 
 function parsePciAddress(text: string): string {

@@ -98,11 +98,16 @@ export class Copies {
     return this.#transfer(address, source, true);
   }
 
-  /** Takes what the bridge has finished, and asks for what waits. @throws PeerGone */
-  poll(): void {
-    if (this.#stopped) return;
-    for (let id = this.queue.take(); id >= 0; id = this.queue.take()) this.#finished(id / DESCRIPTORS);
+  /** Takes what the bridge has finished, and asks for what waits. Whether it was anything. @throws PeerGone */
+  poll(): boolean {
+    if (this.#stopped) return false;
+    let isAny = false;
+    for (let id = this.queue.take(); id >= 0; id = this.queue.take()) {
+      this.#finished(id / DESCRIPTORS);
+      isAny = true;
+    }
     this.#ask();
+    return isAny;
   }
 
   /** @throws PeerGone when the bridge has finished nothing for too long */

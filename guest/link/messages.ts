@@ -94,23 +94,27 @@ export class Messages {
     return this.#waiting.length > MAX_WAITING;
   }
 
-  /** Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. */
-  poll(receiver: Receiver, ready: () => boolean): boolean {
+  /**
+   * Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. `isLast`: when there are no
+   * more, the next one is to interrupt; otherwise somebody comes back and looks.
+   */
+  poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     if (this.#broken) return false;
     try {
       this.#sendWaiting();
-      return this.#poll(receiver, ready);
+      return this.#poll(receiver, ready, isLast);
     } catch (error) {
       this.#break(error);
       return false;
     }
   }
 
-  #poll(receiver: Receiver, ready: () => boolean): boolean {
+  #poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     const { queue } = this.#receive;
     for (let n = 0; n < BATCH; n++) {
       this.#heldBack = this.congested;
       if (this.#heldBack || !ready()) return false;
+      if (!isLast && queue.isIdle) return false;
       const id = queue.take();
       if (id < 0) return false;
       this.received++;

@@ -11,6 +11,7 @@ import { VirtioPci } from "../virtio-pci/transport.js";
 import { Copies } from "./copies.js";
 import { DmaBuffers } from "./dma-buffers.js";
 import type { Window } from "./link.js";
+import type { LinkPolling } from "./looking.js";
 import { Messages } from "./messages.js";
 import { VirtioLink } from "./virtio.js";
 
@@ -19,9 +20,14 @@ const MIN_MESSAGE_SIZE = 4 * KiB;
 
 /**
  * Resets the device and checks that it is ours. `isolated`: the bridge puts no driver-VM memory into the window, and copies
- * instead. @throws UserError when it is not, or is broken
+ * instead. `polling`: whether to look for messages before sleeping. @throws UserError when it is not, or is broken
  */
-export async function createVirtioLink(pci: PciFunction, log: Log, isolated = false): Promise<VirtioLink> {
+export async function createVirtioLink(
+  pci: PciFunction,
+  log: Log,
+  isolated = false,
+  polling: LinkPolling = "adaptive",
+): Promise<VirtioLink> {
   const transport = new VirtioPci(pci);
   await transport.reset();
   const features = transport.negotiate(Feature.VERSION_1, Feature.RING_EVENT_IDX);
@@ -44,7 +50,7 @@ export async function createVirtioLink(pci: PciFunction, log: Log, isolated = fa
   const buffers = new DmaBuffers(pci, log);
   const copies = new Copies(pci, transport, buffers, eventIndex);
   const window = new BarWindow(pci, region, windowSize);
-  return new VirtioLink({ pci, transport, messages, copies, buffers, window, doorbells, isolated, log });
+  return new VirtioLink({ pci, transport, messages, copies, buffers, window, doorbells, isolated, polling, log });
 }
 
 /** The window as pieces of the shared memory region, each mapped when it is first used. */

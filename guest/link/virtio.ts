@@ -15,6 +15,7 @@ import type { DmaBuffers } from "./dma-buffers.js";
 import { Doorbells, UNBOUND } from "./doorbells.js";
 import { encodeHello } from "./hello.js";
 import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "./link.js";
+import { type LinkPolling, Looking } from "./looking.js";
 import type { Messages } from "./messages.js";
 import { Requests } from "./requests.js";
 import { VirtioSharing } from "./virtio-sharing.js";
@@ -34,6 +35,7 @@ export interface VirtioLinkParts {
   readonly doorbells: number;
   /** No driver-VM memory is wanted in the window. */
   readonly isolated: boolean;
+  readonly polling: LinkPolling;
   readonly log: Log;
 }
 
@@ -47,6 +49,7 @@ export class VirtioLink implements Link {
   readonly #copies: Copies;
   readonly #buffers: DmaBuffers;
   readonly #isolated: boolean;
+  readonly #looking: Looking;
   readonly #requests: Requests;
   readonly #sharing: VirtioSharing;
   readonly #log: Log;
@@ -67,7 +70,9 @@ export class VirtioLink implements Link {
   readonly #receiver = this.#receive.bind(this);
   readonly #ready = () => this.#backlog.length < MAX_PENDING_COMMANDS;
 
-  constructor({ pci, transport, messages, copies, buffers, window, doorbells, isolated, log }: VirtioLinkParts) {
+  constructor(parts: VirtioLinkParts) {
+    const { pci, transport, messages, copies, buffers, window, doorbells, isolated, polling, log } = parts;
+    this.#looking = new Looking(polling);
     this.#pci = pci;
     this.#transport = transport;
     this.#messages = messages;
@@ -137,10 +142,8 @@ export class VirtioLink implements Link {
     }
     transport.enableConfigInterrupt();
     this.#pci.interrupt(() => {
-      const { received } = this.#messages;
-      this.#interrupt();
-      // There is one interrupt for everything: without a message it may be the device's configuration or status.
-      if (this.#messages.received === received) this.#checkStatus();
+      // There is one interrupt for everything: when nothing came it may be the device's configuration or status.
+      if (!this.#turn()) this.#checkStatus();
     });
     this.#state = "open";
     transport.addStatus(Status.DRIVER_OK);
@@ -197,21 +200,30 @@ export class VirtioLink implements Link {
     this.#pci.close();
   }
 
-  #interrupt(): void {
-    if (this.#state !== "open") return;
+  /** Deals with what the bridge has done, and looks again or sleeps. Whether it was anything. */
+  #turn(): boolean {
+    if (this.#state !== "open") return false;
+    const { received } = this.#messages;
+    let copied: boolean;
     try {
-      this.#copies.poll();
+      copied = this.#copies.poll();
     } catch (error) {
       this.#break(error);
-      return;
+      return true;
     }
-    if (this.#messages.poll(this.#receiver, this.#ready)) this.#schedulePoll();
+    let isMore = this.#messages.poll(this.#receiver, this.#ready, false);
+    const found = this.#messages.received !== received;
+    // Nothing may be missed between the last look and sleep: that is what the second poll asks for, and looks after.
+    if (!isMore && !this.#looking.goesOn(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
+    else isMore = true;
+    if (isMore) this.#schedulePoll();
+    return found || copied;
   }
 
   #schedulePoll(): void {
     this.#pollAgain ??= setImmediate(() => {
       this.#pollAgain = undefined;
-      this.#interrupt();
+      this.#turn();
     });
   }
 

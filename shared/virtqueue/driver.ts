@@ -180,6 +180,11 @@ export class DriverQueue {
     return id;
   }
 
+  /** The device has done nothing that was not taken. Unlike `take`, this asks for no interrupt. */
+  get isIdle(): boolean {
+    return this.#waiting() === 0;
+  }
+
   #waiting(): number {
     return (Atomics.load(this.#used, INDEX) - this.#nextUsed) & 0xffff;
   }

@@ -23,6 +23,7 @@ test("a device by name, in a device VM", (t) => {
     logLevel: "debug",
     trustUnsealedMemory: false,
     isolated: false,
+    linkPolling: "adaptive",
     deviceOptions: { file: "disk.img" },
     deviceLists: {},
   });
@@ -43,6 +44,7 @@ test("a user's own module gets every --name=value that is not the program's", (t
     device: "./own.js",
     trustUnsealedMemory: true,
     isolated: false,
+    linkPolling: "adaptive",
     deviceOptions: { rate: "9", name: "a=b" },
   });
 });
@@ -91,4 +93,15 @@ test("how driver-VM memory is reached", (t) => {
   t.true(isolated("--dma", "copy"));
   t.throws(() => isolated("--dma", "both"), { name: "UserError", message: /window or copy, not both/ });
   t.throws(() => at("--socket-path", "x", "--dma", "copy"), { name: "UserError", message: /in a device VM/ });
+});
+
+test("whether it looks for messages before it sleeps", (t) => {
+  for (const when of ["adaptive", "always", "never"] as const) {
+    const options = parse(`run disk --file x --pci 01:00.0 --link-poll ${when}`);
+    t.like(options, { linkPolling: when });
+  }
+  t.throws(() => parse("run disk --file x --pci 01:00.0 --link-poll often"), {
+    name: "UserError",
+    message: /adaptive, always or never, not often/,
+  });
 });

@@ -42,11 +42,10 @@ test("timers that a callback sets and clears are kept to", async (t) => {
   const event = owned(t, native.eventfd(0));
   const order: string[] = [];
   await new Promise<void>((resolve) => {
-    const never = setTimeout(() => order.push("cleared"), 5);
     const poll = new native.Poll(
       event,
       () => {
-        clearTimeout(never);
+        clearTimeout(setTimeout(() => order.push("cleared"), 5));
         setTimeout(() => order.push("first"), 10);
         setTimeout(() => {
           order.push("second");

@@ -1,6 +1,6 @@
 /**
- * Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU, but for posted writes: the
- * client does not wait for the device then, which has a CPU of its own as a device VM has.
+ * Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU, but where it says
+ * otherwise and for posted writes: the client does not wait for the device then, which has a CPU of its own as a device VM has.
  */
 import type { Machine } from "../machine.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
@@ -47,6 +47,14 @@ export const access: Topic<State> = {
       floorName: "AF_UNIX + eventfd ping-pong",
       floor: bridgeFloor,
       measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "read", bridged.sockets[0]),
+    },
+    {
+      name: "REGION_READ, bridge, device on another CPU",
+      unit: "us",
+      target: {},
+      floorName: "AF_UNIX + eventfd ping-pong",
+      floor: bridgeFloor,
+      measure: ({ machine, apart }) => machine.us("client-access", COUNT, "read", apart.sockets[0]),
     },
     {
       name: "REGION_WRITE (posted), bridge",

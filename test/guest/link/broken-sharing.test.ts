@@ -27,7 +27,7 @@ function placed(...offsets: number[]): Uint8Array {
 
 async function open(t: { teardown(action: () => Promise<void>): void }) {
   const bridge = new PciBridge();
-  const link = await createVirtioLink(bridge, quietLog);
+  const link = await createVirtioLink(bridge, quietLog, false, "never");
   t.teardown(async () => {
     const closed = link.close();
     const quiesce = bridge.poll();

@@ -14,7 +14,7 @@ import { PciBridge } from "../../fakes/pci-bridge.js";
 export const ADDRESS = 0x10_0000;
 
 export async function setUp(t: ExecutionContext, bridge = new PciBridge()) {
-  const link = await createVirtioLink(bridge, quietLog);
+  const link = await createVirtioLink(bridge, quietLog, false, "never");
   const device = new CopyDevice();
   const endpoint = new DeviceEndpoint(device, link, quietLog);
   await endpoint.start();

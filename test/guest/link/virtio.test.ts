@@ -90,7 +90,7 @@ test("a client that goes while the link closes: nothing is reset before the brid
 
 test("a refused HELLO is told", async (t) => {
   const bridge = new PciBridge();
-  const link = await createVirtioLink(bridge, quietLog);
+  const link = await createVirtioLink(bridge, quietLog, false, "never");
   const opened = link.open(new DeviceEndpoint(new CopyDevice(), link, quietLog));
   bridge.reply(await bridge.receive(), undefined, Errno.EINVAL);
   await t.throwsAsync(opened, { name: "UserError", message: /does not take the device/ });
