@@ -61,8 +61,14 @@ export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
 
 async function boot(cleanup: Cleanup, starting: Promise<Vm>): Promise<Vm> {
   const start = performance.now();
+  // Also of one that is still being made: its files are being written.
+  cleanup.add(() =>
+    starting.then(
+      (vm) => vm.stop(),
+      () => {},
+    ),
+  );
   const vm = await starting;
-  cleanup.add(() => vm.stop());
   await vms.booted(vm);
   say(`  up in ${seconds(performance.now() - start)}`);
   return vm;
