@@ -24,6 +24,7 @@ import {
   REGISTER_BAR,
   WINDOW_BAR,
 } from "../fakes/front-end-config.js";
+import { registersOver } from "../fakes/front-end-registers.js";
 import type { Choices } from "./choices.js";
 import { oddNumber, spoil } from "./mutate.js";
 
@@ -100,7 +101,7 @@ export class HostilePci implements PciFunction {
       if (random.chance(50))
         for (let n = random.below(4); n > 0; n--) space[random.between(0x34, 0xc0)] = random.below(256);
     }
-    this.config = registers(
+    this.config = registersOver(
       (offset, width) => readBytes(space, offset, width),
       () => {},
     );
@@ -109,7 +110,7 @@ export class HostilePci implements PciFunction {
 
   registers(bar: number): Registers {
     assert.ok(bar >= 0 && bar < 6);
-    return registers(
+    return registersOver(
       (offset, width) => this.#read(offset, width),
       (offset, width, value) => this.#write(offset, width, value),
     );
@@ -228,18 +229,4 @@ function readData(data: DataView, offset: number, width: number): number {
 function readBytes(bytes: Uint8Array, offset: number, width: number): number {
   if (!inBounds(offset, width, bytes.length)) return 2 ** (8 * width) - 1;
   return readData(new DataView(bytes.buffer, bytes.byteOffset), offset, width);
-}
-
-function registers(
-  read: (offset: number, width: number) => number,
-  write: (offset: number, width: number, value: number) => void,
-): Registers {
-  return {
-    read8: (offset) => read(offset, 1),
-    read16: (offset) => read(offset, 2),
-    read32: (offset) => read(offset, 4),
-    write8: (offset, value) => write(offset, 1, value),
-    write16: (offset, value) => write(offset, 2, value),
-    write32: (offset, value) => write(offset, 4, value),
-  };
 }
