@@ -18,7 +18,7 @@ import {
   SparseMmap,
   SparseMmapArea,
 } from "../shared/spec/vfio-user.js";
-import { getU64, setU64 } from "../shared/struct/struct.js";
+import { getUint, setU64 } from "../shared/struct/struct.js";
 import type { Device, IoEventFdOptions, SharedPart } from "./device.js";
 import type { IoEvents, Link, SharedMemory } from "./link/link.js";
 import type { MsixLayout } from "./pci/msix.js";
@@ -184,7 +184,7 @@ export class Sharing {
     for (let index = 0; index < shared.events.length; index++) {
       const { options, shadowOffset } = shared.events[index];
       if (options.offset !== offset || (options.size !== 0 && options.size !== count)) continue;
-      if (options.size !== 0 && options.datamatch !== undefined && getValue(data, from, count) !== options.datamatch) {
+      if (options.size !== 0 && options.datamatch !== undefined && getUint(data, from, count) !== options.datamatch) {
         continue;
       }
       for (let n = 0; shadowOffset >= 0 && n < count; n++) {
@@ -257,16 +257,9 @@ export class Sharing {
       shared.waiting[index] = 1;
       return;
     }
-    const value = shadowOffset >= 0 ? getValue(this.#shadowData, shadowOffset, options.size) : options.datamatch;
+    const value = shadowOffset >= 0 ? getUint(this.#shadowData, shadowOffset, options.size) : options.datamatch;
     this.#device.ioEvent?.(shared.region, index, value);
   }
-}
-
-/** A little-endian value of 1, 2, 4 or 8 bytes. */
-function getValue(data: DataView, offset: number, size: number): number {
-  if (size === 8) return getU64(data, offset);
-  if (size === 4) return data.getUint32(offset, true);
-  return size === 2 ? data.getUint16(offset, true) : data.getUint8(offset);
 }
 
 function encodeEntry(options: IoEventFdOptions, io: boolean, shadowOffset: number, indices: readonly number[]) {

@@ -5,6 +5,7 @@
  * writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
+import { getUint, setUint } from "../../shared/struct/struct.js";
 import type { Device } from "../device.js";
 import { checkDeviceRegions, FIRST_DEVICE_REGION } from "../device-regions.js";
 import type { Sharing } from "../sharing.js";
@@ -77,7 +78,7 @@ export class Regions {
     for (let at = offset; at < end; ) {
       const size = pieceSize(at, end - at);
       const value = this.#readPiece(region, at, size);
-      writeNumber(data, to + at - offset, size, value);
+      setUint(data, to + at - offset, size, value);
       at += size;
     }
   }
@@ -87,7 +88,7 @@ export class Regions {
     const end = offset + count;
     for (let at = offset; at < end; ) {
       const size = pieceSize(at, end - at);
-      this.#writePiece(region, at, size, readNumber(data, from + at - offset, size));
+      this.#writePiece(region, at, size, getUint(data, from + at - offset, size));
       at += size;
     }
   }
@@ -105,7 +106,7 @@ export class Regions {
     const file = this.#files[region];
     if (file !== undefined && offset < file.size) return file.read(offset, size);
     const area = this.sharing.area(region, offset);
-    if (area !== undefined) return readNumber(area.data, offset - area.offset, size);
+    if (area !== undefined) return getUint(area.data, offset - area.offset, size);
     return this.device.readBar?.(region, offset, size) ?? 0;
   }
 
@@ -118,7 +119,7 @@ export class Regions {
       const area = this.sharing.area(region, offset);
       if (file !== undefined && offset < file.size) file.write(offset, size, value);
       else if (area !== undefined) {
-        writeNumber(area.data, offset - area.offset, size, value);
+        setUint(area.data, offset - area.offset, size, value);
         this.device.sharedWritten?.(region, offset, size);
       } else this.device.writeBar?.(region, offset, size, value);
     }
@@ -140,15 +141,4 @@ function readBytes(bytes: Uint8Array, offset: number, size: number): number {
 function pieceSize(offset: number, left: number): 1 | 2 | 4 {
   if (left >= 4 && offset % 4 === 0) return 4;
   return left >= 2 && offset % 2 === 0 ? 2 : 1;
-}
-
-function readNumber(data: DataView, offset: number, size: number): number {
-  if (size === 4) return data.getUint32(offset, true);
-  return size === 2 ? data.getUint16(offset, true) : data.getUint8(offset);
-}
-
-function writeNumber(data: DataView, offset: number, size: number, value: number): void {
-  if (size === 4) data.setUint32(offset, value, true);
-  else if (size === 2) data.setUint16(offset, value, true);
-  else data.setUint8(offset, value);
 }

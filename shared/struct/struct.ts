@@ -66,6 +66,20 @@ export function setU64(data: DataView, offset: number, value: number): void {
   data.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
 }
 
+/** Reads a little-endian number of 1, 2, 4 or 8 bytes; of 8 as getU64 does. */
+export function getUint(data: DataView, offset: number, size: number): number {
+  if (size === 4) return data.getUint32(offset, true);
+  if (size === 8) return getU64(data, offset);
+  return size === 2 ? data.getUint16(offset, true) : data.getUint8(offset);
+}
+
+/** Writes a little-endian number of 1, 2 or 4 bytes. */
+export function setUint(data: DataView, offset: number, size: number, value: number): void {
+  if (size === 4) data.setUint32(offset, value, true);
+  else if (size === 2) data.setUint16(offset, value, true);
+  else data.setUint8(offset, value);
+}
+
 function property(type: Scalar, at: number): PropertyDescriptor & ThisType<Base> {
   switch (type) {
     case "u8":

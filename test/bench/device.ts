@@ -3,6 +3,7 @@
  * measured is the way there. SEQUENCE notes each value that is not its predecessor plus one in VIOLATIONS.
  */
 import type { Device } from "../../guest/device.js";
+import { getUint } from "../../shared/struct/struct.js";
 
 const SEQUENCE = 0x40;
 const VIOLATIONS = 0x44;
@@ -21,9 +22,7 @@ export class RegisterDevice implements Device {
   start(): void {}
 
   readBar(bar: number, offset: number, size: number): number {
-    if (bar !== 0) return 0;
-    if (size === 4) return this.#data.getUint32(offset, true);
-    return size === 2 ? this.#data.getUint16(offset, true) : this.#data.getUint8(offset);
+    return bar === 0 ? getUint(this.#data, offset, size) : 0;
   }
 
   writeBar(bar: number, offset: number, size: number, value: number): void {

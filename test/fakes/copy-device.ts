@@ -9,6 +9,7 @@ import {
   type PciCapabilities,
   type PciIdentity,
 } from "../../guest/device.js";
+import { getUint, setUint } from "../../shared/struct/struct.js";
 
 export const Registers = { SOURCE: 0, TARGET: 8, LENGTH: 0x10, COMMAND: 0x14, STATUS: 0x18, SCRATCH: 0x40 } as const;
 /** COPY moves bytes, then triggers vector 1 (0 when it failed). */
@@ -51,15 +52,12 @@ export class CopyDevice implements Device {
 
   readBar(bar: number, offset: number, size: number): number {
     this.accesses.push(`r${size} ${bar}:${offset.toString(16)}`);
-    if (size === 4) return this.#data.getUint32(offset, true);
-    return size === 2 ? this.#data.getUint16(offset, true) : this.#data.getUint8(offset);
+    return getUint(this.#data, offset, size);
   }
 
   writeBar(bar: number, offset: number, size: number, value: number): void {
     this.accesses.push(`w${size} ${bar}:${offset.toString(16)}=${value.toString(16)}`);
-    if (size === 4) this.#data.setUint32(offset, value, true);
-    else if (size === 2) this.#data.setUint16(offset, value, true);
-    else this.#data.setUint8(offset, value);
+    setUint(this.#data, offset, size, value);
     if (offset === Registers.COMMAND) this.#run(value);
   }
 

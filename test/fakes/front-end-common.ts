@@ -2,6 +2,7 @@
 import * as native from "../../native/index.js";
 import { F_PROTOCOL_FEATURES } from "../../shared/spec/vhost-user.js";
 import { CommonCfg, NO_VECTOR } from "../../shared/spec/virtio.js";
+import { getUint } from "../../shared/struct/struct.js";
 
 export class VirtQueue {
   size: number;
@@ -70,9 +71,7 @@ export class CommonRegisters {
       queueDriver: queue?.available ?? 0,
       queueDevice: queue?.used ?? 0,
     });
-    const data = this.#data;
-    if (width === 1) return data.getUint8(offset);
-    return width === 2 ? data.getUint16(offset, true) : data.getUint32(offset, true);
+    return getUint(this.#data, offset, width);
   }
 
   write(offset: number, width: number, value: number): void {

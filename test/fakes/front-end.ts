@@ -12,6 +12,7 @@ import { inBounds, isPowerOfTwo } from "../../shared/bits.js";
 import { MiB, PAGE_SIZE } from "../../shared/limits.js";
 import { ProtocolFeature } from "../../shared/spec/vhost-user.js";
 import { Feature, PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
+import { getUint } from "../../shared/struct/struct.js";
 import { BackendChannel } from "./front-end-channel.js";
 import { CommonRegisters, VirtQueue } from "./front-end-common.js";
 import { Layout, MSIX_BAR, makeConfigSpace, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
@@ -236,8 +237,7 @@ export class FrontEnd implements PciFunction {
       throw error;
     }
     if (!inBounds(offset, width, configSize)) return width === 4 ? 0xffffffff : (1 << (8 * width)) - 1;
-    if (width === 1) return data.getUint8(offset);
-    return width === 2 ? data.getUint16(offset, true) : data.getUint32(offset, true);
+    return getUint(data, offset, width);
   }
 
   writeDeviceConfig(): void {

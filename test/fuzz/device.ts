@@ -3,6 +3,7 @@
  * with bounds on what one command costs, and true to its contract whatever it is told.
  */
 import { type Device, type DeviceContext, DmaError } from "../../guest/device.js";
+import { getUint, setUint } from "../../shared/struct/struct.js";
 import { BAR_SIZE, Commands, Registers, Statuses } from "../fakes/copy-device.js";
 
 const MAX_LENGTH = 0x3fff;
@@ -63,15 +64,12 @@ export class FuzzDevice implements Device {
 
   readBar(bar: number, offset: number, size: number): number {
     if (bar !== 0) return 0;
-    if (size === 4) return this.#data.getUint32(offset, true);
-    return size === 2 ? this.#data.getUint16(offset, true) : this.#data.getUint8(offset);
+    return getUint(this.#data, offset, size);
   }
 
   writeBar(bar: number, offset: number, size: number, value: number): void {
     if (bar !== 0) return;
-    if (size === 4) this.#data.setUint32(offset, value, true);
-    else if (size === 2) this.#data.setUint16(offset, value, true);
-    else this.#data.setUint8(offset, value);
+    setUint(this.#data, offset, size, value);
     if (offset === Registers.COMMAND) this.#run(value);
   }
 

@@ -14,6 +14,7 @@ import {
   RING_INDEX_OFFSET,
   UsedEntry,
 } from "../../shared/spec/virtio.js";
+import { getUint, setUint } from "../../shared/struct/struct.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import type { RingMemory } from "../../shared/virtqueue/memory.js";
 import {
@@ -178,7 +179,7 @@ export class HostilePci implements PciFunction {
       queueEnable: queue?.enabled ? 1 : 0,
       queueNotifyOff: this.#view.queueSelect,
     });
-    const value = readData(this.#common, offset, width);
+    const value = getUint(this.#common, offset, width);
     // Not the status: a device that never resets only costs time.
     if (offset !== CommonCfg.offsets.deviceStatus && this.#lies?.chance(2)) return oddNumber(this.#lies, width, value);
     return value;
@@ -190,9 +191,7 @@ export class HostilePci implements PciFunction {
       return;
     }
     if (offset + width > CommonCfg.size) return;
-    if (width === 1) this.#common.setUint8(offset, value);
-    else if (width === 2) this.#common.setUint16(offset, value, true);
-    else this.#common.setUint32(offset, value, true);
+    setUint(this.#common, offset, width, value);
     const { offsets } = CommonCfg;
     const queue = this.#selected();
     if (offset === offsets.deviceStatus && value === 0) {
@@ -220,13 +219,8 @@ export class HostilePci implements PciFunction {
   }
 }
 
-function readData(data: DataView, offset: number, width: number): number {
-  if (width === 1) return data.getUint8(offset);
-  return width === 2 ? data.getUint16(offset, true) : data.getUint32(offset, true);
-}
-
 /** All ones outside, as on a bus. */
 function readBytes(bytes: Uint8Array, offset: number, width: number): number {
   if (!inBounds(offset, width, bytes.length)) return 2 ** (8 * width) - 1;
-  return readData(new DataView(bytes.buffer, bytes.byteOffset), offset, width);
+  return getUint(new DataView(bytes.buffer, bytes.byteOffset), offset, width);
 }

@@ -2,6 +2,7 @@
  * What is done to valid messages: fields get boundary values, bytes change, messages are cut, doubled, swapped and split.
  * Where a field is comes from the same tables (shared/spec) that the parsers use.
  */
+import { getUint, setUint } from "../../shared/struct/struct.js";
 import type { Choices } from "./choices.js";
 
 /** As much of a Struct as says where its fields are. */
@@ -81,9 +82,8 @@ export function spoil(random: Choices, bytes: Uint8Array, layout: Layout, at = 0
     const end = at + (starts[index + 1] ?? layout.size);
     if (end > bytes.length) continue;
     const width = end - start;
-    if (width === 1) view.setUint8(start, Number(oddValue(random, 1, BigInt(view.getUint8(start)))));
-    else if (width === 2) view.setUint16(start, Number(oddValue(random, 2, BigInt(view.getUint16(start, true)))), true);
-    else if (width === 4) view.setUint32(start, Number(oddValue(random, 4, BigInt(view.getUint32(start, true)))), true);
+    if (width === 1 || width === 2 || width === 4)
+      setUint(view, start, width, oddNumber(random, width, getUint(view, start, width)));
     else if (width === 8) view.setBigUint64(start, oddValue(random, 8, view.getBigUint64(start, true)), true);
     else random.fill(bytes.subarray(start, end));
   }
