@@ -1,6 +1,7 @@
 /** A terminal window: what runs in it, what it has said so far, and what is typed into it. It dies with this process. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { WakeUps } from "../vm/wake-ups.js";
 
 export interface TerminalOptions {
   readonly cwd: string;
@@ -13,7 +14,7 @@ export class Terminal {
   output = "";
   readonly ended: Promise<number | null>;
   private readonly child: ChildProcess;
-  private readonly waiting = new Set<() => void>();
+  private readonly wakeUps = new WakeUps();
   private isEnded = false;
 
   /** Runs commands in bash. The last becomes the terminal's process itself, which so gets its signals. */
@@ -23,12 +24,12 @@ export class Terminal {
     for (const stream of [this.child.stdout, this.child.stderr])
       stream?.setEncoding("utf8").on("data", (text: string) => {
         this.output += text.replaceAll("\r", "");
-        this.wake();
+        this.wakeUps.wake();
       });
     this.child.stdin?.on("error", () => {}); // seen by `ended`
     this.ended = once(this.child, "close").then(() => {
       this.isEnded = true;
-      this.wake();
+      this.wakeUps.wake();
       return this.child.exitCode;
     });
   }
@@ -52,7 +53,7 @@ export class Terminal {
         throw new Error(
           `"${text}" did not come; the terminal${this.isEnded ? " ended and" : ""} said:\n${this.output}`,
         );
-      await this.somethingNew(left);
+      await this.wakeUps.wait(left);
     }
   }
 
@@ -62,21 +63,5 @@ export class Terminal {
     const timer = setTimeout(() => this.child.kill("SIGKILL"), STOP_DEADLINE_MS);
     await this.ended;
     clearTimeout(timer);
-  }
-
-  private wake(): void {
-    for (const wakeUp of [...this.waiting]) wakeUp();
-  }
-
-  private somethingNew(timeoutMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => wakeUp(), timeoutMs);
-      const wakeUp = () => {
-        clearTimeout(timer);
-        this.waiting.delete(wakeUp);
-        resolve();
-      };
-      this.waiting.add(wakeUp);
-    });
   }
 }

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { PROJECT_ROOT } from "./environment.js";
+import { WakeUps } from "./wake-ups.js";
 
 const START_MS = 30_000;
 
@@ -22,7 +23,7 @@ export class BridgeProcess {
   readonly lines: LogLine[] = [];
   private readonly child: ChildProcess;
   private readonly exited: Promise<unknown>;
-  private readonly waiting = new Set<() => void>();
+  private readonly wakeUps = new WakeUps();
 
   /** The sockets are made in `directory`, which stays the caller's. */
   constructor(directory: string, devices = 1) {
@@ -37,11 +38,11 @@ export class BridgeProcess {
     ]);
     const node = [process.execPath, main, ...pairs, "--log-level", "debug"];
     this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
-    this.exited = once(this.child, "close").finally(() => this.wake());
+    this.exited = once(this.child, "close").finally(() => this.wakeUps.wake());
     const reader = createInterface({ input: this.child.stderr as NonNullable<ChildProcess["stderr"]> });
     reader.on("line", (line) => {
       this.lines.push(parseLogLine(line));
-      this.wake();
+      this.wakeUps.wake();
     });
   }
 
@@ -63,7 +64,7 @@ export class BridgeProcess {
       const left = deadline - performance.now();
       if (left <= 0) throw this.failure("did not say what was waited for");
       if (!this.alive) throw this.failure("ended");
-      await this.somethingNew(left);
+      await this.wakeUps.wait(left);
     }
   }
 
@@ -75,31 +76,11 @@ export class BridgeProcess {
     return this.child.exitCode === null && this.child.signalCode === null;
   }
 
-  get pid(): number {
-    return this.child.pid ?? -1;
-  }
-
   /** SIGTERM, as a supervisor does; gives the exit code. */
   async stop(): Promise<number | null> {
     this.child.kill("SIGTERM");
     await this.exited;
     return this.child.exitCode;
-  }
-
-  private wake(): void {
-    for (const wakeUp of [...this.waiting]) wakeUp();
-  }
-
-  private somethingNew(timeoutMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => wakeUp(), timeoutMs);
-      const wakeUp = () => {
-        clearTimeout(timer);
-        this.waiting.delete(wakeUp);
-        resolve();
-      };
-      this.waiting.add(wakeUp);
-    });
   }
 
   private failure(what: string): Error {

@@ -8,6 +8,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import type { Duplex } from "node:stream";
 import type { VmEnvironment } from "./environment.js";
 import { QmpClient } from "./qmp.js";
+import { WakeUps } from "./wake-ups.js";
 
 const MAX_LOG_LINES = 5000;
 const MAX_LINE_LENGTH = 4096;
@@ -49,7 +50,7 @@ export class Vm {
   private droppedLines = 0;
   private partial = { console: "", qemu: "" };
   private exit: VmExit | undefined;
-  private wakeUps = new Set<() => void>();
+  private readonly wakeUps = new WakeUps();
   private nextCommand = 1;
 
   /** Starts QEMU; `name` is for messages, `args` come from deviceVmArguments or driverVmArguments. */
@@ -71,7 +72,7 @@ export class Vm {
     this.exited = new Promise((resolve) => {
       const finish = (exit: VmExit) => {
         this.exit ??= exit;
-        this.wake();
+        this.wakeUps.wake();
         resolve(this.exit);
       };
       this.child.on("close", (code, signal) => finish({ code, signal }));
@@ -112,7 +113,7 @@ export class Vm {
       if (this.exit !== undefined) throw this.failure(`ended (${describe(this.exit)}) before ${pattern} came`);
       const left = deadline - performance.now();
       if (left <= 0) throw this.failure(`${pattern} did not come in ${timeoutMs} ms`);
-      await this.somethingNew(left);
+      await this.wakeUps.wait(left);
     }
   }
 
@@ -179,24 +180,7 @@ export class Vm {
       this.lines.splice(0, excess);
       this.droppedLines += excess;
     }
-    if (lines.length > 0) this.wake();
-  }
-
-  private wake(): void {
-    for (const wakeUp of this.wakeUps) wakeUp();
-    this.wakeUps.clear();
-  }
-
-  private somethingNew(timeoutMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(() => wakeUp(), timeoutMs);
-      const wakeUp = () => {
-        clearTimeout(timer);
-        this.wakeUps.delete(wakeUp);
-        resolve();
-      };
-      this.wakeUps.add(wakeUp);
-    });
+    if (lines.length > 0) this.wakeUps.wake();
   }
 
   private failure(what: string): Error {
