@@ -9,6 +9,7 @@ import { deviceAnswers, setUp } from "./set-up.js";
 import {
   allocateMemory,
   answer,
+  beginMemory,
   ioFds,
   mapBar,
   memoryBody,
@@ -194,13 +195,7 @@ for (const [name, next] of Object.entries(impatient)) {
   test.serial(`${name} while memory is being made costs the device process the link`, async (t) => {
     const { bridge, frontEnd, device } = await setUp(t);
     const fds = bridge.fds();
-    frontEnd.reset();
-    device.start();
-    frontEnd.busy = true;
-    device.sendRaw(message(1, LinkCommand.ALLOCATE_MEMORY, 0, memoryBody(0, PARTS)));
-    // Two round trips: the bridge has seen the message, and begun.
-    frontEnd.memoryChanged();
-    frontEnd.memoryChanged();
+    beginMemory(frontEnd, device);
     device.sendRaw(next(device));
     await bridge.logged(/"msg":"the device process broke the link"/);
     frontEnd.busy = false;

@@ -71,6 +71,17 @@ export async function share(frontEnd: FrontEnd, device: TestDevice, parts = PART
   return { bar, shadow, events };
 }
 
+/** The device process has begun to make memory, which takes as long as the front-end is busy. */
+export function beginMemory(frontEnd: FrontEnd, device: TestDevice): void {
+  frontEnd.reset();
+  device.start();
+  frontEnd.busy = true;
+  device.sendRaw(message(1, LinkCommand.ALLOCATE_MEMORY, 0, memoryBody(Region.BAR0, PARTS)));
+  // Two round trips: the bridge has seen the message, and begun.
+  frontEnd.memoryChanged();
+  frontEnd.memoryChanged();
+}
+
 /** A reply whose header and tail carry handles. */
 export function replyWithHandles(
   device: TestDevice,
@@ -84,13 +95,8 @@ export function replyWithHandles(
 }
 
 export const regionInfo = (areas: readonly Part[], fields: Parameters<typeof RegionInfo.encode>[0] = {}) => {
-  const argsz = RegionInfo.size + RegionCapHeader.size + SparseMmap.size + areas.length * SparseMmapArea.size;
-  return Buffer.concat([
-    RegionInfo.encode({ argsz, flags: FLAGS, index: 0, size: BAR_SIZE, capOffset: RegionInfo.size, ...fields }),
-    RegionCapHeader.encode({ id: RegionCap.SPARSE_MMAP, version: 1 }),
-    SparseMmap.encode({ areas: areas.length }),
-    ...areas.map((area) => SparseMmapArea.encode(area)),
-  ]);
+  const body = [SparseMmap.encode({ areas: areas.length }), ...areas.map((area) => SparseMmapArea.encode(area))];
+  return regionInfoWith([{ id: RegionCap.SPARSE_MMAP, body: Buffer.concat(body) }], { flags: FLAGS, ...fields });
 };
 /** A region's info with these capabilities, one behind the other, each given without its header. */
 export function regionInfoWith(

@@ -5,16 +5,16 @@ import { Errno } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { ClientGone, IoEvent, LinkCommand, NO_REGION } from "../../shared/spec/link.js";
 import { Command, DmaMap, Region } from "../../shared/spec/vfio-user.js";
-import { type LinkMessage, message } from "../fakes/front-end-device.js";
+import type { LinkMessage } from "../fakes/front-end-device.js";
 import { deviceAnswers, memory, ones, setUp } from "./set-up.js";
 import {
   allocated,
   allocateEvents,
   allocateMemory,
   answer,
+  beginMemory,
   eventsOf,
   mapBar,
-  memoryBody,
   PARTS,
   share,
 } from "./sharing-set-up.js";
@@ -205,13 +205,7 @@ test.serial("QUIESCE takes the memory out of the window, also before HELLO; no f
 test.serial("the device stops while its memory is mapped", async (t) => {
   const { bridge, frontEnd, device, connect } = await setUp(t);
   const fds = bridge.fds();
-  frontEnd.reset();
-  device.start();
-  frontEnd.busy = true;
-  device.sendRaw(message(1, LinkCommand.ALLOCATE_MEMORY, 0, memoryBody(0, PARTS)));
-  // Two round trips: the bridge has seen the message, and begun.
-  frontEnd.memoryChanged();
-  frontEnd.memoryChanged();
+  beginMemory(frontEnd, device);
   frontEnd.busy = false;
   frontEnd.reset();
   t.is(frontEnd.fatal, undefined);
