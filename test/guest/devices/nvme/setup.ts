@@ -2,9 +2,11 @@
 import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../../guest/devices/nvme/storage.js";
-import { NvmeDriver, type NvmeDriverOptions } from "../../../drivers/nvme.js";
+import { type CompletionFields, NvmeDriver, type NvmeDriverOptions, QueuePair } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
+
+const [CC, CSTS, AQA, ASQ, ACQ] = [0x14, 0x1c, 0x24, 0x28, 0x30];
 
 export interface Setup {
   readonly machine: Machine;
@@ -66,4 +68,44 @@ export function scratch(machine: Machine, page = 0): { readonly address: number;
 /** Lets everything happen that is about to, without time passing: a few turns of the event loop. */
 export async function settle(): Promise<void> {
   for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+/** A controller reset, to its end. */
+export async function disable(machine: Machine): Promise<void> {
+  machine.write(CC, 0);
+  while (machine.read(CSTS) !== 0) await settle();
+}
+
+/** Enables the controller with admin queues of 16 entries at a place of their own. */
+export function enable(machine: Machine, stride?: number): QueuePair {
+  const [submission, completion] = [scratch(machine, 4), scratch(machine, 5)];
+  machine.write(AQA, 0x000f_000f);
+  for (const [register, { address }] of [
+    [ASQ, submission],
+    [ACQ, completion],
+  ] as const) {
+    machine.write(register, address % 2 ** 32);
+    machine.write(register + 4, Math.floor(address / 2 ** 32));
+  }
+  machine.write(CC, 0x0046_0001);
+  return new QueuePair(machine, 0, 16, submission.offset, completion.offset, 0, stride);
+}
+
+/** Sends a Keep Alive, the least of all commands, through admin queues that have no driver. */
+export async function keepAlive(machine: Machine, admin: QueuePair): Promise<CompletionFields> {
+  const sent = admin.submit({ opcode: 0x18 });
+  await machine.interrupts.wait(0);
+  await admin.reap();
+  return sent;
+}
+
+/** Commands that have ended, in a completion queue in its first round. */
+export function completed(machine: Machine, completion: number): number {
+  let count = 0;
+  while (machine.memory.data.getUint16(completion + count * 16 + 14, true) & 1) count++;
+  return count;
+}
+
+export async function untilCompleted(machine: Machine, completion: number, count: number): Promise<void> {
+  while (completed(machine, completion) < count) await settle();
 }

@@ -1,8 +1,8 @@
 /** Doorbells in memory: the driver's part by the book, the moment before the controller sleeps, and what a driver gets wrong. */
 import test, { type ExecutionContext } from "ava";
-import { type NvmeDriver, QueuePair, writeCommand } from "../../../drivers/nvme.js";
-import { type Machine, MEMORY_ADDRESS } from "./machine.js";
-import { bringUp, scratch, settle } from "./setup.js";
+import { type NvmeDriver, writeCommand } from "../../../drivers/nvme.js";
+import type { FakeMap, Machine } from "./machine.js";
+import { bringUp, completed, disable, enable, keepAlive, scratch, settle, untilCompleted } from "./setup.js";
 
 const CONFIGURE = 0x7c;
 const CREATE_CQ = 0x05;
@@ -38,15 +38,14 @@ async function asleep(machine: Machine, events: number, tail: number): Promise<v
   while (machine.memory.data.getUint32(tailOf(events), true) !== tail) await settle();
 }
 
-/** Commands that have ended. */
-function completed(machine: Machine, completion: number): number {
-  let count = 0;
-  while (machine.memory.data.getUint16(completion + count * 16 + 14, true) & 1) count++;
-  return count;
-}
-
-async function untilCompleted(machine: Machine, completion: number, count: number): Promise<void> {
-  while (completed(machine, completion) < count) await settle();
+/** What is left of a map when `size` bytes from the memory's `offset` on are taken out of it. */
+function withHole(map: FakeMap, offset: number, size: number): FakeMap[] {
+  const before = offset - map.offset;
+  const behind = before + size;
+  return [
+    { ...map, size: before },
+    { ...map, address: map.address + behind, offset: map.offset + behind, size: map.size - behind },
+  ];
 }
 
 for (const entries of [2, 3, 16, 1024]) {
@@ -216,7 +215,7 @@ test("queues that exist already go on where they are", async (t) => {
 
 test("buffers that will not do are refused, and registers work on", async (t) => {
   const { machine, driver } = await bringUp(t);
-  const { address } = scratch(machine);
+  const { address, offset } = scratch(machine);
   const [good, other] = [address, address + 4096];
   const configure = async (prp1: number | bigint, prp2: number | bigint): Promise<number> =>
     (await driver.admin({ opcode: CONFIGURE, prp1, prp2 })).status;
@@ -227,11 +226,8 @@ test("buffers that will not do are refused, and registers work on", async (t) =>
   t.is(await configure(0, other), 0x04, "not mapped");
   t.is(await configure(good, 0x1000), 0x04);
   const [map] = machine.dma.maps;
-  const before = good - map.address;
-  const hole = { ...map, size: before };
-  const rest = { ...map, address: good + 4096, offset: map.offset + before + 4096, size: map.size - before - 4096 };
   for (const wrong of [{ readable: false }, { writable: false }, { windowed: false }]) {
-    machine.dma.maps = [hole, { address: good, size: 4096, offset: map.offset + before, ...wrong }, rest];
+    machine.dma.maps = [...withHole(map, offset, 4096), { address: good, size: 4096, offset, ...wrong }];
     t.is(await configure(good, other), 0x04, JSON.stringify(wrong));
   }
   machine.dma.maps = [map];
@@ -246,16 +242,7 @@ test("buffers that go away and come back: commands are found without a register 
   await asleep(machine, events, 0);
   writeCommand(data, pair.submission, 0, FLUSH);
   writeCommand(data, pair.submission + 64, 1, FLUSH);
-  const before = doorbells - map.offset;
-  machine.dma.maps = [
-    { ...map, size: before },
-    {
-      ...map,
-      address: map.address + before + 8192,
-      offset: map.offset + before + 8192,
-      size: map.size - before - 8192,
-    },
-  ];
+  machine.dma.maps = withHole(map, doorbells, 8192);
   data.setUint32(tailOf(doorbells), 1, true);
   machine.write(SUBMISSION + 8, 1);
   await settle();
@@ -270,16 +257,7 @@ test("no queue is created while its words cannot be reached", async (t) => {
   const { machine, driver, doorbells } = await withShadow(t);
   for (const opcode of [0x00, 0x04]) await driver.checkAdmin({ opcode, dwords: [2] });
   const [map] = machine.dma.maps;
-  const before = doorbells - map.offset;
-  machine.dma.maps = [
-    { ...map, size: before },
-    {
-      ...map,
-      address: map.address + before + 4096,
-      offset: map.offset + before + 4096,
-      size: map.size - before - 4096,
-    },
-  ];
+  machine.dma.maps = withHole(map, doorbells, 4096);
   const prp1 = scratch(machine, 3).address;
   const size = (15 << 16) | 2;
   t.is((await driver.admin({ opcode: CREATE_CQ, prp1, dwords: [size, (2 << 16) | 3] })).status, 0x04);
@@ -290,24 +268,10 @@ test("no queue is created while its words cannot be reached", async (t) => {
 test("the next driver has its doorbells in registers again", async (t) => {
   const { machine, doorbells, events } = await withShadow(t);
   await asleep(machine, events, 0);
-  machine.write(0x14, 0);
-  while (machine.read(0x1c) !== 0) await settle();
+  await disable(machine);
   const { data } = machine.memory;
   machine.memory.bytes.fill(0xaa, doorbells, doorbells + 8192);
-  const [submission, completion] = [scratch(machine, 2).offset, scratch(machine, 3).offset];
-  machine.write(0x24, 0x000f_000f);
-  for (const [register, offset] of [
-    [0x28, submission],
-    [0x30, completion],
-  ]) {
-    machine.write(register, (MEMORY_ADDRESS + offset) % 2 ** 32);
-    machine.write(register + 4, Math.floor((MEMORY_ADDRESS + offset) / 2 ** 32));
-  }
-  machine.write(0x14, 0x0046_0001);
-  const admin = new QueuePair(machine, 0, 16, submission, completion, 0);
-  const sent = admin.submit({ opcode: 0x18 });
-  await machine.interrupts.wait(0);
-  await admin.reap();
-  t.is((await sent).status, 0);
+  const admin = enable(machine);
+  t.is((await keepAlive(machine, admin)).status, 0);
   t.is(data.getUint32(tailOf(events), true), 0xaaaa_aaaa);
 });

@@ -3,10 +3,21 @@ import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../guest/devices/nvme/index.js";
 import type { Polling } from "../../../../guest/devices/nvme/shared-poll.js";
 import { UserError } from "../../../../shared/errors.js";
-import { QueuePair, writeCommand } from "../../../drivers/nvme.js";
-import { type Machine, MEMORY_ADDRESS } from "./machine.js";
+import { writeCommand } from "../../../drivers/nvme.js";
+import type { Machine } from "./machine.js";
 import { Random } from "./random.js";
-import { bringUp, memoryDisk, powerOn, scratch, settle } from "./setup.js";
+import {
+  bringUp,
+  completed,
+  disable,
+  enable,
+  keepAlive,
+  memoryDisk,
+  powerOn,
+  scratch,
+  settle,
+  untilCompleted,
+} from "./setup.js";
 import { FakeStorage } from "./storage.js";
 
 const FLUSH = { opcode: 0, namespaceId: 1 };
@@ -35,16 +46,6 @@ async function withPair(t: ExecutionContext, poll: Polling = "adaptive") {
   await create();
   for (let n = 0; n < 16; n++) writeCommand(machine.memory.data, submission.offset + n * 64, n, FLUSH);
   return { machine, driver, storage, create, completion: completion.offset };
-}
-
-function completed(machine: Machine, completion: number): number {
-  let count = 0;
-  while (machine.memory.data.getUint16(completion + count * 16 + 14, true) & 1) count++;
-  return count;
-}
-
-async function untilCompleted(machine: Machine, completion: number, count: number): Promise<void> {
-  while (completed(machine, completion) < count) await settle();
 }
 
 async function untilResting(machine: Machine): Promise<void> {
@@ -129,8 +130,7 @@ test("one that is to poll always does not rest, and a disabled one does nothing"
   const { machine } = await withPair(t, "always");
   for (let turn = 0; turn < 1000; turn++) await settle();
   t.like(machine.device.inspect(), { doorbellsInMemory: true, resting: false });
-  machine.write(0x14, 0);
-  while (machine.read(0x1c) !== 0) await settle();
+  await disable(machine);
   t.like(machine.device.inspect(), { doorbellsInMemory: false });
 });
 
@@ -205,8 +205,7 @@ test("a driver that scribbles over all doorbells all the time", async (t) => {
       random.below(2) === 0 ? random.below(70) : random.below(2 ** 32);
     if (n % 10 === 0) await settle();
   }
-  machine.write(0x14, 0);
-  while (machine.read(0x1c) !== 0) await settle();
+  await disable(machine);
   t.true(words(machine).every((word) => word === 0));
   t.truthy(driver);
 });
@@ -246,25 +245,11 @@ test("doorbells are 0 after a controller reset, a function reset, and where a qu
 
 test("what was written while the controller was disabled is no doorbell", async (t) => {
   const { machine } = await withPair(t);
-  machine.write(0x14, 0);
-  while (machine.read(0x1c) !== 0) await settle();
+  await disable(machine);
   words(machine).fill(3);
-  const [submission, completion] = [scratch(machine, 4).offset, scratch(machine, 5).offset];
-  machine.write(0x24, 0x000f_000f);
-  for (const [register, offset] of [
-    [0x28, submission],
-    [0x30, completion],
-  ]) {
-    machine.write(register, (MEMORY_ADDRESS + offset) % 2 ** 32);
-    machine.write(register + 4, Math.floor((MEMORY_ADDRESS + offset) / 2 ** 32));
-  }
-  machine.write(0x14, 0x0046_0001);
+  const admin = enable(machine, STRIDE);
   t.true(words(machine).every((word) => word === 0));
-  const admin = new QueuePair(machine, 0, 16, submission, completion, 0, STRIDE);
-  const sent = admin.submit({ opcode: 0x18 });
-  await machine.interrupts.wait(0);
-  await admin.reap();
-  t.deepEqual([(await sent).status, (await sent).sqhd], [0, 1]);
+  t.like(await keepAlive(machine, admin), { status: 0, sqhd: 1 });
 });
 
 test("no second place for doorbells: Doorbell Buffer Config is not there", async (t) => {
