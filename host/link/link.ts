@@ -27,7 +27,7 @@ import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
 import { IrqSetUp } from "./irq-set-up.js";
 import { Places } from "./places.js";
-import { DeviceProcess, type State } from "./process.js";
+import { DeviceProcess } from "./process.js";
 import { CommandRelay } from "./relay.js";
 import { Serial } from "./serial.js";
 import { Sharing } from "./sharing.js";
@@ -144,10 +144,6 @@ export class VirtioLink implements Backend {
 
   detach(): void {
     this.process.detach();
-  }
-
-  get state(): State {
-    return this.process.state;
   }
 
   /** Ends everything; `disconnect` is not waited for. */

@@ -184,11 +184,6 @@ export class FrontEnd implements PciFunction {
     closeSync(this.#ram);
   }
 
-  /** Whether the back-end said that a queue is broken, since this was last asked. */
-  queueError(index: number): boolean {
-    return native.eventfdRead(this.queues[index].error) > 0;
-  }
-
   /** Status 0, FLR, system_reset. */
   reset(): void {
     this.#stop();

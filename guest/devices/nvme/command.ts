@@ -34,8 +34,6 @@ export class Command {
   cdw11 = 0;
   cdw12 = 0;
   cdw13 = 0;
-  cdw14 = 0;
-  cdw15 = 0;
   /** Dword 0 of the completion. */
   result = 0;
   /** Where the data is in the storage, in bytes. */
@@ -55,7 +53,7 @@ export class Command {
     this.complete = (status) => hooks.onComplete(this, status);
   }
 
-  /** Reads each field of the entry once, as the driver may rewrite it meanwhile. */
+  /** Reads each field that matters once, as the driver may rewrite it meanwhile. */
   decode(data: DataView, offset: number): void {
     entry.at(data, offset);
     this.opcode = entry.OPC;
@@ -68,8 +66,6 @@ export class Command {
     this.cdw11 = entry.CDW11;
     this.cdw12 = entry.CDW12;
     this.cdw13 = entry.CDW13;
-    this.cdw14 = entry.CDW14;
-    this.cdw15 = entry.CDW15;
     this.result = 0;
   }
 }

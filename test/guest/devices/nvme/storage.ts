@@ -13,7 +13,6 @@ export class FakeStorage implements Storage {
   readonly errors: Partial<Record<Operation, string>> = {};
   /** The most bytes that one call moves. */
   limit = Number.POSITIVE_INFINITY;
-  closed = false;
   direct: DirectAccess | undefined;
   #held: (() => void)[] | undefined;
   #onHeld: (() => void) | undefined;
@@ -104,7 +103,6 @@ export class FakeStorage implements Storage {
   }
 
   close(): Promise<void> {
-    this.closed = true;
     return Promise.resolve();
   }
 
