@@ -8,7 +8,7 @@ import type { Message } from "./wire.js";
 
 const ERRNO_NAMES = new Map<number, string>(Object.entries(constants.errno).map(([name, number]) => [number, name]));
 
-export function errnoName(errno: number): string {
+function errnoName(errno: number): string {
   return errno === 0 ? "an error without an errno" : (ERRNO_NAMES.get(errno) ?? `errno ${errno}`);
 }
 

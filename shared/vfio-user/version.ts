@@ -121,7 +121,7 @@ export function parseVersion(bytes: Uint8Array, offset: number, length: number):
 }
 
 /** The JSON that announces `capabilities`. */
-export function versionData(capabilities: Capabilities): string {
+function versionData(capabilities: Capabilities): string {
   const { migration, twinSocketFd } = capabilities;
   return JSON.stringify({
     capabilities: {

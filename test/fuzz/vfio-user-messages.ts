@@ -210,7 +210,7 @@ function regionAccess(random: Choices): Body {
 }
 
 /** One valid command, or one that a client may not send. */
-export function validBody(random: Choices, fds: FdPool): Body {
+function validBody(random: Choices, fds: FdPool): Body {
   return random.weighted<() => Body>([
     [8, () => regionAccess(random)],
     [3, () => dmaMap(random, fds)],

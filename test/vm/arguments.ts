@@ -41,7 +41,7 @@ export interface DriverVmOptions extends MachineOptions {
 
 /** The QMP id of each VM's device under test (for device_del), and of its root port (for device_add). */
 export const DEVICE_ID = "device0";
-export const ROOT_PORT_ID = "port0";
+const ROOT_PORT_ID = "port0";
 
 export function deviceVmArguments(options: DeviceVmOptions): string[] {
   const { vhostUserSocket, moreVhostUserSockets = [] } = options;
@@ -58,7 +58,7 @@ export function deviceVmArguments(options: DeviceVmOptions): string[] {
 }
 
 /** The device VM's n-th device as QMP's device_add and -device take it. */
-export function vhostUserDevice(virtioId: number, queues: number, configSize: number, n = 0): Record<string, unknown> {
+function vhostUserDevice(virtioId: number, queues: number, configSize: number, n = 0): Record<string, unknown> {
   return {
     driver: "vhost-user-test-device-pci",
     id: `device${n}`,

@@ -115,7 +115,7 @@ async function installedDependencies(): Promise<string[]> {
 }
 
 /** All files below a directory, source maps and declarations left out; nothing when it does not exist. */
-export async function directoryEntries(from: string, to: string): Promise<Entry[]> {
+async function directoryEntries(from: string, to: string): Promise<Entry[]> {
   if (!existsSync(from)) return [];
   const entries: Entry[] = [];
   for (const item of await readdir(from, { withFileTypes: true, recursive: true })) {

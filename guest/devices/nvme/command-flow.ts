@@ -13,7 +13,7 @@ import { newSegment } from "./segment.js";
 import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
 
 /** Commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. */
-export const MAX_COMMANDS = 1024;
+const MAX_COMMANDS = 1024;
 /** Of one queue, before others have their turn. */
 const BURST = 16;
 const BURST_BYTES = 256 * KiB;

@@ -18,7 +18,7 @@ export const DEVICE_ID = 0x0001;
 /** I/O queues of each kind when nothing else is asked for, and at most. Each takes an interrupt vector. */
 export const DEFAULT_QUEUES = 16;
 export const MAX_QUEUES = 64;
-export const MAX_NAMESPACES = 64;
+const MAX_NAMESPACES = 64;
 
 /** 1 MiB for one command. */
 const MDTS = 8;

@@ -8,7 +8,7 @@ import { newSegment, Words } from "./segment.js";
 import { COMPLETION_ENTRY_SIZE, Completion, Status } from "./spec.js";
 
 /** CID and STATUS share the last 32-bit word of an entry. */
-export const LAST_WORD = Completion.offsets.CID;
+const LAST_WORD = Completion.offsets.CID;
 
 /** What a doorbell write was. */
 export const Doorbell = { ACCEPTED: 0, INVALID: 1 } as const;

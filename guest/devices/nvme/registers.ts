@@ -43,7 +43,7 @@ export const MAX_QUEUE_ENTRIES = 1024;
 /** CAP.TO: half seconds that a driver waits for CSTS.RDY; a disable waits for file I/O under way, so it is generous. */
 const TIMEOUT_HALF_SECONDS = 60;
 /** CAP.MPSMIN and MPSMAX, as powers of two above 4 KiB. */
-export const MPSMIN = 0;
+const MPSMIN = 0;
 export const MPSMAX = 4;
 export const MINIMUM_PAGE_SIZE = 4096;
 
@@ -77,7 +77,7 @@ export const Csts = {
 } as const;
 
 /** 3.1.7 NVM Subsystem Reset: "NVMe", and nothing else, resets. */
-export const NSSR_MAGIC = 0x4e56_4d65;
+const NSSR_MAGIC = 0x4e56_4d65;
 
 /** 3.1.8 Admin Queue Attributes: entries of the admin submission and completion queue. */
 export const Aqa = {
