@@ -29,7 +29,7 @@ export class DevicePromises {
     this.#paused = true;
     const device = this.#device;
     const stop = () => (device.pause === undefined ? device.quiesce?.() : device.pause());
-    const [, isPaused] = await Promise.all([this.#jobs.pause(), this.#settle("pause", stop)]);
+    const [, isPaused] = await Promise.all([this.#jobs.pause(), this.#keep("pause", stop)]);
     return isPaused;
   }
 
@@ -37,7 +37,7 @@ export class DevicePromises {
   async resume(): Promise<boolean> {
     if (!this.#paused) return true;
     this.#paused = false;
-    const isResumed = await this.#settle("resume", () => this.#device.resume?.());
+    const isResumed = await this.#keep("resume", () => this.#device.resume?.());
     this.#jobs.resume();
     return isResumed;
   }
@@ -46,12 +46,12 @@ export class DevicePromises {
   async reset(first: () => void): Promise<void> {
     await this.#jobs.reset(async () => {
       first();
-      await this.#settle("reset", () => this.#device.reset?.());
+      await this.#keep("reset", () => this.#device.reset?.());
     });
   }
 
   async close(): Promise<void> {
-    await this.#settle("close", () => this.#device.close?.());
+    await this.#keep("close", () => this.#device.close?.());
   }
 
   /** Whether `work` came to a good end before its deadline. */
@@ -75,10 +75,6 @@ export class DevicePromises {
   async #both(quiesced: boolean | Promise<boolean>): Promise<boolean> {
     const [, isQuiet] = await Promise.all([this.#jobs.settled(), quiesced]);
     return isQuiet;
-  }
-
-  async #settle(what: string, action: () => void | Promise<void>): Promise<boolean> {
-    return this.#keep(what, action);
   }
 
   /** Keeps one of the device's promises; a failure (false) is the device's bug, is logged, and goes no further. */
