@@ -1,4 +1,5 @@
 /** Starting, reading and stopping the log of written pages, where that must work, and counting what a bitmap tells. */
+import { isPowerOfTwo } from "../../shared/bits.js";
 import {
   Command,
   DeviceFeature,
@@ -96,8 +97,4 @@ export function countBits(bitmap: Uint8Array, pages: number): number {
     count++;
   }
   return count;
-}
-
-function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
 }
