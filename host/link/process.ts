@@ -217,9 +217,9 @@ export class DeviceProcess {
     this.state = "ready";
     this.hellos++;
     this.#window.permit();
-    this.doorbells.attach(backEnd.queues - Queue.FIRST_DOORBELL, (queue) => backEnd.kickFd(queue));
+    const doorbells = this.doorbellQueues;
+    this.doorbells.attach(doorbells, (queue) => backEnd.kickFd(queue));
     this.conversation.answer(id, LinkCommand.HELLO);
-    const doorbells = backEnd.queues - Queue.FIRST_DOORBELL;
     this.#log.info({ doorbells, isolated: this.isolated }, "the device process is ready");
     this.#owner.ready();
   }

@@ -131,17 +131,10 @@ export class RegionMemories {
       memory.fd = createSealed(memory.size);
       native.close(old);
       for (const area of memory.areas) {
-        const { windowOffset, size, offset } = area;
+        const { windowOffset, size } = area;
         if (windowOffset < 0) continue;
         await this.#window.unmap(windowOffset, size);
-        try {
-          await this.#window.map(memory.fd, offset, windowOffset, size);
-        } catch (error) {
-          // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back already.
-          if (area.windowOffset >= 0) this.#places.release(windowOffset);
-          area.windowOffset = -1;
-          throw error;
-        }
+        await this.#map(memory, area, windowOffset);
       }
       memory.stale = false;
     }
@@ -179,14 +172,19 @@ export class RegionMemories {
       const windowOffset = this.#places.reserve(area.size, area.offset);
       if (windowOffset < 0) throw new ProtocolError("the window has no room for the memory", Errno.ENOSPC);
       area.windowOffset = windowOffset;
-      try {
-        await this.#window.map(memory.fd, area.offset, windowOffset, area.size);
-      } catch (error) {
-        // When the device stopped, the place was given back already.
-        if (area.windowOffset >= 0) this.#places.release(windowOffset);
-        area.windowOffset = -1;
-        throw error;
-      }
+      await this.#map(memory, area, windowOffset);
+    }
+  }
+
+  /** Into the window, at the area's place; gives the place back when that fails. */
+  async #map({ fd }: RegionMemory, area: Area, windowOffset: number): Promise<void> {
+    try {
+      await this.#window.map(fd, area.offset, windowOffset, area.size);
+    } catch (error) {
+      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back already.
+      if (area.windowOffset >= 0) this.#places.release(windowOffset);
+      area.windowOffset = -1;
+      throw error;
     }
   }
 
