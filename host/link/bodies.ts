@@ -1,6 +1,7 @@
 /** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
-import { Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, IrqSet } from "../../shared/spec/vfio-user.js";
+import { DmaMap, DmaMapFlags, DmaUnmap, IrqSet } from "../../shared/spec/vfio-user.js";
 import type { DirtyRequest, IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
+import { encodeDirtyUnmap } from "../../shared/vfio-user/client-bodies.js";
 import type { Doorbells } from "./doorbells.js";
 
 /** DMA_MAP: with its window offset where it has one; `isCopied`: it is reached by the copy queue. */
@@ -15,11 +16,7 @@ export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
 /** DMA_UNMAP; with `dirty` the reply is to have the bitmap behind the same body. */
 export function unmapBody({ address, size }: MemoryMap, dirty?: DirtyRequest): Uint8Array {
   if (dirty === undefined) return DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
-  const { pageSize, bitmap } = dirty;
-  const flags = DmaUnmapFlags.GET_DIRTY_BITMAP;
-  const argsz = DmaUnmap.size + Bitmap.size + bitmap.length;
-  const fixed = DmaUnmap.encode({ argsz, flags, address, size });
-  return Buffer.concat([fixed, Bitmap.encode({ pageSize, size: bitmap.length })]);
+  return encodeDirtyUnmap(address, size, dirty.pageSize, dirty.bitmap.length);
 }
 
 /** SET_IRQS with eventfds: the doorbells that vectors start to start + count have now. */

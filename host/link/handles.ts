@@ -45,7 +45,7 @@ export class HandleTable {
   }
 
   #regionInfo(body: Uint8Array, data: DataView, handles: readonly number[], device: DeviceSummary): number[] {
-    const index = data.getUint32(8, true);
+    const index = data.getUint32(RegionInfo.offsets.index, true);
     const { flags, size, offset, isSparse, areas } = parseRegionInfo(index, { body, data, fds: [] });
     if (size !== device.regionSizes[index]) refuse(`region ${index} with ${size} bytes`);
     if (handles.length === 0) {

@@ -1,8 +1,11 @@
 /** The twin socket as a client has it: the server's commands come over it (vfio-user, "VFIO_USER_VERSION"). */
 import { fileStatus } from "../../native/index.js";
-import { Errno, isSystemError, ProtocolError } from "../errors.js";
+import { isSystemError } from "../errors.js";
 import { Command } from "../spec/vfio-user.js";
+import { badReply } from "./client-replies.js";
 import { Connection, type Frame } from "./connection.js";
+
+const refuse: () => never = () => badReply(Command.VERSION, "no twin socket");
 
 /**
  * Takes the twin socket, fds[index], out of the fds of VERSION's reply. A server that says it has one and sends none could
@@ -20,9 +23,4 @@ export function takeTwin(fds: number[], index: number, command: (twin: Connectio
     if (!isSystemError(error)) throw error;
     refuse();
   }
-}
-
-function refuse(): never {
-  const command = Command.VERSION;
-  throw new ProtocolError(`the server's reply to command ${command}: no twin socket`, Errno.EPROTO, command);
 }

@@ -1,5 +1,4 @@
 /** GET_REGION_INFO's reply as a client reads it: the fixed part and the list of capabilities, all from an untrusted server. */
-import { Errno, ProtocolError } from "../errors.js";
 import {
   Command,
   RegionCap,
@@ -10,6 +9,7 @@ import {
   SparseMmap,
   SparseMmapArea,
 } from "../spec/vfio-user.js";
+import { badReply } from "./client-replies.js";
 import type { Reply } from "./requests.js";
 
 export interface RegionDescription {
@@ -28,10 +28,7 @@ export interface RegionDescription {
   readonly fd: number;
 }
 
-function refuse(what: string): never {
-  const command = Command.DEVICE_GET_REGION_INFO;
-  throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
-}
+const refuse: (what: string) => never = (what) => badReply(Command.DEVICE_GET_REGION_INFO, what);
 
 /** Takes the reply's first fd when all is right. @throws ProtocolError EPROTO */
 export function parseRegionInfo(index: number, { body, data, fds }: Reply): RegionDescription {

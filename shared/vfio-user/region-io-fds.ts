@@ -2,9 +2,9 @@
  * GET_REGION_IO_FDS's reply as a client reads it, from an untrusted server. Sub-regions are 40 bytes in the specification
  * and 48 in libvfio-user; which they are follows from argsz. Ioregionfds are passed over.
  */
-import { Errno, ProtocolError } from "../errors.js";
 import { Command, IoEventFd, IoEventFdFlags, IoFdType, RegionIoFds } from "../spec/vfio-user.js";
 import { getU64 } from "../struct/struct.js";
+import { badReply } from "./client-replies.js";
 import type { Reply } from "./requests.js";
 
 const SPECIFIED_SIZE = 40;
@@ -27,10 +27,7 @@ export interface RegionIoFdsDescription {
   readonly fds: readonly number[];
 }
 
-function refuse(what: string): never {
-  const command = Command.DEVICE_GET_REGION_IO_FDS;
-  throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
-}
+const refuse: (what: string) => never = (what) => badReply(Command.DEVICE_GET_REGION_IO_FDS, what);
 
 /** Takes the reply's fds when all is right. @throws ProtocolError EPROTO */
 export function parseRegionIoFds(index: number, { body, data, fds }: Reply): RegionIoFdsDescription {
