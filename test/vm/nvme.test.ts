@@ -1,81 +1,45 @@
 /** The product on real parts: an NVMe disk in one stock QEMU VM, used by the Linux driver in another, which dies and comes back. */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import anyTest, { type ExecutionContext, type TestFn } from "ava";
-import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
-import type { Vm } from "./qemu.js";
+import anyTest, { type TestFn } from "ava";
+import { Product } from "./product.js";
 import * as vms from "./two-vms.js";
 
 const MiB = 1024 * 1024;
 const DISK_MIB = 64;
 const DATA_MIB = 4;
 
-const test = anyTest as TestFn<{
-  environment: VmEnvironment;
-  directory: string;
-  bridge: vms.BridgeProcess;
-  deviceVm: Vm;
-}>;
+const test = anyTest as TestFn<{ product: Product }>;
 
 test.before(async (t) => {
   t.timeout(20 * 60_000);
-  const environment = await prepareVmEnvironment();
-  const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
-  const bridge = new vms.BridgeProcess(directory);
-  await bridge.listening();
-  const deviceVm = await vms.startDeviceVm(environment, directory, bridge.vhostUserSocket);
-  t.context = { environment, directory, bridge, deviceVm };
-  await vms.booted(deviceVm);
-  await vms.startNvme(deviceVm, DISK_MIB);
+  t.context.product = await Product.start({ diskMiB: DISK_MIB });
 });
 
 test.after.always(async (t) => {
-  const { deviceVm, bridge, directory } = t.context;
-  await deviceVm?.stop();
-  await bridge?.stop();
-  if (directory !== undefined) await rm(directory, { recursive: true });
+  await t.context.product?.stop();
 });
-
-async function driverVm(
-  t: ExecutionContext<{ environment: VmEnvironment; directory: string; bridge: vms.BridgeProcess }>,
-) {
-  const { environment, directory, bridge } = t.context;
-  const vm = await vms.startDriverVm(environment, directory, bridge.vfioUserSocket);
-  t.teardown(() => vm.stop());
-  await vms.booted(vm);
-  return vm;
-}
-
-/** No process of the product died, and nobody gave up on anybody. */
-function assertHealthy(t: ExecutionContext<{ bridge: vms.BridgeProcess; deviceVm: Vm }>): void {
-  const { bridge, deviceVm } = t.context;
-  t.true(bridge.alive);
-  t.notRegex(deviceVm.log, /\[qemu\]/);
-  const complaints = bridge.lines.filter((line) => Number(line.level) >= 40);
-  t.deepEqual(complaints, []);
-}
 
 test.serial("Linux finds the disk, keeps a file system on it, and gets its data back", async (t) => {
   t.timeout(10 * 60_000);
-  const vm = await driverVm(t);
+  const { product } = t.context;
+  const vm = await product.driverVm(t);
   t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
   t.regex(await vms.pciId(vm), /class 010802$/);
-  t.is(await vms.pciId(t.context.deviceVm), "1af4:1067 class 078000");
-  const features = t.context.bridge.lines.filter(({ msg }) => msg === "features negotiated");
+  t.is(await vms.pciId(product.deviceVm), "1af4:1067 class 078000");
+  const features = product.bridge.lines.filter(({ msg }) => msg === "features negotiated");
   t.true(
     features.length > 0 && features.every(({ eventIndex }) => eventIndex === true),
     "QEMU passes event indices on",
   );
   t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
   t.true((await vms.nvmeInterrupts(vm)) > 0);
-  assertHealthy(t);
+  product.assertHealthy(t);
 });
 
 test.serial("a driver VM that is killed in the middle of writing and started again finds a working disk", async (t) => {
   t.timeout(20 * 60_000);
-  const { bridge, deviceVm } = t.context;
-  const first = await driverVm(t);
+  const { product } = t.context;
+  const { bridge, deviceVm } = product;
+  const first = await product.driverVm(t);
   await vms.waitForDisk(first);
   await first.check("printf kept | dd of=/dev/nvme0n1 bs=512 conv=sync,fsync oflag=direct 2>/dev/null", vms.COMMAND_MS);
   await first.check(
@@ -84,7 +48,7 @@ test.serial("a driver VM that is killed in the middle of writing and started aga
   );
   await first.kill();
 
-  const second = await driverVm(t);
+  const second = await product.driverVm(t);
   t.is(await vms.waitForDisk(second), DISK_MIB * MiB);
   t.is(await second.check("head -c 4 /dev/nvme0n1", vms.COMMAND_MS), "kept");
   t.regex(await vms.exerciseDisk(second, DATA_MIB), /^[0-9a-f]{64}$/);
@@ -94,41 +58,44 @@ test.serial("a driver VM that is killed in the middle of writing and started aga
 
 test.serial("the device's process ends and starts again, the disk with it, and QEMU lives on", async (t) => {
   t.timeout(20 * 60_000);
-  const { deviceVm } = t.context;
+  const { product } = t.context;
+  const { deviceVm } = product;
   for (const signal of ["TERM", "KILL"] as const) {
     await vms.stopNvme(deviceVm, signal);
     await vms.startNvme(deviceVm, DISK_MIB);
   }
-  const vm = await driverVm(t);
+  const vm = await product.driverVm(t);
   t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
   t.regex(await vms.exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
-  t.true(t.context.bridge.alive);
+  t.true(product.bridge.alive);
 });
 
 test.serial(
   "a device process that has none of the driver VM's memory: the bridge copies, and the disk works",
   async (t) => {
     t.timeout(20 * 60_000);
-    const { deviceVm } = t.context;
+    const { product } = t.context;
+    const { deviceVm } = product;
     await vms.stopNvme(deviceVm);
     await vms.startNvme(deviceVm, DISK_MIB, "--dma copy");
-    const vm = await driverVm(t);
+    const vm = await product.driverVm(t);
     t.is(await vms.waitForDisk(vm), DISK_MIB * MiB);
     t.regex(await vms.exerciseDisk(vm, DATA_MIB), /^[0-9a-f]{64}$/);
     const state = await vms.nvmeState(deviceVm);
     t.regex(state, /"isCopied":true/);
     t.regex(state, /"bytesRead":0,"bytesWritten":0,"bytesByCopy":[1-9]/);
     t.notRegex(state, /"windowOffset":[0-9]/);
-    t.true(t.context.bridge.alive);
+    t.true(product.bridge.alive);
   },
 );
 
 test.serial("Linux uses doorbells in memory, several namespaces, deallocation, and a disk that grows", async (t) => {
   t.timeout(20 * 60_000);
-  const { deviceVm } = t.context;
+  const { product } = t.context;
+  const { deviceVm } = product;
   await vms.stopNvme(deviceVm);
   await vms.startNvme(deviceVm, DISK_MIB, "--memory 16M");
-  const vm = await driverVm(t);
+  const vm = await product.driverVm(t);
   const number = async (path: string): Promise<number> =>
     Number(await vm.check(`cat /sys/block/${path}`, vms.COMMAND_MS));
   await vms.waitForDisk(vm);
@@ -157,5 +124,5 @@ test.serial("Linux uses doorbells in memory, several namespaces, deallocation, a
   t.notRegex(await vm.check("dmesg", vms.COMMAND_MS), /I\/O error|timeout|unable to set dbbuf/);
   await vm.stop();
   await vms.resizeDisk(deviceVm, DISK_MIB);
-  assertHealthy(t);
+  product.assertHealthy(t);
 });

@@ -6,42 +6,19 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
-import { DeviceEndpoint } from "../../guest/endpoint.js";
-import { LocalLink } from "../../guest/link/local.js";
-import { quietLog } from "../../shared/log.js";
 import { CommandBits } from "../../shared/spec/pci.js";
-import { Command, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
-import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { EVENTS, Events, FIRST, PREPARED, Registers, SECOND, SharingDevice, WHOLE } from "../fakes/sharing-device.js";
-import { driverVmArguments } from "./arguments.js";
-import { prepareVmEnvironment } from "./environment.js";
-import { initScript } from "./init.js";
-import { driverVmBase, writeInitrd } from "./initramfs.js";
-import { Vm } from "./qemu.js";
-import { BOOT_MS, COMMAND_MS } from "./two-vms.js";
+import { type LocalDevice, startLocalDevice } from "./local-device.js";
+import type { Vm } from "./qemu.js";
+import { COMMAND_MS } from "./two-vms.js";
 
 const FUNCTION = "01:00.0";
 const SYSFS = `/sys/bus/pci/devices/0000:${FUNCTION}`;
 
-/** Counts REGION_READ and REGION_WRITE to BARs. */
-class CountingLink extends LocalLink {
-  accesses = 0;
-
-  override handle(command: PendingCommand): void {
-    if (command.command === Command.REGION_READ || command.command === Command.REGION_WRITE) {
-      const region = command.data.getUint32(command.offset + RegionAccess.offsets.region, true);
-      if (region <= Region.BAR5) this.accesses++;
-    }
-    super.handle(command);
-  }
-}
-
 interface Context {
   directory: string;
   device: SharingDevice;
-  endpoint: DeviceEndpoint;
-  link: CountingLink;
-  vm: Vm;
+  local: LocalDevice;
   /** Where the VM has BAR 0 and BAR 2. */
   bars: number[];
 }
@@ -49,31 +26,18 @@ const test = anyTest as TestFn<Context>;
 
 test.before(async (t) => {
   t.timeout(20 * 60_000);
-  const environment = await prepareVmEnvironment();
-  const directory = await mkdtemp(join(tmpdir(), "vfio-user-sharing-"));
-  const socket = join(directory, "device.sock");
-  const device = new SharingDevice();
-  const link = new CountingLink({ socket, log: quietLog });
-  const endpoint = new DeviceEndpoint(device, link, quietLog);
-  Object.assign(t.context, { directory, device, link, endpoint });
-  await endpoint.start();
-  await link.open(endpoint);
-  const initrd = join(directory, "driver.cpio");
-  await writeInitrd(await driverVmBase(environment), initScript({ afterwards: "commands" }), initrd);
-  const machine = { kernel: environment.kernel, initrd, memoryMiB: 512, vfioUserSocket: socket };
-  const vm = new Vm(environment, "driver VM", driverVmArguments(machine));
-  t.context.vm = vm;
-  await vm.waitForLine(/^@@ready$/, BOOT_MS);
+  t.context.directory = await mkdtemp(join(tmpdir(), "vfio-user-sharing-"));
+  t.context.device = new SharingDevice();
+  t.context.local = await startLocalDevice(t.context.device, t.context.directory);
+  const { vm } = t.context.local;
   await vm.check(`setpci -s ${FUNCTION} COMMAND=${CommandBits.MEMORY}:${CommandBits.MEMORY}`, COMMAND_MS);
   const resources = (await vm.check(`cat ${SYSFS}/resource`, COMMAND_MS)).split("\n");
   t.context.bars = [0, 2].map((bar) => Number(resources[bar].split(" ")[0]));
 });
 
 test.after.always(async (t) => {
-  const { vm, link, endpoint, directory } = t.context;
-  await vm?.stop();
-  await link?.close();
-  await endpoint?.close();
+  const { local, directory } = t.context;
+  await local?.stop();
   if (directory !== undefined) await rm(directory, { recursive: true });
 });
 
@@ -85,7 +49,8 @@ async function devmem(vm: Vm, address: number, width: number, value?: number): P
 
 test.serial("the VM's accesses to shared parts reach the memory, and cost no message", async (t) => {
   t.timeout(20 * COMMAND_MS);
-  const { vm, device, link, bars } = t.context;
+  const { device, local, bars } = t.context;
+  const { vm, link } = local;
   const [bar0, bar2] = bars;
   t.true(bar0 > 0 && bar2 > 0);
   const before = link.accesses;
@@ -109,7 +74,8 @@ test.serial("the VM's accesses to shared parts reach the memory, and cost no mes
 
 test.serial("a write that an ioeventfd stands for reaches the device as such, though QEMU asks for none", async (t) => {
   t.timeout(10 * COMMAND_MS);
-  const { vm, device, bars } = t.context;
+  const { device, local, bars } = t.context;
+  const { vm } = local;
   const { offset, datamatch } = EVENTS[Events.NINE];
   await devmem(vm, bars[0] + offset, 32, datamatch);
   await device.heard(1);
@@ -118,7 +84,8 @@ test.serial("a write that an ioeventfd stands for reaches the device as such, th
 
 test.serial("the memory outlives a reset, and the BARs' being switched off and on", async (t) => {
   t.timeout(20 * COMMAND_MS);
-  const { vm, device, link, bars } = t.context;
+  const { device, local, bars } = t.context;
+  const { vm, link } = local;
   const first = bars[0] + FIRST.offset;
   await devmem(vm, first + 8, 32, 0x1234);
   device.shared(0, 1)[0] = 0;

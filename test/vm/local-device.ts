@@ -1,0 +1,55 @@
+/** A device in the test's own process, straight on a vfio-user socket, and a driver VM that has it. */
+import { join } from "node:path";
+import type { Device } from "../../guest/device.js";
+import { DeviceEndpoint } from "../../guest/endpoint.js";
+import { LocalLink } from "../../guest/link/local.js";
+import { quietLog } from "../../shared/log.js";
+import { Command, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
+import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import { prepareVmEnvironment } from "./environment.js";
+import type { Vm } from "./qemu.js";
+import { booted, startDriverVm } from "./two-vms.js";
+
+/** Counts REGION_READ and REGION_WRITE to BARs. */
+class CountingLink extends LocalLink {
+  accesses = 0;
+
+  override handle(command: PendingCommand): void {
+    if (command.command === Command.REGION_READ || command.command === Command.REGION_WRITE) {
+      const region = command.data.getUint32(command.offset + RegionAccess.offsets.region, true);
+      if (region <= Region.BAR5) this.accesses++;
+    }
+    super.handle(command);
+  }
+}
+
+export interface LocalDevice {
+  readonly link: CountingLink;
+  /** It takes commands. */
+  readonly vm: Vm;
+  stop(): Promise<void>;
+}
+
+/** Files are made in `directory`, which stays the caller's. */
+export async function startLocalDevice(device: Device, directory: string): Promise<LocalDevice> {
+  const environment = await prepareVmEnvironment();
+  const socket = join(directory, "device.sock");
+  const link = new CountingLink({ socket, log: quietLog });
+  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  let vm: Vm | undefined;
+  const stop = async () => {
+    await vm?.stop();
+    await link.close();
+    await endpoint.close();
+  };
+  try {
+    await endpoint.start();
+    await link.open(endpoint);
+    vm = await startDriverVm(environment, directory, socket);
+    await booted(vm);
+    return { link, vm, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
