@@ -3,7 +3,8 @@
  * order; the reply is built in the transmit buffer where it fits.
  */
 import { MAX_MESSAGE_FDS } from "../../shared/limits.js";
-import { Command, Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
+import { takesHandles } from "../../shared/spec/link.js";
+import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { type Messages, Outgoing } from "./messages.js";
 
@@ -114,8 +115,4 @@ export class LinkPendingCommand implements PendingCommand {
     this.#messages.release(this.#out);
     this.#finished();
   }
-}
-
-function takesHandles(command: number): boolean {
-  return command === Command.DEVICE_GET_REGION_INFO || command === Command.DEVICE_GET_REGION_IO_FDS;
 }

@@ -6,6 +6,7 @@ import { startDeadline } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
+import { takesHandles } from "../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
@@ -13,7 +14,7 @@ import { answerWithoutDevice } from "./answers.js";
 import { handlesAt } from "./bodies.js";
 import { Channel } from "./channel.js";
 import { checkReply } from "./checks.js";
-import { HandleTable, takesHandles } from "./handles.js";
+import { HandleTable } from "./handles.js";
 import { Requests } from "./requests.js";
 
 export interface ConversationEvents {

@@ -11,11 +11,6 @@ import { parseRegionInfo } from "../../shared/vfio-user/region-description.js";
 import type { IoEvents } from "./io-events.js";
 import type { RegionMemories } from "./region-memory.js";
 
-/** Whether a reply to that command may have handles. */
-export function takesHandles(command: number): boolean {
-  return command === Command.DEVICE_GET_REGION_INFO || command === Command.DEVICE_GET_REGION_IO_FDS;
-}
-
 function refuse(what: string): never {
   throw new ProtocolError(`the device process gives the client ${what}`, Errno.EIO);
 }

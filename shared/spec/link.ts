@@ -11,6 +11,7 @@
  * VERSION does not occur on the link; CLIENT_CONNECTED takes its place.
  */
 import { struct } from "../struct/struct.js";
+import { Command } from "./vfio-user.js";
 
 /** "vvfu" in config space tells our device from others with the same VIRTIO id. */
 export const MAGIC = 0x75667676;
@@ -84,6 +85,10 @@ export const ClientConnected = struct({
   maxMessageFds: "u32",
 });
 export const ClientGone = struct({ generation: "u32", reserved: 4 });
+
+/** Whether a reply to that command of the client's may have handles. */
+export const takesHandles = (command: number): boolean =>
+  command === Command.DEVICE_GET_REGION_INFO || command === Command.DEVICE_GET_REGION_IO_FDS;
 
 /** The region number of memory that belongs to no region: what shadow ioeventfds write to. */
 export const NO_REGION = 0xffffffff;
