@@ -13,6 +13,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitIoctl(env, exports);
   InitMmio(env, exports);
   InitCopy(env, exports);
+  InitIoPool(env, exports);
   return exports;
 }
 

@@ -15,6 +15,7 @@ void InitRelay(Napi::Env env, Napi::Object exports);
 void InitIoctl(Napi::Env env, Napi::Object exports);
 void InitMmio(Napi::Env env, Napi::Object exports);
 void InitCopy(Napi::Env env, Napi::Object exports);
+void InitIoPool(Napi::Env env, Napi::Object exports);
 
 // The name that shows in JavaScript's stack traces is the export's.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>

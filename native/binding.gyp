@@ -17,7 +17,9 @@
         "relay_thread.cc",
         "ioctl.cc",
         "mmio.cc",
-        "copy.cc"
+        "copy.cc",
+        "io_threads.cc",
+        "io_pool.cc"
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],

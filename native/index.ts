@@ -160,6 +160,53 @@ export interface CopyList {
   run(count: number): number;
 }
 
+/** Numbers of a request to an IoPool, in this order; IO_PIECE.SIZE numbers for each piece of memory follow. */
+export const IO_REQUEST = {
+  /** Below the pool's number of requests; not that of one under way. */
+  NUMBER: 0,
+  /** One of IO_OPERATION. */
+  OPERATION: 1,
+  FD: 2,
+  POSITION_LOW: 3,
+  POSITION_HIGH: 4,
+  PIECES: 5,
+  SIZE: 6,
+} as const;
+export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
+export const IO_OPERATION = { READ: 0, WRITE: 1 } as const;
+/** Numbers of an IoPool's `ends`; from FIRST on two for each end: the request's number, and 0 or a positive errno. */
+export const IO_ENDS = {
+  /** Ends so far, modulo 2^32. The place of an end is its count, modulo the number of requests. */
+  COUNT: 0,
+  /** 0 asks for a signal at the next end. To be cleared before COUNT is looked at, both by Atomics. */
+  TOLD: 1,
+  FIRST: 2,
+  SIZE: 2,
+} as const;
+
+/**
+ * A few threads that read and write files, for work that has to wait; they start when they are needed. Requests begin in the order
+ * in which they come, and end in any. All of a request's bytes are moved, or it ends with an errno; where the file ends, that is
+ * EIO. Until it has ended its fd has to stay open, and its memory in place.
+ */
+export interface IoPool {
+  /** Where requests are written for `submit`, one behind the other. */
+  readonly requests: Uint32Array;
+  /** See IO_ENDS. */
+  readonly ends: Int32Array;
+  /** Makes a buffer known and returns its number. */
+  add(buffer: ArrayBuffer): number;
+  /** Forgets a buffer that no request under way uses. */
+  remove(number: number): void;
+  /**
+   * Begins the requests in the first `count` numbers. RangeError for one that makes no sense or is not within its buffers;
+   * those before it have begun.
+   */
+  submit(count: number): void;
+  /** Drops what no thread has begun, waits for the rest and ends the threads. So does the end of the environment. */
+  close(): void;
+}
+
 /** fstat's part that matters for memory handed over by a peer. */
 export interface FileStatus {
   readonly device: number;
@@ -213,6 +260,7 @@ interface Addon {
   mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
   addressOf(buffer: ArrayBuffer): number;
   createCopyList(capacity: number): CopyList;
+  createIoPool(requests: number, threads: number, words: number, signal: number): IoPool;
   load8(buffer: ArrayBuffer, offset: number): number;
   load16(buffer: ArrayBuffer, offset: number): number;
   load32(buffer: ArrayBuffer, offset: number): number;
@@ -310,6 +358,11 @@ export const {
   addressOf,
   /** Room for `capacity` copies, at most 65536. */
   createCopyList,
+  /**
+   * At most `requests` at a time, a power of two up to 4096, by at most `threads` threads; room for `words` numbers in `requests`.
+   * Ends are signalled on the eventfd `signal`, which stays the caller's.
+   */
+  createIoPool,
   /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
   load8,
   load16,

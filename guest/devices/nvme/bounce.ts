@@ -4,9 +4,10 @@
  */
 import type { Dma } from "../../device.js";
 import type { Command } from "./command.js";
+import type { StorageError } from "./file-io.js";
 import { statusOf } from "./namespace.js";
 import { Status } from "./spec.js";
-import type { Storage, StorageError } from "./storage.js";
+import type { Storage } from "./storage.js";
 
 const BUFFERS = 16;
 const BUFFER_SIZE = 256 * 1024;
@@ -38,8 +39,8 @@ export class BouncePool {
     const buffer = await this.#take(dma);
     try {
       for (let done = 0; done < length; done += buffer.length) {
-        const part = buffer.subarray(0, Math.min(buffer.length, length - done));
-        const status = await transferAll(storage, "read", part, position + done);
+        const count = Math.min(buffer.length, length - done);
+        const status = await transfer(storage, "read", buffer, count, position + done);
         if (status !== Status.SUCCESS) return status;
       }
       return Status.SUCCESS;
@@ -102,7 +103,7 @@ async function move(
   const ours = buffer.subarray(0, piece.length);
   const theirs = buffer.subarray(buffer.length / 2, buffer.length / 2 + piece.length);
   if (operation !== "write") {
-    const status = await transferAll(storage, "read", ours, piece.position);
+    const status = await transfer(storage, "read", buffer, piece.length, piece.position);
     if (status !== Status.SUCCESS) return status;
   }
   const memory = operation === "compare" ? theirs : ours;
@@ -115,29 +116,22 @@ async function move(
   // All have to end before the buffer is used again, also when one of them fails.
   const results = await Promise.allSettled(moves);
   if (results.some(({ status }) => status === "rejected")) return Status.DATA_TRANSFER_ERROR;
-  if (operation === "write") return transferAll(storage, "write", ours, piece.position);
+  if (operation === "write") return transfer(storage, "write", buffer, piece.length, piece.position);
   if (operation === "compare" && Buffer.compare(ours, theirs) !== 0) return Status.COMPARE_FAILURE;
   return Status.SUCCESS;
 }
 
-async function transferAll(
+/** Moves the first `length` bytes of `bytes`. Resolves to a status; never rejects. */
+function transfer(
   storage: Storage,
   direction: "read" | "write",
   bytes: Uint8Array,
+  length: number,
   position: number,
 ): Promise<number> {
-  for (let done = 0; done < bytes.length; ) {
-    try {
-      const count = await new Promise<number>((resolve, reject) =>
-        storage[direction](bytes, done, bytes.length - done, position + done, (error, moved) =>
-          error === null ? resolve(moved) : reject(error),
-        ),
-      );
-      if (count === 0) return direction === "read" ? Status.UNRECOVERED_READ_ERROR : Status.WRITE_FAULT;
-      done += count;
-    } catch (error) {
-      return statusOf(error as StorageError, direction);
-    }
-  }
-  return Status.SUCCESS;
+  return new Promise((resolve) =>
+    storage[direction]({ count: 1, segments: [{ bytes, offset: 0, length }] }, position, (error: StorageError | null) =>
+      resolve(error === null ? Status.SUCCESS : statusOf(error, direction)),
+    ),
+  );
 }

@@ -5,6 +5,7 @@
 import { KiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
 import { Command, type CommandHooks } from "./command.js";
+import type { FileIo } from "./file-io.js";
 import { InFlight } from "./in-flight.js";
 import { fetchByMessages, type RingUser, writeByMessages } from "./message-rings.js";
 import type { CompletionQueue, SubmissionQueue } from "./queues.js";
@@ -23,6 +24,8 @@ const WORK_SHIFT = 14;
 export interface CommandFlowHooks {
   /** Commands that can be done at once. */
   readonly direct: DirectCommands;
+  /** File I/O in between goes to its threads together. */
+  readonly files: Pick<FileIo, "cork" | "uncork" | "defer">;
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;
@@ -91,6 +94,16 @@ export class CommandFlow implements RingUser {
 
   /** Fetches and starts a burst of commands; returns how much work they were. */
   fetch(queue: SubmissionQueue): number {
+    const { files } = this.#hooks;
+    files.cork();
+    try {
+      return this.#fetch(queue);
+    } finally {
+      files.uncork();
+    }
+  }
+
+  #fetch(queue: SubmissionQueue): number {
     const { dma } = this.#context;
     const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
     const place = isLocated ? queue.place : segment;

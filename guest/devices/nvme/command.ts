@@ -2,20 +2,20 @@
  * One command under way: its entry, read once into plain numbers, and what its data needs. The objects are pooled, so a
  * command allocates nothing once as many have been made as are ever under way together.
  */
+import type { Ended } from "./file-io.js";
 import type { Epoch } from "./in-flight.js";
 import type { Namespace } from "./namespace.js";
 import { PrpRanges } from "./prp.js";
 import type { SubmissionQueue } from "./queues.js";
 import { SegmentList } from "./segment.js";
 import { Command as Entry } from "./spec.js";
-import { Transfer, type TransferDone } from "./transfer.js";
 
 const entry = Entry.view();
 
 /** What happens when parts of a command's work end; made once for each pooled command. */
 export interface CommandHooks {
   onComplete(command: Command, status: number): void;
-  onTransferred: (command: Command, ...result: Parameters<TransferDone>) => void;
+  onTransferred: (command: Command, ...result: Parameters<Ended>) => void;
 }
 
 export class Command {
@@ -44,12 +44,13 @@ export class Command {
   endCopy = 0;
   readonly ranges = new PrpRanges();
   readonly segments = new SegmentList();
-  readonly transfer: Transfer;
+  /** The file I/O of `segments` has ended. */
+  readonly transferred: Ended;
   /** Ends the command. */
   readonly complete: (status: number) => void;
 
   constructor(hooks: CommandHooks) {
-    this.transfer = new Transfer(this.segments, (error) => hooks.onTransferred(this, error));
+    this.transferred = (error) => hooks.onTransferred(this, error);
     this.complete = (status) => hooks.onComplete(this, status);
   }
 

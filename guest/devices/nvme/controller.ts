@@ -11,6 +11,7 @@ import { ringDoorbell, wroteDoorbell } from "./doorbells.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
 import { Features } from "./features.js";
+import { fileIo, type StorageError } from "./file-io.js";
 import type { Identity } from "./identify.js";
 import { type Counters, IoCommands } from "./io.js";
 import { KeepAlive } from "./keep-alive.js";
@@ -39,7 +40,7 @@ import {
   Status,
 } from "./spec.js";
 import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
-import type { Storage, StorageError } from "./storage.js";
+import type { Storage } from "./storage.js";
 
 /** A namespace to be. */
 export interface Disk {
@@ -120,6 +121,7 @@ export class NvmeController implements Device {
       context,
       {
         direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
+        files: fileIo(),
         execute: (command) => this.#execute(command),
         onError: (command, status) => logPages.recordError(command, status),
         onInvalidDoorbell: () =>

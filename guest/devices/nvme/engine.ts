@@ -40,12 +40,14 @@ export class QueueEngine {
   /** Submission queues with commands to fetch, the longest waiting first. */
   readonly #ready: SubmissionQueue[] = [];
   readonly #onBug: (error: unknown) => void;
+  readonly #files: CommandFlowHooks["files"];
   #scheduled = false;
   #paused = false;
   #inTurn = false;
 
   constructor(context: DeviceContext, hooks: EngineHooks, shared?: SharedOptions) {
     this.#onBug = (error) => hooks.onBug(error);
+    this.#files = hooks.files;
     const onNonsense = () => hooks.onInvalidDoorbell();
     this.shadow = new ShadowPoll(this, onNonsense);
     this.shared = shared && new SharedPoll(this, onNonsense, shared);
@@ -154,7 +156,7 @@ export class QueueEngine {
   schedule(): void {
     if (this.#scheduled || this.#inTurn) return;
     this.#scheduled = true;
-    setImmediate(this.#onImmediate);
+    this.#files.defer(this.#onImmediate);
   }
 
   /** Makes a turn, unless one is under way. */
@@ -211,6 +213,7 @@ export class QueueEngine {
         this.interrupts.flush();
         work += done;
         if (done === 0 || work >= TURN_WORK) return work;
+        if (this.commands.inFlight.count > 0) looks = Math.min(looks, FEW_LOOKS);
       } else {
         looks -= 1 + this.submissionQueues.length;
         if (looks <= 0) return work;

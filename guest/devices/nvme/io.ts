@@ -11,11 +11,11 @@ import type { Command } from "./command.js";
 import { manageDataset } from "./dataset-management.js";
 import type { QueueEngine } from "./engine.js";
 import type { Features } from "./features.js";
+import type { StorageError } from "./file-io.js";
 import { type Namespace, statusOf } from "./namespace.js";
 import type { Namespaces } from "./namespaces.js";
 import { NOT_IN_WINDOW } from "./prp.js";
 import { NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
-import type { StorageError } from "./storage.js";
 
 /** Section 5.14.1.2: what SMART counts; a unit is 512 bytes, the log reports thousands of them. */
 export interface Counters {
@@ -65,11 +65,11 @@ export class IoCommands {
   }
 
   /** The file I/O that `#move` started has ended. */
-  onTransferred(command: Command, error: StorageError | undefined): void {
+  onTransferred(command: Command, error: StorageError | null): void {
     const { namespace } = command;
     if (namespace === undefined) return;
     const direction = command.opcode === NvmOpcode.READ ? "read" : "write";
-    this.#finish(command, namespace, error === undefined ? Status.SUCCESS : statusOf(error, direction));
+    this.#finish(command, namespace, error === null ? Status.SUCCESS : statusOf(error, direction));
   }
 
   #begin(command: Command, namespace: Namespace): void {
@@ -130,7 +130,9 @@ export class IoCommands {
     const direct = command.opcode !== NvmOpcode.COMPARE;
     if (direct && command.segments.locate(dma, command.ranges, isRead ? "write" : "read")) {
       dma.account(isRead ? 0 : command.length, isRead ? command.length : 0);
-      command.transfer.start(isRead ? "read" : "write", namespace.storage, command.position);
+      const { segments, position, transferred } = command;
+      if (isRead) namespace.storage.read(segments, position, transferred);
+      else namespace.storage.write(segments, position, transferred);
     } else {
       void this.#bounceAll(command, namespace);
     }

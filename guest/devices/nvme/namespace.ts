@@ -4,15 +4,17 @@
  * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails once, Linux may have
  * dropped the unwritten pages and reports success from then on, so the failure is kept and every later sync fails too.
  */
+
+import type { StorageError } from "./file-io.js";
 import { Status } from "./spec.js";
-import type { Storage, StorageError } from "./storage.js";
+import type { Storage } from "./storage.js";
 
 export type StatusDone = (status: number) => void;
 
 /** Bytes of a block in each LBA format, by the format's number. */
 export const LBA_FORMATS: readonly number[] = [512, 4096];
 
-/** One writev of zeros moves this much at most, in bytes: a piece, and how many of it. */
+/** One write of zeros moves this much at most, in bytes: a piece, and how many of it. */
 const ZEROS = new Uint8Array(256 * 1024);
 const ZERO_PIECES = 4;
 
@@ -99,14 +101,17 @@ export class Namespace {
 
   #writeZeros(start: number, end: number, done: StatusDone): void {
     const step = (at: number): void => {
-      const views: Uint8Array[] = [];
-      for (let left = end - at; left > 0 && views.length < ZERO_PIECES; left -= ZEROS.length) {
-        views.push(left >= ZEROS.length ? ZEROS : ZEROS.subarray(0, left));
+      const segments: { bytes: Uint8Array; offset: number; length: number }[] = [];
+      let next = at;
+      while (next < end && segments.length < ZERO_PIECES) {
+        const length = Math.min(end - next, ZEROS.length);
+        segments.push({ bytes: ZEROS, offset: 0, length });
+        next += length;
       }
-      this.storage.writev(views, at, (error, count) => {
-        if (error !== null || count === 0) done(error === null ? Status.WRITE_FAULT : statusOf(error, "write"));
-        else if (at + count >= end) done(Status.SUCCESS);
-        else step(at + count);
+      this.storage.write({ count: segments.length, segments }, at, (error) => {
+        if (error !== null) done(statusOf(error, "write"));
+        else if (next === end) done(Status.SUCCESS);
+        else step(next);
       });
     };
     step(start);
@@ -182,6 +187,9 @@ export function statusOf({ code }: StorageError, direction: "read" | "write"): n
       return Status.CAPACITY_EXCEEDED;
     case "EIO":
       return direction === "read" ? Status.UNRECOVERED_READ_ERROR : Status.WRITE_FAULT;
+    // The driver VM took its memory away.
+    case "EFAULT":
+      return Status.DATA_TRANSFER_ERROR;
     default:
       return Status.INTERNAL_ERROR;
   }

@@ -1,6 +1,7 @@
 /**
  * Where a namespace's bytes are: a small seam over a file, block device or memory, so that its failures can be played by
- * tests. All work is done by the thread pool; callbacks, not promises, since there is one for each command.
+ * tests. Data is moved by threads of our own (file-io.ts), the rest is done by Node.js's; callbacks, not promises, since there is one
+ * for each command.
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
@@ -11,6 +12,7 @@ import {
   FALLOC_FL_ZERO_RANGE,
   fallocate,
   getAttribute,
+  IO_OPERATION,
   ioctl,
   lockFile,
   close as nativeClose,
@@ -25,11 +27,7 @@ import { alignUp } from "../../../shared/bits.js";
 import { UserError } from "../../../shared/errors.js";
 import { GiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { getU64 } from "../../../shared/struct/struct.js";
-
-export type StorageError = Error & { readonly code?: string | undefined };
-/** `count`: bytes moved, which may be fewer than asked for. */
-export type Moved = (error: StorageError | null, count: number) => void;
-export type Ended = (error: StorageError | null) => void;
+import { type Ended, type Pieces, PooledFile, type StorageError } from "./file-io.js";
 
 /** How the bytes can be moved by whoever does not want to wait; everything else works on the same bytes. */
 export type DirectAccess =
@@ -57,10 +55,9 @@ export interface Storage {
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
   readonly direct?: DirectAccess | undefined;
-  read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
-  readv(views: readonly Uint8Array[], position: number, done: Moved): void;
-  write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void;
-  writev(views: readonly Uint8Array[], position: number, done: Moved): void;
+  /** Reads all of `pieces`, which stay as they are meanwhile, and their memory in place; EIO where the storage ends early. */
+  read(pieces: Pieces, position: number, done: Ended): void;
+  write(pieces: Pieces, position: number, done: Ended): void;
   /** Makes zeros of a range without writing it; `deallocate` also gives its space back. ENOTSUP where that cannot be done. */
   zero(position: number, length: number, deallocate: boolean, done: Ended): void;
   /** Puts all data written so far onto stable storage. */
@@ -90,6 +87,7 @@ class FdStorage implements Storage {
   allocated = 0;
   blockSize: number | undefined;
   readonly direct: DirectAccess | undefined;
+  readonly #file: PooledFile;
 
   /** `inMemory`: the file system keeps its files in memory, so no access waits for a device. */
   constructor(
@@ -98,23 +96,18 @@ class FdStorage implements Storage {
     inMemory = false,
   ) {
     const flags = inMemory ? { readFlags: 0, writeFlags: 0 } : { readFlags: RWF_NOWAIT, writeFlags: RWF_NOWAIT };
+    this.#file = new PooledFile(fd);
     if (kind !== "memory") this.direct = { kind: "file", fd, ...flags };
     if (kind !== "device") this.#take(fs.fstatSync(fd));
     else this.size = this.allocated = deviceSize(fd);
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
     if (Number.isInteger(kept)) this.blockSize = kept;
   }
-  read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
-    fs.read(this.fd, bytes, offset, length, position, done);
+  read(pieces: Pieces, position: number, done: Ended): void {
+    this.#file.move(IO_OPERATION.READ, pieces, position, done);
   }
-  readv(views: readonly Uint8Array[], position: number, done: Moved): void {
-    fs.readv(this.fd, views, position, done);
-  }
-  write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
-    fs.write(this.fd, bytes, offset, length, position, done);
-  }
-  writev(views: readonly Uint8Array[], position: number, done: Moved): void {
-    fs.writev(this.fd, views, position, done);
+  write(pieces: Pieces, position: number, done: Ended): void {
+    this.#file.move(IO_OPERATION.WRITE, pieces, position, done);
   }
   zero(position: number, length: number, deallocate: boolean, done: Ended): void {
     const mode = FALLOC_FL_KEEP_SIZE | (deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
@@ -152,6 +145,7 @@ class FdStorage implements Storage {
     fs.fsync(this.fd, done);
   }
   async close(): Promise<void> {
+    this.#file.close();
     if (this.kind === "memory") {
       nativeClose(this.fd);
       return;

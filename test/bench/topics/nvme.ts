@@ -1,14 +1,16 @@
 /**
- * The NVMe controller on the local link, with a disk in memory and one that is a file in memory; the driver is a C program.
- * Doorbells that are mapped are polled by the device; a driver that sleeps rings them by message.
+ * The NVMe controller on the local link, with a disk in memory, one that is a file in memory, and one that is a file on a
+ * real disk, in the page cache or not; the driver is a C program. Doorbells that are mapped are polled by the device; a driver
+ * that sleeps rings them by message.
  */
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { MiB } from "../../../shared/limits.js";
+import { PROJECT_ROOT } from "../../vm/environment.js";
 import type { Machine } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
 import { type Row, type Sample, single, type Target, type Topic } from "../row.js";
@@ -19,20 +21,25 @@ type How = "shared" | "sleep";
 interface Controller {
   readonly device: NodeProcess;
   readonly socket: string;
+  /** The file on a real disk. */
+  readonly file: string;
 }
 
 interface State {
   readonly machine: Machine;
-  readonly directory: string;
+  readonly directories: readonly string[];
   readonly controllers: Readonly<Record<How, Controller>>;
 }
 
 const DISK_MIB = 128;
 const MEMORY_FILES = "/dev/shm";
+const TMPFS = 0x0102_1994;
 /** Namespaces by what they are. */
-const NAMESPACES = { file: 1, memory: 2 } as const;
+const NAMESPACES = { file: 1, "file on disk": 2, memory: 3 } as const;
 type Disk = keyof typeof NAMESPACES;
 const COUNT = { shared: { 1: 100_000, 32: 400_000 }, sleep: { 1: 10_000, 32: 60_000 } } as const;
+/** Few of the blocks, so that few of them are read again. */
+const UNCACHED_COUNT = 4000;
 const FLOOR_COUNT = 5000;
 type Depth = 1 | 32;
 const IDLE_MS = 4000;
@@ -71,6 +78,21 @@ function row(disk: Disk, operation: "read" | "write", how: How, depth: Depth, ta
   };
 }
 
+/** Reads of what the page cache has not. */
+function uncached(depth: Depth): Row<State> {
+  return {
+    name: `NVMe file on disk, 4 KiB read, not cached, doorbells mapped, QD${depth}`,
+    unit: "k/s",
+    target: {},
+    measure: async ({ machine, controllers }) => {
+      const { socket, file } = controllers.shared;
+      execFileSync("dd", [`of=${file}`, "oflag=nocache", "conv=notrunc,fdatasync", "count=0"], { stdio: "ignore" });
+      const args = [machine.otherCpu, UNCACHED_COUNT, "read", "shared", depth, socket, NAMESPACES["file on disk"]];
+      return rate((await machine.run("client-nvme", ...args)).perSecond);
+    },
+  };
+}
+
 /** Share of a CPU that a device takes whose doorbells are mapped, while its driver wants nothing of it. */
 async function idle({ machine, controllers }: State): Promise<Sample> {
   const { device, socket } = controllers.shared;
@@ -90,7 +112,7 @@ async function idle({ machine, controllers }: State): Promise<Sample> {
 export const nvme: Topic<State> = {
   name: "nvme",
   rows: [
-    ...(["memory", "file"] as const).flatMap((disk) =>
+    ...(["memory", "file", "file on disk"] as const).flatMap((disk) =>
       (["read", "write"] as const).flatMap((operation) => [
         row(disk, operation, "shared", 1, disk === "memory" ? { value: 480 } : {}),
         row(disk, operation, "shared", 32, disk === "memory" ? { value: 800 } : {}),
@@ -98,15 +120,19 @@ export const nvme: Topic<State> = {
         row(disk, operation, "sleep", 32, disk === "memory" ? { value: 500 } : {}),
       ]),
     ),
+    uncached(1),
+    uncached(32),
     { name: "NVMe, doorbells mapped, idle", unit: "%", target: { value: 1 }, once: true, measure: idle },
   ],
   async open(machine) {
-    const directory = mkdtempSync(join(existsSync(MEMORY_FILES) ? MEMORY_FILES : tmpdir(), "vvu-bench-"));
+    const inMemory = mkdtempSync(join(existsSync(MEMORY_FILES) ? MEMORY_FILES : tmpdir(), "vvu-bench-"));
+    const realDisk = statfsSync(tmpdir()).type === TMPFS ? join(PROJECT_ROOT, "build") : tmpdir();
+    const onDisk = mkdtempSync(join(realDisk, "vvu-bench-"));
     const start = async (how: How, doorbells: string): Promise<Controller> => {
-      const file = join(directory, `${how}.img`);
-      writeFileSync(file, Buffer.alloc(DISK_MIB * MiB, 1));
-      const socket = join(directory, `${how}.sock`);
-      const disks = ["--file", file, "--memory", `${DISK_MIB}M`];
+      const files = [inMemory, onDisk].map((directory) => join(directory, `${how}.img`));
+      for (const file of files) writeFileSync(file, Buffer.alloc(DISK_MIB * MiB, 1));
+      const socket = join(inMemory, `${how}.sock`);
+      const disks = [...files.flatMap((file) => ["--file", file]), "--memory", `${DISK_MIB}M`];
       const device = await NodeProcess.start({
         script: "guest/main.js",
         args: ["run", "nvme", ...disks, "--doorbells", doorbells, "--socket-path", socket],
@@ -114,13 +140,13 @@ export const nvme: Topic<State> = {
         ready: { text: '"msg":"the device is ready"', count: 1 },
       });
       await machine.run("client-nvme", machine.otherCpu, 0, "fill", "poll", 32, socket, NAMESPACES.memory);
-      return { device, socket };
+      return { device, socket, file: files[1] };
     };
     const controllers = { shared: await start("shared", "shared"), sleep: await start("sleep", "trapped") };
-    return { machine, directory, controllers };
+    return { machine, directories: [inMemory, onDisk], controllers };
   },
-  async close({ controllers, directory }) {
+  async close({ controllers, directories }) {
     await Promise.all(Object.values(controllers).map(({ device }) => device.stop()));
-    rmSync(directory, { recursive: true, force: true });
+    for (const directory of directories) rmSync(directory, { recursive: true, force: true });
   },
 };

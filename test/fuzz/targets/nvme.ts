@@ -181,7 +181,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
     storage.calls.length = 0;
     // Not sync: a failure of that is kept for ever, so no probe could succeed afterwards.
     const operation = random.pick(["read", "write"] as const);
-    switch (random.below(6)) {
+    switch (random.below(5)) {
       case 0:
         storage.errors[operation] = random.pick(["EIO", "ENOSPC", "EBADF"]);
         break;
@@ -189,9 +189,6 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
         delete storage.errors[operation];
         break;
       case 2:
-        storage.limit = random.pick([1, 512, 4096, Number.POSITIVE_INFINITY]);
-        break;
-      case 3:
         // What is held already would be forgotten.
         storage.release();
         storage.hold();
@@ -203,7 +200,6 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
 
   function calmStorage(): void {
     for (const operation of ["read", "write"] as const) delete storage.errors[operation];
-    storage.limit = Number.POSITIVE_INFINITY;
     storage.release();
     storage.calls.length = 0;
   }

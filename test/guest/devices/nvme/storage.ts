@@ -1,5 +1,6 @@
-/** A storage in memory whose calls can be held back, cut short or failed. */
-import type { DirectAccess, Ended, Moved, Storage, StorageError } from "../../../../guest/devices/nvme/storage.js";
+/** A storage in memory whose calls can be held back or failed. */
+import type { Ended, Pieces, StorageError } from "../../../../guest/devices/nvme/file-io.js";
+import type { DirectAccess, Storage } from "../../../../guest/devices/nvme/storage.js";
 
 export type Operation = "read" | "write" | "sync" | "zero" | "deallocate" | "setBlockSize";
 
@@ -11,8 +12,6 @@ export class FakeStorage implements Storage {
   readonly calls: Operation[] = [];
   /** The errno name of the next calls of a kind. */
   readonly errors: Partial<Record<Operation, string>> = {};
-  /** The most bytes that one call moves. */
-  limit = Number.POSITIVE_INFINITY;
   direct: DirectAccess | undefined;
   #held: (() => void)[] | undefined;
   #onHeld: (() => void) | undefined;
@@ -57,20 +56,12 @@ export class FakeStorage implements Storage {
     for (const end of held) end();
   }
 
-  read(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
-    this.readv([bytes.subarray(offset, offset + length)], position, done);
+  read(pieces: Pieces, position: number, done: Ended): void {
+    this.#move("read", pieces, position, done, (view, at) => view.set(this.bytes.subarray(at, at + view.length)));
   }
 
-  readv(views: readonly Uint8Array[], position: number, done: Moved): void {
-    this.#move("read", views, position, done, (view, at) => view.set(this.bytes.subarray(at, at + view.length)));
-  }
-
-  write(bytes: Uint8Array, offset: number, length: number, position: number, done: Moved): void {
-    this.writev([bytes.subarray(offset, offset + length)], position, done);
-  }
-
-  writev(views: readonly Uint8Array[], position: number, done: Moved): void {
-    this.#move("write", views, position, done, (view, at) => this.bytes.set(view, at));
+  write(pieces: Pieces, position: number, done: Ended): void {
+    this.#move("write", pieces, position, done, (view, at) => this.bytes.set(view, at));
   }
 
   sync(done: Ended): void {
@@ -108,28 +99,24 @@ export class FakeStorage implements Storage {
 
   #move(
     operation: "read" | "write",
-    views: readonly Uint8Array[],
+    { count, segments }: Pieces,
     position: number,
-    done: Moved,
+    done: Ended,
     copy: (view: Uint8Array, at: number) => void,
   ): void {
     this.#end(operation, () => {
       const error = this.#error(operation);
-      if (error !== null) {
-        done(error, 0);
-        return;
+      let at = position;
+      for (let n = 0; n < count && error === null; n++) {
+        const { bytes, offset, length } = segments[n];
+        copy(bytes.subarray(offset, offset + length), at);
+        at += length;
       }
-      let moved = 0;
-      for (const view of views) {
-        const part = view.subarray(0, this.limit - moved);
-        copy(part, position + moved);
-        moved += part.length;
-      }
-      done(null, moved);
+      done(error);
     });
   }
 
-  /** Ends a call in a later turn of the event loop, as the thread pool does. */
+  /** Ends a call in a later turn of the event loop, as threads do. */
   #end(operation: Operation, action: () => void): void {
     this.calls.push(operation);
     if (this.#held === undefined) {

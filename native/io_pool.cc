@@ -1,0 +1,195 @@
+// The IoPool class: io_threads.h's threads for JavaScript, which writes requests as numbers into one buffer and reads their
+// ends from another.
+//
+// `submit` is a plain Node-API function: it is called for each batch of a disk's commands.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <memory>
+#include <vector>
+
+#include "addon.h"
+#include "arguments.h"
+#include "error.h"
+#include "io_threads.h"
+
+namespace {
+
+constexpr uint32_t kMaxRequests = 4096;
+constexpr unsigned kMaxThreads = 64;
+constexpr uint32_t kMaxWords = 1 << 20;
+
+// As index.ts describes them.
+struct Head {
+  uint32_t number, operation, fd, position_low, position_high, pieces;
+};
+struct Piece {
+  uint32_t buffer, offset, length;
+};
+
+struct Pool {
+  struct Buffer {
+    Bytes bytes;
+    Napi::Reference<Napi::ArrayBuffer> reference;
+  };
+
+  ~Pool() { Close(); }
+
+  // The memory of requests under way is the caller's: when this returns, none of it is touched any more.
+  void Close() {
+    threads.reset();
+    if (hooked) napi_remove_env_cleanup_hook(env, OnEnvironmentEnd, this);
+    hooked = false;
+  }
+
+  static void OnEnvironmentEnd(void* data) {
+    Pool* pool = static_cast<Pool*>(data);
+    pool->hooked = false;
+    pool->Close();
+  }
+
+  napi_env env;
+  bool hooked = false;
+  std::unique_ptr<IoThreads> threads;
+  std::unique_ptr<uint32_t[]> words;
+  size_t capacity;
+  std::vector<Buffer> buffers;
+  std::vector<uint32_t> free_buffers;
+};
+using Shared = std::shared_ptr<Pool>;
+
+Pool& Of(const Napi::CallbackInfo& info) { return **static_cast<Shared*>(info.Data()); }
+
+// Takes the request that begins at `words`. Returns how many words it is, 0 when it makes no sense.
+size_t Take(Pool& pool, const uint32_t* words, size_t left) {
+  constexpr size_t kHead = sizeof(Head) / 4;
+  constexpr size_t kPiece = sizeof(Piece) / 4;
+  if (left < kHead) return 0;
+  const Head& head = *reinterpret_cast<const Head*>(words);
+  if (head.number >= pool.threads->most() || head.operation > IoRequest::kWrite || head.fd > INT32_MAX ||
+      head.position_high > INT32_MAX || head.pieces > (left - kHead) / kPiece) {
+    return 0;
+  }
+  IoRequest& request = pool.threads->request(head.number);
+  if (request.busy.load(std::memory_order_acquire)) return 0;
+  request.pieces.clear();
+  for (uint32_t n = 0; n < head.pieces; n++) {
+    const Piece& piece = *reinterpret_cast<const Piece*>(words + kHead + n * kPiece);
+    if (piece.buffer >= pool.buffers.size()) return 0;
+    const Bytes& bytes = pool.buffers[piece.buffer].bytes;
+    if (uint64_t{piece.offset} + piece.length > bytes.length) return 0;
+    request.pieces.push_back({bytes.data + piece.offset, piece.length});
+  }
+  request.operation = static_cast<IoRequest::Operation>(head.operation);
+  request.fd = static_cast<int>(head.fd);
+  request.position = off_t{head.position_high} << 32 | head.position_low;
+  request.busy.store(true, std::memory_order_relaxed);
+  pool.threads->Add(head.number);
+  return kHead + head.pieces * kPiece;
+}
+
+napi_value Submit(napi_env env, napi_callback_info info) {
+  napi_value argument;
+  size_t argc = 1;
+  void* data;
+  uint32_t count;
+  napi_get_cb_info(env, info, &argc, &argument, nullptr, &data);
+  Pool& pool = **static_cast<Shared*>(data);
+  if (argc < 1 || napi_get_value_uint32(env, argument, &count) != napi_ok || count > pool.capacity) {
+    napi_throw_range_error(env, nullptr, "no such number of words");
+    return nullptr;
+  }
+  if (pool.threads == nullptr) {
+    napi_throw_error(env, nullptr, "the pool was closed");
+    return nullptr;
+  }
+  size_t at = 0;
+  while (at < count) {
+    size_t taken = Take(pool, pool.words.get() + at, count - at);
+    if (taken == 0) break;
+    at += taken;
+  }
+  pool.threads->Start();
+  if (at < count) napi_throw_range_error(env, nullptr, "a request makes no sense");
+  return nullptr;
+}
+
+Napi::Value Add(const Napi::CallbackInfo& info) {
+  Pool& pool = Of(info);
+  Bytes bytes = ArrayBufferBytes(info[0], "buffer");
+  if (bytes.length > UINT32_MAX + size_t{1}) throw Napi::RangeError::New(info.Env(), "the buffer is larger than 4 GiB");
+  Pool::Buffer buffer{bytes, Napi::Persistent(info[0].As<Napi::ArrayBuffer>())};
+  if (pool.free_buffers.empty()) {
+    pool.buffers.push_back(std::move(buffer));
+    return Napi::Number::New(info.Env(), static_cast<double>(pool.buffers.size() - 1));
+  }
+  uint32_t number = pool.free_buffers.back();
+  pool.free_buffers.pop_back();
+  pool.buffers[number] = std::move(buffer);
+  return Napi::Number::New(info.Env(), number);
+}
+
+Napi::Value Remove(const Napi::CallbackInfo& info) {
+  Pool& pool = Of(info);
+  uint32_t number = static_cast<uint32_t>(Integer(info[0], "number", 0, static_cast<double>(pool.buffers.size()) - 1));
+  if (pool.buffers[number].reference.IsEmpty()) throw Napi::RangeError::New(info.Env(), "the buffer was removed");
+  pool.buffers[number] = {};
+  pool.free_buffers.push_back(number);
+  return info.Env().Undefined();
+}
+
+Napi::Value Close(const Napi::CallbackInfo& info) {
+  Of(info).Close();
+  return info.Env().Undefined();
+}
+
+Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  uint32_t most = static_cast<uint32_t>(Integer(info[0], "requests", 1, kMaxRequests));
+  if ((most & (most - 1)) != 0) throw Napi::RangeError::New(env, "requests must be a power of two");
+  unsigned max_threads = static_cast<unsigned>(Integer(info[1], "threads", 1, kMaxThreads));
+  size_t capacity = static_cast<size_t>(Integer(info[2], "words", 16, kMaxWords));
+  int signal_fd = Check(env, fcntl(Fd(info[3], "signal"), F_DUPFD_CLOEXEC, 0), "fcntl");
+  Shared pool = std::make_shared<Pool>();
+  pool->env = env;
+  pool->threads = std::make_unique<IoThreads>(most, max_threads, signal_fd);
+  pool->words = std::make_unique<uint32_t[]>(capacity);
+  pool->capacity = capacity;
+  napi_add_env_cleanup_hook(env, Pool::OnEnvironmentEnd, pool.get());
+  pool->hooked = true;
+
+  // Each part that scripts get holds the pool, whichever is collected last.
+  Napi::Object result = Napi::Object::New(env);
+  auto set = [&](const char* name, Napi::Function function, Shared* holder) {
+    function.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, holder);
+    result.Set(name, function);
+  };
+  Shared* for_submit = new Shared(pool);
+  napi_value submit;
+  if (napi_create_function(env, "submit", NAPI_AUTO_LENGTH, Submit, for_submit, &submit) != napi_ok) {
+    delete for_submit;
+    throw Napi::Error::New(env);
+  }
+  set("submit", Napi::Function(env, submit), for_submit);
+  Shared* for_add = new Shared(pool);
+  set("add", Napi::Function::New<Add>(env, "add", for_add), for_add);
+  Shared* for_remove = new Shared(pool);
+  set("remove", Napi::Function::New<Remove>(env, "remove", for_remove), for_remove);
+  Shared* for_close = new Shared(pool);
+  set("close", Napi::Function::New<Close>(env, "close", for_close), for_close);
+
+  auto drop = [](Napi::Env, void*, auto* one) { delete one; };
+  Napi::ArrayBuffer words =
+      Napi::ArrayBuffer::New(env, pool->words.get(), capacity * sizeof(uint32_t), drop, new Shared(pool));
+  auto ends = pool->threads->ends();
+  size_t ends_size = pool->threads->ends_size();
+  Napi::ArrayBuffer ends_buffer =
+      Napi::ArrayBuffer::New(env, ends.get(), ends_size, drop, new std::shared_ptr<IoEnds>(ends));
+  result.Set("requests", Napi::Uint32Array::New(env, capacity, words, 0));
+  result.Set("ends", Napi::Int32Array::New(env, ends_size / sizeof(uint32_t), ends_buffer, 0));
+  return result;
+}
+
+}  // namespace
+
+void InitIoPool(Napi::Env env, Napi::Object exports) { Export<CreateIoPool>(env, exports, "createIoPool"); }

@@ -1,0 +1,164 @@
+// One queue behind one mutex, which a thread takes once for each request: it puts the end of one and takes the next.
+//
+// Waking a thread costs more than most writes, which go to the page cache. So writes are left to the thread that is awake, or to one that
+// is woken for all of them, until one takes long; its end is told along with those of the next ones. A read comes here because it has to
+// wait for a device, so each may have a thread of its own, and its end is told at once.
+#include "io_threads.h"
+
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <new>
+#include <system_error>
+
+namespace {
+
+// A write that takes longer waits for something.
+constexpr int64_t kSlowNs = 50'000;
+// So many quick writes after it count as slow ones.
+constexpr unsigned kSlowWrites = 32;
+// Ends that wait for others to be told of along with them.
+constexpr unsigned kMaxUntold = 16;
+
+int64_t Now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
+// Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends.
+int Perform(IoRequest& request) {
+  iovec* next = request.pieces.data();
+  iovec* end = next + request.pieces.size();
+  off_t position = request.position;
+  while (next < end) {
+    int count = static_cast<int>(std::min<ptrdiff_t>(end - next, IOV_MAX));
+    ssize_t moved = request.operation == IoRequest::kRead ? preadv(request.fd, next, count, position)
+                                                          : pwritev(request.fd, next, count, position);
+    if (moved < 0 && errno == EINTR) continue;
+    if (moved < 0) return errno;
+    if (moved == 0) return EIO;
+    position += moved;
+    size_t left = static_cast<size_t>(moved);
+    while (next < end && left >= next->iov_len) left -= next++->iov_len;
+    if (left > 0) {
+      next->iov_base = static_cast<uint8_t*>(next->iov_base) + left;
+      next->iov_len -= left;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+IoThreads::IoThreads(uint32_t most, unsigned max_threads, int signal_fd)
+    : most_(most), max_threads_(max_threads), signal_fd_(signal_fd), requests_(new IoRequest[most]), queue_(most) {
+  void* memory = calloc(1, ends_size());
+  if (memory == nullptr) throw std::bad_alloc();
+  ends_ = std::shared_ptr<IoEnds>(static_cast<IoEnds*>(memory), free);
+}
+
+IoThreads::~IoThreads() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wanted_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+  close(signal_fd_);
+}
+
+void IoThreads::Start() {
+  unsigned wanted = 0;
+  unsigned idle;
+  {
+    std::lock_guard lock(mutex_);
+    bool any_reads = false;
+    for (uint32_t number : added_) {
+      queue_[tail_++ & (most_ - 1)] = number;
+      if (requests_[number].operation == IoRequest::kRead) any_reads = true;
+    }
+    added_.clear();
+    idle = idle_;
+    unsigned busy = static_cast<unsigned>(threads_.size()) - idle;
+    unsigned waiting = tail_ - head_;
+    if (any_reads || slow_ > 0) wanted = waiting;
+    else if (busy == 0) wanted = std::min(waiting, 1u);
+  }
+  for (unsigned n = 0; n < std::min(wanted, idle); n++) wanted_.notify_one();
+  if (wanted <= idle || threads_.size() == max_threads_) return;
+  int error = MakeThreads(wanted - idle);
+  if (!threads_.empty()) return;
+  while (head_ != tail_) PutEnd(Take(), error, true);
+  Signal();
+}
+
+// Returns 0 or an errno.
+int IoThreads::MakeThreads(unsigned count) {
+  // Signals are for the threads that expect them; a new thread inherits this mask.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = 0;
+  try {
+    for (unsigned n = 0; n < count && threads_.size() < max_threads_; n++) {
+      std::thread thread(&IoThreads::Run, this);
+      std::lock_guard lock(mutex_);
+      threads_.push_back(std::move(thread));
+    }
+  } catch (const std::system_error& failure) {
+    error = failure.code().value();
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return error;
+}
+
+void IoThreads::Run() {
+  pthread_setname_np(pthread_self(), "disk-io");
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    while (head_ == tail_ && !stopping_) {
+      idle_++;
+      wanted_.wait(lock);
+      idle_--;
+    }
+    if (stopping_) return;
+    uint32_t number = Take();
+    lock.unlock();
+    IoRequest& request = requests_[number];
+    bool is_read = request.operation == IoRequest::kRead;
+    int64_t start = is_read ? 0 : Now();
+    int error = Perform(request);
+    bool is_slow = is_read || Now() - start > kSlowNs;
+    lock.lock();
+    if (!is_read) slow_ = is_slow ? kSlowWrites : slow_ - std::min(slow_, 1u);
+    if (!PutEnd(number, error, is_slow)) continue;
+    lock.unlock();
+    Signal();
+    lock.lock();
+  }
+}
+
+bool IoThreads::PutEnd(uint32_t number, int error, bool at_once) {
+  requests_[number].busy.store(false, std::memory_order_release);
+  uint32_t count = ends_->count.load(std::memory_order_relaxed);
+  ends_->ends[count & (most_ - 1)] = {number, static_cast<uint32_t>(error)};
+  ends_->count.store(count + 1);
+  untold_++;
+  if (!at_once && head_ != tail_ && untold_ < kMaxUntold) return false;
+  untold_ = 0;
+  return ends_->told.exchange(1) == 0;
+}
+
+void IoThreads::Signal() {
+  uint64_t one = 1;
+  // Ours alone, and far from full.
+  [[maybe_unused]] ssize_t written = write(signal_fd_, &one, sizeof one);
+}

@@ -1,0 +1,89 @@
+// A few threads that read and write files for one that must not wait: requests in, ends out, a wake-up for many of either.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+struct IoRequest {
+  enum Operation : uint32_t { kRead, kWrite };
+
+  Operation operation;
+  int fd;
+  off_t position;
+  // Kept from one use to the next, so that they need no memory of their own each time.
+  std::vector<iovec> pieces;
+  // From Add until a thread is done with it.
+  std::atomic<bool> busy = false;
+};
+
+// What the owner of the threads sees of requests that ended, in memory that it can look at without a call.
+struct IoEnds {
+  // Ends so far, modulo 2^32.
+  std::atomic<uint32_t> count;
+  // The owner clears it before it looks; a signal is sent only when it is clear.
+  std::atomic<uint32_t> told;
+  struct End {
+    uint32_t number;
+    uint32_t error;
+  };
+  // As many as there are requests; the place of an end is its count modulo that.
+  End ends[];
+};
+static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(IoEnds) == 8);
+
+class IoThreads {
+ public:
+  // `most`: requests at a time, a power of two. `signal_fd`: an eventfd, ours from now on.
+  IoThreads(uint32_t most, unsigned max_threads, int signal_fd);
+  // Requests that no thread has begun are dropped; waits for the others.
+  ~IoThreads();
+  IoThreads(const IoThreads&) = delete;
+  IoThreads& operator=(const IoThreads&) = delete;
+
+  uint32_t most() const { return most_; }
+  IoRequest& request(uint32_t number) { return requests_[number]; }
+  // It may outlive the threads.
+  std::shared_ptr<IoEnds> ends() { return ends_; }
+  size_t ends_size() const { return sizeof(IoEnds) + most_ * sizeof(IoEnds::End); }
+
+  // Notes a request for `Start`.
+  void Add(uint32_t number) { added_.push_back(number); }
+  // Puts what was added into the queue. Where no thread can be made, requests end with the error that it was.
+  void Start();
+
+ private:
+  int MakeThreads(unsigned count);
+  void Run();
+  // Both with the mutex held. PutEnd returns whether the owner is to be told.
+  bool PutEnd(uint32_t number, int error, bool at_once);
+  uint32_t Take() { return queue_[head_++ & (most_ - 1)]; }
+  void Signal();
+
+  const uint32_t most_;
+  const unsigned max_threads_;
+  const int signal_fd_;
+  std::unique_ptr<IoRequest[]> requests_;
+  std::shared_ptr<IoEnds> ends_;
+  std::vector<uint32_t> added_;
+
+  std::mutex mutex_;
+  std::condition_variable wanted_;
+  // Guarded by the mutex: numbers in the order of their requests, from `head_` to `tail_` modulo `most_`.
+  std::vector<uint32_t> queue_;
+  uint32_t head_ = 0;
+  uint32_t tail_ = 0;
+  unsigned idle_ = 0;
+  // Ends that the owner was not told of yet.
+  unsigned untold_ = 0;
+  // Above 0: writes take long, so each one may have a thread. Counts down with each that did not.
+  unsigned slow_ = 0;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};

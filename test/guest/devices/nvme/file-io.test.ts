@@ -1,0 +1,281 @@
+/**
+ * Real files under the controller, whose bytes the pool's threads move: two at once, what goes wrong, and the ends of a driver
+ * VM with I/O under way. The directory is a file system whose writes have to wait, where the machine has one.
+ */
+import { readFileSync, truncateSync } from "node:fs";
+import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import test, { type ExecutionContext } from "ava";
+import { FileIo, PooledFile, type StorageError } from "../../../../guest/devices/nvme/file-io.js";
+import { createNvme } from "../../../../guest/devices/nvme/index.js";
+import { DeviceEndpoint } from "../../../../guest/endpoint.js";
+import { LocalLink } from "../../../../guest/link/local.js";
+import { close, createMemory, IO_OPERATION } from "../../../../native/index.js";
+import { MiB } from "../../../../shared/limits.js";
+import { quietLog } from "../../../../shared/log.js";
+import { NvmeDriver } from "../../../drivers/nvme.js";
+import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
+import { Machine } from "./machine.js";
+import { Random } from "./random.js";
+import { scratch, settle } from "./setup.js";
+
+const DISK = 8 * MiB;
+const MEMORY = 8 * MiB;
+const WRITE = { opcode: 1, namespaceId: 1 };
+const READ = { opcode: 2, namespaceId: 1 };
+
+async function files(t: ExecutionContext, count: number, fill = 0): Promise<string[]> {
+  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
+  t.teardown(() => rm(directory, { recursive: true }));
+  const names = Array.from({ length: count }, (_, n) => join(directory, `${n}.img`));
+  for (const name of names) {
+    await writeFile(name, new Uint8Array(DISK).fill(fill));
+  }
+  return names;
+}
+
+test("two disks at once, 32 commands each: they agree with models", async (t) => {
+  const random = new Random();
+  t.log(`seed ${random.seed}`);
+  const names = await files(t, 2);
+  const machine = await Machine.start(await createNvme({ files: names, queues: 4 }));
+  t.teardown(() => machine.stop());
+  const driver = await NvmeDriver.open(machine, { queues: 4, entries: 33 });
+  const models = names.map(() => new Uint8Array(DISK));
+  for (let round = 0; round < 5; round++) {
+    const operations: Promise<unknown>[] = [];
+    for (let block = random.below(32); block < DISK / 512; block += random.below(300)) {
+      const blocks = Math.min(DISK / 512 - block, 1 + random.below(random.below(8) === 0 ? 1024 : 24));
+      for (const [n, model] of models.entries()) {
+        const place = model.subarray(block * 512, (block + blocks) * 512);
+        if (random.below(2) === 0) {
+          random.fill(place);
+          operations.push(driver.write(block, place.slice(), random.below(32) === 0, n + 1));
+        } else {
+          const [expected, target, start] = [place.slice(), new Uint8Array(place.length), block];
+          const read = driver.read(block, target, n + 1);
+          operations.push(
+            read.then(() => t.is(Buffer.compare(target, expected), 0, `block ${start}, seed ${random.seed}`)),
+          );
+        }
+      }
+      block += blocks;
+    }
+    await Promise.all(operations);
+    await driver.flush(1);
+  }
+  for (const [n, name] of names.entries()) t.is(Buffer.compare(readFileSync(name), models[n]), 0);
+  t.like(machine.device.inspect(), { inFlight: 0, mediaErrors: 0 });
+});
+
+for (const windowed of [true, false]) {
+  test(`a file that was cut short, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+    const [name] = await files(t, 1);
+    const machine = await Machine.start(await createNvme({ files: [name] }));
+    t.teardown(() => machine.stop());
+    const driver = await NvmeDriver.open(machine);
+    if (!windowed) machine.leaveWindow();
+    const prp1 = scratch(machine).address;
+    truncateSync(name, 4096 + 512);
+    for (const opcode of [0x02, 0x05, 0x0c]) {
+      const command = { opcode, namespaceId: 1, prp1, prp2: prp1 + 4096 };
+      t.is((await driver.io({ ...command, dwords: [64, 0, 7] })).status, 0x281, "beyond its end");
+      t.is((await driver.io({ ...command, dwords: [8, 0, 7] })).status, 0x281, "over it");
+    }
+    t.is((await driver.io({ ...READ, prp1, prp2: prp1 + 4096, dwords: [0, 0, 7] })).status, 0);
+    // A write makes it longer.
+    t.is((await driver.io({ ...WRITE, prp1, prp2: prp1 + 4096, dwords: [64, 0, 7] })).status, 0);
+    t.is((await driver.io({ ...READ, prp1, prp2: prp1 + 4096, dwords: [64, 0, 7] })).status, 0);
+  });
+}
+
+/** A device with a file on a socket, and a driver that has it mapped. */
+async function serve(t: ExecutionContext, trustUnsealedMemory = false) {
+  const [name] = await files(t, 1, OLD);
+  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
+  const socket = join(directory, "nvme.sock");
+  const link = new LocalLink({ socket, log: quietLog, trustUnsealedMemory });
+  const endpoint = new DeviceEndpoint(await createNvme({ files: [name] }), link, quietLog);
+  await endpoint.start();
+  await link.open(endpoint);
+  const transports: VfioUserNvme[] = [];
+  t.teardown(async () => {
+    for (const transport of transports) transport.close();
+    await link.close();
+    await endpoint.close();
+    await rm(directory, { recursive: true });
+  });
+  const connect = async () => {
+    const transport = await VfioUserNvme.connect(socket, MEMORY);
+    transports.push(transport);
+    return { transport, driver: await NvmeDriver.open(transport, { queues: 2, entries: 64 }) };
+  };
+  return { name, connect };
+}
+
+/** Many writes of 1 MiB under way, all of the same memory, which is all `value`. */
+async function manyWrites({ transport, driver }: { transport: VfioUserNvme; driver: NvmeDriver }, value: number) {
+  const { address, bytes, data } = transport.memory;
+  const half = MEMORY / 2;
+  bytes.fill(value, half);
+  // A list of the pages behind the first.
+  const list = half - 4096;
+  for (let page = 1; page < 256; page++) {
+    data.setBigUint64(list + (page - 1) * 8, BigInt(address + half + page * 4096), true);
+  }
+  const fields = { ...WRITE, prp1: address + half, prp2: address + list };
+  const ends = Array.from({ length: 120 }, (_, n) =>
+    driver.io({ ...fields, dwords: [(n % 8) * 2048, 0, 2047] }, n % 2).then(
+      () => true,
+      () => false,
+    ),
+  );
+  // The doorbells are on their way, in front of all that is sent now.
+  await new Promise((resolve) => setImmediate(resolve));
+  return { bytes, half, ends };
+}
+
+/** What the file is made of at first. */
+const OLD = 0x55;
+
+/** Whether each byte of the file was made by one of the writes, or by none. */
+function holdsOnly(name: string, values: readonly number[]): boolean {
+  return readFileSync(name).every((byte) => byte === OLD || values.includes(byte));
+}
+
+test("memory that DMA_UNMAP took away is read by no write that was under way", async (t) => {
+  const { name, connect } = await serve(t);
+  for (let round = 1; round <= 4; round++) {
+    const connected = await connect();
+    const { bytes, half, ends } = await manyWrites(connected, round);
+    await connected.transport.client.unmapAll();
+    bytes.fill(0xee, half);
+    connected.transport.client.close();
+    await Promise.all(ends);
+    t.true(holdsOnly(name, [1, 2, 3, 4]), `round ${round}`);
+  }
+});
+
+test("a controller reset ends when no write is under way any more", async (t) => {
+  const { name, connect } = await serve(t);
+  let { transport, driver } = await connect();
+  for (let round = 1; round <= 4; round++) {
+    const { bytes } = await manyWrites({ transport, driver }, round);
+    await transport.writeRegister(0x14, 0);
+    while (((await transport.readRegister(0x1c)) & 1) !== 0) await settle();
+    bytes.fill(0xee);
+    driver = await NvmeDriver.open(transport, { queues: 2, entries: 64 });
+    // Behind whatever would still be under way.
+    for (let n = 0; n < 32; n++) await driver.write(0, new Uint8Array(512).fill(round));
+    t.true(holdsOnly(name, [1, 2, 3, 4]), `round ${round}`);
+  }
+  await driver.close();
+});
+
+test("a driver VM that is gone in the middle of its writes, and the next one", async (t) => {
+  const { name, connect } = await serve(t);
+  for (let round = 1; round <= 4; round++) {
+    const connected = await connect();
+    const { ends } = await manyWrites(connected, round);
+    connected.transport.client.close();
+    await Promise.all(ends);
+  }
+  const { driver } = await connect();
+  const source = new Random(4).filled(65536);
+  await driver.write(0, source);
+  t.is(Buffer.compare(readFileSync(name).subarray(0, 65536), source), 0);
+  await driver.close();
+});
+
+test("a client that truncates the memory of its data: Data Transfer Error, and a device that goes on", async (t) => {
+  const { name, connect } = await serve(t, true);
+  const { transport, driver } = await connect();
+  const DATA = 0x10_0000_0000;
+  const fd = createMemory("driver's data", MiB, false);
+  t.teardown(() => close(fd));
+  await transport.client.mapMemory({ address: DATA, size: MiB, fd });
+  const whole = { prp1: DATA + 4096, prp2: DATA + 8192, dwords: [0, 0, 15] };
+  await driver.write(0, new Uint8Array(8192).fill(5));
+  await driver.check({ ...READ, ...whole });
+  truncateSync(`/proc/self/fd/${fd}`, 8192);
+  for (const command of [READ, WRITE]) {
+    t.is((await driver.io({ ...command, ...whole })).status, 0x04, `opcode ${command.opcode}`);
+    t.is((await driver.io({ ...command, ...whole, prp1: DATA + 8192 })).status, 0x04);
+    t.is((await driver.io({ ...command, ...whole, dwords: [0, 0, 7] })).status, 0);
+  }
+  await driver.close();
+  t.true(holdsOnly(name, [5]));
+});
+
+/** Calls that are made and waited for on a pool of the test's own. */
+async function pooled(t: ExecutionContext, requests: number, threads: number) {
+  const [name] = await files(t, 1);
+  const handle = await open(name, "r+");
+  const io = new FileIo(requests, threads);
+  const file = new PooledFile(handle.fd, io);
+  t.teardown(async () => {
+    file.close();
+    io.close();
+    await handle.close();
+  });
+  const move = (operation: "READ" | "WRITE", bytes: Uint8Array, position: number): Promise<StorageError | null> =>
+    new Promise((resolve) => {
+      const segments = [
+        { bytes, offset: 0, length: bytes.length - 10 },
+        { bytes, offset: bytes.length - 10, length: 10 },
+      ];
+      file.move(IO_OPERATION[operation], { count: 2, segments }, position, resolve);
+    });
+  return { name, io, file, move };
+}
+
+test("more requests than there are places wait, in their order, corked or not", async (t) => {
+  for (const [requests, threads] of [
+    [1, 1],
+    [4, 2],
+    [64, 16],
+  ] as const) {
+    const { name, io, move } = await pooled(t, requests, threads);
+    const model = new Random(requests).filled(1000 * 600);
+    for (const corks of [0, 1]) {
+      if (corks > 0) io.cork();
+      const order: number[] = [];
+      const ends = Array.from({ length: 1000 }, async (_, n) => {
+        const error = await move("WRITE", model.slice(n * 600, (n + 1) * 600), n * 600);
+        order.push(n);
+        return error;
+      });
+      if (corks > 0) io.uncork();
+      t.true((await Promise.all(ends)).every((error) => error === null));
+      if (threads === 1)
+        t.deepEqual(
+          order,
+          [...order].sort((a, b) => a - b),
+        );
+    }
+    t.is(Buffer.compare(readFileSync(name).subarray(0, model.length), model), 0);
+  }
+});
+
+test("an error has the code of its errno, and the next request works", async (t) => {
+  const { name, move } = await pooled(t, 4, 2);
+  truncateSync(name, 100);
+  t.like(await move("READ", new Uint8Array(200), 0), { code: "EIO" });
+  t.is(await move("READ", new Uint8Array(100), 0), null);
+  const { move: bad, file } = await pooled(t, 4, 2);
+  const readOnly = await open(name, "r");
+  t.teardown(() => readOnly.close());
+  Object.defineProperty(file, "fd", { value: readOnly.fd });
+  t.like(await bad("WRITE", new Uint8Array(200), 0), { code: "EBADF" });
+});
+
+test("what is asked for while others end is done as well", async (t) => {
+  const { move } = await pooled(t, 4, 1);
+  const target = new Uint8Array(600);
+  for (let n = 0; n < 200; n++) {
+    t.is(await move("WRITE", new Uint8Array(600).fill(n), n * 600), null);
+    t.is(await move("READ", target, n * 600), null);
+    t.true(target.every((byte) => byte === (n & 0xff)));
+  }
+});
