@@ -39,7 +39,7 @@ const NAMESPACES = { file: 1, "file on disk": 2, memory: 3 } as const;
 type Disk = keyof typeof NAMESPACES;
 const COUNT = { shared: { 1: 100_000, 32: 400_000 }, sleep: { 1: 10_000, 32: 60_000 } } as const;
 /** Few of the blocks, so that few of them are read again. */
-const UNCACHED_COUNT = 4000;
+const UNCACHED_COUNT = { 1: 4000, 32: 16_000 } as const;
 const FLOOR_COUNT = 5000;
 type Depth = 1 | 32;
 const IDLE_MS = 4000;
@@ -87,7 +87,7 @@ function uncached(depth: Depth): Row<State> {
     measure: async ({ machine, controllers }) => {
       const { socket, file } = controllers.shared;
       execFileSync("dd", [`of=${file}`, "oflag=nocache", "conv=notrunc,fdatasync", "count=0"], { stdio: "ignore" });
-      const args = [machine.otherCpu, UNCACHED_COUNT, "read", "shared", depth, socket, NAMESPACES["file on disk"]];
+      const args = [machine.otherCpu, UNCACHED_COUNT[depth], "read", "shared", depth, socket, NAMESPACES["file on disk"]];
       return rate((await machine.run("client-nvme", ...args)).perSecond);
     },
   };

@@ -18,7 +18,7 @@ import { NvmeDriver } from "../../../drivers/nvme.js";
 import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
 import { Machine } from "./machine.js";
 import { Random } from "./random.js";
-import { scratch, settle } from "./setup.js";
+import { settle } from "./setup.js";
 
 const DISK = 8 * MiB;
 const MEMORY = 8 * MiB;
@@ -68,27 +68,6 @@ test("two disks at once, 32 commands each: they agree with models", async (t) =>
   for (const [n, name] of names.entries()) t.is(Buffer.compare(readFileSync(name), models[n]), 0);
   t.like(machine.device.inspect(), { inFlight: 0, mediaErrors: 0 });
 });
-
-for (const windowed of [true, false]) {
-  test(`a file that was cut short, ${windowed ? "in the window" : "by messages"}`, async (t) => {
-    const [name] = await files(t, 1);
-    const machine = await Machine.start(await createNvme({ files: [name] }));
-    t.teardown(() => machine.stop());
-    const driver = await NvmeDriver.open(machine);
-    if (!windowed) machine.leaveWindow();
-    const prp1 = scratch(machine).address;
-    truncateSync(name, 4096 + 512);
-    for (const opcode of [0x02, 0x05, 0x0c]) {
-      const command = { opcode, namespaceId: 1, prp1, prp2: prp1 + 4096 };
-      t.is((await driver.io({ ...command, dwords: [64, 0, 7] })).status, 0x281, "beyond its end");
-      t.is((await driver.io({ ...command, dwords: [8, 0, 7] })).status, 0x281, "over it");
-    }
-    t.is((await driver.io({ ...READ, prp1, prp2: prp1 + 4096, dwords: [0, 0, 7] })).status, 0);
-    // A write makes it longer.
-    t.is((await driver.io({ ...WRITE, prp1, prp2: prp1 + 4096, dwords: [64, 0, 7] })).status, 0);
-    t.is((await driver.io({ ...READ, prp1, prp2: prp1 + 4096, dwords: [64, 0, 7] })).status, 0);
-  });
-}
 
 /** A device with a file on a socket, and a driver that has it mapped. */
 async function serve(t: ExecutionContext, trustUnsealedMemory = false) {
