@@ -20,6 +20,7 @@ import {
   WriteMulti,
 } from "../shared/spec/vfio-user.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../shared/vfio-user/backend.js";
+import { isWrite } from "../shared/vfio-user/register-memory.js";
 import type { Device } from "./device.js";
 import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
@@ -32,6 +33,7 @@ import { Patience } from "./patience.js";
 import { type ConfigSpace, createConfigSpace } from "./pci/config-space.js";
 import { MsixTable, msixLayout } from "./pci/msix.js";
 import { Regions } from "./pci/regions.js";
+import { RegisterMirror } from "./pci/register-mirror.js";
 import { DevicePromises } from "./promises.js";
 import { accessFlags, RegionAccesses } from "./region-access.js";
 import { Sharing } from "./sharing.js";
@@ -63,6 +65,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #patience: Patience;
   readonly promises: DevicePromises;
   readonly #sharing: Sharing;
+  readonly #mirror: RegisterMirror;
   readonly #link: Link;
   readonly #features: DeviceFeatures;
   /** Undefined for a device that cannot be migrated. */
@@ -102,6 +105,7 @@ export class DeviceEndpoint implements Endpoint {
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
     this.#sharing = new Sharing(device, layout, log);
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
+    this.#mirror = new RegisterMirror(this.#regions.mirrored);
     this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
     this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
@@ -127,6 +131,8 @@ export class DeviceEndpoint implements Endpoint {
   /** Starts the device; call it once, before the link is opened. */
   async start(): Promise<void> {
     await this.#sharing.open(this.#link);
+    const memory = await this.#link.allocateRegisters(this.#mirror.size, this.#mirror.areas);
+    if (memory !== undefined) this.#mirror.open(memory);
     const { dma, interrupts } = this;
     const run = (job: () => void | Promise<void>) => this.#jobs.run(job);
     const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
@@ -176,8 +182,10 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   handle(command: PendingCommand): void {
+    const counts = isWrite(command.command);
     const errno = command.length < (FIXED_SIZE[command.command] ?? 0) ? Errno.EINVAL : this.#dispatch(command);
     if (errno !== 0) command.fail(errno);
+    if (counts) this.#mirror.writeDone();
   }
 
   /** Each handler replies, at once or later, and returns 0; or returns the errno of the refusal. */
@@ -281,6 +289,7 @@ export class DeviceEndpoint implements Endpoint {
       regions: this.#regions,
       sharing: this.#sharing,
       interrupts: this.interrupts,
+      mirror: this.#mirror,
       log: this.#log,
       pause: () => this.promises.inTime("pause", this.promises.pause()),
       resume: () => this.promises.inTime("resume", this.promises.resume()),

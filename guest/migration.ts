@@ -16,6 +16,7 @@ import { encodeHeader, encodePiece, encodeState, type FunctionState, parseStream
 import type { ConfigSpace } from "./pci/config-space.js";
 import type { MsixTable } from "./pci/msix.js";
 import type { Regions } from "./pci/regions.js";
+import type { RegisterMirror } from "./pci/register-mirror.js";
 import type { Sharing } from "./sharing.js";
 import { StreamBuffer } from "./stream-buffer.js";
 
@@ -28,6 +29,7 @@ export interface FunctionParts {
   readonly regions: Regions;
   readonly sharing: Sharing;
   readonly interrupts: InterruptController;
+  readonly mirror: RegisterMirror;
   readonly log: Log;
   /** The device's pause and resumption; false when it failed. */
   pause(): Promise<boolean>;
@@ -111,12 +113,14 @@ export class FunctionMigration {
 
   #stop(): void {
     this.stopped = true;
+    this.#parts.mirror.hold();
     this.#parts.interrupts.hold();
     this.#parts.sharing.hold();
   }
 
   #go(): void {
     this.stopped = false;
+    this.#parts.mirror.release();
     this.#parts.interrupts.release();
     this.#parts.sharing.release();
   }

@@ -104,11 +104,12 @@ export class Session {
   #report(): void {
     const { stats, sharing } = this.#link;
     const { conversation, copies, dma, doorbells } = this.#link.process;
-    const { clients, reads, writes, timeouts } = this.#server.stats;
+    const { clients, reads, readsFromMemory, writes, timeouts } = this.#server.stats;
     this.#log.info(
       {
         clients,
         reads,
+        readsFromMemory,
         writes,
         timeouts,
         ...stats,

@@ -13,6 +13,7 @@
         "poll.cc",
         "linger.cc",
         "stream.cc",
+        "register_memory.cc",
         "relay.cc",
         "relay_thread.cc",
         "ioctl.cc",

@@ -30,8 +30,12 @@ export const StreamWord = {
   REPLY: 3,
   /** The Stream: how many of them were sent when it was not all, or a negative errno. */
   REPLIED: 4,
+  /** The owner: 1 while reads may be answered from register memory, ahead of which nothing waits to be sent. */
+  READS: 5,
+  /** The Stream: how many were so far, which the owner may set back. */
+  SERVED: 6,
 } as const;
-export const STREAM_WORDS = 5;
+export const STREAM_WORDS = 7;
 export const NOTHING_RECEIVED = -(2 ** 31);
 
 /** Seals of a memfd (fcntl F_GET_SEALS). */
@@ -107,6 +111,12 @@ export interface Stream {
   receiveInto(bytes: Uint8Array): void;
   /** The buffer whose first REPLY bytes are sent. */
   replyFrom(bytes: Uint8Array): void;
+  /**
+   * Answers reads of registers from their values in `memory` from now on, without a callback; undefined: no longer. `areas`
+   * has four numbers each: the region, the offset in it, the size, and where in `memory` it begins. RangeError for areas outside of it.
+   * shared/vfio-user/register-memory.ts has the rest.
+   */
+  readsFrom(memory: ArrayBuffer | undefined, areas?: Uint32Array): void;
 }
 
 /**

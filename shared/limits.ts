@@ -25,6 +25,9 @@ export const MAX_IRQ_VECTORS = 2048;
 /** Memory of the device's that clients may map, of one session: bytes, and parts of one region. */
 export const MAX_REGION_MEMORY = 1 * GiB;
 export const MAX_SHARED_PARTS = 64;
+/** Memory for the values of a device's registers: bytes, and runs of registers that can be in there. */
+export const MAX_REGISTER_MEMORY = 64 * KiB;
+export const MAX_REGISTER_AREAS = 64;
 /** Ioeventfds of one session. */
 export const MAX_IOEVENTFDS = 64;
 

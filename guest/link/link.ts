@@ -3,6 +3,7 @@
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 
 /** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
 export interface Window {
@@ -95,6 +96,11 @@ export interface Link {
   allocateMemory(region: number, areas: readonly Area[]): Promise<SharedMemory>;
   /** Makes `count` eventfds for a region; `signalled` is called with their index. As `allocateMemory`. */
   allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents>;
+  /**
+   * Makes memory, zeros, from which reads of these registers are answered; see RegisterMirror. Only before `open`, once.
+   * Undefined when there is none to be had: then all reads come to the device.
+   */
+  allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined>;
   /** Starts to serve `endpoint`; resolves when clients can connect. */
   open(endpoint: Endpoint): Promise<void>;
   /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */

@@ -16,8 +16,10 @@ import type {
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
+  RegisterReads,
 } from "../../shared/vfio-user/backend.js";
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
+import { isWrite, type RegisterArea, RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import { Overdue } from "../patience.js";
@@ -55,6 +57,7 @@ export class LocalLink implements Link, Backend {
     this.#open().setIrqs({ flags, index, start, count });
   });
   #endpoint: Endpoint | undefined;
+  #registers: RegisterMemory | undefined;
   #memory: ClientMemory | undefined;
 
   constructor(options: LocalLinkOptions) {
@@ -78,6 +81,12 @@ export class LocalLink implements Link, Backend {
 
   async allocateEvents(_region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
     return this.#sharing.allocateEvents(count, signalled);
+  }
+
+  async allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer>> {
+    const buffer = new ArrayBuffer(size);
+    this.#registers = new RegisterMemory(buffer, areas);
+    return new Uint8Array(buffer);
   }
 
   /** @throws UserError when the socket cannot be had */
@@ -120,9 +129,11 @@ export class LocalLink implements Link, Backend {
     return this.device?.irqCounts;
   }
 
-  async connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
+  async connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void> {
     this.#memory = memory;
     await this.#open().connected(version.maxDataXferSize, version.maxMessageFds);
+    this.#registers?.begin();
+    reads.from(this.#registers);
   }
 
   async disconnect(): Promise<void> {
@@ -186,6 +197,7 @@ export class LocalLink implements Link, Backend {
   }
 
   handle(command: PendingCommand): void {
+    if (isWrite(command.command)) this.#registers?.writeSent();
     this.#open().handle(command);
   }
 

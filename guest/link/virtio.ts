@@ -5,6 +5,7 @@ import { LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Header, HeaderFlags, Irq } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
+import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
 import { emptyQueues } from "./buffers.js";
@@ -100,6 +101,17 @@ export class VirtioLink implements Link {
   allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
     this.#bringUp();
     return this.#sharing.allocateEvents(region, count, signalled);
+  }
+
+  async allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined> {
+    this.#bringUp();
+    try {
+      return await this.#sharing.allocateRegisters(size, areas);
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      this.#log.warn({ reason: error.message }, "reads of registers all come to the device");
+      return undefined;
+    }
   }
 
   /** @throws UserError when the device does not come up, or the bridge does not answer */

@@ -35,6 +35,8 @@ export interface InterruptHooks {
 }
 
 export interface ConfigSpace {
+  /** All of it. */
+  readonly registers: RegisterFile;
   /** 4096 bytes, or 256 without PCI Express. */
   readonly size: number;
   /** Bytes of each BAR by index; 0 where there is none, and for the upper half of a 64-bit one. */
@@ -96,6 +98,7 @@ export function createConfigSpace(
   // Kept, as each look-up of an address asks for it.
   let busMaster = mayMaster();
   return {
+    registers,
     size,
     barSizes: Array.from({ length: NUM_BARS }, (_, index) => bars[index]?.size ?? 0),
     memoryBars: Object.entries(bars).reduce((set, [index, bar]) => (bar.io ? set : set | (1 << Number(index))), 0),

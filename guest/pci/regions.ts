@@ -11,6 +11,7 @@ import { checkDeviceRegions, FIRST_DEVICE_REGION } from "../device-regions.js";
 import type { Sharing } from "../sharing.js";
 import type { ConfigSpace } from "./config-space.js";
 import type { MsixTable } from "./msix.js";
+import type { MirroredFile } from "./register-mirror.js";
 import type { RegisterFile } from "./registers.js";
 
 /** An access is of at most so many bytes, and a register file ends between two. */
@@ -53,6 +54,16 @@ export class Regions {
   /** The author's registers. */
   resetRegisters(): void {
     for (const file of this.#files) file?.reset();
+  }
+
+  /** Config space and the author's registers. */
+  get mirrored(): MirroredFile[] {
+    const own = this.#files.flatMap((file, region) => {
+      return file === undefined
+        ? []
+        : [{ region, file, isHidden: (at: number) => this.msix?.covers(region, at) ?? false }];
+    });
+    return [...own, { region: Region.CONFIG, file: this.config.registers, isHidden: () => false }];
   }
 
   /** Their values, all regions' one behind the other. */

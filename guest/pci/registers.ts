@@ -38,6 +38,8 @@ export class RegisterFile<Name extends string = string> {
   readonly #values: Uint32Array;
   /** The register that covers each byte, or NONE. */
   readonly #at: Int16Array;
+  /** A copy of all stored values, each in its register's place. */
+  #mirror: DataView | undefined;
 
   /** @throws RangeError when the table contradicts itself: an author's bug */
   constructor(
@@ -63,7 +65,7 @@ export class RegisterFile<Name extends string = string> {
 
   /** Puts every register to its reset value; calls no hooks. */
   reset(): void {
-    for (const [index, register] of this.#registers.entries()) this.#values[index] = register.reset ?? 0;
+    for (const [index, register] of this.#registers.entries()) this.#store(index, register.reset ?? 0);
   }
 
   /** All stored values, each in its register's place: an image of `size` bytes. No hooks. */
@@ -78,7 +80,7 @@ export class RegisterFile<Name extends string = string> {
   /** Puts back what `save` gave; calls no hooks. @throws RangeError when the image is not of `size` bytes; nothing has changed then */
   load(image: Uint8Array): void {
     if (image.length !== this.size) throw new RangeError(`${image.length} bytes for ${this.size} bytes of registers`);
-    for (const [index, register] of this.#registers.entries()) this.#values[index] = valueIn(image, register);
+    for (const [index, register] of this.#registers.entries()) this.#store(index, valueIn(image, register));
   }
 
   /**
@@ -108,7 +110,7 @@ export class RegisterFile<Name extends string = string> {
 
   /** Sets the whole value, as the device does: no masks, no hooks. */
   set(name: Name, value: number): void {
-    this.#values[this.#indexOf[name]] = value;
+    this.#store(this.#indexOf[name], value);
   }
 
   /** Software reads 1, 2 or 4 bytes at any offset. @throws RangeError when they do not lie within the file */
@@ -150,10 +152,46 @@ export class RegisterFile<Name extends string = string> {
       const previous = this.#values[index];
       const masked = ((previous & ~writable) | (written & writable)) & ~(written & (register.writeOneToClear ?? 0));
       const next = (register.accept === undefined ? masked : register.accept(masked >>> 0, previous)) >>> 0;
-      this.#values[index] = next;
+      this.#store(index, next);
       register.onWrite?.(next, previous, written >>> 0);
       at += taken;
     }
+  }
+
+  /**
+   * Runs of bytes, in ascending order, that read as what is stored in them, or as zeros where no register is; but for those
+   * that are hidden behind something else.
+   */
+  storedRuns(isHidden: (offset: number) => boolean): { readonly offset: number; readonly size: number }[] {
+    const runs: { offset: number; size: number }[] = [];
+    let last: { offset: number; size: number } | undefined;
+    for (let offset = 0; offset < this.size; offset++) {
+      const index = this.#at[offset];
+      if (isHidden(offset) || (index !== NONE && this.#registers[index].onRead !== undefined)) {
+        last = undefined;
+      } else if (last !== undefined) {
+        last.size++;
+      } else {
+        last = { offset, size: 1 };
+        runs.push(last);
+      }
+    }
+    return runs;
+  }
+
+  /** Keeps a copy of the stored values in `data`, which is as large as the file, from now on; zeros are where no register is. */
+  mirror(data: DataView): void {
+    this.#mirror = data;
+    for (const [index, value] of this.#values.entries()) this.#store(index, value);
+  }
+
+  #store(index: number, value: number): void {
+    this.#values[index] = value;
+    if (this.#mirror === undefined) return;
+    const { offset, size } = this.#registers[index];
+    if (size === 4) this.#mirror.setUint32(offset, value, true);
+    else if (size === 2) this.#mirror.setUint16(offset, value, true);
+    else this.#mirror.setUint8(offset, value);
   }
 
   #end(offset: number, size: number): number {

@@ -2,9 +2,29 @@
  * Checks of what the device process says: its HELLO, and the bodies of its replies before they go on to the client. A reply
  * that is longer than the client asked for, or that speaks of an fd that is not there, is an error in the client's VMM.
  */
+
+import { inBounds, isAligned } from "../../shared/bits.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
-import { MAX_IOEVENTFDS, MAX_IRQ_VECTORS, MAX_REGIONS, MAX_SHARED_PARTS } from "../../shared/limits.js";
-import { ABI_VERSION, AllocateEvents, AllocateMemory, Hello, HelloFlags, MemoryArea } from "../../shared/spec/link.js";
+import {
+  MAX_IOEVENTFDS,
+  MAX_IRQ_VECTORS,
+  MAX_REGIONS,
+  MAX_REGISTER_AREAS,
+  MAX_REGISTER_MEMORY,
+  MAX_SHARED_PARTS,
+  PAGE_SIZE,
+} from "../../shared/limits.js";
+import {
+  ABI_VERSION,
+  AllocateEvents,
+  AllocateMemory,
+  AllocateRegisters,
+  Hello,
+  HelloFlags,
+  MemoryArea,
+  RegisterArea,
+  RegisterMemoryHead,
+} from "../../shared/spec/link.js";
 import {
   Command,
   DeviceFeature,
@@ -59,6 +79,32 @@ export function parseAllocateEvents(data: DataView, offset: number, length: numb
   if (length !== AllocateEvents.size) throw new ProtocolError(`ALLOCATE_EVENTS of ${length} bytes`);
   const { region, count } = AllocateEvents.view(data, offset);
   return { region, count };
+}
+
+/** Reads the body of ALLOCATE_REGISTERS. @throws ProtocolError */
+export function parseAllocateRegisters(data: DataView, offset: number, length: number) {
+  if (length < AllocateRegisters.size) throw new ProtocolError(`ALLOCATE_REGISTERS of ${length} bytes`);
+  const { size, areas: count } = AllocateRegisters.view(data, offset);
+  if (size === 0 || size > MAX_REGISTER_MEMORY || !isAligned(size, PAGE_SIZE)) {
+    throw new ProtocolError(`${size} bytes of register memory`);
+  }
+  if (count > MAX_REGISTER_AREAS || length !== AllocateRegisters.size + count * RegisterArea.size) {
+    throw new ProtocolError(`ALLOCATE_REGISTERS of ${count} areas in ${length} bytes`);
+  }
+  const view = RegisterArea.view();
+  const areas = Array.from({ length: count }, (_, n) => {
+    const {
+      region,
+      offset: start,
+      size: bytes,
+      place,
+    } = view.at(data, offset + AllocateRegisters.size + n * RegisterArea.size);
+    if (place < RegisterMemoryHead.size || !inBounds(place, bytes, size)) {
+      throw new ProtocolError(`registers of ${bytes} bytes at ${place} of their memory`);
+    }
+    return { region, offset: start, size: bytes, place };
+  });
+  return { size, areas };
 }
 
 /** Bytes of a HELLO's body with that many regions. */

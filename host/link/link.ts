@@ -20,6 +20,7 @@ import type {
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
+  RegisterReads,
 } from "../../shared/vfio-user/backend.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
@@ -36,6 +37,7 @@ import { allDirty, Unmapping } from "./unmapping.js";
 
 interface Client extends ShownClient {
   readonly memory: ClientMemory;
+  readonly reads: RegisterReads;
   readonly maps: Set<MemoryMap>;
   /** Resolves `connect`; undefined when that was done. */
   introduced: { resolve(): void; reject(error: Error): void } | undefined;
@@ -89,6 +91,7 @@ export class VirtioLink implements Backend {
         ready: () => this.#introduce(),
         left: () => {
           this.#told = undefined;
+          this.#client?.reads.from(undefined);
           this.#relay.processLeft();
         },
         drained: () => this.#relay.drained(),
@@ -166,12 +169,12 @@ export class VirtioLink implements Backend {
     return this.process.summary?.irqCounts;
   }
 
-  connect(version: ClientVersion, memory: ClientMemory): Promise<void> {
+  connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void> {
     const generation = ++this.#generation;
     const maps = new Set<MemoryMap>();
     const irqs = new ClientIrqs();
     return new Promise((resolve, reject) => {
-      this.#client = { version, memory, generation, maps, irqs, introduced: { resolve, reject } };
+      this.#client = { version, memory, reads, generation, maps, irqs, introduced: { resolve, reject } };
       this.#config.clientConnected(generation);
       this.#introduce();
     });
@@ -279,6 +282,8 @@ export class VirtioLink implements Backend {
       if (this.#client !== client || this.process.state !== "ready") return;
       this.process.state = "connected";
       this.sharing.start();
+      this.process.registers?.begin();
+      client.reads.from(this.process.registers);
       this.#log.info({ generation, maps: maps.size }, "the device has the client");
       client.introduced?.resolve();
       client.introduced = undefined;

@@ -9,6 +9,7 @@ import type { Log } from "../../shared/log.js";
 import { LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, Header } from "../../shared/spec/vfio-user.js";
 import type { ClientMemory, ClientVersion, DeviceSummary } from "../../shared/vfio-user/backend.js";
+import type { RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { parseHello } from "./checks.js";
@@ -94,6 +95,11 @@ export class DeviceProcess {
     return Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
   }
 
+  /** From which reads of its registers are answered. */
+  get registers(): RegisterMemory | undefined {
+    return this.#sharing.registers;
+  }
+
   attach(backEnd: BackEnd): void {
     this.#backEnd = backEnd;
   }
@@ -149,7 +155,7 @@ export class DeviceProcess {
   #command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
     if (command === LinkCommand.HELLO) {
       this.#hello(id, data, length);
-    } else if (command === LinkCommand.ALLOCATE_MEMORY || command === LinkCommand.ALLOCATE_EVENTS) {
+    } else if (isAllocation(command)) {
       this.#allocate(id, command, data, length);
     } else if (this.state === "absent") {
       throw new ProtocolError(`command ${command} before HELLO`);
@@ -172,7 +178,7 @@ export class DeviceProcess {
     return this.#sharing.resolve(command, body, handles, this.summary);
   }
 
-  /** ALLOCATE_MEMORY and ALLOCATE_EVENTS; from the first of them on the window may be changed. */
+  /** From the first of ALLOCATE_* on the window may be changed. */
   #allocate(id: number, command: number, data: DataView, length: number): void {
     if (this.state === "ready" || this.state === "connected") throw new ProtocolError("ALLOCATE_* after HELLO");
     if (this.#allocating) throw new ProtocolError("ALLOCATE_* before the reply to the one before");
@@ -235,4 +241,9 @@ export class DeviceProcess {
       this.conversation.answer(id, LinkCommand.QUIESCE);
     });
   }
+}
+
+function isAllocation(command: number): boolean {
+  const { ALLOCATE_MEMORY, ALLOCATE_EVENTS, ALLOCATE_REGISTERS } = LinkCommand;
+  return command === ALLOCATE_MEMORY || command === ALLOCATE_EVENTS || command === ALLOCATE_REGISTERS;
 }

@@ -4,6 +4,7 @@
  */
 import { Errno } from "../../shared/errors.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import { isWrite } from "../../shared/vfio-user/register-memory.js";
 import { answerWithoutDevice, isPostedWrite, replyToWrite } from "./answers.js";
 import type { DeviceProcess } from "./process.js";
 
@@ -39,6 +40,7 @@ export class CommandRelay {
       return;
     }
     this.commands++;
+    if (isWrite(command.command)) this.#process.registers?.writeSent();
     if (!posted) return;
     this.postedWrites++;
     if (conversation.channel.congested) this.#heldBack.push(command);

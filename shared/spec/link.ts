@@ -66,6 +66,8 @@ export const LinkCommand = {
   ALLOCATE_EVENTS: 0x106,
   /** Bridge to device process: the client signalled such an eventfd. The next one for it comes after the reply. */
   IO_EVENT: 0x107,
+  /** Device process to bridge, before HELLO: memory for its registers' values, by which the bridge answers reads. */
+  ALLOCATE_REGISTERS: 0x108,
 } as const;
 
 /**
@@ -101,6 +103,14 @@ export const MemoryAllocated = struct({ handle: "u32", reserved: 4 });
 /** ALLOCATE_EVENTS; the reply is `count` u32 handles. */
 export const AllocateEvents = struct({ region: "u32", count: "u32" });
 export const IoEvent = struct({ handle: "u32", reserved: 4 });
+
+/** ALLOCATE_REGISTERS: `size` bytes in whole pages; `areas` RegisterArea follow. */
+export const AllocateRegisters = struct({ size: "u32", areas: "u32" });
+/** Bytes [offset, offset + size) of a region are in the memory from `place` on. */
+export const RegisterArea = struct({ region: "u32", offset: "u32", size: "u32", place: "u32" });
+export const RegistersAllocated = struct({ windowOffset: "u64" });
+/** How the memory begins. The bridge counts in `writesSent` what it passes on, the device process in `writesDone` what it has dealt with. */
+export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32", valid: "u32", reserved: 4 });
 
 /**
  * A request on the copy queue: this, readable, and behind it, for a write, `length` bytes of data; then writable a CopyStatus and

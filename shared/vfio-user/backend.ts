@@ -4,6 +4,8 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
+import type { RegisterMemory } from "./register-memory.js";
+
 /** What a termination must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
   /** Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX, and then of the device's own (MAX_REGIONS in all); 0 where there is none. */
@@ -105,6 +107,12 @@ export interface ClientMemory {
   write(address: number, source: Uint8Array): Promise<void>;
 }
 
+/** By which a client's reads are answered without the backend. */
+export interface RegisterReads {
+  /** From this memory, from now on; undefined: from none. */
+  from(memory: RegisterMemory | undefined): void;
+}
+
 export interface Backend {
   /** The device, or undefined while none is there. */
   readonly device: DeviceSummary | undefined;
@@ -114,7 +122,7 @@ export interface Backend {
    */
   readonly irqCounts: readonly number[] | undefined;
   /** A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply and ends the session. */
-  connect(version: ClientVersion, memory: ClientMemory): Promise<void>;
+  connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void>;
   /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */
   disconnect(): Promise<void>;
   /** Undefined when it is done already, or the promise of it. @throws what it would reject with */

@@ -13,6 +13,7 @@ import { Errno, isSystemError, PeerGone } from "../errors.js";
 import { MAX_SEND_BACKLOG } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
+import type { RegisterMemory } from "./register-memory.js";
 import { SendQueue } from "./send-queue.js";
 import { closeAll, type SocketIo, type Syscalls, systemCalls } from "./syscalls.js";
 
@@ -124,6 +125,16 @@ export class Connection {
       return;
     }
     if (this.sendQueue.waiting) this.updatePoll();
+  }
+
+  /** Answers reads of registers from their memory, where it has them, and without telling the handler. */
+  readsFrom(memory: RegisterMemory | undefined): void {
+    if (!this.isClosed) this.socket.readsFrom(memory);
+  }
+
+  /** Reads that were answered so since this was asked last. */
+  takeServed(): number {
+    return this.socket.takeServed();
   }
 
   sendError(id: number, command: number, errno: number): void {
@@ -254,6 +265,7 @@ export class Connection {
     this.paused = !this.buffer.makeRoom(this.busy ? this.commandFrame : undefined);
     this.buffer.expect(this.socket, !this.paused);
     this.updatePoll();
+    this.updateReads();
   }
 
   /** Deals with one message; false when none is complete, or the next has to wait where it is. */
@@ -296,5 +308,11 @@ export class Connection {
     if (events === this.polled || this.isClosed) return;
     this.polled = events;
     this.socket.poll(events);
+    this.updateReads();
+  }
+
+  /** A read from memory is answered at once: nothing may be in front of it. */
+  private updateReads(): void {
+    this.socket.mayRead(!this.busy && !this.sendQueue.waiting);
   }
 }

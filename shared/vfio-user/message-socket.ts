@@ -1,11 +1,12 @@
 /**
  * The socket of a connection on the event loop. In the steady state a message costs no call into the addon: it was
- * received before our callback is called, and the reply is sent after (native `Stream`). Everything else, such as a second
- * message or a reply with fds, goes by calls.
+ * received before our callback is called, and the reply is sent after (native `Stream`); a read that register memory answers
+ * does not even cost the callback. Everything else, such as a second message or a reply with fds, goes by calls.
  */
 import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../native/index.js";
 import { systemError } from "../errors.js";
 import { MAX_MESSAGE_FDS } from "../limits.js";
+import type { RegisterMemory } from "./register-memory.js";
 import type { SocketIo } from "./syscalls.js";
 
 const NO_BYTES = new Uint8Array(0);
@@ -71,6 +72,20 @@ export class MessageSocket implements SocketIo {
     const replied = this.words[StreamWord.REPLIED];
     if (replied < 0) throw systemError("send", -replied);
     return replied;
+  }
+
+  readsFrom(memory: RegisterMemory | undefined): void {
+    this.stream.readsFrom(memory?.buffer, memory?.areas);
+  }
+
+  mayRead(may: boolean): void {
+    this.words[StreamWord.READS] = may ? 1 : 0;
+  }
+
+  takeServed(): number {
+    const served = this.words[StreamWord.SERVED];
+    this.words[StreamWord.SERVED] = 0;
+    return served;
   }
 
   poll(events: number): void {

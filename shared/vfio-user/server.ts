@@ -35,7 +35,15 @@ export interface ServerStats extends Readonly<SessionStats> {
 
 export class Server {
   private readonly log: Log;
-  private readonly counts: SessionStats = { clients: 0, commands: 0, reads: 0, writes: 0, errors: 0, timeouts: 0 };
+  private readonly counts: SessionStats = {
+    clients: 0,
+    commands: 0,
+    reads: 0,
+    readsFromMemory: 0,
+    writes: 0,
+    errors: 0,
+    timeouts: 0,
+  };
   private fd = -1;
   private poll: Poll | undefined;
   private inode: number | undefined;
@@ -49,6 +57,7 @@ export class Server {
   }
 
   get stats(): ServerStats {
+    this.session?.count();
     return { ...this.counts, connected: this.session !== undefined, maps: this.session?.mapCount ?? 0 };
   }
 

@@ -16,6 +16,7 @@ import { Connection, type ConnectionHandler, type Frame } from "./connection.js"
 import { DmaMaps } from "./dma-maps.js";
 import { parseIrqSet } from "./irq-set.js";
 import { Pending } from "./pending.js";
+import type { RegisterMemory } from "./register-memory.js";
 import { TwinSocket } from "./twin-socket.js";
 import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
 
@@ -27,6 +28,8 @@ export interface SessionStats {
   clients: number;
   commands: number;
   reads: number;
+  /** How many of these the device knows nothing of. */
+  readsFromMemory: number;
   writes: number;
   errors: number;
   timeouts: number;
@@ -79,6 +82,15 @@ export class Session implements ConnectionHandler {
     return this.maps.length;
   }
 
+  /** Brings the statistics up to date. */
+  count(): void {
+    const served = this.connection.takeServed();
+    const { stats } = this.options;
+    stats.commands += served;
+    stats.reads += served;
+    stats.readsFromMemory += served;
+  }
+
   close(reason: string): void {
     this.connection.close(new PeerGone(reason));
   }
@@ -86,6 +98,7 @@ export class Session implements ConnectionHandler {
   /** Called TICKS_PER_DEADLINE times within the reply deadline. */
   tick(): void {
     this.now++;
+    this.count();
     if (this.warnings > MAX_WARNINGS_PER_TICK) {
       this.options.log.warn({ suppressed: this.warnings - MAX_WARNINGS_PER_TICK }, "more warnings about the client");
     }
@@ -117,6 +130,7 @@ export class Session implements ConnectionHandler {
   gone(reason: PeerGone): void {
     const connected = this.state === "connecting" || this.state === "ready";
     this.state = "gone";
+    this.count();
     clearTimeout(this.deviceWait);
     this.pending.active = false;
     this.maps.end();
@@ -158,7 +172,8 @@ export class Session implements ConnectionHandler {
     }, deviceWaitMs);
     const { major, minor } = client;
     const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
-    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.memory).then(
+    const reads = { from: (registers: RegisterMemory | undefined) => this.connection.readsFrom(registers) };
+    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.memory, reads).then(
       () => {
         if (this.state !== "connecting") return;
         clearTimeout(this.deviceWait);

@@ -4,6 +4,7 @@
  */
 import { close, duplicate } from "../../native/index.js";
 import { MessageSocket } from "./message-socket.js";
+import type { RegisterMemory } from "./register-memory.js";
 
 export interface Syscalls {
   duplicate(fd: number): number;
@@ -28,6 +29,12 @@ export interface SocketIo {
   recall(): boolean;
   /** What came of an answer, in a callback with POLL_UNSENT: bytes sent. @throws SystemError */
   answered(): number;
+  /** Answers reads of registers from their memory where `mayRead` allows it; undefined: no longer. */
+  readsFrom(memory: RegisterMemory | undefined): void;
+  /** Whether nothing that came before is under way, or waits to be sent. */
+  mayRead(may: boolean): void;
+  /** Reads that were answered so since this was asked last. */
+  takeServed(): number;
   /** Conditions to wait for, as native POLL_* bits. */
   poll(events: number): void;
   /** Stops; the fd stays open. */

@@ -28,6 +28,7 @@ const link: Link = {
   closed: new Promise(() => {}),
   allocateMemory: notUsed,
   allocateEvents: notUsed,
+  allocateRegisters: notUsed,
   open: notUsed,
   trigger: notUsed,
   readMemory: notUsed,

@@ -3,6 +3,7 @@
  * dishonest one as easily as an honest one, down to the rings' bytes.
  */
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
+import { Errno } from "../../shared/errors.js";
 import { MiB, PAGE_SIZE } from "../../shared/limits.js";
 import { ABI_VERSION, Config, LinkCommand, MAGIC, Queue } from "../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
@@ -204,9 +205,13 @@ export class PciBridge implements PciFunction {
     }
   }
 
-  /** Answers HELLO. */
+  /** Has no memory for registers, and answers HELLO. */
   async welcome(): Promise<Received> {
-    const hello = await this.receive();
+    let hello = await this.receive();
+    if (hello.command === LinkCommand.ALLOCATE_REGISTERS) {
+      this.reply(hello, undefined, Errno.ENOSPC);
+      hello = await this.receive();
+    }
     if (hello.command !== LinkCommand.HELLO) throw new Error(`command ${hello.command} came before HELLO`);
     this.reply(hello);
     return hello;

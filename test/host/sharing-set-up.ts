@@ -6,10 +6,13 @@ import { MAX_SHARED_PARTS } from "../../shared/limits.js";
 import {
   AllocateEvents,
   AllocateMemory,
+  AllocateRegisters,
   LinkCommand,
   MemoryAllocated,
   MemoryArea,
   NO_REGION,
+  RegisterArea,
+  RegisterMemoryHead,
 } from "../../shared/spec/link.js";
 import {
   Command,
@@ -48,6 +51,13 @@ export const allocateMemory = (device: TestDevice, region: number, parts: readon
   device.request(LinkCommand.ALLOCATE_MEMORY, new Uint8Array(memoryBody(region, parts)));
 export const allocateEvents = (device: TestDevice, region: number, count: number) =>
   device.request(LinkCommand.ALLOCATE_EVENTS, AllocateEvents.encode({ region, count }));
+
+/** ALLOCATE_REGISTERS of one page, with 16 bytes of `region` from its start right behind the memory's head. */
+export const registersBody = (region: number, fields: Parameters<typeof RegisterArea.encode>[0] = {}) =>
+  Buffer.concat([
+    AllocateRegisters.encode({ size: 0x1000, areas: 1 }),
+    RegisterArea.encode({ region, offset: 0, size: 0x10, place: RegisterMemoryHead.size, ...fields }),
+  ]);
 
 /** What the device process got: the handle, and where its areas are in the window. */
 export function allocated(frontEnd: FrontEnd, { body, data, errno }: LinkMessage, parts: readonly Part[]) {

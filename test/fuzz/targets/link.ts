@@ -7,7 +7,16 @@ import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
 import { addSeals, close, createMemory, eventfd, F_SEAL_SHRINK } from "../../../native/index.js";
 import { PeerGone, ProtocolError } from "../../../shared/errors.js";
-import { AllocateEvents, AllocateMemory, Hello, LinkCommand, MemoryArea, Queue } from "../../../shared/spec/link.js";
+import {
+  AllocateEvents,
+  AllocateMemory,
+  AllocateRegisters,
+  Hello,
+  LinkCommand,
+  MemoryArea,
+  Queue,
+  RegisterArea,
+} from "../../../shared/spec/link.js";
 import {
   Command,
   DmaAccess,
@@ -29,7 +38,15 @@ import { Descriptor } from "../../../shared/spec/virtio.js";
 import { Client } from "../../../shared/vfio-user/client.js";
 import { FrontEnd } from "../../fakes/front-end.js";
 import { BAR_SIZE, type LinkMessage, message, TestDevice } from "../../fakes/front-end-device.js";
-import { ioFds, memoryBody, PARTS, regionInfo, regionInfoWith, tooMany } from "../../host/sharing-set-up.js";
+import {
+  ioFds,
+  memoryBody,
+  PARTS,
+  regionInfo,
+  regionInfoWith,
+  registersBody,
+  tooMany,
+} from "../../host/sharing-set-up.js";
 import { FuzzedBridge, inTime } from "../bridge.js";
 import type { Choices } from "../choices.js";
 import { HostileCopies } from "../copies.js";
@@ -77,12 +94,16 @@ function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle
     bytes = message(id, LinkCommand.HELLO, 0, random.chance(20) ? bend(random, hello) : hello);
   } else if (kind === 12) {
     const parts = random.chance(80) ? PARTS : tooMany;
-    const body = random.chance(50)
-      ? new Uint8Array(memoryBody(random.below(12), parts))
-      : AllocateEvents.encode({ region: random.below(12), count: random.below(70) });
-    if (random.chance(40)) spoil(random, body, body.length === AllocateEvents.size ? AllocateEvents : AllocateMemory);
-    if (random.chance(20) && body.length > AllocateMemory.size) spoil(random, body, MemoryArea, AllocateMemory.size);
-    const command = body.length === AllocateEvents.size ? LinkCommand.ALLOCATE_EVENTS : LinkCommand.ALLOCATE_MEMORY;
+    const [command, body, fixed, entry] = random.pick([
+      () => [LinkCommand.ALLOCATE_MEMORY, memoryBody(random.below(12), parts), AllocateMemory, MemoryArea] as const,
+      () => [LinkCommand.ALLOCATE_REGISTERS, registersBody(random.below(12)), AllocateRegisters, RegisterArea] as const,
+      () => {
+        const events = AllocateEvents.encode({ region: random.below(12), count: random.below(70) });
+        return [LinkCommand.ALLOCATE_EVENTS, events, AllocateEvents, undefined] as const;
+      },
+    ])();
+    if (random.chance(40)) spoil(random, body, fixed);
+    if (random.chance(20) && entry !== undefined) spoil(random, body, entry, fixed.size);
     bytes = message(id, command, 0, random.chance(10) ? bend(random, body) : body);
   } else if (kind === 8) {
     bytes = message(id, random.pick([LinkCommand.QUIESCE, LinkCommand.CLIENT_GONE, 0, 99]), random.below(2));
@@ -233,6 +254,8 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
           await inTime("ALLOCATE_MEMORY", device.request(LinkCommand.ALLOCATE_MEMORY, parts));
           const events = AllocateEvents.encode({ region: Region.BAR0, count: 3 });
           await inTime("ALLOCATE_EVENTS", device.request(LinkCommand.ALLOCATE_EVENTS, events));
+          const registers = new Uint8Array(registersBody(Region.BAR0));
+          await inTime("ALLOCATE_REGISTERS", device.request(LinkCommand.ALLOCATE_REGISTERS, registers));
         }
         await inTime("HELLO", device.request(LinkCommand.HELLO, device.hello()));
         client = await inTime("VERSION", Client.connect(bridge.path("vfio-user", 0), { timeoutMs: 0 }));

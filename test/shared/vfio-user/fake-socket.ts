@@ -69,6 +69,9 @@ export class FakeSocket {
       return isThere;
     },
     answered: () => this.answered,
+    readsFrom: () => {},
+    mayRead: () => {},
+    takeServed: () => 0,
     poll: (events) => {
       this.events = events;
     },

@@ -1,0 +1,73 @@
+/**
+ * Register memory: the values of a device's registers, kept up to date by the device, from which a termination answers
+ * reads without asking it (docs/virtio-vfio-user.md, "Register memory"). Only registers that read as what is stored in them
+ * are in there.
+ *
+ * A read must see what the writes ahead of it did. So the termination's side counts the writes that it passes on to the
+ * device, and the device those that it has dealt with; while the counts differ, reads go to the device, behind the writes.
+ */
+import { RegisterMemoryHead } from "../spec/link.js";
+import { Command } from "../spec/vfio-user.js";
+
+/** Registers of one region: `size` bytes from `offset` on are in the memory from byte `place` on. */
+export interface RegisterArea {
+  readonly region: number;
+  readonly offset: number;
+  readonly size: number;
+  readonly place: number;
+}
+
+const WORD = 4;
+const WRITES_SENT = RegisterMemoryHead.offsets.writesSent / WORD;
+const WRITES_DONE = RegisterMemoryHead.offsets.writesDone / WORD;
+const VALID = RegisterMemoryHead.offsets.valid / WORD;
+
+/** Whether a command is one of those that are counted. */
+export function isWrite(command: number): boolean {
+  return command === Command.REGION_WRITE || command === Command.REGION_WRITE_MULTI;
+}
+
+/** The termination's side. */
+export class RegisterMemory {
+  /** Four numbers for each area, as native `Stream.readsFrom` takes them. */
+  readonly areas: Uint32Array;
+  readonly #head: Int32Array;
+
+  /** `buffer`: RegisterMemoryHead, and all areas. */
+  constructor(
+    readonly buffer: ArrayBuffer,
+    areas: readonly RegisterArea[],
+  ) {
+    this.areas = Uint32Array.from(areas.flatMap(({ region, offset, size, place }) => [region, offset, size, place]));
+    this.#head = new Int32Array(buffer, 0, RegisterMemoryHead.size / WORD);
+  }
+
+  /** A client comes; the device has dealt with all that it was passed. */
+  begin(): void {
+    Atomics.store(this.#head, WRITES_SENT, Atomics.load(this.#head, WRITES_DONE));
+  }
+
+  /** A write is passed on to the device. */
+  writeSent(): void {
+    this.#head[WRITES_SENT]++;
+  }
+}
+
+/** The device's side of the counts. `memory` begins with RegisterMemoryHead. */
+export class RegisterMemoryState {
+  readonly #head: Int32Array;
+
+  constructor(memory: Uint8Array<ArrayBuffer>) {
+    this.#head = new Int32Array(memory.buffer, memory.byteOffset, RegisterMemoryHead.size / WORD);
+  }
+
+  /** Whether the values may be used; false at first. */
+  set valid(valid: boolean) {
+    Atomics.store(this.#head, VALID, valid ? 1 : 0);
+  }
+
+  /** A write was dealt with: what it did to registers is in the memory. */
+  writeDone(): void {
+    Atomics.add(this.#head, WRITES_DONE, 1);
+  }
+}
