@@ -1,8 +1,10 @@
 /**
- * The device that accesses are measured with: BAR 0 is a register file whose accesses cost next to nothing, so that what is
- * measured is the way there. SEQUENCE notes each value that is not its predecessor plus one in VIOLATIONS.
+ * The device that accesses are measured with: those of BAR 0 cost next to nothing, so that what is measured is the way there.
+ * It begins with a register that is a stored value, and goes on with what the device computes. SEQUENCE notes each value that
+ * is not its predecessor plus one in VIOLATIONS.
  */
 import type { Device } from "../../guest/device.js";
+import { RegisterFile } from "../../guest/pci/registers.js";
 import { getUint } from "../../shared/struct/struct.js";
 
 const SEQUENCE = 0x40;
@@ -17,6 +19,7 @@ export class RegisterDevice implements Device {
     bars: { 0: { size: BAR_SIZE, is64Bit: true } },
     msix: { vectors: 4, bar: 2, offset: 0 },
   } as const;
+  readonly registers = { 0: new RegisterFile(4, { STORED: { offset: 0, size: 4, writable: 0xffff_ffff } }) };
   readonly #data = new DataView(new ArrayBuffer(BAR_SIZE));
 
   start(): void {}

@@ -33,6 +33,14 @@ export const access: Topic<State> = {
       measure: ({ machine, local }) => machine.us("client-access", COUNT, "read", local.socket),
     },
     {
+      name: "REGION_READ, local link, computed by the device",
+      unit: "us",
+      target: {},
+      floorName: "AF_UNIX ping-pong",
+      floor: socketFloor,
+      measure: ({ machine, local }) => machine.us("client-access", COUNT, "ask", local.socket),
+    },
+    {
       name: "REGION_WRITE, local link",
       unit: "us",
       target: { ratio: 1.15 },
@@ -49,12 +57,20 @@ export const access: Topic<State> = {
       measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "read", bridged.sockets[0]),
     },
     {
-      name: "REGION_READ, bridge, device on another CPU",
+      name: "REGION_READ, bridge, computed by the device",
       unit: "us",
       target: {},
       floorName: "AF_UNIX + eventfd ping-pong",
       floor: bridgeFloor,
-      measure: ({ machine, apart }) => machine.us("client-access", COUNT, "read", apart.sockets[0]),
+      measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "ask", bridged.sockets[0]),
+    },
+    {
+      name: "REGION_READ, bridge, computed by the device on another CPU",
+      unit: "us",
+      target: {},
+      floorName: "AF_UNIX + eventfd ping-pong",
+      floor: bridgeFloor,
+      measure: ({ machine, apart }) => machine.us("client-access", COUNT, "ask", apart.sockets[0]),
     },
     {
       name: "REGION_WRITE (posted), bridge",

@@ -16,7 +16,7 @@ const HALF = 500_000;
 
 async function growth({ machine }: State, socket: string, processes: readonly NodeProcess[]): Promise<Sample> {
   const accesses = async (count: number) => {
-    await machine.us("client-access", count, "read", socket);
+    await machine.us("client-access", count, "ask", socket);
     // Many at once: the same work for the server in less time.
     await machine.run("client-order", machine.cpu, count, socket);
   };

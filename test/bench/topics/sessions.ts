@@ -22,7 +22,7 @@ const IDLE_MS = 5000;
 const SETTLE_MS = 10_000;
 
 const reads = ({ machine }: State, { sockets }: BridgedDevices): Promise<Sample> =>
-  machine.us("client-access", COUNT, "read", ...sockets);
+  machine.us("client-access", COUNT, "ask", ...sockets);
 
 function bridged({ many }: State, sessions: number): BridgedDevices {
   const found = many.get(sessions);
