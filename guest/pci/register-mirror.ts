@@ -54,7 +54,7 @@ export class RegisterMirror {
   /** `memory`, of `size` bytes and zeros, is kept up to date from now on. */
   open(memory: Uint8Array<ArrayBuffer>): void {
     for (const { file, place } of this.#placed) {
-      file.mirror(new DataView(memory.buffer, memory.byteOffset + place, file.size));
+      file.mirror(memory.buffer, memory.byteOffset + place);
     }
     this.#state = new RegisterMemoryState(memory);
     this.#state.valid = !this.#isHeld;

@@ -38,8 +38,8 @@ export class RegisterFile<Name extends string = string> {
   readonly #values: Uint32Array;
   /** The register that covers each byte, or NONE. */
   readonly #at: Int16Array;
-  /** A copy of all stored values, each in its register's place. */
-  #mirror: DataView | undefined;
+  /** A copy of all stored values, each in its register's place, by the registers' sizes. */
+  #mirror: { readonly 1: Uint8Array; readonly 2: Uint16Array; readonly 4: Uint32Array } | undefined;
 
   /** @throws RangeError when the table contradicts itself: an author's bug */
   constructor(
@@ -179,9 +179,17 @@ export class RegisterFile<Name extends string = string> {
     return runs;
   }
 
-  /** Keeps a copy of the stored values in `data`, which is as large as the file, from now on; zeros are where no register is. */
-  mirror(data: DataView): void {
-    this.#mirror = data;
+  /**
+   * Keeps a copy of the stored values in `size` bytes of `buffer`, zeros, from `place` on, a multiple of 4. Whoever looks at
+   * it sees each value whole, and what is set later after what was set before.
+   */
+  mirror(buffer: ArrayBuffer, place: number): void {
+    const { size } = this;
+    this.#mirror = {
+      1: new Uint8Array(buffer, place, size),
+      2: new Uint16Array(buffer, place, size >>> 1),
+      4: new Uint32Array(buffer, place, size >>> 2),
+    };
     for (const [index, value] of this.#values.entries()) this.#store(index, value);
   }
 
@@ -189,9 +197,7 @@ export class RegisterFile<Name extends string = string> {
     this.#values[index] = value;
     if (this.#mirror === undefined) return;
     const { offset, size } = this.#registers[index];
-    if (size === 4) this.#mirror.setUint32(offset, value, true);
-    else if (size === 2) this.#mirror.setUint16(offset, value, true);
-    else this.#mirror.setUint8(offset, value);
+    Atomics.store(this.#mirror[size], offset / size, value);
   }
 
   #end(offset: number, size: number): number {
