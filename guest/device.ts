@@ -49,7 +49,8 @@ export interface Dma {
   writeListSync(list: ScatterList, source: Uint8Array): void;
   /**
    * Memory for data, zeros, for as long as the process lives: where the bridge copies (`--dma copy`), `read` and `write` to and from
-   * it, or a part of it, cost one copy less. Elsewhere, and above 2 MiB, it is memory like any other. Take it once.
+   * it, or a part of it, cost one copy less. Elsewhere, and above 2 MiB, it is memory like any other; but from 4 KiB on it begins
+   * at a page, which some processors copy twice as fast. Take it once.
    */
   allocate(length: number): Uint8Array<ArrayBuffer>;
   /** Bytes moved so far through the window by this interface; a device that uses segments or views adds to it with `account`. */

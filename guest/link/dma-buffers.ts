@@ -4,6 +4,7 @@
  */
 import { LARGE_PAGE_SIZE, PAGE_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
+import { pageAligned } from "../page-aligned.js";
 import type { DmaMemory, PciFunction } from "../vfio/pci-function.js";
 
 /** So that no two parts share a cache line. */
@@ -32,7 +33,7 @@ export class DmaBuffers {
       this.#used = start + length;
       return new Uint8Array(page.buffer, start, length);
     }
-    if (length > LARGE_PAGE_SIZE || !this.#takePage()) return new Uint8Array(length);
+    if (length > LARGE_PAGE_SIZE || !this.#takePage()) return pageAligned(length);
     return this.allocate(length);
   }
 

@@ -22,6 +22,7 @@ import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
+import { pageAligned } from "../page-aligned.js";
 import { Overdue } from "../patience.js";
 import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "./link.js";
 import { LocalSharing } from "./local-sharing.js";
@@ -118,7 +119,7 @@ export class LocalLink implements Link, Backend {
   }
 
   allocate(length: number): Uint8Array<ArrayBuffer> {
-    return new Uint8Array(length);
+    return pageAligned(length);
   }
 
   get device(): DeviceSummary | undefined {

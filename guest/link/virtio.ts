@@ -6,6 +6,7 @@ import { Header, HeaderFlags, Irq } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
+import { pageAligned } from "../page-aligned.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
 import { emptyQueues } from "./buffers.js";
@@ -190,7 +191,7 @@ export class VirtioLink implements Link {
 
   /** Where the window is used hardly anything is copied, and huge pages are few. */
   allocate(length: number): Uint8Array<ArrayBuffer> {
-    return this.#isolated ? this.#buffers.allocate(length) : new Uint8Array(length);
+    return this.#isolated ? this.#buffers.allocate(length) : pageAligned(length);
   }
 
   /** Asks the bridge to change nothing any more, without which a reset could kill the device VM, then resets. */

@@ -4,9 +4,10 @@
  */
 import { WindowDma } from "../../guest/dma.js";
 import type { Link } from "../../guest/link/link.js";
+import { pageAligned } from "../../guest/page-aligned.js";
 import { ScatterList } from "../../guest/scatter-list.js";
-import { addressOf, createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
-import { GiB, MiB, PAGE_SIZE } from "../../shared/limits.js";
+import { createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
+import { GiB, MiB } from "../../shared/limits.js";
 import { answer } from "./probe.js";
 import type { Sample } from "./row.js";
 
@@ -50,14 +51,9 @@ const dma = new WindowDma(link, () => true);
 dma.map({ address: BASE, size: SPAN, readable: true, writable: true, windowOffset: 0, isCopied: false });
 new Uint8Array(window.piece(0), 0, SPAN).fill(1);
 
-/** Where an array lies in its page decides how fast some processors copy it, by far; so it is the same here and in the floor. */
-function pageAligned(size: number): Uint8Array {
-  const buffer = new ArrayBuffer(size + PAGE_SIZE);
-  return new Uint8Array(buffer, PAGE_SIZE - (addressOf(buffer) % PAGE_SIZE), size);
-}
-
 /** Nanoseconds for one operation of `parts` parts, as floor/memcpy.c has it. */
 answer("copy", (direction: "read" | "write", size: number, parts: number, count: number): Sample => {
+  // As `dma.allocate` gives it. Where an array lies in its page decides how fast it is copied, by far; it is the same in the floor.
   const own = pageAligned(size * parts).fill(2);
   const list = new ScatterList();
   const batch = Math.max(1, Math.floor(MiB / (size * parts)));

@@ -87,7 +87,15 @@ function uncached(depth: Depth): Row<State> {
     measure: async ({ machine, controllers }) => {
       const { socket, file } = controllers.shared;
       execFileSync("dd", [`of=${file}`, "oflag=nocache", "conv=notrunc,fdatasync", "count=0"], { stdio: "ignore" });
-      const args = [machine.otherCpu, UNCACHED_COUNT[depth], "read", "shared", depth, socket, NAMESPACES["file on disk"]];
+      const args = [
+        machine.otherCpu,
+        UNCACHED_COUNT[depth],
+        "read",
+        "shared",
+        depth,
+        socket,
+        NAMESPACES["file on disk"],
+      ];
       return rate((await machine.run("client-nvme", ...args)).perSecond);
     },
   };

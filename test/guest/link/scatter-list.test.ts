@@ -1,8 +1,9 @@
 /** Scatter lists over both links: memory in the window, memory reached by messages, and memory that is not there. */
 import test, { type ExecutionContext } from "ava";
 import { ScatterList } from "../../../guest/scatter-list.js";
-import { MiB } from "../../../shared/limits.js";
-import { both, type Machine, memory } from "./machine.js";
+import { addressOf } from "../../../native/index.js";
+import { MiB, PAGE_SIZE } from "../../../shared/limits.js";
+import { both, each, type Machine, memory } from "./machine.js";
 
 const BASE = 0x1_0000_0000;
 const SIZE = MiB;
@@ -117,4 +118,16 @@ both("a range that is not mapped, not whole, or no address at all", async (t, ma
   t.throws(() => dma.readListSync(list, new Uint8Array(99)), { instanceOf: RangeError });
   await t.throwsAsync(dma.writeList(list, new Uint8Array(99)), { instanceOf: RangeError });
   dma.readListSync(new ScatterList(), new Uint8Array(0));
+});
+
+each("memory for DMA begins at a page from a page's size on, and is zeros", async (t, { device }) => {
+  const { dma } = device.context;
+  for (const length of [PAGE_SIZE, PAGE_SIZE + 1, 300_000, 3 * MiB]) {
+    const bytes = dma.allocate(length);
+    t.is(bytes.length, length);
+    t.is((addressOf(bytes.buffer) + bytes.byteOffset) % PAGE_SIZE, 0);
+    t.true(bytes.every((byte) => byte === 0));
+  }
+  t.is(dma.allocate(1).length, 1);
+  t.is(dma.allocate(0).length, 0);
 });
