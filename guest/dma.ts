@@ -74,7 +74,7 @@ export class WindowDma implements Dma {
     into.length = 0;
     const mapping = this.#find(address, access);
     if (mapping === undefined || mapping.windowOffset < 0) return 0;
-    const inMap = address - mapping.address;
+    const inMap = address - this.#maps.start;
     const windowOffset = mapping.windowOffset + inMap;
     // Not `%`: on numbers beyond 32 bits it is a call of C's fmod, which takes longer than all the rest.
     const index = Math.floor(windowOffset / this.#pieceSize);

@@ -25,6 +25,8 @@ export class DmaTable<Range extends AddressRange> {
   private readonly addresses: number[] = [];
   private readonly ranges: Range[] = [];
   private last: Range | undefined;
+  /** Where `last` begins; NaN when there is none. Kept here, since a range's own address is one more place in memory to wait for. */
+  private lastStart = Number.NaN;
 
   constructor(options: DmaTableOptions = {}) {
     this.alignment = options.alignment ?? PAGE_SIZE;
@@ -74,30 +76,44 @@ export class DmaTable<Range extends AddressRange> {
     const index = this.below(address);
     this.addresses.splice(index, 1);
     this.ranges.splice(index, 1);
-    this.last = undefined;
+    this.forget();
     return range;
   }
 
   clear(): void {
     this.addresses.length = 0;
     this.ranges.length = 0;
-    this.last = undefined;
+    this.forget();
   }
 
   /** The range that holds `address`. */
   at(address: number): Range | undefined {
     const last = this.last;
-    if (last !== undefined && address >= last.address && address - last.address < last.size) return last;
-    const range = this.ranges[this.below(address)];
-    if (range === undefined || address - range.address >= range.size) return undefined;
+    if (last !== undefined && address >= this.lastStart && address - this.lastStart < last.size) return last;
+    const index = this.below(address);
+    if (index === -1) return undefined;
+    const range = this.ranges[index];
+    const start = this.addresses[index];
+    if (address - start >= range.size) return undefined;
     this.last = range;
+    this.lastStart = start;
     return range;
+  }
+
+  /** Where the range begins that `at` or `find` returned last. */
+  get start(): number {
+    return this.lastStart;
   }
 
   /** The one range that holds all of [address, address + length), for any untrusted numbers. */
   find(address: number, length: number): Range | undefined {
     const range = this.at(address);
-    return range !== undefined && length >= 0 && length <= range.size - (address - range.address) ? range : undefined;
+    return range !== undefined && length >= 0 && length <= range.size - (address - this.lastStart) ? range : undefined;
+  }
+
+  private forget(): void {
+    this.last = undefined;
+    this.lastStart = Number.NaN;
   }
 
   /**
