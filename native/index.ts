@@ -213,6 +213,8 @@ export interface IoPool {
    * those before it have begun.
    */
   submit(count: number): void;
+  /** Nothing has ended for a while: what waits behind it gets threads of its own, as long as there are any. */
+  hurry(): void;
   /** Drops what no thread has begun, waits for the rest and ends the threads. So does the end of the environment. */
   close(): void;
 }

@@ -114,6 +114,13 @@ napi_value Submit(napi_env env, napi_callback_info info) {
   return nullptr;
 }
 
+Napi::Value Hurry(const Napi::CallbackInfo& info) {
+  Pool& pool = Of(info);
+  if (pool.threads == nullptr) throw Napi::Error::New(info.Env(), "the pool was closed");
+  pool.threads->Hurry();
+  return info.Env().Undefined();
+}
+
 Napi::Value Add(const Napi::CallbackInfo& info) {
   Pool& pool = Of(info);
   Bytes bytes = ArrayBufferBytes(info[0], "buffer");
@@ -175,6 +182,8 @@ Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
   set("add", Napi::Function::New<Add>(env, "add", for_add), for_add);
   Shared* for_remove = new Shared(pool);
   set("remove", Napi::Function::New<Remove>(env, "remove", for_remove), for_remove);
+  Shared* for_hurry = new Shared(pool);
+  set("hurry", Napi::Function::New<Hurry>(env, "hurry", for_hurry), for_hurry);
   Shared* for_close = new Shared(pool);
   set("close", Napi::Function::New<Close>(env, "close", for_close), for_close);
 

@@ -1,7 +1,7 @@
 // One queue behind one mutex, which a thread takes once for each request: it puts the end of one and takes the next.
 //
 // Waking a thread costs more than most writes, which go to the page cache. So writes are left to the thread that is awake, or to one that
-// is woken for all of them, until one takes long; its end is told along with those of the next ones. A read comes here because it has to
+// is woken for all of them, until one takes long, or the owner says that nothing ends; its end is told along with those of the next ones. A read comes here because it has to
 // wait for a device, so each may have a thread of its own, and its end is told at once.
 #include "io_threads.h"
 
@@ -97,6 +97,14 @@ void IoThreads::Start() {
   if (!threads_.empty()) return;
   while (head_ != tail_) PutEnd(Take(), error, true);
   Signal();
+}
+
+void IoThreads::Hurry() {
+  {
+    std::lock_guard lock(mutex_);
+    slow_ = kSlowWrites;
+  }
+  Start();
 }
 
 // Returns 0 or an errno.

@@ -57,6 +57,8 @@ class IoThreads {
   void Add(uint32_t number) { added_.push_back(number); }
   // Puts what was added into the queue. Where no thread can be made, requests end with the error that it was.
   void Start();
+  // One that is being carried out does not end: those that wait get threads of their own, as long as there are any.
+  void Hurry();
 
  private:
   int MakeThreads(unsigned count);

@@ -37,6 +37,8 @@ const REQUESTS = 1024;
 const THREADS = 16;
 /** Room for what is asked for in one go, in numbers; more takes more calls. */
 const WORDS = 16384;
+/** When nothing has ended for so long, those that wait behind it get threads of their own. */
+const STALL_MS = 10;
 
 /** A request that has no place yet. */
 interface Waiting {
@@ -63,6 +65,9 @@ export class FileIo {
   #corks = 0;
   /** Ends that were dealt with, modulo 2^32. */
   #seen = 0;
+  /** Looks, while anything is under way, whether anything ends. */
+  #watch: NodeJS.Timeout | undefined;
+  #seenByWatch = 0;
   #ending = false;
   readonly #afterwards: (() => void)[] = [];
 
@@ -101,6 +106,7 @@ export class FileIo {
 
   /** Waits for the requests that threads are at, and drops the others. */
   close(): void {
+    clearTimeout(this.#watch);
     this.#pool.close();
     this.#poll.close();
     nativeClose(this.#signal);
@@ -139,8 +145,23 @@ export class FileIo {
     this.#used = at;
     this.#done[number] = done;
     if (this.#free.length === this.#requests - 1) this.#poll.ref();
+    if (this.#watch === undefined) this.#watchOn();
     if (this.#corks === 0) this.#submit();
   }
+
+  #watchOn(): void {
+    this.#seenByWatch = this.#seen;
+    this.#watch = setTimeout(this.#onWatch, STALL_MS).unref();
+  }
+
+  /** A write that hangs must not keep those of another file, nor the ends that would be told of along with its own. */
+  readonly #onWatch = (): void => {
+    this.#watch = undefined;
+    this.#onSignal();
+    if (this.#free.length === this.#requests) return;
+    if (this.#seen === this.#seenByWatch) this.#pool.hurry();
+    this.#watchOn();
+  };
 
   #submit(): void {
     const used = this.#used;

@@ -12,7 +12,7 @@ import { createNvme } from "../../../../guest/devices/nvme/index.js";
 import { DeviceEndpoint } from "../../../../guest/endpoint.js";
 import { LocalLink } from "../../../../guest/link/local.js";
 import { close, createMemory, IO_OPERATION } from "../../../../native/index.js";
-import { MiB } from "../../../../shared/limits.js";
+import { GiB, MiB } from "../../../../shared/limits.js";
 import { quietLog } from "../../../../shared/log.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
 import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
@@ -257,4 +257,23 @@ test("what is asked for while others end is done as well", async (t) => {
     t.is(await move("READ", target, n * 600), null);
     t.true(target.every((byte) => byte === (n & 0xff)));
   }
+});
+
+test("a write that takes long keeps none of another file", async (t) => {
+  const { io, move } = await pooled(t, 8, 2);
+  // Of a whole GiB, which nobody writes at once.
+  const slowFile = createMemory("slow", GiB, false);
+  const slow = new PooledFile(slowFile, io);
+  t.teardown(() => {
+    slow.close();
+    close(slowFile);
+  });
+  const segments = new Array(64).fill({ bytes: new Uint8Array(16 * MiB).fill(1), offset: 0, length: 16 * MiB });
+  const order: string[] = [];
+  const slowEnd = new Promise<StorageError | null>((resolve) => {
+    slow.move(IO_OPERATION.WRITE, { count: segments.length, segments }, 0, resolve);
+  }).then((error) => order.push(`slow ${error}`));
+  const others = [1, 2, 3].map(async (n) => order.push(`${await move("WRITE", new Uint8Array(600), n * 600)}`));
+  await Promise.all([slowEnd, ...others]);
+  t.deepEqual(order, ["null", "null", "null", "slow null"]);
 });
