@@ -183,7 +183,8 @@ export const IO_REQUEST = {
   SIZE: 6,
 } as const;
 export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
-export const IO_OPERATION = { READ: 0, WRITE: 1 } as const;
+/** COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position. */
+export const IO_OPERATION = { READ: 0, WRITE: 1, COPY: 2 } as const;
 /** Numbers of an IoPool's `ends`; from FIRST on two for each end: the request's number, and 0 or a positive errno. */
 export const IO_ENDS = {
   /** Ends so far, modulo 2^32. The place of an end is its count, modulo the number of requests. */
@@ -195,7 +196,7 @@ export const IO_ENDS = {
 } as const;
 
 /**
- * A few threads that read and write files, for work that has to wait; they start when they are needed. Requests begin in the order
+ * A few threads that read and write files and copy memory, for work that has to wait; they start when they are needed. Requests begin in the order
  * in which they come, and end in any. All of a request's bytes are moved, or it ends with an errno; where the file ends, that is
  * EIO. Until it has ended its fd has to stay open, and its memory in place.
  */
@@ -215,6 +216,8 @@ export interface IoPool {
   submit(count: number): void;
   /** Nothing has ended for a while: what waits behind it gets threads of its own, as long as there are any. */
   hurry(): void;
+  /** Blocks until IO_ENDS.COUNT is another than `count`: for ever, when nothing is under way. */
+  wait(count: number): void;
   /** Drops what no thread has begun, waits for the rest and ends the threads. So does the end of the environment. */
   close(): void;
 }
@@ -266,6 +269,7 @@ interface Addon {
   eventfdRead(fd: number): number;
   eventfdWrite(fd: number): void;
   Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream) => Poll;
+  eventsWait(except: number): boolean;
   Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
   Relay: new () => Relay;
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
@@ -355,6 +359,8 @@ export const {
    * of the same fd receives and sends.
    */
   Poll,
+  /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
+  eventsWait,
   /** new Stream(fd, words, fds): `words` are StreamWord's; `fds` is as in `receive`. The fd stays the caller's. */
   Stream,
   /** new Relay() */

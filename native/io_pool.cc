@@ -66,7 +66,7 @@ size_t Take(Pool& pool, const uint32_t* words, size_t left) {
   constexpr size_t kPiece = sizeof(Piece) / 4;
   if (left < kHead) return 0;
   const Head& head = *reinterpret_cast<const Head*>(words);
-  if (head.number >= pool.threads->most() || head.operation > IoRequest::kWrite || head.fd > INT32_MAX ||
+  if (head.number >= pool.threads->most() || head.operation > IoRequest::kCopy || head.fd > INT32_MAX ||
       head.position_high > INT32_MAX || head.pieces > (left - kHead) / kPiece) {
     return 0;
   }
@@ -79,6 +79,12 @@ size_t Take(Pool& pool, const uint32_t* words, size_t left) {
     const Bytes& bytes = pool.buffers[piece.buffer].bytes;
     if (uint64_t{piece.offset} + piece.length > bytes.length) return 0;
     request.pieces.push_back({bytes.data + piece.offset, piece.length});
+  }
+  if (head.operation == IoRequest::kCopy) {
+    if (head.pieces % 2 != 0) return 0;
+    for (uint32_t n = 0; n < head.pieces; n += 2) {
+      if (request.pieces[n].iov_len != request.pieces[n + 1].iov_len) return 0;
+    }
   }
   request.operation = static_cast<IoRequest::Operation>(head.operation);
   request.fd = static_cast<int>(head.fd);
@@ -145,6 +151,14 @@ Napi::Value Remove(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value Wait(const Napi::CallbackInfo& info) {
+  Pool& pool = Of(info);
+  uint32_t seen = static_cast<uint32_t>(Integer(info[0], "count", INT32_MIN, UINT32_MAX));
+  if (pool.threads == nullptr) throw Napi::Error::New(info.Env(), "the pool was closed");
+  pool.threads->Wait(seen);
+  return info.Env().Undefined();
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   Of(info).Close();
   return info.Env().Undefined();
@@ -184,6 +198,8 @@ Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
   set("remove", Napi::Function::New<Remove>(env, "remove", for_remove), for_remove);
   Shared* for_hurry = new Shared(pool);
   set("hurry", Napi::Function::New<Hurry>(env, "hurry", for_hurry), for_hurry);
+  Shared* for_wait = new Shared(pool);
+  set("wait", Napi::Function::New<Wait>(env, "wait", for_wait), for_wait);
   Shared* for_close = new Shared(pool);
   set("close", Napi::Function::New<Close>(env, "close", for_close), for_close);
 

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <system_error>
 
@@ -32,8 +33,19 @@ int64_t Now() {
   return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
+// Memory whose file was truncated meanwhile becomes zeros (guard.h).
+void Copy(const IoRequest& request) {
+  for (size_t n = 0; n + 1 < request.pieces.size(); n += 2) {
+    memmove(request.pieces[n + 1].iov_base, request.pieces[n].iov_base, request.pieces[n].iov_len);
+  }
+}
+
 // Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends.
 int Perform(IoRequest& request) {
+  if (request.operation == IoRequest::kCopy) {
+    Copy(request);
+    return 0;
+  }
   iovec* next = request.pieces.data();
   iovec* end = next + request.pieces.size();
   off_t position = request.position;
@@ -79,23 +91,27 @@ void IoThreads::Start() {
   unsigned idle;
   {
     std::lock_guard lock(mutex_);
-    bool any_reads = false;
+    bool any_slow = false;
     for (uint32_t number : added_) {
       queue_[tail_++ & (most_ - 1)] = number;
-      if (requests_[number].operation == IoRequest::kRead) any_reads = true;
+      if (requests_[number].operation != IoRequest::kWrite) any_slow = true;
     }
     added_.clear();
     idle = idle_;
     unsigned busy = static_cast<unsigned>(threads_.size()) - idle;
     unsigned waiting = tail_ - head_;
-    if (any_reads || slow_ > 0) wanted = waiting;
+    if (any_slow || slow_ > 0) wanted = waiting;
     else if (busy == 0) wanted = std::min(waiting, 1u);
   }
   for (unsigned n = 0; n < std::min(wanted, idle); n++) wanted_.notify_one();
   if (wanted <= idle || threads_.size() == max_threads_) return;
   int error = MakeThreads(wanted - idle);
   if (!threads_.empty()) return;
-  while (head_ != tail_) PutEnd(Take(), error, true);
+  while (head_ != tail_) {
+    uint32_t number = Take();
+    bool is_copy = requests_[number].operation == IoRequest::kCopy;
+    PutEnd(number, is_copy ? Perform(requests_[number]) : error, true);
+  }
   Signal();
 }
 
@@ -109,10 +125,11 @@ void IoThreads::Hurry() {
 
 // Returns 0 or an errno.
 int IoThreads::MakeThreads(unsigned count) {
-  // Signals are for the threads that expect them; a new thread inherits this mask.
+  // Signals are for the threads that expect them; a new thread inherits this mask. SIGBUS is for whoever touched the memory.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
+  sigdelset(&all, SIGBUS);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int error = 0;
   try {
@@ -141,12 +158,12 @@ void IoThreads::Run() {
     uint32_t number = Take();
     lock.unlock();
     IoRequest& request = requests_[number];
-    bool is_read = request.operation == IoRequest::kRead;
-    int64_t start = is_read ? 0 : Now();
+    bool is_write = request.operation == IoRequest::kWrite;
+    int64_t start = is_write ? Now() : 0;
     int error = Perform(request);
-    bool is_slow = is_read || Now() - start > kSlowNs;
+    bool is_slow = !is_write || Now() - start > kSlowNs;
     lock.lock();
-    if (!is_read) slow_ = is_slow ? kSlowWrites : slow_ - std::min(slow_, 1u);
+    if (is_write) slow_ = is_slow ? kSlowWrites : slow_ - std::min(slow_, 1u);
     if (!PutEnd(number, error, is_slow)) continue;
     lock.unlock();
     Signal();
@@ -159,6 +176,7 @@ bool IoThreads::PutEnd(uint32_t number, int error, bool at_once) {
   uint32_t count = ends_->count.load(std::memory_order_relaxed);
   ends_->ends[count & (most_ - 1)] = {number, static_cast<uint32_t>(error)};
   ends_->count.store(count + 1);
+  ends_->count.notify_all();
   untold_++;
   if (!at_once && head_ != tail_ && untold_ < kMaxUntold) return false;
   untold_ = 0;

@@ -1,4 +1,5 @@
-// A few threads that read and write files for one that must not wait: requests in, ends out, a wake-up for many of either.
+// A few threads that read and write files and copy memory for one that must not wait: requests in, ends out, a wake-up for many of
+// either.
 #pragma once
 
 #include <sys/uio.h>
@@ -12,12 +13,13 @@
 #include <vector>
 
 struct IoRequest {
-  enum Operation : uint32_t { kRead, kWrite };
+  enum Operation : uint32_t { kRead, kWrite, kCopy };
 
   Operation operation;
   int fd;
   off_t position;
-  // Kept from one use to the next, so that they need no memory of their own each time.
+  // Of a copy in pairs of one length, from the first to the second. Kept from one use to the next, so that they need no memory of
+  // their own each time.
   std::vector<iovec> pieces;
   // From Add until a thread is done with it.
   std::atomic<bool> busy = false;
@@ -55,6 +57,9 @@ class IoThreads {
 
   // Notes a request for `Start`.
   void Add(uint32_t number) { added_.push_back(number); }
+  // Waits until the count of ends is another than `seen`.
+  void Wait(uint32_t seen) { ends_->count.wait(seen); }
+
   // Puts what was added into the queue. Where no thread can be made, requests end with the error that it was.
   void Start();
   // One that is being carried out does not end: those that wait get threads of their own, as long as there are any.

@@ -3,6 +3,7 @@
 // The handle is on the heap because uv_close() ends it later than the JavaScript object may go. An environment that ends
 // (process exit, worker.terminate()) closes what is still open, and waits for that.
 #include <poll.h>
+#include <sys/epoll.h>
 #include <uv.h>
 
 #include <memory>
@@ -191,6 +192,20 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
   Napi::ObjectReference task_object_;  // keeps a Stream
 };
 
+// The loop's descriptors are level-triggered: what is found here is there for the loop, too.
+Napi::Value EventsWait(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  uv_loop_t* loop;
+  if (napi_get_uv_event_loop(env, &loop) != napi_ok) throw Napi::Error::New(env, "this environment has no event loop");
+  int except = Fd(info[0]);
+  epoll_event events[2];
+  int count = epoll_wait(uv_backend_fd(loop), events, 2, 0);
+  return Napi::Boolean::New(env, count == 2 || (count == 1 && events[0].data.fd != except));
+}
+
 }  // namespace
 
-void InitPoll(Napi::Env env, Napi::Object exports) { Poll::Init(env, exports); }
+void InitPoll(Napi::Env env, Napi::Object exports) {
+  Poll::Init(env, exports);
+  Export<EventsWait>(env, exports, "eventsWait");
+}

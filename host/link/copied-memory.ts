@@ -25,6 +25,8 @@ export class CopiedMemory {
   /** What `locate` found: bytes[offset, offset + length). */
   bytes = new Uint8Array(0);
   offset = 0;
+  /** Called before a map goes away: whoever uses it beside JavaScript sets this, and ends that use. */
+  beforeUnmap: (() => void) | undefined;
   readonly #size: number;
   readonly #log: Log;
   readonly #allocator: WindowAllocator;
@@ -87,6 +89,7 @@ export class CopiedMemory {
   remove(map: MemoryMap): void {
     const entry = this.#entries.get(map);
     if (!entry) return;
+    this.beforeUnmap?.();
     this.#entries.delete(map);
     this.#isFull = false;
     this.#table.remove(entry.address, entry.size);
@@ -118,6 +121,7 @@ export class CopiedMemory {
   }
 
   close(): void {
+    this.beforeUnmap?.();
     this.#reservation?.release();
     this.#reservation = undefined;
   }

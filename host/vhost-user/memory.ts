@@ -29,6 +29,7 @@ interface Region extends Omit<RegionEntry, "fd"> {
 
 export class DeviceVmMemory implements RingMemory {
   readonly pieceSize = WINDOW_PIECE_SIZE;
+  beforeUnmap: (() => void) | undefined;
   #reservation: native.Reservation | undefined;
   #regions: Region[] = [];
   readonly #bytes: Uint8Array[] = [];
@@ -80,6 +81,7 @@ export class DeviceVmMemory implements RingMemory {
     });
 
     this.#reservation ??= new native.Reservation(DEVICE_VM_MEMORY_SIZE, this.pieceSize);
+    this.beforeUnmap?.();
     const regions = wanted.flatMap(({ kept }) => kept ?? []);
     for (const region of this.#regions) {
       if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
@@ -96,6 +98,7 @@ export class DeviceVmMemory implements RingMemory {
   }
 
   clear(): void {
+    this.beforeUnmap?.();
     for (const region of this.#regions) this.#reservation?.unmap(region.offset, region.size);
     this.#regions = [];
   }

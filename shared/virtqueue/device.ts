@@ -24,8 +24,9 @@ import {
   UsedFlags,
   usedRingBytes,
 } from "../spec/virtio.js";
+import { Chain } from "./chain.js";
 import { passed } from "./event-index.js";
-import { copyBytes, type RingMemory } from "./memory.js";
+import type { RingMemory } from "./memory.js";
 
 /** The driver broke the ring; the device needs a reset. */
 export class QueueBroken extends Error {
@@ -51,10 +52,8 @@ const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
 const UNKNOWN = 0x1_0000;
 
 export class DeviceQueue {
-  /** Bytes of the chain under way that the device may read, and may write. */
-  readable = 0;
-  writable = 0;
-
+  /** The chain under way. */
+  readonly chain: Chain;
   #running = false;
   #layout: QueueLayout = { size: 0, descriptors: -1, available: -1, used: -1, base: 0 };
   #size = 0;
@@ -74,17 +73,25 @@ export class DeviceQueue {
   #armed = false;
   /** Chains completed since `shouldCall` was asked. */
   #uncalled = 0;
-  /** The chain under way: its head, or -1; then its segments, the readable ones first, as VIRTIO demands (2.7.4.2). */
+  /** The chain under way: its head, or -1. */
   #head = -1;
-  #readSegments = 0;
-  #segments = 0;
-  #offsets = new Float64Array(0);
-  #lengths = new Float64Array(0);
 
-  constructor(readonly memory: RingMemory) {}
+  constructor(readonly memory: RingMemory) {
+    this.chain = new Chain(memory);
+  }
 
   get running(): boolean {
     return this.#running;
+  }
+
+  /** Bytes of the chain under way that the device may read. */
+  get readable(): number {
+    return this.chain.readable;
+  }
+
+  /** The same, and may write. */
+  get writable(): number {
+    return this.chain.writable;
   }
 
   /** @throws QueueBroken when the layout is not one that VIRTIO allows, or not mapped */
@@ -113,10 +120,7 @@ export class DeviceQueue {
     this.#usedEntries = new DataView(used[0], used[1] + RING_ENTRIES_OFFSET, UsedEntry.size * size);
     this.#layout = layout;
     this.#size = size;
-    if (this.#offsets.length < size) {
-      this.#offsets = new Float64Array(size);
-      this.#lengths = new Float64Array(size);
-    }
+    this.chain.reserve(size);
     this.#nextAvailable = layout.base & 0xffff;
     this.#nextUsed = Atomics.load(this.#used, INDEX);
     this.#eventIndex = layout.eventIndex === true;
@@ -161,14 +165,12 @@ export class DeviceQueue {
     }
     this.#disarm();
     const head = this.#available[ENTRIES + (this.#nextAvailable & (this.#size - 1))];
-    this.readable = 0;
-    this.writable = 0;
-    this.#readSegments = 0;
-    this.#segments = 0;
+    const { chain } = this;
+    chain.clear();
     let index = head;
     for (;;) {
       if (index >= this.#size) this.#break(`descriptor ${index} is outside a queue of ${this.#size}`);
-      if (this.#segments === this.#size)
+      if (chain.segments === this.#size)
         this.#break(`the chain from descriptor ${head} is longer than the queue: a loop`);
       const descriptor = this.#descriptor.at(this.#descriptors, index * Descriptor.size);
       const { address, length, flags } = descriptor;
@@ -176,15 +178,8 @@ export class DeviceQueue {
       if (flags & DescriptorFlags.INDIRECT) this.#break("an indirect descriptor, which is not negotiated");
       const offset = this.memory.locate(address, length);
       if (offset < 0) this.#break(`a buffer at 0x${address.toString(16)} of ${length} bytes is not in mapped memory`);
-      this.#offsets[this.#segments] = offset;
-      this.#lengths[this.#segments] = length;
-      this.#segments++;
-      if (flags & DescriptorFlags.WRITE) {
-        this.writable += length;
-      } else {
-        if (this.#readSegments !== this.#segments - 1) this.#break("a readable descriptor follows a writable one");
-        this.#readSegments++;
-        this.readable += length;
+      if (!chain.add(offset, length, (flags & DescriptorFlags.WRITE) !== 0)) {
+        this.#break("a readable descriptor follows a writable one");
       }
       if (!(flags & DescriptorFlags.NEXT)) break;
     }
@@ -198,7 +193,8 @@ export class DeviceQueue {
     if (!inBounds(from, length, this.readable) || !inBounds(to, length, target.length)) {
       throw new RangeError(`read of ${length} bytes at ${from} of ${this.readable}`);
     }
-    this.#copy(0, from, target, to, length, false);
+    this.chain.seek(false, from);
+    this.chain.copyTo(target, to, length);
   }
 
   /** Copies into the chain's writable bytes. @throws RangeError when it has fewer */
@@ -206,7 +202,8 @@ export class DeviceQueue {
     if (!inBounds(to, length, this.writable) || !inBounds(from, length, source.length)) {
       throw new RangeError(`write of ${length} bytes at ${to} of ${this.writable}`);
     }
-    this.#copy(this.#readSegments, to, source, from, length, true);
+    this.chain.seek(true, to);
+    this.chain.copyFrom(source, from, length);
   }
 
   /** Gives the chain back with the number of bytes that were written into it. */
@@ -219,6 +216,21 @@ export class DeviceQueue {
     this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
     this.#uncalled++;
     Atomics.store(this.#used, INDEX, this.#nextUsed);
+  }
+
+  /** The chain under way goes on by itself: `completeLater` ends it. Returns its head; the next chain may be taken. */
+  detach(): number {
+    const head = this.#head;
+    if (head < 0) throw new Error("no chain is under way");
+    this.#head = -1;
+    return head;
+  }
+
+  /** Gives a chain back that was detached. Nothing happens when the ring has stopped. */
+  completeLater(head: number, written: number): void {
+    if (!this.#running) return;
+    this.#head = head;
+    this.complete(written);
   }
 
   /** Whether the driver wants to be interrupted for what was completed since this was last asked. */
@@ -241,28 +253,6 @@ export class DeviceQueue {
     if (!this.#armed) return;
     this.#armed = false;
     if (!this.#eventIndex) Atomics.store(this.#used, FLAGS, UsedFlags.NO_NOTIFY);
-  }
-
-  /** Moves bytes between `bytes` and the chain, from segment `segment` on, skipping `skip` bytes of it. */
-  #copy(segment: number, skip: number, bytes: Uint8Array, at: number, length: number, toGuest: boolean): void {
-    const { memory } = this;
-    const { pieceSize } = memory;
-    while (length > 0) {
-      const left = this.#lengths[segment] - skip;
-      if (left <= 0) {
-        skip -= this.#lengths[segment++];
-        continue;
-      }
-      const offset = this.#offsets[segment] + skip;
-      const inPiece = offset % pieceSize;
-      const run = Math.min(length, left, pieceSize - inPiece);
-      const guest = memory.bytes((offset - inPiece) / pieceSize);
-      if (toGuest) copyBytes(bytes, at, guest, inPiece, run);
-      else copyBytes(guest, inPiece, bytes, at, run);
-      at += run;
-      skip += run;
-      length -= run;
-    }
   }
 
   #break(why: string): never {

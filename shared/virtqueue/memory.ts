@@ -10,6 +10,8 @@ export interface RingMemory {
   /** The flat offset of `address` when [address, address + length) lies in one mapped region, else -1. Any numbers are safe. */
   locate(address: number, length: number): number;
   bytes(piece: number): Uint8Array;
+  /** Called before any of it goes away. Whoever uses it beside JavaScript sets this, and ends that use. */
+  beforeUnmap?: (() => void) | undefined;
 }
 
 /** Up to this length, a loop beats making the subarray that TypedArray.set wants, and leaves no garbage. */

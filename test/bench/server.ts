@@ -81,3 +81,26 @@ answer(
     return { median: samples[Math.floor(count / 2)], p99: samples[Math.floor(count * 0.99)] };
   },
 );
+
+let copying: Promise<void>[] = [];
+let isCopying = false;
+
+/** Reads `size` bytes at a time without a pause, `depth` always under way, as "dma" does, until "stopCopying". */
+answer("startCopying", (size: number, base: number, span: number, depth: number) => {
+  const { dma } = endpoints[0];
+  const memory = dma.allocate(size);
+  let at = 0;
+  isCopying = true;
+  const move = async () => {
+    while (isCopying) {
+      const address = base + at;
+      at = at + 2 * size > span ? 0 : at + size;
+      await dma.read(address, memory);
+    }
+  };
+  copying = Array.from({ length: depth }, move);
+});
+answer("stopCopying", async () => {
+  isCopying = false;
+  await Promise.all(copying);
+});

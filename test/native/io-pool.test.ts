@@ -187,6 +187,59 @@ test("memory whose file was truncated is EFAULT, before and within the data, and
   }
 });
 
+test("copies in pairs, within a buffer and between two; memory that vanished is zeros", async (t) => {
+  const pool = new Pool(t, 4);
+  const source = pattern(3 * PAGE, 4);
+  const target = new Uint8Array(3 * PAGE);
+  const [from, to] = [pool.native.add(source.buffer), pool.native.add(target.buffer)];
+  t.is(
+    await pool.one(Operation.COPY, 0, 0, [
+      [from, PAGE, 10],
+      [to, 5, 10],
+      [from, 2 * PAGE, PAGE],
+      [to, 2 * PAGE, PAGE],
+      [to, 5, 10],
+      [to, 10, 10],
+    ]),
+    0,
+  );
+  t.deepEqual(target.slice(5, 10), source.slice(PAGE, PAGE + 5));
+  t.deepEqual(target.slice(10, 20), source.slice(PAGE, PAGE + 10));
+  t.deepEqual(target.slice(2 * PAGE), source.slice(2 * PAGE));
+
+  const memory = owned(t, native.createMemory("vanishing", 4 * PAGE, false));
+  const reservation = new native.Reservation(MiB, MiB);
+  reservation.map(0, 4 * PAGE, memory, 0, native.PROT_READ | native.PROT_WRITE);
+  t.teardown(() => reservation.release());
+  const vanishing = pool.native.add(reservation.piece(0));
+  new Uint8Array(reservation.piece(0)).fill(7, 0, 4 * PAGE);
+  fs.ftruncateSync(memory, PAGE);
+  const whole: readonly Part[] = [
+    [vanishing, 0, 3 * PAGE],
+    [to, 0, 3 * PAGE],
+  ];
+  t.is(await pool.one(Operation.COPY, 0, 0, whole), 0);
+  t.true(target.every((byte, n) => byte === (n < PAGE ? 7 : 0)));
+  t.is(await pool.one(Operation.COPY, 0, 0, [...whole].reverse()), 0);
+});
+
+test("waiting blocks until there is another end", (t) => {
+  const pool = new Pool(t, 4);
+  const source = new ArrayBuffer(16 * MiB);
+  const [from, to] = [pool.native.add(source), pool.native.add(new ArrayBuffer(16 * MiB))];
+  for (let n = 0; n < 4; n++) {
+    const parts: readonly Part[] = [
+      [from, 0, 16 * MiB],
+      [to, 0, 16 * MiB],
+    ];
+    pool.put(n, Operation.COPY, 0, 0, parts).submit();
+    pool.native.wait(n);
+    t.is(Atomics.load(pool.native.ends, Ends.COUNT), n + 1);
+  }
+  pool.native.wait(0);
+  t.throws(() => pool.native.wait(2 ** 32), { instanceOf: RangeError });
+});
+
 test("requests that make no sense are refused, those before them are done", async (t) => {
   const pool = new Pool(t, 4, 2, 64);
   const fd = file(t, PAGE);
@@ -198,7 +251,10 @@ test("requests that make no sense are refused, those before them are done", asyn
   const good: Part = [buffer, 0, 512];
   const wrong: readonly (() => void)[] = [
     () => pool.put(4, Operation.READ, fd, 0, [good]),
-    () => pool.put(1, 2, fd, 0, [good]),
+    () => pool.put(1, 3, fd, 0, [good]),
+    () => pool.put(1, Operation.COPY, 0, 0, [good]),
+    () => pool.put(1, Operation.COPY, 0, 0, [good, [buffer, 0, 511]]),
+    () => pool.put(1, Operation.COPY, 0, 0, [good, [buffer, PAGE - 511, 512]]),
     () => pool.put(1, Operation.READ, -1, 0, [good]),
     () => pool.put(1, Operation.READ, fd, 2 ** 63, [good]),
     () => pool.put(1, Operation.READ, fd, 0, [[7, 0, 512]]),

@@ -31,6 +31,26 @@ test("readable, writable, hung up", async (t) => {
   t.is(await ready(a, native.POLL_READABLE | native.POLL_DISCONNECT), native.POLL_READABLE | native.POLL_DISCONNECT);
 });
 
+test("whether an event waits that is not one's own", (t) => {
+  const output = run(`
+    const [a, b] = [native.eventfd(0), native.eventfd(0)];
+    const polls = [a, b].map((fd) => new native.Poll(fd, () => {}));
+    for (const poll of polls) poll.start(native.POLL_READABLE);
+    await new Promise((resolve) => setImmediate(resolve));
+    // The loop knows of them when it has asked for events once.
+    setImmediate(() => {
+      const seen = [native.eventsWait(-1)];
+      native.eventfdWrite(a);
+      seen.push(native.eventsWait(-1), native.eventsWait(a), native.eventsWait(b));
+      native.eventfdWrite(b);
+      seen.push(native.eventsWait(a));
+      console.log(seen.join());
+      for (const poll of polls) poll.close();
+    });
+  `);
+  t.is(output, "false,true,false,true,true\n");
+});
+
 test("a connection that was reset is a negative errno", async (t) => {
   const [a, b] = native.socketPair();
   owned(t, a);

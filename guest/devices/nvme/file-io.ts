@@ -19,10 +19,11 @@ import {
   Poll,
   IO_REQUEST as Request,
 } from "../../../native/index.js";
+import { IoBuffers } from "../../../shared/io-buffers.js";
 
 export type StorageError = Error & { readonly code?: string | undefined };
 export type Ended = (error: StorageError | null) => void;
-export type IoOperation = (typeof IO_OPERATION)[keyof typeof IO_OPERATION];
+export type IoOperation = (typeof IO_OPERATION)["READ" | "WRITE"];
 
 /** Places in memory, to be moved one after the other. */
 export interface Pieces {
@@ -69,7 +70,9 @@ export class FileIo {
   #watch: NodeJS.Timeout | undefined;
   #seenByWatch = 0;
   #ending = false;
+  /** The first `#deferred` are to be called. An array that is made shorter would be made anew. */
   readonly #afterwards: (() => void)[] = [];
+  #deferred = 0;
 
   constructor(requests = REQUESTS, threads = THREADS) {
     this.#requests = requests;
@@ -93,7 +96,7 @@ export class FileIo {
 
   /** Calls `callback` soon: when all that ended together is dealt with, or else in a turn of the event loop. */
   defer(callback: () => void): void {
-    if (this.#ending) this.#afterwards.push(callback);
+    if (this.#ending) this.#afterwards[this.#deferred++] = callback;
     else setImmediate(callback);
   }
 
@@ -113,7 +116,7 @@ export class FileIo {
   }
 
   /** For PooledFile. */
-  get buffers(): Pick<IoPool, "add" | "remove"> {
+  get pool(): Pick<IoPool, "add" | "remove"> {
     return this.#pool;
   }
 
@@ -137,8 +140,8 @@ export class FileIo {
     at += Request.SIZE;
     for (let n = 0; n < count; n++) {
       const { bytes, offset, length } = segments[n];
-      words[at + Piece.BUFFER] = file.bufferOf(bytes);
-      words[at + Piece.OFFSET] = file.start + offset;
+      words[at + Piece.BUFFER] = file.buffers.numberOf(bytes);
+      words[at + Piece.OFFSET] = file.buffers.start + offset;
       words[at + Piece.LENGTH] = length;
       at += Piece.SIZE;
     }
@@ -183,8 +186,8 @@ export class FileIo {
       } while (this.#seen !== count);
     }
     this.#ending = false;
-    for (const callback of this.#afterwards) callback();
-    this.#afterwards.length = 0;
+    for (let n = 0; n < this.#deferred; n++) this.#afterwards[n]();
+    this.#deferred = 0;
     this.uncork();
     if (this.#free.length === this.#requests) this.#poll.unref();
   }
@@ -200,13 +203,8 @@ export class FileIo {
 
 /** A file whose bytes a FileIo moves. */
 export class PooledFile {
-  /** What `bufferOf` found: where in its buffer the array begins. */
-  start = 0;
+  readonly buffers: IoBuffers;
   readonly #io: FileIo;
-  /** The arrays that were met, and their buffers' numbers: the window's pieces and a few others. */
-  readonly #bytes: Uint8Array[] = [];
-  readonly #numbers: number[] = [];
-  readonly #starts: number[] = [];
 
   constructor(
     /** Stays the caller's. */
@@ -214,6 +212,7 @@ export class PooledFile {
     io = fileIo(),
   ) {
     this.#io = io;
+    this.buffers = new IoBuffers(io.pool);
   }
 
   move(operation: IoOperation, pieces: Pieces, position: number, done: Ended): void {
@@ -222,24 +221,7 @@ export class PooledFile {
 
   /** Nothing is under way, nor will be. */
   close(): void {
-    for (const number of this.#numbers.splice(0)) this.#io.buffers.remove(number);
-    this.#bytes.length = 0;
-  }
-
-  /** The number of an array's buffer. */
-  bufferOf(bytes: Uint8Array): number {
-    const known = this.#bytes;
-    let n = 0;
-    while (n < known.length && known[n] !== bytes) n++;
-    if (n === known.length) this.#open(bytes);
-    this.start = this.#starts[n];
-    return this.#numbers[n];
-  }
-
-  #open(bytes: Uint8Array): void {
-    this.#bytes.push(bytes);
-    this.#numbers.push(this.#io.buffers.add(bytes.buffer as ArrayBuffer));
-    this.#starts.push(bytes.byteOffset);
+    this.buffers.clear();
   }
 }
 

@@ -24,6 +24,7 @@ const SPAN = 8 * MiB;
 const NEARLY = 1 / 0.95;
 /** 1 / 0.8, for a copy that somebody else makes. */
 const MOSTLY = 1 / 0.8;
+const READS = 2000;
 const BASE = 0x1_0000_0000;
 
 function row(direction: "read" | "write", what: string, size: number, parts: number, ratio: number): Row<State> {
@@ -51,6 +52,25 @@ function copyRow(direction: "read" | "write", what: string, size: number, depth:
   };
 }
 
+/** A register read by the client of a second session, while the device of the first one has the bridge copy without a pause. */
+function othersRow(what: string, size: number, depth: number): Row<State> {
+  return {
+    name: `copy queue, REGION_READ of another session beside ${what}, ${depth} at once`,
+    unit: "us",
+    target: {},
+    floorName: "nobody copies",
+    floor: ({ machine, isolated }) => machine.us("client-access", READS, "read", isolated.sockets[1]),
+    measure: async ({ machine, isolated }) => {
+      await isolated.devices.call("startCopying", size, BASE, SPAN, depth);
+      try {
+        return await machine.us("client-access", READS, "read", isolated.sockets[1]);
+      } finally {
+        await isolated.devices.call("stopCopying");
+      }
+    },
+  };
+}
+
 /** A client of the isolated device, with memory at BASE. */
 async function connect({ sockets }: BridgedDevices): Promise<Client> {
   const client = await Client.connect(sockets[0]);
@@ -74,10 +94,11 @@ export const dma: Topic<State> = {
     copyRow(direction, "64 KiB", 64 * KiB, 16),
     copyRow(direction, "4 KiB", 4 * KiB, 16),
     copyRow(direction, "4 KiB", 4 * KiB, 1),
+    ...(direction === "read" ? [othersRow("1 MiB", MiB, 8), othersRow("64 KiB", 64 * KiB, 16)] : []),
   ]),
   async open(machine) {
     const worker = await NodeProcess.start({ script: "test/bench/worker.js", cpu: machine.cpu });
-    const isolated = await startBridged(machine, { isolated: true });
+    const isolated = await startBridged(machine, { isolated: true, sessions: 2 });
     return { machine, worker, isolated, client: await connect(isolated) };
   },
   async close({ worker, isolated, client }) {

@@ -98,6 +98,31 @@ test("the indices wrap at 65536 and a restart goes on where the stop left off", 
   t.is(ring.usedIndex, 2);
 });
 
+test("chains that are detached end later, in any order, unless the ring has stopped", (t) => {
+  const { memory, ring, queue } = setUp();
+  ring.add(0, { address: BASE + DATA, length: 5, writable: true });
+  ring.add(2, { address: BASE + PIECE - 4, length: 10 }, { address: BASE + DATA, length: 7, writable: true });
+  ring.add(5, { address: BASE + DATA, length: 5 });
+  t.throws(() => queue.detach(), { message: /no chain/ });
+  t.true(queue.next());
+  const first = queue.detach();
+  t.true(queue.next());
+  const { chain } = queue;
+  chain.seek(false, 1);
+  t.deepEqual([chain.next(9), chain.offset, chain.bytes.buffer], [3, PIECE - 3, memory.pieces[0]]);
+  t.deepEqual([chain.next(6), chain.offset, chain.bytes.buffer], [6, 0, memory.pieces[1]]);
+  chain.seek(true, 2);
+  t.deepEqual([chain.next(100), chain.offset], [5, DATA + 2]);
+  const second = queue.detach();
+  t.true(queue.next());
+  queue.complete(0);
+  queue.completeLater(second, 7);
+  t.deepEqual([ring.take(), ring.take(), ring.take()], [{ id: 5, length: 0 }, { id: 2, length: 7 }, undefined]);
+  t.is(queue.stop(), 3);
+  queue.completeLater(first, 5);
+  t.is(ring.take(), undefined);
+});
+
 test("interrupts are suppressed when the driver says so", (t) => {
   const { ring, queue } = setUp();
   t.true(queue.shouldCall());
