@@ -131,7 +131,7 @@ export class DeviceEndpoint implements Endpoint {
   /** Starts the device; call it once, before the link is opened. */
   async start(): Promise<void> {
     await this.#sharing.open(this.#link);
-    const memory = await this.#link.allocateRegisters(this.#mirror.size, this.#mirror.areas);
+    const memory = await this.#link.shareRegisters(this.#mirror.size, this.#mirror.areas);
     if (memory !== undefined) this.#mirror.open(memory);
     const { dma, interrupts } = this;
     const run = (job: () => void | Promise<void>) => this.#jobs.run(job);

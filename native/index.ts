@@ -112,11 +112,11 @@ export interface Stream {
   /** The buffer whose first REPLY bytes are sent. */
   replyFrom(bytes: Uint8Array): void;
   /**
-   * Answers reads of registers from their values in `memory` from now on, without a callback; undefined: no longer. `areas`
+   * Answers reads of registers from their values in `memory`, at a multiple of 8, from now on, without a callback; undefined: no longer. `areas`
    * has four numbers each: the region, the offset in it, the size, and where in `memory` it begins. RangeError for areas outside of it.
    * shared/vfio-user/register-memory.ts has the rest.
    */
-  readsFrom(memory: ArrayBuffer | undefined, areas?: Uint32Array): void;
+  readsFrom(memory: Uint8Array | undefined, areas?: Uint32Array): void;
 }
 
 /**

@@ -64,7 +64,7 @@ void RegisterMemory::Set(Napi::Value memory, Napi::Value areas) {
   memory_kept_.Reset();
   areas_kept_.Reset();
   if (memory.IsUndefined()) return;
-  Bytes bytes = ArrayBufferBytes(memory, "memory");
+  Bytes bytes = ByteArray(memory, "memory");
   napi_typedarray_type type;
   size_t length;
   void* data;

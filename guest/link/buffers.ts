@@ -1,5 +1,8 @@
-/** Queues of the device with their buffers in DMA memory: those of the messages, and those that never get one. */
-import { KiB } from "../../shared/limits.js";
+/**
+ * Queues of the device with their buffers in DMA memory: those of the messages, and those that never get one, with which
+ * register memory lies.
+ */
+import { KiB, MAX_REGISTER_MEMORY } from "../../shared/limits.js";
 import { DriverQueue, RING_ALIGNMENT, ringBytes } from "../../shared/virtqueue/driver.js";
 import type { DmaMemory, PciFunction } from "../vfio/pci-function.js";
 
@@ -38,9 +41,20 @@ export class Buffers {
   }
 }
 
-/** Rings for `count` queues that never get a buffer. */
-export function emptyQueues(pci: PciFunction, count: number): DriverQueue[] {
-  const stride = Math.ceil(ringBytes(EMPTY_QUEUE_SIZE) / RING_ALIGNMENT) * RING_ALIGNMENT;
-  const memory = pci.allocate(Math.max(1, count) * stride);
-  return Array.from({ length: count }, (_, index) => new DriverQueue(EMPTY_QUEUE_SIZE, memory, index * stride));
+/** Rings for `count` queues that never get a buffer, and register memory, in one piece of DMA memory. */
+export class SmallMemory {
+  readonly queues: readonly DriverQueue[];
+  /** MAX_REGISTER_MEMORY bytes, zeros, and where they are for the device. */
+  readonly registers: Uint8Array<ArrayBuffer>;
+  readonly registersAddress: number;
+
+  constructor(pci: PciFunction, count: number) {
+    const stride = Math.ceil(ringBytes(EMPTY_QUEUE_SIZE) / RING_ALIGNMENT) * RING_ALIGNMENT;
+    const memory = pci.allocate(MAX_REGISTER_MEMORY + count * stride);
+    this.registers = new Uint8Array(memory.buffer, 0, MAX_REGISTER_MEMORY);
+    this.registersAddress = memory.address;
+    this.queues = Array.from({ length: count }, (_, index) => {
+      return new DriverQueue(EMPTY_QUEUE_SIZE, memory, MAX_REGISTER_MEMORY + index * stride);
+    });
+  }
 }

@@ -97,10 +97,10 @@ export interface Link {
   /** Makes `count` eventfds for a region; `signalled` is called with their index. As `allocateMemory`. */
   allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents>;
   /**
-   * Makes memory, zeros, from which reads of these registers are answered; see RegisterMirror. Only before `open`, once.
-   * Undefined when there is none to be had: then all reads come to the device.
+   * Gives memory, zeros, from which reads of these registers are answered; see RegisterMirror. `size`: at most
+   * MAX_REGISTER_MEMORY bytes. Only before `open`, once. Undefined when there is none to be had: then all reads come to the device.
    */
-  allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined>;
+  shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined>;
   /** Starts to serve `endpoint`; resolves when clients can connect. */
   open(endpoint: Endpoint): Promise<void>;
   /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */

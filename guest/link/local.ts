@@ -84,10 +84,10 @@ export class LocalLink implements Link, Backend {
     return this.#sharing.allocateEvents(count, signalled);
   }
 
-  async allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer>> {
-    const buffer = new ArrayBuffer(size);
-    this.#registers = new RegisterMemory(buffer, areas);
-    return new Uint8Array(buffer);
+  async shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer>> {
+    const bytes = new Uint8Array(new ArrayBuffer(size));
+    this.#registers = new RegisterMemory(bytes, areas);
+    return bytes;
   }
 
   /** @throws UserError when the socket cannot be had */

@@ -5,18 +5,8 @@
 import { inBounds, isAligned } from "../../shared/bits.js";
 import { ProtocolError, UserError } from "../../shared/errors.js";
 import { PAGE_SIZE } from "../../shared/limits.js";
-import {
-  AllocateEvents,
-  AllocateMemory,
-  AllocateRegisters,
-  LinkCommand,
-  MemoryAllocated,
-  MemoryArea,
-  RegisterArea as RegisterAreaEntry,
-  RegistersAllocated,
-} from "../../shared/spec/link.js";
+import { AllocateEvents, AllocateMemory, LinkCommand, MemoryAllocated, MemoryArea } from "../../shared/spec/link.js";
 import { getU64 } from "../../shared/struct/struct.js";
-import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 import type { Area, IoEvents, SharedMemory, Window } from "./link.js";
 import type { Requests } from "./requests.js";
 
@@ -48,16 +38,6 @@ export class VirtioSharing {
     const descriptors = Array.from({ length: count }, (_, n) => reply.getUint32(4 * n, true));
     for (const [index, handle] of descriptors.entries()) this.#events.set(handle, () => signalled(index));
     return { descriptors };
-  }
-
-  /** Rejects with UserError when the bridge does not give it. */
-  async allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer>> {
-    const body = Buffer.concat([
-      AllocateRegisters.encode({ size, areas: areas.length }),
-      ...areas.map((area) => RegisterAreaEntry.encode({ ...area })),
-    ]);
-    const reply = await this.#ask(LinkCommand.ALLOCATE_REGISTERS, body, RegistersAllocated.size);
-    return this.#view(RegistersAllocated.view(reply).windowOffset, size);
   }
 
   /** The client signalled an eventfd. @throws ProtocolError when it is none of ours */

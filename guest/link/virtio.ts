@@ -1,7 +1,7 @@
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
 import { MAX_PENDING_COMMANDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { LinkCommand, Queue } from "../../shared/spec/link.js";
+import { LinkCommand, Queue, RegisterArea as RegisterAreaEntry, ShareRegisters } from "../../shared/spec/link.js";
 import { Header, HeaderFlags, Irq } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
@@ -9,7 +9,7 @@ import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 import { pageAligned } from "../page-aligned.js";
 import type { PciFunction } from "../vfio/pci-function.js";
 import type { VirtioPci } from "../virtio-pci/transport.js";
-import { emptyQueues } from "./buffers.js";
+import { SmallMemory } from "./buffers.js";
 import { ClientCommands } from "./client-commands.js";
 import { LinkPendingCommand } from "./command.js";
 import type { Copies } from "./copies.js";
@@ -61,6 +61,8 @@ export class VirtioLink implements Link {
   /** Undefined before `open`. */
   #commands: ClientCommands | undefined;
   #endpoint: Endpoint | undefined;
+  /** Undefined before `#bringUp`. */
+  #small: SmallMemory | undefined;
   readonly #numDoorbells: number;
   #statusPoll: NodeJS.Timeout | undefined;
   #state: "new" | "open" | "broken" | "closed" = "new";
@@ -104,12 +106,19 @@ export class VirtioLink implements Link {
     return this.#sharing.allocateEvents(region, count, signalled);
   }
 
-  async allocateRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined> {
+  async shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined> {
     this.#bringUp();
+    if (this.#small === undefined) return undefined;
+    const { registers, registersAddress: address } = this.#small;
+    const body = Buffer.concat([
+      ShareRegisters.encode({ address, size, areas: areas.length }),
+      ...areas.map((area) => RegisterAreaEntry.encode({ ...area })),
+    ]);
     try {
-      return await this.#sharing.allocateRegisters(size, areas);
+      await this.#requests.send(LinkCommand.SHARE_REGISTERS, body);
+      return registers.subarray(0, size);
     } catch (error) {
-      if (!(error instanceof UserError)) throw error;
+      if (!(error instanceof ProtocolError)) throw error;
       this.#log.warn({ reason: error.message }, "reads of registers all come to the device");
       return undefined;
     }
@@ -150,7 +159,8 @@ export class VirtioLink implements Link {
     this.#messages.enable();
     transport.enableQueue(Queue.COPY, this.#copies.queue, true);
     const doorbells = transport.numQueues - Queue.FIRST_DOORBELL;
-    for (const [n, queue] of emptyQueues(this.#pci, doorbells).entries()) {
+    this.#small = new SmallMemory(this.#pci, doorbells);
+    for (const [n, queue] of this.#small.queues.entries()) {
       transport.enableQueue(Queue.FIRST_DOORBELL + n, queue, false);
     }
     transport.enableConfigInterrupt();

@@ -4,7 +4,7 @@
  * register, stays with the device.
  */
 import { alignUp } from "../../shared/bits.js";
-import { MAX_REGISTER_AREAS, MAX_REGISTER_MEMORY, PAGE_SIZE } from "../../shared/limits.js";
+import { MAX_REGISTER_AREAS, MAX_REGISTER_MEMORY } from "../../shared/limits.js";
 import { RegisterMemoryHead } from "../../shared/spec/link.js";
 import { type RegisterArea, RegisterMemoryState } from "../../shared/vfio-user/register-memory.js";
 import type { RegisterFile } from "./registers.js";
@@ -28,7 +28,7 @@ const ALIGNMENT = 8;
 export class RegisterMirror {
   /** What the memory is to hold; what finds no room is left out. */
   readonly areas: readonly RegisterArea[];
-  /** Bytes, in whole pages. */
+  /** Bytes. */
   readonly size: number;
   readonly #placed: readonly PlacedFile[];
   #state: RegisterMemoryState | undefined;
@@ -47,7 +47,7 @@ export class RegisterMirror {
       end = place + file.size;
     }
     this.areas = areas;
-    this.size = alignUp(end, PAGE_SIZE);
+    this.size = end;
     this.#placed = placed;
   }
 

@@ -12,18 +12,17 @@ import {
   MAX_REGISTER_AREAS,
   MAX_REGISTER_MEMORY,
   MAX_SHARED_PARTS,
-  PAGE_SIZE,
 } from "../../shared/limits.js";
 import {
   ABI_VERSION,
   AllocateEvents,
   AllocateMemory,
-  AllocateRegisters,
   Hello,
   HelloFlags,
   MemoryArea,
   RegisterArea,
   RegisterMemoryHead,
+  ShareRegisters,
 } from "../../shared/spec/link.js";
 import {
   Command,
@@ -81,15 +80,15 @@ export function parseAllocateEvents(data: DataView, offset: number, length: numb
   return { region, count };
 }
 
-/** Reads the body of ALLOCATE_REGISTERS. @throws ProtocolError */
-export function parseAllocateRegisters(data: DataView, offset: number, length: number) {
-  if (length < AllocateRegisters.size) throw new ProtocolError(`ALLOCATE_REGISTERS of ${length} bytes`);
-  const { size, areas: count } = AllocateRegisters.view(data, offset);
-  if (size === 0 || size > MAX_REGISTER_MEMORY || !isAligned(size, PAGE_SIZE)) {
-    throw new ProtocolError(`${size} bytes of register memory`);
+/** Reads the body of SHARE_REGISTERS. @throws ProtocolError */
+export function parseShareRegisters(data: DataView, offset: number, length: number) {
+  if (length < ShareRegisters.size) throw new ProtocolError(`SHARE_REGISTERS of ${length} bytes`);
+  const { address, size, areas: count } = ShareRegisters.view(data, offset);
+  if (size < RegisterMemoryHead.size || size > MAX_REGISTER_MEMORY || !isAligned(address, 8)) {
+    throw new ProtocolError(`${size} bytes of register memory at ${address}`);
   }
-  if (count > MAX_REGISTER_AREAS || length !== AllocateRegisters.size + count * RegisterArea.size) {
-    throw new ProtocolError(`ALLOCATE_REGISTERS of ${count} areas in ${length} bytes`);
+  if (count > MAX_REGISTER_AREAS || length !== ShareRegisters.size + count * RegisterArea.size) {
+    throw new ProtocolError(`SHARE_REGISTERS of ${count} areas in ${length} bytes`);
   }
   const view = RegisterArea.view();
   const areas = Array.from({ length: count }, (_, n) => {
@@ -98,13 +97,13 @@ export function parseAllocateRegisters(data: DataView, offset: number, length: n
       offset: start,
       size: bytes,
       place,
-    } = view.at(data, offset + AllocateRegisters.size + n * RegisterArea.size);
+    } = view.at(data, offset + ShareRegisters.size + n * RegisterArea.size);
     if (place < RegisterMemoryHead.size || !inBounds(place, bytes, size)) {
       throw new ProtocolError(`registers of ${bytes} bytes at ${place} of their memory`);
     }
     return { region, offset: start, size: bytes, place };
   });
-  return { size, areas };
+  return { address, size, areas };
 }
 
 /** Bytes of a HELLO's body with that many regions. */

@@ -3,16 +3,17 @@
  * operation"), the commands that bring it from one to the next, and what it has of the bridge: doorbells, DMA messages, copies,
  * shared memory. All of that is dropped when it stops.
  */
-import { isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, Header } from "../../shared/spec/vfio-user.js";
 import type { ClientMemory, ClientVersion, DeviceSummary } from "../../shared/vfio-user/backend.js";
-import type { RegisterMemory } from "../../shared/vfio-user/register-memory.js";
+import { RegisterMemory } from "../../shared/vfio-user/register-memory.js";
+import { bytesAt } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
-import { parseHello } from "./checks.js";
+import { parseHello, parseShareRegisters } from "./checks.js";
 import { Conversation } from "./conversation.js";
 import type { CopiedMemory } from "./copied-memory.js";
 import { Copies } from "./copies.js";
@@ -53,6 +54,8 @@ export class DeviceProcess {
   /** It said that it wants no driver-VM memory in its window. */
   isolated = false;
   hellos = 0;
+  /** From which reads of its registers are answered; undefined where it does not share them. */
+  registers: RegisterMemory | undefined;
   readonly conversation: Conversation;
   readonly doorbells = new Doorbells();
   readonly dma: DmaRelay;
@@ -93,11 +96,6 @@ export class DeviceProcess {
   /** Doorbell queues of the device. */
   get doorbellQueues(): number {
     return Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
-  }
-
-  /** From which reads of its registers are answered. */
-  get registers(): RegisterMemory | undefined {
-    return this.#sharing.registers;
   }
 
   attach(backEnd: BackEnd): void {
@@ -143,6 +141,7 @@ export class DeviceProcess {
     this.state = state;
     this.#era++;
     this.#allocating = false;
+    this.registers = undefined;
     this.dma.drop();
     this.doorbells.detach();
     this.#sharing.left(this.#owner.client !== undefined);
@@ -155,7 +154,9 @@ export class DeviceProcess {
   #command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
     if (command === LinkCommand.HELLO) {
       this.#hello(id, data, length);
-    } else if (isAllocation(command)) {
+    } else if (command === LinkCommand.SHARE_REGISTERS) {
+      this.#shareRegisters(id, data, length);
+    } else if (command === LinkCommand.ALLOCATE_MEMORY || command === LinkCommand.ALLOCATE_EVENTS) {
       this.#allocate(id, command, data, length);
     } else if (this.state === "absent") {
       throw new ProtocolError(`command ${command} before HELLO`);
@@ -176,6 +177,20 @@ export class DeviceProcess {
     const most = this.#owner.client?.version.maxMessageFds ?? 0;
     if (!this.summary || handles.length > most) throw new ProtocolError(`${handles.length} fds for the client`);
     return this.#sharing.resolve(command, body, handles, this.summary);
+  }
+
+  /** It is memory of the device VM's own: nothing of the client's is in it, and the window is not touched. */
+  #shareRegisters(id: number, data: DataView, length: number): void {
+    if (this.state === "ready" || this.state === "connected") throw new ProtocolError("SHARE_REGISTERS after HELLO");
+    const { address, size, areas } = parseShareRegisters(data, Header.size, length - Header.size);
+    const memory = this.#backEnd?.queue(Queue.TO_DEVICE)?.memory;
+    const bytes = memory && bytesAt(memory, address, size);
+    if (bytes === undefined) {
+      this.conversation.refuse(id, LinkCommand.SHARE_REGISTERS, Errno.EFAULT);
+      return;
+    }
+    this.registers = new RegisterMemory(bytes, areas);
+    this.conversation.answer(id, LinkCommand.SHARE_REGISTERS);
   }
 
   /** From the first of ALLOCATE_* on the window may be changed. */
@@ -214,6 +229,8 @@ export class DeviceProcess {
       this.summary = summary;
       this.isolated = isolated;
       this.#sharing.checkAgainst(summary);
+      if (this.registers?.fits(summary.regionSizes) === false)
+        throw new ProtocolError("registers outside of their region");
     } catch (error) {
       this.conversation.refuse(id, LinkCommand.HELLO, (error as ProtocolError).errno);
       throw error;
@@ -241,9 +258,4 @@ export class DeviceProcess {
       this.conversation.answer(id, LinkCommand.QUIESCE);
     });
   }
-}
-
-function isAllocation(command: number): boolean {
-  const { ALLOCATE_MEMORY, ALLOCATE_EVENTS, ALLOCATE_REGISTERS } = LinkCommand;
-  return command === ALLOCATE_MEMORY || command === ALLOCATE_EVENTS || command === ALLOCATE_REGISTERS;
 }

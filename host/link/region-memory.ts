@@ -12,10 +12,9 @@ import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/lim
 import { NO_REGION } from "../../shared/spec/link.js";
 import type { Window } from "../vhost-user/window.js";
 import { isSharable } from "./checks.js";
-import { createSealed } from "./memfd.js";
 import type { Places } from "./places.js";
 
-const NAME = "vfio-user-region";
+const SEALS = native.F_SEAL_GROW | native.F_SEAL_SHRINK | native.F_SEAL_SEAL;
 const NO_HANDLE = 0;
 
 /** Of a region: whole pages. */
@@ -129,7 +128,7 @@ export class RegionMemories {
     for (const memory of this.#memories.values()) {
       if (!memory.stale) continue;
       const old = memory.fd;
-      memory.fd = createSealed(NAME, memory.size);
+      memory.fd = createSealed(memory.size);
       native.close(old);
       for (const area of memory.areas) {
         const { windowOffset, size } = area;
@@ -163,7 +162,7 @@ export class RegionMemories {
   #make(region: number, asked: readonly Part[]): RegionMemory {
     const areas = asked.map(({ offset, size }) => ({ offset, size, windowOffset: -1 }));
     const size = Math.max(...areas.map((area) => area.offset + area.size));
-    const memory = { region, areas, size, fd: createSealed(NAME, size), handle: NO_HANDLE, stale: false };
+    const memory = { region, areas, size, fd: createSealed(size), handle: NO_HANDLE, stale: false };
     this.#memories.set(region, memory);
     return memory;
   }
@@ -211,6 +210,17 @@ export class RegionMemories {
     this.#leaveWindow(memory);
     this.#memories.delete(memory.region);
     native.close(memory.fd);
+  }
+}
+
+function createSealed(size: number): number {
+  const fd = native.createMemory("vfio-user-region", size, false);
+  try {
+    native.addSeals(fd, SEALS);
+    return fd;
+  } catch (error) {
+    native.close(fd);
+    throw error;
   }
 }
 

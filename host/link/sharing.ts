@@ -1,20 +1,18 @@
 /**
- * What a device process shares with the client, as one thing: memory (region-memory.ts), eventfds (io-events.ts), the handles
- * by which the process names them (handles.ts), and its registers' values, which the bridge reads for the client (registers.ts).
+ * What a device process shares with the client, as one thing: memory (region-memory.ts), eventfds (io-events.ts), and the
+ * handles by which the process names them (handles.ts).
  */
 import { ProtocolError } from "../../shared/errors.js";
-import { LinkCommand, MemoryAllocated, RegistersAllocated } from "../../shared/spec/link.js";
+import { LinkCommand, MemoryAllocated } from "../../shared/spec/link.js";
 import { setU64 } from "../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
-import type { RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import type { Window } from "../vhost-user/window.js";
 import { handleBody } from "./bodies.js";
-import { parseAllocateEvents, parseAllocateMemory, parseAllocateRegisters } from "./checks.js";
+import { parseAllocateEvents, parseAllocateMemory } from "./checks.js";
 import { HandleTable } from "./handles.js";
 import { IoEvents } from "./io-events.js";
 import type { Places } from "./places.js";
 import { RegionMemories, type RegionMemory } from "./region-memory.js";
-import { Registers } from "./registers.js";
 
 /** Carries a request out and gives the reply's body. `hasClient`: a client is there, which may have mapped what there is. */
 export type Allocation = (hasClient: boolean) => Promise<Uint8Array<ArrayBuffer>>;
@@ -23,7 +21,6 @@ export class Sharing {
   readonly #memories: RegionMemories;
   readonly #events: IoEvents;
   readonly #handles: HandleTable;
-  readonly #registers: Registers;
   #lastHandle = 0;
 
   /** `forward` sends IO_EVENT; it resolves with the reply, and rejects when none comes. */
@@ -32,7 +29,6 @@ export class Sharing {
     const newHandle = () => ++this.#lastHandle;
     this.#memories = new RegionMemories(window, places, newHandle);
     this.#events = new IoEvents(forward, newHandle);
-    this.#registers = new Registers(window, places);
     this.#handles = new HandleTable(this.#memories, this.#events);
   }
 
@@ -46,20 +42,11 @@ export class Sharing {
     return this.#memories.stale;
   }
 
-  /** From which the client's reads are answered; undefined when the device process has none. */
-  get registers(): RegisterMemory | undefined {
-    return this.#registers.memory;
-  }
-
-  /** Reads one of ALLOCATE_*, whose body is data[offset, offset + length). @throws ProtocolError */
+  /** Reads ALLOCATE_MEMORY or ALLOCATE_EVENTS, whose body is data[offset, offset + length). @throws ProtocolError */
   parse(command: number, data: DataView, offset: number, length: number): Allocation {
     if (command === LinkCommand.ALLOCATE_MEMORY) {
       const { region, areas } = parseAllocateMemory(data, offset, length);
       return async (hasClient) => memoryBody(await this.#memories.allocate(region, areas, hasClient));
-    }
-    if (command === LinkCommand.ALLOCATE_REGISTERS) {
-      const { size, areas } = parseAllocateRegisters(data, offset, length);
-      return async () => RegistersAllocated.encode({ windowOffset: await this.#registers.allocate(size, areas) });
     }
     const { region, count } = parseAllocateEvents(data, offset, length);
     return async () => handleBody(this.#events.allocate(region, count));
@@ -67,7 +54,6 @@ export class Sharing {
 
   /** @throws ProtocolError when there is memory outside of these regions */
   checkAgainst({ regionSizes }: DeviceSummary): void {
-    if (!this.#registers.fitInto(regionSizes)) throw new ProtocolError("registers outside of their region");
     if (!this.#memories.fitInto(regionSizes)) throw new ProtocolError("memory outside of its region");
   }
 
@@ -88,14 +74,12 @@ export class Sharing {
 
   /** The device stopped, and QEMU dropped all that was mapped. */
   forget(hasClient: boolean): void {
-    this.#registers.forget();
     this.#memories.forget(hasClient);
   }
 
   /** Takes the memory out of the window. Never rejects. */
-  async takeBack(hasClient: boolean): Promise<void> {
-    await this.#registers.takeBack();
-    await this.#memories.takeBack(hasClient);
+  takeBack(hasClient: boolean): Promise<void> {
+    return this.#memories.takeBack(hasClient);
   }
 
   /** The client is gone; what a device process has is stale until `renew`. */
@@ -112,7 +96,7 @@ export class Sharing {
   /** Closes all fds; the device has stopped. */
   close(): void {
     this.#events.forget(false);
-    this.forget(false);
+    this.#memories.forget(false);
   }
 }
 

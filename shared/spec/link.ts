@@ -66,8 +66,8 @@ export const LinkCommand = {
   ALLOCATE_EVENTS: 0x106,
   /** Bridge to device process: the client signalled such an eventfd. The next one for it comes after the reply. */
   IO_EVENT: 0x107,
-  /** Device process to bridge, before HELLO: memory for its registers' values, by which the bridge answers reads. */
-  ALLOCATE_REGISTERS: 0x108,
+  /** Device process to bridge, before HELLO: memory with its registers' values, by which the bridge answers reads. */
+  SHARE_REGISTERS: 0x108,
 } as const;
 
 /**
@@ -104,12 +104,11 @@ export const MemoryAllocated = struct({ handle: "u32", reserved: 4 });
 export const AllocateEvents = struct({ region: "u32", count: "u32" });
 export const IoEvent = struct({ handle: "u32", reserved: 4 });
 
-/** ALLOCATE_REGISTERS: `size` bytes in whole pages; `areas` RegisterArea follow. */
-export const AllocateRegisters = struct({ size: "u32", areas: "u32" });
+/** SHARE_REGISTERS: `size` bytes of the device VM's memory, `address` as in a queue's descriptors; `areas` RegisterArea follow. */
+export const ShareRegisters = struct({ address: "u64", size: "u32", areas: "u32" });
 /** Bytes [offset, offset + size) of a region are in the memory from `place` on. */
 export const RegisterArea = struct({ region: "u32", offset: "u32", size: "u32", place: "u32" });
-export const RegistersAllocated = struct({ windowOffset: "u64" });
-/** How the memory begins. The bridge counts in `writesSent` what it passes on, the device process in `writesDone` what it has dealt with. */
+/** How the memory begins, at a multiple of 8. The bridge counts in `writesSent` what it passes on, the device process in `writesDone` what it has dealt with. */
 export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32", valid: "u32", reserved: 4 });
 
 /**

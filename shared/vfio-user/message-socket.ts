@@ -75,7 +75,7 @@ export class MessageSocket implements SocketIo {
   }
 
   readsFrom(memory: RegisterMemory | undefined): void {
-    this.stream.readsFrom(memory?.buffer, memory?.areas);
+    this.stream.readsFrom(memory?.bytes, memory?.areas);
   }
 
   mayRead(may: boolean): void {

@@ -32,14 +32,21 @@ export class RegisterMemory {
   /** Four numbers for each area, as native `Stream.readsFrom` takes them. */
   readonly areas: Uint32Array;
   readonly #head: Int32Array;
+  readonly #ends: readonly { readonly region: number; readonly end: number }[];
 
-  /** `buffer`: RegisterMemoryHead, and all areas. */
+  /** `bytes`: RegisterMemoryHead, and all areas. */
   constructor(
-    readonly buffer: ArrayBuffer,
+    readonly bytes: Uint8Array,
     areas: readonly RegisterArea[],
   ) {
     this.areas = Uint32Array.from(areas.flatMap(({ region, offset, size, place }) => [region, offset, size, place]));
-    this.#head = new Int32Array(buffer, 0, RegisterMemoryHead.size / WORD);
+    this.#head = new Int32Array(bytes.buffer, bytes.byteOffset, RegisterMemoryHead.size / WORD);
+    this.#ends = areas.map(({ region, offset, size }) => ({ region, end: offset + size }));
+  }
+
+  /** Whether all registers lie within regions of these sizes. */
+  fits(regionSizes: readonly number[]): boolean {
+    return this.#ends.every(({ region, end }) => end <= (regionSizes[region] ?? 0));
   }
 
   /** A client comes; the device has dealt with all that it was passed. */

@@ -2,6 +2,7 @@
  * What the device side of a virtqueue needs of the memory that its driver lives in: a lookup of guest-physical addresses
  * and the bytes behind them, as a row of ArrayBuffers ("pieces"). Regions are kept by whoever maps them.
  */
+import { inBounds } from "../bits.js";
 
 /** Guest memory as one flat range of offsets, cut into pieces of one ArrayBuffer each. */
 export interface RingMemory {
@@ -24,4 +25,14 @@ export function copyBytes(source: Uint8Array, from: number, target: Uint8Array, 
   } else {
     target.set(source.subarray(from, from + length), to);
   }
+}
+
+/** The bytes at an address, or undefined when they are not all in one region and one piece. */
+export function bytesAt(memory: RingMemory, address: number, length: number): Uint8Array | undefined {
+  const offset = memory.locate(address, length);
+  if (offset < 0) return undefined;
+  const index = Math.floor(offset / memory.pieceSize);
+  const start = offset - index * memory.pieceSize;
+  const piece = memory.bytes(index);
+  return inBounds(start, length, piece.length) ? piece.subarray(start, start + length) : undefined;
 }

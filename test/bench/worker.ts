@@ -29,7 +29,7 @@ const link: Link = {
   closed: new Promise(() => {}),
   allocateMemory: notUsed,
   allocateEvents: notUsed,
-  allocateRegisters: notUsed,
+  shareRegisters: notUsed,
   open: notUsed,
   trigger: notUsed,
   readMemory: notUsed,

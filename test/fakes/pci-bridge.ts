@@ -205,11 +205,11 @@ export class PciBridge implements PciFunction {
     }
   }
 
-  /** Has no memory for registers, and answers HELLO. */
+  /** Does not take register memory, and answers HELLO. */
   async welcome(): Promise<Received> {
     let hello = await this.receive();
-    if (hello.command === LinkCommand.ALLOCATE_REGISTERS) {
-      this.reply(hello, undefined, Errno.ENOSPC);
+    if (hello.command === LinkCommand.SHARE_REGISTERS) {
+      this.reply(hello, undefined, Errno.EFAULT);
       hello = await this.receive();
     }
     if (hello.command !== LinkCommand.HELLO) throw new Error(`command ${hello.command} came before HELLO`);

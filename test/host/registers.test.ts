@@ -1,31 +1,22 @@
 /** Register memory at the bridge: when reads come from it, and device processes that ask for what cannot be. */
 import test from "ava";
 import { Errno } from "../../shared/errors.js";
-import { MiB } from "../../shared/limits.js";
-import {
-  AllocateRegisters,
-  LinkCommand,
-  NO_REGION,
-  RegisterArea,
-  RegisterMemoryHead,
-  RegistersAllocated,
-} from "../../shared/spec/link.js";
+import { LinkCommand, RegisterArea, RegisterMemoryHead, ShareRegisters } from "../../shared/spec/link.js";
 import { Command, Region } from "../../shared/spec/vfio-user.js";
 import type { Client } from "../../shared/vfio-user/client.js";
 import type { FrontEnd } from "../fakes/front-end.js";
-import { WINDOW_BAR } from "../fakes/front-end-config.js";
 import { BAR_SIZE, message, type TestDevice } from "../fakes/front-end-device.js";
 import { setUp } from "./set-up.js";
 import { allocateMemory, PARTS, refusal, registersBody } from "./sharing-set-up.js";
 
-const { ALLOCATE_REGISTERS } = LinkCommand;
+const { SHARE_REGISTERS } = LinkCommand;
 
 /** The device process starts again, with 16 registers of BAR 0, each with 0x5a in memory and 0 in the device. */
 async function startWithRegisters(frontEnd: FrontEnd, device: TestDevice) {
   device.start();
-  const reply = await device.request(ALLOCATE_REGISTERS, new Uint8Array(registersBody(Region.BAR0)));
-  const window = frontEnd.memory(WINDOW_BAR, 0, frontEnd.windowSize);
-  const memory = new DataView(window, RegistersAllocated.view(reply.data).windowOffset, 0x1000);
+  const { buffer, address } = frontEnd.allocate(0x1000);
+  await device.request(SHARE_REGISTERS, new Uint8Array(registersBody(address, Region.BAR0)));
+  const memory = new DataView(buffer);
   for (let n = 0; n < 16; n++) memory.setUint8(RegisterMemoryHead.size + n, 0x5a);
   const head = RegisterMemoryHead.view(memory);
   head.valid = 1;
@@ -92,30 +83,30 @@ test("without the device process they are all ones, and the next one has memory 
   t.is(await readByte(client), 0xff);
 });
 
+const shared = (fields: Parameters<typeof ShareRegisters.encode>[0], areas = 0) =>
+  Buffer.concat([
+    ShareRegisters.encode({ address: 0x1000, size: 0x1000, areas, ...fields }),
+    ...Array.from({ length: areas }, () => RegisterArea.encode({ size: 4, place: 16 })),
+  ]);
 const refused: Record<string, Buffer> = {
   "an empty body": Buffer.alloc(0),
-  "a part of an area": registersBody(0).subarray(0, -1),
-  "more areas than there are": Buffer.concat([
-    AllocateRegisters.encode({ size: 0x1000, areas: 2 }),
-    RegisterArea.encode({ size: 4, place: 16 }),
-  ]),
-  "too many areas": Buffer.concat([
-    AllocateRegisters.encode({ size: 0x1000, areas: 65 }),
-    ...Array.from({ length: 65 }, () => RegisterArea.encode({ size: 4, place: 16 })),
-  ]),
-  "no memory": Buffer.from(AllocateRegisters.encode({ size: 0, areas: 0 })),
-  "memory that is not in pages": Buffer.from(AllocateRegisters.encode({ size: 0x1001, areas: 0 })),
-  "too much memory": Buffer.from(AllocateRegisters.encode({ size: 0x11000, areas: 0 })),
-  "registers in the head": registersBody(0, { place: 12 }),
-  "registers outside of the memory": registersBody(0, { place: 0xff1 }),
-  "registers far outside": registersBody(0, { place: 0xffff_fff0 }),
-  "registers of 4 GiB": registersBody(0, { size: 0xffff_ffff }),
+  "a part of an area": registersBody(0, 0).subarray(0, -1),
+  "more areas than there are": shared({ areas: 2 }, 1),
+  "too many areas": shared({}, 65),
+  "no memory": shared({ size: 0 }),
+  "memory without room for its head": shared({ size: 15 }),
+  "too much memory": shared({ size: 0x10001 }),
+  "memory that is not aligned": shared({ address: 0x1004 }),
+  "registers in the head": registersBody(0, 0, { place: 12 }),
+  "registers outside of the memory": registersBody(0, 0, { place: 0xff1 }),
+  "registers far outside": registersBody(0, 0, { place: 0xffff_fff0 }),
+  "registers of 4 GiB": registersBody(0, 0, { size: 0xffff_ffff }),
 };
 for (const [name, body] of Object.entries(refused)) {
   test(`a device process that asks for ${name} breaks the link, and may start again`, async (t) => {
     const { frontEnd, device, connect, bridge } = await setUp(t);
     device.start();
-    device.sendRaw(message(1, ALLOCATE_REGISTERS, 0, new Uint8Array(body)));
+    device.sendRaw(message(1, SHARE_REGISTERS, 0, new Uint8Array(body)));
     await bridge.logged(/broke the link/);
     await startWithRegisters(frontEnd, device);
     t.is(await readByte(await connect()), 0x5a);
@@ -131,7 +122,8 @@ for (const [name, fields] of Object.entries({
   test(`HELLO with a register ${name} is refused`, async (t) => {
     const { frontEnd, device, connect } = await setUp(t);
     device.start();
-    await device.request(ALLOCATE_REGISTERS, new Uint8Array(registersBody(Region.BAR0, fields)));
+    const { address } = frontEnd.allocate(0x1000);
+    await device.request(SHARE_REGISTERS, new Uint8Array(registersBody(address, Region.BAR0, fields)));
     const hello = await device.request(LinkCommand.HELLO, device.hello());
     t.is(hello.errno, Errno.EINVAL);
     await startWithRegisters(frontEnd, device);
@@ -139,24 +131,35 @@ for (const [name, fields] of Object.entries({
   });
 }
 
-test("there is register memory once, and beside other memory", async (t) => {
-  const { frontEnd, device, connect } = await setUp(t);
+test("the last register memory counts, until HELLO; and it is beside other memory", async (t) => {
+  const { frontEnd, device, connect, bridge } = await setUp(t);
   device.start();
   await allocateMemory(device, Region.BAR0, PARTS);
-  t.is((await device.request(ALLOCATE_REGISTERS, new Uint8Array(registersBody(0)))).errno, 0);
-  t.is((await device.request(ALLOCATE_REGISTERS, new Uint8Array(registersBody(0)))).errno, Errno.EEXIST);
+  const [first, second] = [frontEnd.allocate(0x1000), frontEnd.allocate(0x1000)];
+  for (const { address } of [first, second]) {
+    t.is((await device.request(SHARE_REGISTERS, new Uint8Array(registersBody(address, 0)))).errno, 0);
+  }
   t.is((await device.request(LinkCommand.HELLO, device.hello())).errno, 0);
   const client = await connect();
+  new Uint8Array(first.buffer, RegisterMemoryHead.size, 16).fill(1);
+  new Uint8Array(second.buffer, RegisterMemoryHead.size, 16).fill(2);
+  RegisterMemoryHead.view(new DataView(first.buffer)).valid = 1;
   // It is not valid yet.
   t.is(await readByte(client), 0);
+  RegisterMemoryHead.view(new DataView(second.buffer)).valid = 1;
+  t.is(await readByte(client), 2);
+  device.sendRaw(message(1, SHARE_REGISTERS, 0, new Uint8Array(registersBody(first.address, 0))));
+  await bridge.logged(/broke the link/);
   t.deepEqual(frontEnd.complaints, []);
 });
 
-test("a window without room has none, and the device works all the same", async (t) => {
-  const { device, connect } = await setUp(t, { windowSize: "1M" });
-  device.start();
-  await allocateMemory(device, NO_REGION, [{ offset: 0, size: MiB }]);
-  t.is((await device.request(ALLOCATE_REGISTERS, new Uint8Array(registersBody(0)))).errno, Errno.ENOSPC);
+test("memory that is not there is refused, and the device works all the same", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const { address } = frontEnd.allocate(0x1000);
+  for (const wrong of [2 ** 40, 2 ** 53 - 8, address + 2 ** 30]) {
+    device.start();
+    t.is((await device.request(SHARE_REGISTERS, new Uint8Array(registersBody(wrong, 0)))).errno, Errno.EFAULT);
+  }
   t.is((await device.request(LinkCommand.HELLO, device.hello())).errno, 0);
   t.is(await readByte(await connect()), 0);
 });

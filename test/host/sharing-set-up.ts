@@ -6,13 +6,13 @@ import { MAX_SHARED_PARTS } from "../../shared/limits.js";
 import {
   AllocateEvents,
   AllocateMemory,
-  AllocateRegisters,
   LinkCommand,
   MemoryAllocated,
   MemoryArea,
   NO_REGION,
   RegisterArea,
   RegisterMemoryHead,
+  ShareRegisters,
 } from "../../shared/spec/link.js";
 import {
   Command,
@@ -52,10 +52,14 @@ export const allocateMemory = (device: TestDevice, region: number, parts: readon
 export const allocateEvents = (device: TestDevice, region: number, count: number) =>
   device.request(LinkCommand.ALLOCATE_EVENTS, AllocateEvents.encode({ region, count }));
 
-/** ALLOCATE_REGISTERS of one page, with 16 bytes of `region` from its start right behind the memory's head. */
-export const registersBody = (region: number, fields: Parameters<typeof RegisterArea.encode>[0] = {}) =>
+/** SHARE_REGISTERS of one page at `address`, with 16 bytes of `region` from its start right behind the memory's head. */
+export const registersBody = (
+  address: number,
+  region: number,
+  fields: Parameters<typeof RegisterArea.encode>[0] = {},
+) =>
   Buffer.concat([
-    AllocateRegisters.encode({ size: 0x1000, areas: 1 }),
+    ShareRegisters.encode({ address, size: 0x1000, areas: 1 }),
     RegisterArea.encode({ region, offset: 0, size: 0x10, place: RegisterMemoryHead.size, ...fields }),
   ]);
 

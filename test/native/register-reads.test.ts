@@ -25,7 +25,7 @@ function registers(t: ExecutionContext) {
   const head = RegisterMemoryHead.view(new DataView(memory.buffer));
   head.valid = 1;
   for (let n = 0; n < SIZE; n++) memory[PLACE + n] = 0xa0 + n;
-  stream.readsFrom(memory.buffer, Uint32Array.of(REGION, OFFSET, SIZE, PLACE));
+  stream.readsFrom(memory, Uint32Array.of(REGION, OFFSET, SIZE, PLACE));
   let called = () => {};
   const poll = new native.Poll(near, () => called(), stream);
   poll.start(native.POLL_READABLE);
@@ -134,7 +134,7 @@ const states: Record<string, (all: Registers) => void> = {
     head.valid = 0;
   },
   "the memory was taken away": ({ stream }) => stream.readsFrom(undefined),
-  "there are no areas": ({ stream, memory }) => stream.readsFrom(memory.buffer, new Uint32Array(0)),
+  "there are no areas": ({ stream, memory }) => stream.readsFrom(memory, new Uint32Array(0)),
 };
 for (const [name, act] of Object.entries(states)) {
   test(`left to the owner when ${name}`, async (t) => {
@@ -190,12 +190,12 @@ test("areas lie within the memory", (t) => {
   const wrong =
     (...area: number[]) =>
     () =>
-      stream.readsFrom(memory.buffer, Uint32Array.from(area));
+      stream.readsFrom(memory, Uint32Array.from(area));
   t.throws(wrong(0, 0, 16, 4081), { instanceOf: RangeError });
   t.throws(wrong(0, 0, 0xffff_ffff, 16), { instanceOf: RangeError });
   t.throws(wrong(0, 0, 4097, 0), { instanceOf: RangeError });
   t.throws(wrong(0, 0, 16), { instanceOf: RangeError });
-  t.throws(() => stream.readsFrom(new ArrayBuffer(8), new Uint32Array(0)), { instanceOf: RangeError });
-  t.throws(() => stream.readsFrom(memory.buffer), { instanceOf: TypeError });
-  t.throws(() => stream.readsFrom({} as ArrayBuffer, new Uint32Array(0)), { instanceOf: TypeError });
+  t.throws(() => stream.readsFrom(new Uint8Array(8), new Uint32Array(0)), { instanceOf: RangeError });
+  t.throws(() => stream.readsFrom(memory), { instanceOf: TypeError });
+  t.throws(() => stream.readsFrom({} as Uint8Array, new Uint32Array(0)), { instanceOf: TypeError });
 });

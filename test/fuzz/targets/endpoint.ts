@@ -96,7 +96,7 @@ function fakeLink(random: () => Choices): { link: Link; window: Uint8Array } {
       areas: areas.map(({ size }) => new Uint8Array(size)),
     }),
     allocateEvents: async (_region, count) => ({ descriptors: Array.from({ length: count }, (_, n) => 2 + n) }),
-    allocateRegisters: async (size) => new Uint8Array(size),
+    shareRegisters: async (size) => new Uint8Array(size),
     open: async () => {},
     trigger: (index, vector) => assert.ok(index < 5 && vector < 2048),
     readMemory: (_address, target) => memory(target, true),

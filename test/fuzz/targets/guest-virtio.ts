@@ -10,7 +10,6 @@ import { UserError } from "../../../shared/errors.js";
 import {
   AllocateEvents,
   AllocateMemory,
-  AllocateRegisters,
   ClientConnected,
   ClientGone,
   CopyStatus,
@@ -20,7 +19,6 @@ import {
   MemoryArea,
   NO_DOORBELL,
   Queue,
-  RegistersAllocated,
 } from "../../../shared/spec/link.js";
 import {
   Command,
@@ -137,10 +135,6 @@ function honestReply(message: Buffer): Uint8Array {
     const handles = Uint32Array.from({ length: count }, (_, n) => FIRST_EVENT + n);
     return pack(id, command, HeaderFlags.TYPE_REPLY, new Uint8Array(handles.buffer));
   }
-  if (command === LinkCommand.ALLOCATE_REGISTERS) {
-    const size = message.readUInt32LE(Header.size + AllocateRegisters.offsets.size);
-    return pack(id, command, HeaderFlags.TYPE_REPLY, RegistersAllocated.encode({ windowOffset: WINDOW_SIZE - size }));
-  }
   if (command !== Command.DMA_READ && command !== Command.DMA_WRITE) {
     return pack(id, command, HeaderFlags.TYPE_REPLY, new Uint8Array(0));
   }
@@ -156,9 +150,6 @@ function hostileReply(random: Choices, message: Buffer): Uint8Array {
   const reply = honestReply(message);
   const places = Header.size + MemoryAllocated.size;
   if (command === LinkCommand.ALLOCATE_MEMORY && random.chance(20)) spoil(random, reply, MemoryArea, places - 8);
-  if (command === LinkCommand.ALLOCATE_REGISTERS && random.chance(20)) {
-    spoil(random, reply, RegistersAllocated, Header.size);
-  }
   if (random.chance(10)) spoil(random, reply, Header);
   return random.chance(3) ? bend(random, reply) : reply;
 }

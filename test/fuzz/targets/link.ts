@@ -10,12 +10,12 @@ import { PeerGone, ProtocolError } from "../../../shared/errors.js";
 import {
   AllocateEvents,
   AllocateMemory,
-  AllocateRegisters,
   Hello,
   LinkCommand,
   MemoryArea,
   Queue,
   RegisterArea,
+  ShareRegisters,
 } from "../../../shared/spec/link.js";
 import {
   Command,
@@ -96,7 +96,13 @@ function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle
     const parts = random.chance(80) ? PARTS : tooMany;
     const [command, body, fixed, entry] = random.pick([
       () => [LinkCommand.ALLOCATE_MEMORY, memoryBody(random.below(12), parts), AllocateMemory, MemoryArea] as const,
-      () => [LinkCommand.ALLOCATE_REGISTERS, registersBody(random.below(12)), AllocateRegisters, RegisterArea] as const,
+      () =>
+        [
+          LinkCommand.SHARE_REGISTERS,
+          registersBody(random.below(64) * 0x1000, random.below(12)),
+          ShareRegisters,
+          RegisterArea,
+        ] as const,
       () => {
         const events = AllocateEvents.encode({ region: random.below(12), count: random.below(70) });
         return [LinkCommand.ALLOCATE_EVENTS, events, AllocateEvents, undefined] as const;
@@ -254,8 +260,8 @@ export async function createTarget({ trace }: Context): Promise<Instance> {
           await inTime("ALLOCATE_MEMORY", device.request(LinkCommand.ALLOCATE_MEMORY, parts));
           const events = AllocateEvents.encode({ region: Region.BAR0, count: 3 });
           await inTime("ALLOCATE_EVENTS", device.request(LinkCommand.ALLOCATE_EVENTS, events));
-          const registers = new Uint8Array(registersBody(Region.BAR0));
-          await inTime("ALLOCATE_REGISTERS", device.request(LinkCommand.ALLOCATE_REGISTERS, registers));
+          const registers = new Uint8Array(registersBody(device.pci.allocate(0x1000).address, Region.BAR0));
+          await inTime("SHARE_REGISTERS", device.request(LinkCommand.SHARE_REGISTERS, registers));
         }
         await inTime("HELLO", device.request(LinkCommand.HELLO, device.hello()));
         client = await inTime("VERSION", Client.connect(bridge.path("vfio-user", 0), { timeoutMs: 0 }));
