@@ -118,7 +118,8 @@ export class VirtioLink implements Link {
       await this.#requests.send(LinkCommand.SHARE_REGISTERS, body);
       return registers.subarray(0, size);
     } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
+      // When the link is lost, HELLO says so.
+      if (!(error instanceof ProtocolError || error instanceof PeerGone)) throw error;
       this.#log.warn({ reason: error.message }, "reads of registers all come to the device");
       return undefined;
     }
