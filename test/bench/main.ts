@@ -22,7 +22,7 @@ one table. A missed target is marked; it is no failure.
 
   --vm             instead: the disk in a driver VM, against QEMU's own (npm run bench:vm)
   --only PATTERN   rows whose "topic: name" matches this regular expression
-  --rounds N       rounds for each row (default: 5); the first one is dropped
+  --rounds N       rounds for each row (default: 4); the first one is dropped
   --json FILE      keep the results
   --compare FILE   compare with results that were kept
   --help           print this text
@@ -33,7 +33,7 @@ async function main(): Promise<void> {
     options: {
       vm: { type: "boolean", default: false },
       only: { type: "string", default: "" },
-      rounds: { type: "string", default: "5" },
+      rounds: { type: "string", default: "4" },
       json: { type: "string" },
       compare: { type: "string" },
       help: { type: "boolean", default: false },

@@ -59,11 +59,11 @@ function othersRow(what: string, size: number, depth: number): Row<State> {
     unit: "us",
     target: {},
     floorName: "nobody copies",
-    floor: ({ machine, isolated }) => machine.us("client-access", READS, "read", isolated.sockets[1]),
+    floor: ({ machine, isolated }) => machine.us("client-access", READS, "ask", isolated.sockets[1]),
     measure: async ({ machine, isolated }) => {
       await isolated.devices.call("startCopying", size, BASE, SPAN, depth);
       try {
-        return await machine.us("client-access", READS, "read", isolated.sockets[1]);
+        return await machine.us("client-access", READS, "ask", isolated.sockets[1]);
       } finally {
         await isolated.devices.call("stopCopying");
       }

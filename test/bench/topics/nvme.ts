@@ -120,7 +120,7 @@ async function idle({ machine, controllers }: State): Promise<Sample> {
 export const nvme: Topic<State> = {
   name: "nvme",
   rows: [
-    ...(["memory", "file", "file on disk"] as const).flatMap((disk) =>
+    ...(["memory", "file"] as const).flatMap((disk) =>
       (["read", "write"] as const).flatMap((operation) => [
         row(disk, operation, "shared", 1, disk === "memory" ? { value: 480 } : {}),
         row(disk, operation, "shared", 32, disk === "memory" ? { value: 800 } : {}),
@@ -128,6 +128,11 @@ export const nvme: Topic<State> = {
         row(disk, operation, "sleep", 32, disk === "memory" ? { value: 500 } : {}),
       ]),
     ),
+    // Reads that the page cache has are as those of the file in memory.
+    ...([1, 32] as const).flatMap((depth) => [
+      row("file on disk", "write", "shared", depth, {}),
+      row("file on disk", "write", "sleep", depth, {}),
+    ]),
     uncached(1),
     uncached(32),
     { name: "NVMe, doorbells mapped, idle", unit: "%", target: { value: 1 }, once: true, measure: idle },
