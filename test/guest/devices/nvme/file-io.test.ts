@@ -9,19 +9,16 @@ import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { FileIo, PooledFile, type StorageError } from "../../../../guest/devices/nvme/file-io.js";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { DeviceEndpoint } from "../../../../guest/endpoint.js";
-import { LocalLink } from "../../../../guest/link/local.js";
 import { close, createMemory, IO_OPERATION } from "../../../../native/index.js";
 import { GiB, MiB } from "../../../../shared/limits.js";
-import { quietLog } from "../../../../shared/log.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
-import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
+import type { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
 import { Machine } from "./machine.js";
+import { MEMORY, serve } from "./on-socket.js";
 import { Random } from "./random.js";
 import { settle } from "./setup.js";
 
 const DISK = 8 * MiB;
-const MEMORY = 8 * MiB;
 const WRITE = { opcode: 1, namespaceId: 1 };
 const READ = { opcode: 2, namespaceId: 1 };
 
@@ -70,24 +67,11 @@ test("two disks at once, 32 commands each: they agree with models", async (t) =>
 });
 
 /** A device with a file on a socket, and a driver that has it mapped. */
-async function serve(t: ExecutionContext, trustUnsealedMemory = false) {
+async function serveFile(t: ExecutionContext, trustUnsealedMemory = false) {
   const [name] = await files(t, 1, OLD);
-  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
-  const socket = join(directory, "nvme.sock");
-  const link = new LocalLink({ socket, log: quietLog, trustUnsealedMemory });
-  const endpoint = new DeviceEndpoint(await createNvme({ files: [name] }), link, quietLog);
-  await endpoint.start();
-  await link.open(endpoint);
-  const transports: VfioUserNvme[] = [];
-  t.teardown(async () => {
-    for (const transport of transports) transport.close();
-    await link.close();
-    await endpoint.close();
-    await rm(directory, { recursive: true });
-  });
+  const open = await serve(t, await createNvme({ files: [name] }), trustUnsealedMemory);
   const connect = async () => {
-    const transport = await VfioUserNvme.connect(socket, MEMORY);
-    transports.push(transport);
+    const transport = await open();
     return { transport, driver: await NvmeDriver.open(transport, { queues: 2, entries: 64 }) };
   };
   return { name, connect };
@@ -124,7 +108,7 @@ function holdsOnly(name: string, values: readonly number[]): boolean {
 }
 
 test("memory that DMA_UNMAP took away is read by no write that was under way", async (t) => {
-  const { name, connect } = await serve(t);
+  const { name, connect } = await serveFile(t);
   for (let round = 1; round <= 4; round++) {
     const connected = await connect();
     const { bytes, half, ends } = await manyWrites(connected, round);
@@ -137,7 +121,7 @@ test("memory that DMA_UNMAP took away is read by no write that was under way", a
 });
 
 test("a controller reset ends when no write is under way any more", async (t) => {
-  const { name, connect } = await serve(t);
+  const { name, connect } = await serveFile(t);
   let { transport, driver } = await connect();
   for (let round = 1; round <= 4; round++) {
     const { bytes } = await manyWrites({ transport, driver }, round);
@@ -153,7 +137,7 @@ test("a controller reset ends when no write is under way any more", async (t) =>
 });
 
 test("a driver VM that is gone in the middle of its writes, and the next one", async (t) => {
-  const { name, connect } = await serve(t);
+  const { name, connect } = await serveFile(t);
   for (let round = 1; round <= 4; round++) {
     const connected = await connect();
     const { ends } = await manyWrites(connected, round);
@@ -168,7 +152,7 @@ test("a driver VM that is gone in the middle of its writes, and the next one", a
 });
 
 test("a client that truncates the memory of its data: Data Transfer Error, and a device that goes on", async (t) => {
-  const { name, connect } = await serve(t, true);
+  const { name, connect } = await serveFile(t, true);
   const { transport, driver } = await connect();
   const DATA = 0x10_0000_0000;
   const fd = createMemory("driver's data", MiB, false);

@@ -2,44 +2,17 @@
 import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import test, { type ExecutionContext } from "ava";
-import type { Device } from "../../../../guest/device.js";
+import test from "ava";
 import { createController, createNvme } from "../../../../guest/devices/nvme/index.js";
-import { DeviceEndpoint } from "../../../../guest/endpoint.js";
-import { LocalLink } from "../../../../guest/link/local.js";
 import { MiB } from "../../../../shared/limits.js";
-import { quietLog } from "../../../../shared/log.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
-import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
+import { MEMORY, serve } from "./on-socket.js";
 import { Random } from "./random.js";
 import { settle } from "./setup.js";
 import { FakeStorage } from "./storage.js";
 
-const MEMORY = 8 * MiB;
 const DISK = 8 * MiB;
 const READ = { opcode: 2, namespaceId: 1 };
-
-/** Puts the device on a socket, until the test ends. */
-async function serve(t: ExecutionContext, device: Device): Promise<() => Promise<VfioUserNvme>> {
-  const directory = await mkdtemp(join(tmpdir(), "nvme-"));
-  const socket = join(directory, "nvme.sock");
-  const link = new LocalLink({ socket, log: quietLog });
-  const endpoint = new DeviceEndpoint(device, link, quietLog);
-  await endpoint.start();
-  await link.open(endpoint);
-  const transports: VfioUserNvme[] = [];
-  t.teardown(async () => {
-    for (const transport of transports) transport.close();
-    await link.close();
-    await endpoint.close();
-    await rm(directory, { recursive: true });
-  });
-  return async () => {
-    const transport = await VfioUserNvme.connect(socket, MEMORY);
-    transports.push(transport);
-    return transport;
-  };
-}
 
 for (const memory of ["mapped memory", "memory by messages"]) {
   test(`random reads and writes over a socket agree with a model, ${memory}`, async (t) => {
