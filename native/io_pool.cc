@@ -164,6 +164,17 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+void SetMethod(Napi::Object object, const char* name, Napi::Function method, Shared* holder) {
+  method.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, holder);
+  object.Set(name, method);
+}
+
+template <Napi::Value (*method)(const Napi::CallbackInfo&)>
+void SetMethod(Napi::Object object, const char* name, const Shared& pool) {
+  Shared* holder = new Shared(pool);
+  SetMethod(object, name, Napi::Function::New<method>(object.Env(), name, holder), holder);
+}
+
 Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   uint32_t most = static_cast<uint32_t>(Integer(info[0], "requests", 1, kMaxRequests));
@@ -181,27 +192,18 @@ Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
 
   // Each part that scripts get holds the pool, whichever is collected last.
   Napi::Object result = Napi::Object::New(env);
-  auto set = [&](const char* name, Napi::Function function, Shared* holder) {
-    function.AddFinalizer([](Napi::Env, Shared* one) { delete one; }, holder);
-    result.Set(name, function);
-  };
   Shared* for_submit = new Shared(pool);
   napi_value submit;
   if (napi_create_function(env, "submit", NAPI_AUTO_LENGTH, Submit, for_submit, &submit) != napi_ok) {
     delete for_submit;
     throw Napi::Error::New(env);
   }
-  set("submit", Napi::Function(env, submit), for_submit);
-  Shared* for_add = new Shared(pool);
-  set("add", Napi::Function::New<Add>(env, "add", for_add), for_add);
-  Shared* for_remove = new Shared(pool);
-  set("remove", Napi::Function::New<Remove>(env, "remove", for_remove), for_remove);
-  Shared* for_hurry = new Shared(pool);
-  set("hurry", Napi::Function::New<Hurry>(env, "hurry", for_hurry), for_hurry);
-  Shared* for_wait = new Shared(pool);
-  set("wait", Napi::Function::New<Wait>(env, "wait", for_wait), for_wait);
-  Shared* for_close = new Shared(pool);
-  set("close", Napi::Function::New<Close>(env, "close", for_close), for_close);
+  SetMethod(result, "submit", Napi::Function(env, submit), for_submit);
+  SetMethod<Add>(result, "add", pool);
+  SetMethod<Remove>(result, "remove", pool);
+  SetMethod<Hurry>(result, "hurry", pool);
+  SetMethod<Wait>(result, "wait", pool);
+  SetMethod<Close>(result, "close", pool);
 
   auto drop = [](Napi::Env, void*, auto* one) { delete one; };
   Napi::ArrayBuffer words =
