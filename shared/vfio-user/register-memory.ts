@@ -32,7 +32,7 @@ export class RegisterMemory {
   /** Four numbers for each area, as native `Stream.readsFrom` takes them. */
   readonly areas: Uint32Array;
   readonly #head: Int32Array;
-  readonly #ends: readonly { readonly region: number; readonly end: number }[];
+  readonly #registers: readonly RegisterArea[];
 
   /** `bytes`: RegisterMemoryHead, and all areas. */
   constructor(
@@ -41,12 +41,12 @@ export class RegisterMemory {
   ) {
     this.areas = Uint32Array.from(areas.flatMap(({ region, offset, size, place }) => [region, offset, size, place]));
     this.#head = new Int32Array(bytes.buffer, bytes.byteOffset, RegisterMemoryHead.size / WORD);
-    this.#ends = areas.map(({ region, offset, size }) => ({ region, end: offset + size }));
+    this.#registers = areas;
   }
 
   /** Whether all registers lie within regions of these sizes. */
   fits(regionSizes: readonly number[]): boolean {
-    return this.#ends.every(({ region, end }) => end <= (regionSizes[region] ?? 0));
+    return this.#registers.every(({ region, offset, size }) => offset + size <= (regionSizes[region] ?? 0));
   }
 
   /** A client comes; the device has dealt with all that it was passed. */
