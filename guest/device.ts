@@ -70,6 +70,8 @@ export interface Interrupts {
   raise(vector: number): void;
   /** No cause is left: INTA# is deasserted. Messages that were sent are not taken back. */
   lower(): void;
+  /** Whether INTA# is all that the driver VM has: it enabled neither MSI-X nor MSI. */
+  readonly byPin: boolean;
   /**
    * Tells the driver VM's VMM of an uncorrectable error (VFIO's ERR interrupt; stock QEMU stops the VM). False when it does
    * not listen.

@@ -62,6 +62,10 @@ export class InterruptController implements Interrupts {
     for (const vector of this.#states[Irq.INTX].keys()) this.#states[Irq.INTX][vector] &= ~PENDING;
   }
 
+  get byPin(): boolean {
+    return !this.#msixEnabled && this.#msiVectors === 0;
+  }
+
   reportError(): boolean {
     return this.#notify(Irq.ERR);
   }
@@ -189,7 +193,7 @@ export class InterruptController implements Interrupts {
 
   /** A function that sends messages asserts no pin. */
   get #levelShows(): boolean {
-    return this.#level && !this.#msixEnabled && this.#msiVectors === 0;
+    return this.#level && this.byPin;
   }
 
   #gated(index: number, vector: number): boolean {

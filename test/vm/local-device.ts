@@ -8,7 +8,7 @@ import { Command, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { prepareVmEnvironment } from "./environment.js";
 import type { Vm } from "./qemu.js";
-import { booted, startDriverVm } from "./two-vms.js";
+import { booted, type DriverVmChoices, startDriverVm } from "./two-vms.js";
 
 /** Counts REGION_READ and REGION_WRITE to BARs. */
 class CountingLink extends LocalLink {
@@ -31,7 +31,11 @@ export interface LocalDevice {
 }
 
 /** Files are made in `directory`, which stays the caller's. */
-export async function startLocalDevice(device: Device, directory: string): Promise<LocalDevice> {
+export async function startLocalDevice(
+  device: Device,
+  directory: string,
+  choices: DriverVmChoices = {},
+): Promise<LocalDevice> {
   const environment = await prepareVmEnvironment();
   const socket = join(directory, "device.sock");
   const link = new CountingLink({ socket, log: quietLog });
@@ -45,7 +49,7 @@ export async function startLocalDevice(device: Device, directory: string): Promi
   try {
     await endpoint.start();
     await link.open(endpoint);
-    vm = await startDriverVm(environment, directory, socket);
+    vm = await startDriverVm(environment, directory, socket, choices);
     await booted(vm);
     return { link, vm, stop };
   } catch (error) {

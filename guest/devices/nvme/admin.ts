@@ -245,6 +245,7 @@ export class AdminCommands {
     if (queue.submissionQueues.length > 0) return Status.INVALID_QUEUE_DELETION;
     queue.alive = false;
     engine.completionQueues[id] = undefined;
+    engine.interrupts.acknowledge();
     return Status.SUCCESS;
   }
 
@@ -283,9 +284,13 @@ export class AdminCommands {
     return engine.shadow.start(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;
   }
 
-  /** Doorbells that are in memory anyway need no second place there. */
+  /**
+   * Doorbells that are in memory anyway need no second place there. And a driver that is interrupted by INTA# has to write
+   * registers: without KVM, QEMU deasserts it when the driver accesses a BAR, and not before.
+   */
   get #hasShadowDoorbells(): boolean {
-    return this.#sources.engine.shared === undefined;
+    const { context, engine } = this.#sources;
+    return engine.shared === undefined && !context.interrupts.byPin;
   }
 
   get #optionalCommands(): number {

@@ -88,6 +88,9 @@ export class NvmeController implements Device {
       classCode: CLASS_CODE,
       bars: { 0: { size: layout.size, is64Bit: true, ...(isShared ? { shared: [doorbells] } : {}) } },
       msix: { vectors, bar: 0, offset: layout.msixOffset },
+      // For drivers and firmware without MSI-X, and without messages at all.
+      intx: true,
+      capabilities: { msi: { vectors: msiVectors(vectors) } },
     };
     this.#features = new Features(options.queues, vectors);
     const namespaces = options.disks.map(
@@ -268,6 +271,11 @@ export class NvmeController implements Device {
     if ((this.#features.events & CRITICAL_WARNING_RELIABILITY) === 0) return;
     events.raise(EventType.SMART, SmartEvent.RELIABILITY, LogPage.SMART);
   }
+}
+
+/** A power of two, of which PCI allows up to 32: vectors above share them. */
+function msiVectors(vectors: number): 1 | 2 | 4 | 8 | 16 | 32 {
+  return Math.min(32, 2 ** Math.ceil(Math.log2(vectors))) as 1 | 2 | 4 | 8 | 16 | 32;
 }
 
 /** What is made when the device starts. */

@@ -51,7 +51,7 @@ export class QueueEngine {
     const onNonsense = () => hooks.onInvalidDoorbell();
     this.shadow = new ShadowPoll(this, onNonsense);
     this.shared = shared && new SharedPoll(this, onNonsense, shared);
-    this.interrupts = new QueueInterrupts(context.interrupts);
+    this.interrupts = new QueueInterrupts(context.interrupts, this.completionQueues, shared === undefined);
     this.commands = new CommandFlow(context, hooks, this);
   }
 
@@ -127,7 +127,9 @@ export class QueueEngine {
   /** Places came free, so commands that waited for them can be fetched. */
   takeHead(queue: CompletionQueue, head: number): number {
     const result = queue.ring(head);
-    if (result === Doorbell.ACCEPTED) for (const submission of queue.submissionQueues) this.#enqueue(submission);
+    if (result !== Doorbell.ACCEPTED) return result;
+    for (const submission of queue.submissionQueues) this.#enqueue(submission);
+    this.interrupts.acknowledge();
     return result;
   }
 

@@ -38,6 +38,7 @@ const REGISTER = { CC: 0x14, CSTS: 0x1c, AQA: 0x24, ASQ: 0x28, ACQ: 0x30 } as co
 
 class Interrupts {
   count = 0;
+  readonly byPin = false;
   #pending = new Set<number>();
   #waiting = new Map<number, { resolve(): void; reject(error: Error): void }>();
 

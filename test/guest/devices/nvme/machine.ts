@@ -116,6 +116,10 @@ export class FakeDma implements Dma {
 
 export class FakeInterrupts implements Interrupts {
   count = 0;
+  /** As in a driver VM without MSI and MSI-X. */
+  byPin = false;
+  /** The level of INTA#. */
+  asserted = false;
   readonly #pending: number[] = [];
   readonly #waiting: ((() => void) | undefined)[] = [];
 
@@ -128,10 +132,13 @@ export class FakeInterrupts implements Interrupts {
   }
 
   raise(vector: number): void {
+    this.asserted = true;
     this.trigger(vector);
   }
 
-  lower(): void {}
+  lower(): void {
+    this.asserted = false;
+  }
 
   reportError(): boolean {
     return false;

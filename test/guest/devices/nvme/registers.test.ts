@@ -27,6 +27,13 @@ test("PCI identity: class, 64-bit BAR 0, a vector for each queue", async (t) => 
   t.is(identity.classCode, 0x010802);
   t.deepEqual(identity.bars, { 0: { size: 0x4000, is64Bit: true } });
   t.deepEqual(identity.msix, { vectors: 6, bar: 0, offset: 0x2000 });
+  t.true(identity.intx, "for drivers without messages");
+  t.deepEqual(identity.capabilities?.msi, { vectors: 8 });
+});
+
+test("there are at most 32 MSI vectors, which more queues share", async (t) => {
+  const { machine } = await powerOn(t, { queues: 40 });
+  t.deepEqual(machine.device.identity.capabilities?.msi, { vectors: 32 });
 });
 
 test("writable bits of the registers", async (t) => {
