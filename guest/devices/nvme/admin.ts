@@ -160,13 +160,19 @@ export class AdminCommands {
       command.complete(Status.INVALID_FIELD);
       return;
     }
-    if ((command.cdw10 & RETAIN_EVENT) === 0) {
-      events.logPageRead(identifier);
-      logPages.pageRead(identifier);
-    }
     const bytes = new Uint8Array(length);
     bytes.set(page.subarray(offset, offset + length));
-    void this.#answer(command, bytes);
+    const clears = (command.cdw10 & RETAIN_EVENT) === 0;
+    const undo = clears ? logPages.clear(identifier) : undefined;
+    const { context, engine } = this.#sources;
+    void copyData("write", command, bytes, context.dma, engine.commands.pageSize).then((status) => {
+      // What the driver did not get it has not read: the event stays, and so does the page.
+      if (command.queue.alive) {
+        if (status !== Status.SUCCESS) undo?.();
+        else if (clears) events.logPageRead(identifier);
+      }
+      command.complete(status);
+    });
   }
 
   /** Writes `bytes` to where the command's PRPs say and completes it. Never rejects. */

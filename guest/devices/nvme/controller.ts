@@ -129,6 +129,7 @@ export class NvmeController implements Device {
         onError: (command, status) => logPages.recordError(command, status),
         onInvalidDoorbell: () =>
           events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
+        onAdminRoom: () => events.deliver(),
         onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
         onBug: (error) => this.#onBug(error),
         onTransferred: (command, error) => io.onTransferred(command, error),

@@ -33,8 +33,6 @@ export function ringDoorbell(
   else if (submission !== undefined) result = engine.ringSubmission(submission, index);
   if (result === Doorbell.INVALID) {
     events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION);
-  } else if (isCompletion && id === 0) {
-    events.deliver();
   }
 }
 

@@ -24,6 +24,8 @@ const FEW_LOOKS = 64;
 export interface EngineHooks extends CommandFlowHooks {
   /** A doorbell in memory has a value that makes no sense. */
   onInvalidDoorbell(): void;
+  /** The driver took entries of the admin completion queue: there may be room for an event. */
+  onAdminRoom(): void;
   /** A bug of ours. */
   onBug(error: unknown): void;
 }
@@ -40,6 +42,7 @@ export class QueueEngine {
   /** Submission queues with commands to fetch, the longest waiting first. */
   readonly #ready: SubmissionQueue[] = [];
   readonly #onBug: (error: unknown) => void;
+  readonly #onAdminRoom: () => void;
   readonly #files: CommandFlowHooks["files"];
   #scheduled = false;
   #paused = false;
@@ -47,6 +50,7 @@ export class QueueEngine {
 
   constructor(context: DeviceContext, hooks: EngineHooks, shared?: SharedOptions) {
     this.#onBug = (error) => hooks.onBug(error);
+    this.#onAdminRoom = () => hooks.onAdminRoom();
     this.#files = hooks.files;
     const onNonsense = () => hooks.onInvalidDoorbell();
     this.shadow = new ShadowPoll(this, onNonsense);
@@ -130,6 +134,7 @@ export class QueueEngine {
     if (result !== Doorbell.ACCEPTED) return result;
     for (const submission of queue.submissionQueues) this.#enqueue(submission);
     this.interrupts.acknowledge();
+    if (queue.id === 0) this.#onAdminRoom();
     return result;
   }
 

@@ -122,9 +122,15 @@ export class LogPages {
     }
   }
 
-  /** A page was read, and its event is not to be retained. */
-  pageRead(identifier: number): void {
-    if (identifier === LogPage.CHANGED_NAMESPACE_LIST) this.#namespaces.changed.clear();
+  /** A page is on its way to the driver, which does not ask to retain its event. What is returned takes that back. */
+  clear(identifier: number): (() => void) | undefined {
+    if (identifier !== LogPage.CHANGED_NAMESPACE_LIST) return undefined;
+    const { changed } = this.#namespaces;
+    const told = [...changed];
+    changed.clear();
+    return () => {
+      for (const id of told) changed.add(id);
+    };
   }
 
   #errorInformation(): Uint8Array {

@@ -1,7 +1,7 @@
 /** The admin command set: queue management, features, log pages, events, and the status of each mistake. */
 import test from "ava";
-import { QueuePair } from "../../../drivers/nvme.js";
-import { bringUp, scratch, settle } from "./setup.js";
+import { QueuePair, writeCommand } from "../../../drivers/nvme.js";
+import { bringUp, completed, disable, memoryDisk, scratch, settle, untilCompleted } from "./setup.js";
 
 const DELETE_SQ = 0x00;
 const CREATE_SQ = 0x01;
@@ -13,6 +13,7 @@ const ABORT = 0x08;
 const SET_FEATURES = 0x09;
 const GET_FEATURES = 0x0a;
 const EVENT_REQUEST = 0x0c;
+const KEEP_ALIVE = 0x18;
 
 const id = (queue: number, entries: number): number => (((entries - 1) << 16) | queue) >>> 0;
 
@@ -346,6 +347,57 @@ test("asynchronous events: one for a type until its log page is read, four reque
   await settle();
   t.deepEqual(answered.slice(2), [0x0001_0000]);
 });
+
+test("a log page that could not be written was not read: its event stays", async (t) => {
+  const { machine, driver } = await bringUp(t);
+  const answered: number[] = [];
+  for (let n = 0; n < 2; n++) void driver.admin({ opcode: EVENT_REQUEST }).then(({ result }) => answered.push(result));
+  machine.write(0x1000 + 8 * 40, 1);
+  machine.write(0x1000 + 8, 0xffff);
+  await settle();
+  t.deepEqual(answered, [0x0001_0000]);
+  const nowhere = { opcode: GET_LOG_PAGE, dwords: [0x01], prp1: 0x7000_0000 };
+  t.is((await driver.admin(nowhere)).status, 0x004);
+  await settle();
+  t.is(answered.length, 1);
+  await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x01] }, 4);
+  await settle();
+  t.deepEqual(answered, [0x0001_0000, 0x0001_0100]);
+});
+
+for (const doorbells of ["trapped", "shared"] as const) {
+  test(`an event waits for a place in the admin completion queue, doorbells ${doorbells}`, async (t) => {
+    const { machine } = await memoryDisk(t, { doorbells });
+    await disable(machine);
+    const [submission, completion] = [scratch(machine, 4), scratch(machine, 5)];
+    machine.write(0x24, (1 << 16) | 15); // 16 and 2 entries: one completion fills the queue
+    for (const [register, { address }] of [
+      [0x28, submission],
+      [0x30, completion],
+    ] as const) {
+      machine.write(register, address % 2 ** 32);
+      machine.write(register + 4, Math.floor(address / 2 ** 32));
+    }
+    machine.memory.bytes.fill(0, completion.offset, completion.offset + 4096);
+    machine.write(0x14, 0x0046_0001);
+    const { shared } = machine;
+    const ring = (doorbell: number, value: number): void => {
+      if (shared === undefined) machine.write(0x1000 + doorbell * 4, value);
+      else Atomics.store(shared.words, doorbell * 16, value);
+    };
+    writeCommand(machine.memory.data, submission.offset, 7, { opcode: EVENT_REQUEST });
+    writeCommand(machine.memory.data, submission.offset + 64, 8, { opcode: KEEP_ALIVE });
+    ring(0, 2);
+    await untilCompleted(machine, completion.offset, 1);
+    ring(0, 500);
+    if (shared !== undefined) machine.device.sharedWritten(0, 0x1000, 4);
+    await settle();
+    t.is(completed(machine, completion.offset), 1, "there is no place");
+    ring(1, 1);
+    await untilCompleted(machine, completion.offset, 2);
+    t.is(machine.memory.data.getUint32(completion.offset + 16, true), 0x0001_0100);
+  });
+}
 
 test("an event that comes before its request waits for it", async (t) => {
   const { machine, driver } = await bringUp(t);

@@ -120,6 +120,7 @@ test("a file that grows: an event, a list, the new size, and the new blocks", as
     [2048, 4096, 1024],
     "Identify looks itself; part of a block is none",
   );
+  t.is((await driver.admin({ opcode: GET_LOG_PAGE, dwords: [CHANGED], prp1: 0x7000_0000 })).status, 0x004);
   const both = await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [CHANGED] }, 4096);
   t.deepEqual(numbers(both), [2, 3]);
   t.is((await next).result, 0x0004_0002, "it waited for the page to be read");
