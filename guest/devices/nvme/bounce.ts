@@ -12,6 +12,7 @@ import type { Storage } from "./storage.js";
 const BUFFERS = 16;
 const BUFFER_SIZE = 256 * 1024;
 
+type Transfers = Pick<Storage, "read" | "write">;
 export type BounceOperation = "read" | "write" | "compare";
 
 export class BouncePool {
@@ -20,7 +21,7 @@ export class BouncePool {
   readonly #waiting: ((buffer: Uint8Array) => void)[] = [];
 
   /** Does a Read, Write or Compare of `command.ranges` at `command.position`. Resolves to a status; never rejects. */
-  async run(operation: BounceOperation, command: Command, dma: Dma, storage: Storage): Promise<number> {
+  async run(operation: BounceOperation, command: Command, dma: Dma, storage: Transfers): Promise<number> {
     const buffer = await this.#take(dma);
     try {
       // Two halves: one holds the driver's data, the other the storage's, which only Compare has at once.
@@ -35,7 +36,7 @@ export class BouncePool {
   }
 
   /** Verify: reads all of it, and keeps nothing. Resolves to a status; never rejects. */
-  async verify({ position, length }: Command, dma: Dma, storage: Storage): Promise<number> {
+  async verify({ position, length }: Command, dma: Dma, storage: Transfers): Promise<number> {
     const buffer = await this.#take(dma);
     try {
       for (let done = 0; done < length; done += buffer.length) {
@@ -98,7 +99,7 @@ async function move(
   piece: Piece,
   buffer: Uint8Array,
   dma: Dma,
-  storage: Storage,
+  storage: Transfers,
 ): Promise<number> {
   const ours = buffer.subarray(0, piece.length);
   const theirs = buffer.subarray(buffer.length / 2, buffer.length / 2 + piece.length);
@@ -123,7 +124,7 @@ async function move(
 
 /** Moves the first `length` bytes of `bytes`. Resolves to a status; never rejects. */
 function transfer(
-  storage: Storage,
+  storage: Transfers,
   direction: "read" | "write",
   bytes: Uint8Array,
   length: number,

@@ -64,6 +64,7 @@ export class DirectIo {
     if (disk === undefined || !(isRead ? disk.reads : this.#mayWrite(command, disk))) return false;
     if (!this.#place(command, namespace)) return false;
     const { ranges, length } = command;
+    if (!namespace.io.isFree(command.position, length, isRead)) return false;
     if (ranges.resolve(this.#dma, command.prp1, command.prp2, length, pageSize) !== Status.SUCCESS) return false;
     command.firstCopy = this.#copies;
     let { position } = command;

@@ -131,8 +131,8 @@ export class IoCommands {
     if (direct && command.segments.locate(dma, command.ranges, isRead ? "write" : "read")) {
       dma.account(isRead ? 0 : command.length, isRead ? command.length : 0);
       const { segments, position, transferred } = command;
-      if (isRead) namespace.storage.read(segments, position, transferred);
-      else namespace.storage.write(segments, position, transferred);
+      if (isRead) namespace.io.read(segments, position, transferred);
+      else namespace.io.write(segments, position, transferred);
     } else {
       void this.#bounceAll(command, namespace);
     }
@@ -141,7 +141,7 @@ export class IoCommands {
   async #bounceAll(command: Command, namespace: Namespace): Promise<void> {
     const { opcode } = command;
     const operation = opcode === NvmOpcode.READ ? "read" : opcode === NvmOpcode.WRITE ? "write" : "compare";
-    const status = await this.#bounce.run(operation, command, this.#context.dma, namespace.storage);
+    const status = await this.#bounce.run(operation, command, this.#context.dma, namespace.io);
     this.#finish(command, namespace, status);
   }
 
@@ -152,7 +152,7 @@ export class IoCommands {
     if (placed !== Status.SUCCESS) {
       command.complete(placed);
     } else if (command.opcode === NvmOpcode.VERIFY) {
-      void this.#bounce.verify(command, this.#context.dma, namespace.storage).then(finish);
+      void this.#bounce.verify(command, this.#context.dma, namespace.io).then(finish);
     } else {
       const deallocate = (command.cdw12 & WRITE_ZEROES_DEAC) !== 0;
       namespace.writeZeroes(command.position, command.length, deallocate, finish);

@@ -5,6 +5,7 @@
  * dropped the unwritten pages and reports success from then on, so the failure is kept and every later sync fails too.
  */
 
+import { AtomicIo } from "./atomic-io.js";
 import type { StorageError } from "./file-io.js";
 import { Status } from "./spec.js";
 import type { Storage } from "./storage.js";
@@ -23,6 +24,8 @@ export class Namespace {
   formatting = false;
   /** The status of the sync that failed; data that was acknowledged without FUA may be lost. */
   syncFailure: number = Status.SUCCESS;
+  /** How the storage is read and written. */
+  readonly io: AtomicIo;
   #blockSize: number;
   #blockCount: number;
   /** I/O commands under way. */
@@ -40,6 +43,7 @@ export class Namespace {
     blockSize: number,
     readonly onSyncFailed: (error: StorageError) => void,
   ) {
+    this.io = new AtomicIo(storage);
     this.#blockSize = blockSize;
     this.#blockCount = this.#countBlocks();
   }
@@ -93,7 +97,7 @@ export class Namespace {
 
   /** Write Zeroes; position and length in bytes. Where the storage cannot do it by itself, zeros are written. */
   writeZeroes(position: number, length: number, deallocate: boolean, done: StatusDone): void {
-    this.storage.zero(position, length, deallocate, (error) => {
+    this.io.zero(position, length, deallocate, (error) => {
       if (error?.code === "ENOTSUP") this.#writeZeros(position, position + length, done);
       else done(error === null ? Status.SUCCESS : statusOf(error, "write"));
     });
@@ -108,7 +112,7 @@ export class Namespace {
         segments.push({ bytes: ZEROS, offset: 0, length });
         next += length;
       }
-      this.storage.write({ count: segments.length, segments }, at, (error) => {
+      this.io.write({ count: segments.length, segments }, at, (error) => {
         if (error !== null) done(statusOf(error, "write"));
         else if (next === end) done(Status.SUCCESS);
         else step(next);
@@ -119,7 +123,7 @@ export class Namespace {
 
   /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space cannot be given back. */
   deallocate(position: number, length: number, done: StatusDone): void {
-    this.storage.zero(position, length, true, (error) => {
+    this.io.zero(position, length, true, (error) => {
       done(error === null || error.code === "ENOTSUP" ? Status.SUCCESS : statusOf(error, "write"));
     });
   }

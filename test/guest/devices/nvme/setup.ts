@@ -1,7 +1,7 @@
 /** A machine with a controller over a storage in memory, and the driver on it. */
 import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
-import { openMemory } from "../../../../guest/devices/nvme/storage.js";
+import { type DirectAccess, openMemory } from "../../../../guest/devices/nvme/storage.js";
 import { type CompletionFields, NvmeDriver, type NvmeDriverOptions, QueuePair } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
@@ -21,11 +21,14 @@ export interface SetupOptions extends Partial<ControllerChoices> {
   readonly size?: number;
   /** Bytes of the disks of further namespaces. */
   readonly moreSizes?: readonly number[];
+  /** How the bytes of the first disk can be had at once. */
+  readonly direct?: DirectAccess;
 }
 
 /** A controller as after power-on. It is stopped when the test ends. */
 export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): Promise<Setup> {
   const storages = [options.size ?? 1024 * 1024, ...(options.moreSizes ?? [])].map((size) => new FakeStorage(size));
+  storages[0].direct = options.direct;
   const named = storages.map((storage) => ({ name: "a disk", storage }));
   const machine = await Machine.start(createController(named, { serial: "S1", ...options }));
   t.teardown(async () => {
