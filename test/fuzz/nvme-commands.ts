@@ -6,6 +6,7 @@ import {
   LogPage,
   NSID_ALL,
   NvmOpcode,
+  SglType,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
 import { Cns } from "../../guest/devices/nvme/spec-identify.js";
@@ -93,7 +94,16 @@ function io(random: Choices, blocks: number): Partial<CommandFields> {
     [1, oddNumber(random, 2)],
   ]);
   const flags = random.chance(10) ? 1 << 30 : 0;
-  return { opcode, dwords: [block >>> 0, Math.floor(block / 2 ** 32) >>> 0, (count | flags) >>> 0] };
+  const sgl = random.chance(15) ? sglPointer(random, count) : {};
+  return { ...sgl, opcode, dwords: [block >>> 0, Math.floor(block / 2 ** 32) >>> 0, (count | flags) >>> 0] };
+}
+
+/** A data block descriptor of the right length, mostly; else a segment, whose descriptors are whatever lies there. */
+function sglPointer(random: Choices, blocks: number): Partial<CommandFields> {
+  const type = random.chance(60) ? SglType.DATA_BLOCK : random.pick([SglType.SEGMENT, SglType.LAST_SEGMENT, 0x10]);
+  const length = type === SglType.DATA_BLOCK ? ((blocks & 0xffff) + 1) * 512 : random.between(1, 300) * 16;
+  const wrong = random.chance(10) ? oddNumber(random, 4) : length;
+  return { flags: random.pick([0x40, 0x80]), prp2: (BigInt(type) << 56n) | BigInt(wrong) };
 }
 
 /** Writes an entry at `at`, right in all but a few cases. */

@@ -1,7 +1,7 @@
-/** Data of commands that are rare and small: copied between bytes of ours and the memory that the command's PRPs name. */
+/** Data of commands that are rare and small: copied between bytes of ours and the memory that the command names. */
 import type { Dma } from "../../device.js";
 import type { Command } from "./command.js";
-import { NOT_IN_WINDOW } from "./prp.js";
+import { NOT_IN_WINDOW } from "./data-lists.js";
 import { Status } from "./spec.js";
 
 /** `bytes` to driver-VM memory (`write`) or from it (`read`). Resolves to a status; never rejects. */
@@ -13,8 +13,8 @@ export async function copyData(
   pageSize: number,
 ): Promise<number> {
   const { ranges } = command;
-  let status = ranges.resolve(dma, command.prp1, command.prp2, bytes.length, pageSize);
-  if (status === NOT_IN_WINDOW) status = await ranges.resolveByMessages(dma);
+  let status = command.resolve(dma, bytes.length, pageSize);
+  if (status === NOT_IN_WINDOW) status = await command.resolveByMessages(dma);
   if (status !== Status.SUCCESS) return status;
   try {
     for (let n = 0, at = 0; n < ranges.count; at += ranges.lengths[n++]) {

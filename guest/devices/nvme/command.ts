@@ -2,13 +2,16 @@
  * One command under way: its entry, read once into plain numbers, and what its data needs. The objects are pooled, so a
  * command allocates nothing once as many have been made as are ever under way together.
  */
+import type { Dma } from "../../device.js";
+import { ScatterList } from "../../scatter-list.js";
 import type { Ended } from "./file-io.js";
 import type { Epoch } from "./in-flight.js";
 import type { Namespace } from "./namespace.js";
-import { PrpRanges } from "./prp.js";
+import { PrpReader } from "./prp.js";
 import type { SubmissionQueue } from "./queues.js";
 import { SegmentList } from "./segment.js";
-import { Command as Entry } from "./spec.js";
+import { SglReader } from "./sgl.js";
+import { Command as Entry, Psdt, SGL_DESCRIPTOR_SIZE } from "./spec.js";
 
 const entry = Entry.view();
 
@@ -42,12 +45,17 @@ export class Command {
   /** The copies that it is, where it is done at once (direct-io.ts). */
   firstCopy = 0;
   endCopy = 0;
-  readonly ranges = new PrpRanges();
+  /** Where the data is in driver-VM memory, after `resolve`. */
+  readonly ranges = new ScatterList();
   readonly segments = new SegmentList();
   /** The file I/O of `segments` has ended. */
   readonly transferred: Ended;
   /** Ends the command. */
   readonly complete: (status: number) => void;
+  readonly #prps = new PrpReader(this.ranges);
+  /** Made for the first command that has an SGL; its first descriptor is kept beside it. */
+  #sgl: SglReader | undefined;
+  readonly #descriptor = new DataView(new ArrayBuffer(SGL_DESCRIPTOR_SIZE));
 
   constructor(hooks: CommandHooks) {
     this.transferred = (error) => hooks.onTransferred(this, error);
@@ -68,5 +76,35 @@ export class Command {
     this.cdw12 = entry.CDW12;
     this.cdw13 = entry.CDW13;
     this.result = 0;
+    if (this.psdt === Psdt.PRP) return;
+    const pointer = offset + Entry.offsets.PRP1;
+    for (let at = 0; at < SGL_DESCRIPTOR_SIZE; at += 4) {
+      this.#descriptor.setUint32(at, data.getUint32(pointer + at, true), true);
+    }
+  }
+
+  /** CDW0, PRP or SGL for Data Transfer. */
+  get psdt(): number {
+    return this.flags >>> 6;
+  }
+
+  /** Fused operations, which are not supported, and reserved values. */
+  get hasInvalidFlags(): boolean {
+    return (this.flags & 0x3f) !== 0 || this.psdt === Psdt.RESERVED;
+  }
+
+  /**
+   * Finds where `length` bytes of data (at least 1) are, as far as PRP lists and SGL segments lie in the window. Returns a
+   * status (0 is success) or NOT_IN_WINDOW. `pageSize` is CC.MPS in bytes.
+   */
+  resolve(dma: Dma, length: number, pageSize: number): number {
+    if (this.psdt === Psdt.PRP) return this.#prps.resolve(dma, this.prp1, this.prp2, length, pageSize);
+    this.#sgl ??= new SglReader(this.ranges);
+    return this.#sgl.resolve(dma, this.#descriptor, 0, length);
+  }
+
+  /** Goes on where `resolve` returned NOT_IN_WINDOW. Resolves to a status; never rejects. */
+  resolveByMessages(dma: Dma): Promise<number> {
+    return (this.psdt === Psdt.PRP || !this.#sgl ? this.#prps : this.#sgl).resolveByMessages(dma);
   }
 }

@@ -36,6 +36,7 @@ import {
   EventType,
   LogPage,
   NoticeEvent,
+  Psdt,
   SmartEvent,
   Status,
 } from "./spec.js";
@@ -244,9 +245,10 @@ export class NvmeController implements Device {
   #execute(command: Command): void {
     const { admin, io } = this.#parts;
     try {
-      // FUSE and PSDT: neither fused operations nor SGLs.
-      if (command.flags !== 0) command.complete(Status.INVALID_FIELD);
-      else if (command.queue.id === 0) admin.execute(command);
+      const isAdmin = command.queue.id === 0;
+      // 4.4: admin commands have no SGLs over PCI Express.
+      if (command.hasInvalidFlags || (isAdmin && command.psdt !== Psdt.PRP)) command.complete(Status.INVALID_FIELD);
+      else if (isAdmin) admin.execute(command);
       else io.execute(command);
     } catch (error) {
       this.#onBug(error);

@@ -57,7 +57,7 @@ export class DirectIo {
   start(command: Command, pageSize: number): boolean {
     const { opcode } = command;
     const isRead = opcode === NvmOpcode.READ;
-    if ((!isRead && opcode !== NvmOpcode.WRITE) || command.flags !== 0) return false;
+    if ((!isRead && opcode !== NvmOpcode.WRITE) || command.hasInvalidFlags) return false;
     const namespace = this.#namespaces.find(command.namespaceId);
     if (namespace === undefined || namespace.formatting) return false;
     const disk = this.#disks[namespace.id];
@@ -65,7 +65,7 @@ export class DirectIo {
     if (!this.#place(command, namespace)) return false;
     const { ranges, length } = command;
     if (!namespace.io.isFree(command.position, length, isRead)) return false;
-    if (ranges.resolve(this.#dma, command.prp1, command.prp2, length, pageSize) !== Status.SUCCESS) return false;
+    if (command.resolve(this.#dma, length, pageSize) !== Status.SUCCESS) return false;
     command.firstCopy = this.#copies;
     let { position } = command;
     for (let n = 0; n < ranges.count; n++) {

@@ -18,6 +18,7 @@ import {
   Nsfeat,
   OAES_NAMESPACE_ATTRIBUTE,
   Oncs,
+  SGLS_DWORDS,
   VWC_PRESENT,
 } from "./spec-identify.js";
 
@@ -69,6 +70,7 @@ export function identifyController(identity: Identity, namespaces: readonly Name
     NN: namespaces.length,
     ONCS: Object.values(Oncs).reduce((bits, bit) => bits | bit),
     VWC: VWC_PRESENT,
+    SGLS: SGLS_DWORDS,
   });
   putText(bytes, offsets.SN, 20, identity.serial);
   putText(bytes, offsets.MN, 40, identity.model);

@@ -8,13 +8,13 @@ import { inBounds } from "../../../shared/bits.js";
 import type { DeviceContext } from "../../device.js";
 import { BouncePool } from "./bounce.js";
 import type { Command } from "./command.js";
+import { NOT_IN_WINDOW } from "./data-lists.js";
 import { manageDataset } from "./dataset-management.js";
 import type { QueueEngine } from "./engine.js";
 import type { Features } from "./features.js";
 import type { StorageError } from "./file-io.js";
 import { type Namespace, statusOf } from "./namespace.js";
 import type { Namespaces } from "./namespaces.js";
-import { NOT_IN_WINDOW } from "./prp.js";
 import { NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
 
 /** Section 5.14.1.2: what SMART counts; a unit is 512 bytes, the log reports thousands of them. */
@@ -112,14 +112,14 @@ export class IoCommands {
     }
     const { dma } = this.#context;
     const { pageSize } = this.#engine.commands;
-    const status = command.ranges.resolve(dma, command.prp1, command.prp2, command.length, pageSize);
+    const status = command.resolve(dma, command.length, pageSize);
     if (status === NOT_IN_WINDOW) void this.#resolveAndMove(command, namespace);
     else if (status !== Status.SUCCESS) command.complete(status);
     else this.#move(command, namespace);
   }
 
   async #resolveAndMove(command: Command, namespace: Namespace): Promise<void> {
-    const status = await command.ranges.resolveByMessages(this.#context.dma);
+    const status = await command.resolveByMessages(this.#context.dma);
     if (status !== Status.SUCCESS) command.complete(status);
     else this.#move(command, namespace);
   }

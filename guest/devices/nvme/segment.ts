@@ -1,6 +1,6 @@
 /** Places in the window, and the list of them that one command's data is. */
 import type { Dma, Segment } from "../../device.js";
-import type { PrpRanges } from "./prp.js";
+import type { ScatterList } from "../../scatter-list.js";
 
 const NO_BYTES = new Uint8Array(0);
 const NO_DATA = new DataView(NO_BYTES.buffer);
@@ -48,7 +48,7 @@ export class SegmentList {
   readonly segments: Segment[] = [];
 
   /** Finds all of `ranges` in the window. False when a part is not there: it is not mapped, or reached by messages. */
-  locate(dma: Dma, ranges: PrpRanges, access: "read" | "write"): boolean {
+  locate(dma: Dma, ranges: ScatterList, access: "read" | "write"): boolean {
     this.count = 0;
     for (let range = 0; range < ranges.count; range++) {
       let address = ranges.addresses[range];

@@ -119,6 +119,8 @@ export const VWC_PRESENT = 0x7;
 /** LPA: Commands Supported and Effects log page; extended data (offset and 32-bit length) for Get Log Page. */
 export const LPA = 0x6;
 export const CNTRLTYPE_IO = 1;
+/** SGLS: supported, addresses and lengths in dwords. */
+export const SGLS_DWORDS = 0x2;
 
 /** Figure 245: Identify Namespace Data Structure, NVM command set specific; the first of the 16 LBA formats. */
 export const IdentifyNamespace = struct({

@@ -2,7 +2,7 @@
  * NVM Express 1.4: the numbers and layouts that a controller with the NVM command set needs, in the specification's
  * spelling; section and figure numbers are its own. Tables and constants only. The registers are in registers.ts, what
  * Identify answers with in spec-identify.ts.
- * Left out: fabrics, scatter gather lists, metadata, namespace management, directives, reservations, sanitize.
+ * Left out: fabrics, metadata, namespace management, directives, reservations, sanitize.
  */
 import { struct } from "../../../shared/struct/struct.js";
 
@@ -38,6 +38,15 @@ export const Command = struct({
   CDW14: "u32",
   CDW15: "u32",
 });
+
+/** PSDT: by PRPs, or by an SGL whose first descriptor takes the place of both PRPs; the others differ in metadata alone. */
+export const Psdt = { PRP: 0, SGL: 1, SGL_AND_METADATA: 2, RESERVED: 3 } as const;
+
+/** 4.4, Figure 113: SGL descriptor. ID has the type in bits 7:4; bits 3:0, the sub type, are 0 for an address. */
+export const SglDescriptor = struct({ ADDRESS: "u64", LENGTH: "u32", reserved: 3, ID: "u8" });
+export const SGL_DESCRIPTOR_SIZE = SglDescriptor.size;
+/** Figure 114, in ID's place. */
+export const SglType = { DATA_BLOCK: 0x00, SEGMENT: 0x20, LAST_SEGMENT: 0x30 } as const;
 
 /** 4.6 Completion Queue Entry. */
 export const Completion = struct({
@@ -112,7 +121,12 @@ export const Status = {
   INTERNAL_ERROR: 0x006,
   INVALID_NAMESPACE_OR_FORMAT: 0x00b,
   COMMAND_SEQUENCE_ERROR: 0x00c,
+  INVALID_SGL_SEGMENT_DESCRIPTOR: 0x00d,
+  INVALID_NUMBER_OF_SGL_DESCRIPTORS: 0x00e,
+  DATA_SGL_LENGTH_INVALID: 0x00f,
+  SGL_DESCRIPTOR_TYPE_INVALID: 0x011,
   PRP_OFFSET_INVALID: 0x013,
+  SGL_OFFSET_INVALID: 0x016,
   KEEP_ALIVE_TIMEOUT_INVALID: 0x019,
   LBA_OUT_OF_RANGE: 0x080,
   CAPACITY_EXCEEDED: 0x081,

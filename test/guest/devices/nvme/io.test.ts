@@ -69,14 +69,14 @@ test("namespaces that are not there", async (t) => {
   t.deepEqual(storage.calls, ["sync"]);
 });
 
-test("every other opcode is Invalid Opcode; fused commands and SGLs are Invalid Field", async (t) => {
+test("every other opcode is Invalid Opcode; fused commands, and pointers that are neither PRPs nor SGLs, are Invalid Field", async (t) => {
   const { driver, storage } = await bringUp(t);
   const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY];
   for (let opcode = 0; opcode < 256; opcode++) {
     if (known.includes(opcode)) continue;
     t.like(await driver.io({ opcode, namespaceId: 1 }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);
   }
-  for (const flags of [0x01, 0x02, 0x40, 0x80, 0xc0]) {
+  for (const flags of [0x01, 0x02, 0x41, 0x84, 0xc0]) {
     t.like(await driver.io({ opcode: READ, namespaceId: 1, flags }), { status: 0x02, doNotRetry: true });
   }
   t.deepEqual(storage.calls, []);

@@ -1,6 +1,8 @@
 /** PRP entries and lists: the ranges that they stand for, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import { NOT_IN_WINDOW, PrpRanges } from "../../../../guest/devices/nvme/prp.js";
+import { NOT_IN_WINDOW } from "../../../../guest/devices/nvme/data-lists.js";
+import { PrpReader } from "../../../../guest/devices/nvme/prp.js";
+import { ScatterList } from "../../../../guest/scatter-list.js";
 import { FakeDma } from "./machine.js";
 import { bringUp, scratch } from "./setup.js";
 
@@ -33,10 +35,14 @@ async function resolve(
   const results = [];
   for (const windowed of [true, false]) {
     dma.maps = dma.maps.map((map) => ({ ...map, windowed }));
-    const prps = new PrpRanges();
+    const found = new ScatterList();
+    const prps = new PrpReader(found);
     let status = prps.resolve(dma, prp1, prp2, length, pageSize);
     if (status === NOT_IN_WINDOW) status = await prps.resolveByMessages(dma);
-    const ranges = Array.from({ length: prps.count }, (_, n): [number, number] => [prps.addresses[n], prps.lengths[n]]);
+    const ranges = Array.from({ length: found.count }, (_, n): [number, number] => [
+      found.addresses[n],
+      found.lengths[n],
+    ]);
     results.push({ status, ranges: status === SUCCESS ? ranges : [] });
   }
   t.deepEqual(results[0], results[1]);
@@ -190,7 +196,7 @@ test("each entry of a list is read once", async (t) => {
       };
     },
   });
-  const prps = new PrpRanges();
+  const prps = new PrpReader(new ScatterList());
   const spied = Object.create(dma, { data: { value: data } }) as FakeDma;
   spied.locate = (address, length, access, into) => {
     const found = dma.locate(address, length, access, into);

@@ -98,6 +98,7 @@ test("Identify Controller, byte for byte", async (t) => {
   expected.writeUInt32LE(1, 516); // NN
   expected.writeUInt16LE(0x9d, 520); // ONCS
   expected[525] = 7; // VWC
+  expected.writeUInt32LE(2, 536); // SGLS: in dwords
   const nqn = bytes.toString("ascii", 768, 768 + 68);
   t.regex(
     nqn,
