@@ -17,7 +17,7 @@ import { type Counters, IoCommands } from "./io.js";
 import { KeepAlive } from "./keep-alive.js";
 import { Lifecycle } from "./lifecycle.js";
 import { LogPages } from "./log-pages.js";
-import { Namespace } from "./namespace.js";
+import { Namespace, statusOf } from "./namespace.js";
 import { Namespaces } from "./namespaces.js";
 import {
   type BarLayout,
@@ -268,9 +268,18 @@ export class NvmeController implements Device {
     events.raise(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogPage.CHANGED_NAMESPACE_LIST);
   }
 
-  #onSyncFailed(id: number, error: StorageError): void {
+  #onSyncFailed(id: number, error: StorageError | null): void {
     const { context, events } = this.#parts;
-    context.log.error({ namespace: id, err: error }, "the disk's file could not be synced: data may be lost");
+    if (error === null) {
+      context.log.info({ namespace: id }, "the disk can be synced again");
+      return;
+    }
+    const until =
+      statusOf(error, "write") === Status.CAPACITY_EXCEEDED
+        ? "flushes fail until there is space"
+        : "every flush fails until the disk is formatted or the device is started again";
+    const message = `the disk could not be synced: what was written since its last flush may be lost, and ${until}`;
+    context.log.error({ namespace: id, err: error }, message);
     if ((this.#features.events & CRITICAL_WARNING_RELIABILITY) === 0) return;
     events.raise(EventType.SMART, SmartEvent.RELIABILITY, LogPage.SMART);
   }

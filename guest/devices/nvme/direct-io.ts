@@ -61,7 +61,7 @@ export class DirectIo {
     const namespace = this.#namespaces.find(command.namespaceId);
     if (namespace === undefined || namespace.formatting) return false;
     const disk = this.#disks[namespace.id];
-    if (disk === undefined || !(isRead ? disk.reads : this.#mayWrite(command, disk))) return false;
+    if (disk === undefined || !(isRead ? this.#mayRead(command, disk) : this.#mayWrite(command, disk))) return false;
     if (!this.#place(command, namespace)) return false;
     const { ranges, length } = command;
     if (!namespace.io.isFree(command.position, length, isRead)) return false;
@@ -114,6 +114,11 @@ export class DirectIo {
       return false;
     }
     return true;
+  }
+
+  /** What is to be read from stable storage has to be written there first, unless there is none. */
+  #mayRead({ cdw12 }: Command, disk: DirectDisk): boolean {
+    return disk.reads && ((cdw12 & RW_FUA) === 0 || disk.isVolatile);
   }
 
   /** What has to be on stable storage is not done at once, unless there is none. */

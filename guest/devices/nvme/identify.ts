@@ -61,7 +61,7 @@ export function identifyController(identity: Identity, namespaces: readonly Name
     LPA,
     WCTEMP: WARNING_TEMPERATURE,
     CCTEMP: CRITICAL_TEMPERATURE,
-    TNVMCAP: namespaces.reduce((sum, { blockCount, blockSize }) => sum + blockCount * blockSize, 0),
+    TNVMCAP: namespaces.reduce((sum, { blockCount, blockSize }) => sum + BigInt(blockCount * blockSize), 0n),
     // The Keep Alive Timer counts in units of 100 ms.
     KAS: 1,
     // Required and maximum sizes are the same.

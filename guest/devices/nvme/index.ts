@@ -47,7 +47,7 @@ export const DOORBELLS = ["trapped", "shared"] as const;
 export const POLLING = ["adaptive", "always"] as const;
 
 export interface NvmeOptions extends Omit<ControllerChoices, "serial"> {
-  /** The disks' contents: files or block devices, their sizes multiples of the block size. Namespace 1 is the first. */
+  /** The disks' contents: files or block devices. Namespace 1 is the first. */
   readonly files?: readonly string[];
   /** Disks in memory, which are gone with the process, by their sizes in bytes. They come behind the files. */
   readonly memory?: readonly number[];
@@ -130,11 +130,8 @@ function diskOf({ name, storage }: NamedStorage, wanted: number | undefined): Di
   if (formatted !== undefined && formatted !== blockSize) {
     throw new UserError(`${name} was formatted with blocks of ${formatted} bytes: leave out --block-size`);
   }
-  if (size === 0 || size % blockSize !== 0) {
-    throw new UserError(
-      `${name} has ${size} bytes, which is no multiple of the block size, ${blockSize} bytes: resize it with truncate`,
-    );
-  }
+  if (size < blockSize)
+    throw new UserError(`${name} has ${size} bytes, which is less than a block of ${blockSize} bytes`);
   return { storage, blockSize };
 }
 

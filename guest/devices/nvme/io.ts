@@ -26,6 +26,7 @@ export interface Counters {
   mediaErrors: number;
 }
 
+const READING: ReadonlySet<number> = new Set([NvmOpcode.READ, NvmOpcode.COMPARE, NvmOpcode.VERIFY]);
 const OPCODES: ReadonlySet<number> = new Set(Object.values(NvmOpcode));
 
 export class IoCommands {
@@ -75,6 +76,16 @@ export class IoCommands {
   #begin(command: Command, namespace: Namespace): void {
     command.namespace = namespace;
     namespace.begin();
+    const forceUnitAccess = (command.cdw12 & RW_FUA) !== 0;
+    if (forceUnitAccess && READING.has(command.opcode)) {
+      // What was written before is on stable storage before it is read.
+      namespace.sync((status) =>
+        status === Status.SUCCESS ? this.#start(command, namespace) : command.complete(status),
+      );
+    } else this.#start(command, namespace);
+  }
+
+  #start(command: Command, namespace: Namespace): void {
     switch (command.opcode) {
       case NvmOpcode.READ:
       case NvmOpcode.WRITE:

@@ -14,6 +14,7 @@ import type { KeepAlive } from "./keep-alive.js";
 import type { LogPages } from "./log-pages.js";
 import type { Namespaces } from "./namespaces.js";
 import { Cc, Csts, type RegisterName } from "./registers.js";
+import { Status } from "./spec.js";
 
 /** What has a state that a reset ends. */
 export interface LifecycleParts {
@@ -120,7 +121,7 @@ export class Lifecycle {
     if ((registers.get("CC") & Cc.EN) !== 0) this.#enable();
   }
 
-  /** 7.6.2: what was written goes to stable storage, then SHST says so. */
+  /** 7.6.2: what was written goes to stable storage, then SHST says so, or CFS that it could not. */
   #shutDown(): void {
     const { engine, namespaces, registers } = this.#parts;
     const { inFlight } = engine.commands;
@@ -131,9 +132,11 @@ export class Lifecycle {
     setStatus(Csts.SHST_OCCURRING);
     void inFlight.drained().then(() => {
       const epoch = inFlight.begin();
-      namespaces.sync(() => {
+      namespaces.sync((status) => {
         inFlight.end(epoch);
-        if (generation === this.#generation) setStatus(Csts.SHST_COMPLETE);
+        if (generation !== this.#generation) return;
+        if (status === Status.SUCCESS) setStatus(Csts.SHST_COMPLETE);
+        else this.fail("the shutdown is not complete: a disk could not be synced");
       });
     });
   }

@@ -141,7 +141,7 @@ export class LogPages {
 
   #smart(): Uint8Array {
     const counters = this.#counters;
-    const syncFailed = this.#namespaces.all.some(({ syncFailure }) => syncFailure !== Status.SUCCESS);
+    const syncFailed = this.#namespaces.all.some((namespace) => namespace.syncFailed);
     const reliability = syncFailed ? CRITICAL_WARNING_RELIABILITY : 0;
     const temperature = this.#features.temperatureWarning ? CRITICAL_WARNING_TEMPERATURE : 0;
     return Smart.encode({

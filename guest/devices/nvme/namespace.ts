@@ -1,8 +1,10 @@
 /**
- * A namespace: logical blocks over a storage, and its write cache. Says nothing of queues or driver-VM memory.
+ * A namespace: logical blocks over a storage, and its write cache. Says nothing of queues or driver-VM memory. What is left at the
+ * end of the storage when it is cut into blocks belongs to none.
  *
- * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails once, Linux may have
- * dropped the unwritten pages and reports success from then on, so the failure is kept and every later sync fails too.
+ * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails, Linux may have dropped what was
+ * not written, and reports success from then on. So a failure is kept and every later sync fails too, until all blocks are erased. Only
+ * a lack of space, which its driver is told of with no invitation to retry, is over when there is space again.
  */
 
 import { AtomicIo } from "./atomic-io.js";
@@ -15,6 +17,9 @@ export type StatusDone = (status: number) => void;
 /** Bytes of a block in each LBA format, by the format's number. */
 export const LBA_FORMATS: readonly number[] = [512, 4096];
 
+/** Bytes of the largest disk: positions are exact up to here. */
+const MAX_SIZE = Number.MAX_SAFE_INTEGER;
+
 /** One write of zeros moves this much at most, in bytes: a piece, and how many of it. */
 const ZEROS = new Uint8Array(256 * 1024);
 const ZERO_PIECES = 4;
@@ -22,8 +27,6 @@ const ZERO_PIECES = 4;
 export class Namespace {
   /** A Format NVM is under way: nothing else may begin. */
   formatting = false;
-  /** The status of the sync that failed; data that was acknowledged without FUA may be lost. */
-  syncFailure: number = Status.SUCCESS;
   /** How the storage is read and written. */
   readonly io: AtomicIo;
   #blockSize: number;
@@ -31,6 +34,8 @@ export class Namespace {
   /** I/O commands under way. */
   #active = 0;
   #onIdle: (() => void) | undefined;
+  /** The status of a sync that failed; data that was acknowledged without FUA may be lost. */
+  #syncFailure: number = Status.SUCCESS;
   #syncing = false;
   /** Callers that came while a sync was under way: what they want synced may have been written after it began. */
   #waiting: StatusDone[] = [];
@@ -41,7 +46,8 @@ export class Namespace {
     readonly storage: Storage,
     /** One of LBA_FORMATS. */
     blockSize: number,
-    readonly onSyncFailed: (error: StorageError) => void,
+    /** Syncs fail from now on, or no longer. */
+    readonly onSyncFailed: (error: StorageError | null) => void,
   ) {
     this.io = new AtomicIo(storage);
     this.#blockSize = blockSize;
@@ -60,6 +66,10 @@ export class Namespace {
   /** Blocks that take space (NUSE). */
   get blocksInUse(): number {
     return Math.min(this.#blockCount, Math.ceil(this.storage.allocated / this.#blockSize));
+  }
+
+  get syncFailed(): boolean {
+    return this.#syncFailure !== Status.SUCCESS;
   }
 
   /** An I/O command begins; `end` when it has ended. */
@@ -86,13 +96,18 @@ export class Namespace {
     this.#syncing = true;
     this.storage.sync((error) => {
       this.#syncing = false;
-      if (error !== null && this.syncFailure === Status.SUCCESS) {
-        this.syncFailure = statusOf(error, "write");
-        this.onSyncFailed(error);
-      }
-      for (const done of callers) done(this.syncFailure);
+      this.#noteSync(error);
+      const status = this.#syncFailure;
+      for (const done of callers) done(status);
       if (this.#waiting.length > 0 && !this.#syncing) this.#startSync();
     });
+  }
+
+  #noteSync(error: StorageError | null): void {
+    const before = this.#syncFailure;
+    if (before !== Status.SUCCESS && before !== Status.CAPACITY_EXCEEDED) return;
+    this.#syncFailure = error === null ? Status.SUCCESS : statusOf(error, "write");
+    if (this.#syncFailure !== before) this.onSyncFailed(error);
   }
 
   /** Write Zeroes; position and length in bytes. Where the storage cannot do it by itself, zeros are written. */
@@ -135,36 +150,49 @@ export class Namespace {
 
   /**
    * Format NVM: when the commands under way have ended, all blocks become zeros, of `blockSize` bytes each. The size is kept
-   * first: where there is no place for it, nothing is erased.
+   * first: where there is no place for it, nothing is erased. What a failed sync may have lost is erased as well.
    */
   format(blockSize: number, done: StatusDone): void {
     this.formatting = true;
+    let lost: number = Status.SUCCESS;
     const finish = (status: number): void => {
       this.formatting = false;
       this.#blockCount = this.#countBlocks();
+      if (status !== Status.SUCCESS && !this.syncFailed) this.#syncFailure = lost;
+      else if (status === Status.SUCCESS && lost !== Status.SUCCESS) this.onSyncFailed(null);
       done(status);
     };
     const erase = (): void =>
-      this.writeZeroes(0, this.storage.size, true, (status) => {
+      this.writeZeroes(0, Math.min(this.storage.size, MAX_SIZE), true, (status) => {
         if (status === Status.SUCCESS) this.sync(finish);
         else finish(status);
       });
     const start = (): void => {
-      if (blockSize === this.#blockSize) {
-        erase();
-        return;
-      }
-      this.storage.setBlockSize(blockSize, (error) => {
-        if (error !== null) {
-          finish(Status.INVALID_FORMAT);
-          return;
-        }
-        this.#blockSize = blockSize;
-        erase();
-      });
+      lost = this.#syncFailure;
+      this.#syncFailure = Status.SUCCESS;
+      if (blockSize === this.#blockSize) erase();
+      else this.#keepBlockSize(blockSize, (status) => (status === Status.SUCCESS ? erase() : finish(status)));
     };
     if (this.#active === 0) start();
     else this.#onIdle = start;
+  }
+
+  /** The blocks are of that size from now on, over a restart too, or else as before. */
+  #keepBlockSize(blockSize: number, done: StatusDone): void {
+    this.storage.setBlockSize(blockSize, (error) => {
+      if (error !== null) {
+        done(Status.INVALID_FORMAT);
+        return;
+      }
+      this.sync((status) => {
+        if (status !== Status.SUCCESS) {
+          this.storage.setBlockSize(this.#blockSize, () => this.sync(() => done(status)));
+          return;
+        }
+        this.#blockSize = blockSize;
+        done(status);
+      });
+    });
   }
 
   /** Looks how large the storage is now. `done` is told whether the number of blocks changed. */
@@ -178,7 +206,7 @@ export class Namespace {
   }
 
   #countBlocks(): number {
-    return Math.floor(this.storage.size / this.#blockSize);
+    return Math.floor(Math.min(this.storage.size, MAX_SIZE) / this.#blockSize);
   }
 }
 

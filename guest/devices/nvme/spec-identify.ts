@@ -56,7 +56,8 @@ export const IdentifyController = struct({
   MTFA: "u16",
   HMPRE: "u32",
   HMMIN: "u32",
-  TNVMCAP: "u64",
+  /** The sum of several disks may be larger than a number is exact. */
+  TNVMCAP: "u64big",
   TNVMCAP_HIGH: "u64",
   UNVMCAP: 16,
   RPMBS: "u32",

@@ -64,7 +64,7 @@ export interface Storage {
   sync(done: Ended): void;
   /** Looks again how large it is. */
   refresh(done: Ended): void;
-  /** Remembers a block size, over a restart too. ENOTSUP where there is no place for it. */
+  /** Remembers a block size; after the next `sync` over a restart too. ENOTSUP where there is no place for it. */
   setBlockSize(bytes: number, done: Ended): void;
   close(): Promise<void>;
 }
@@ -88,6 +88,8 @@ class FdStorage implements Storage {
   blockSize: number | undefined;
   readonly direct: DirectAccess | undefined;
   readonly #file: PooledFile;
+  /** fdatasync need not write attributes. */
+  #attributesChanged = false;
 
   /** `inMemory`: the file system keeps its files in memory, so no access waits for a device. */
   constructor(
@@ -114,7 +116,15 @@ class FdStorage implements Storage {
     fallocate(this.fd, mode, position, length, done);
   }
   sync(done: Ended): void {
-    fs.fdatasync(this.fd, done);
+    if (!this.#attributesChanged) {
+      fs.fdatasync(this.fd, done);
+      return;
+    }
+    this.#attributesChanged = false;
+    fs.fsync(this.fd, (error) => {
+      if (error !== null) this.#attributesChanged = true;
+      done(error);
+    });
   }
   refresh(done: Ended): void {
     if (this.kind === "device") {
@@ -136,13 +146,12 @@ class FdStorage implements Storage {
       if (this.kind === "device")
         throw Object.assign(new Error("a block device keeps no block size"), { code: "ENOTSUP" });
       if (this.kind === "file") setAttribute(this.fd, BLOCK_SIZE_ATTRIBUTE, String(bytes));
+      this.#attributesChanged = this.kind === "file";
+      this.blockSize = bytes;
+      process.nextTick(done, null);
     } catch (error) {
       process.nextTick(done, error);
-      return;
     }
-    this.blockSize = bytes;
-    // fdatasync need not write attributes.
-    fs.fsync(this.fd, done);
   }
   async close(): Promise<void> {
     this.#file.close();

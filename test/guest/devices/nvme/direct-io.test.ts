@@ -14,6 +14,7 @@ const BLOCKS = DISK / 512;
 const READ = { opcode: 2, namespaceId: 1 };
 const WRITE = { opcode: 1, namespaceId: 1 };
 const COMPARE = { opcode: 5, namespaceId: 1 };
+const FUA = 1 << 30;
 const SUBMISSION = 0x1000 + 8;
 
 test("random reads and writes agree with a model, and so do the ways that are no copies", async (t) => {
@@ -311,6 +312,9 @@ test("a file is read and written at once, unless it has to be stable", async (t)
   t.deepEqual(storage.calls, []);
   await driver.write(3, source, true);
   t.deepEqual(storage.calls, ["write", "sync"]);
+  storage.calls.length = 0;
+  await driver.check({ ...READ, prp1: MEMORY_ADDRESS + DISK, dwords: [3, 0, FUA] });
+  t.deepEqual(storage.calls, ["sync", "read"]);
   await driver.checkAdmin({ opcode: 9, dwords: [6, 0] });
   storage.calls.length = 0;
   await driver.write(3, source);

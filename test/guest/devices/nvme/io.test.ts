@@ -128,7 +128,7 @@ test("Force Unit Access and a disabled write cache sync each write", async (t) =
   t.deepEqual(storage.calls.splice(0), ["write", "sync"]);
   t.is((await driver.deallocate([[0, 8]])).status, 0);
   t.deepEqual(storage.calls.splice(0), ["deallocate", "sync"]);
-  await driver.check(data(READ, address, 0, 1, FUA));
+  await driver.check(data(READ, address, 0));
   t.deepEqual(storage.calls.splice(0), ["read"]);
 });
 
@@ -201,12 +201,44 @@ test("after a failed sync the disk is not trusted again", async (t) => {
   t.is(smart[0], 4);
 });
 
-test("a file system that is full at the time of a flush", async (t) => {
+test("a file system that is full at the time of a flush, until there is space again", async (t) => {
   const { storage, driver } = await bringUp(t);
+  const warning = async () => (await driver.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512))[0];
+  for (const code of ["ENOSPC", "EDQUOT"]) {
+    storage.errors.sync = code;
+    for (let n = 0; n < 2; n++) {
+      t.like(await driver.io({ opcode: FLUSH, namespaceId: 1 }), { status: 0x81, doNotRetry: true });
+      t.is(await warning(), 4);
+    }
+    delete storage.errors.sync;
+    t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0);
+    t.is(await warning(), 0);
+  }
   storage.errors.sync = "ENOSPC";
-  t.like(await driver.io({ opcode: FLUSH, namespaceId: 1 }), { status: 0x81, doNotRetry: true });
-  delete storage.errors.sync;
   t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x81);
+  storage.errors.sync = "EIO";
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x280);
+  delete storage.errors.sync;
+  t.is((await driver.io({ opcode: FLUSH, namespaceId: 1 })).status, 0x280, "which stays");
+});
+
+test("what is read with FUA is on stable storage before: Read, Compare and Verify", async (t) => {
+  const { machine, storage, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  for (const [opcode, operation] of [
+    [READ, "read"],
+    [COMPARE, "read"],
+    [VERIFY, "read"],
+  ] as const) {
+    storage.calls.length = 0;
+    await driver.check(data(opcode, address, 0, 1, FUA));
+    t.deepEqual(storage.calls, ["sync", operation]);
+  }
+  storage.errors.sync = "EIO";
+  storage.calls.length = 0;
+  t.is((await driver.io(data(READ, address, 0, 1, FUA))).status, 0x280);
+  t.deepEqual(storage.calls, ["sync"]);
+  t.is((await driver.io(data(READ, address, 0, 1))).status, 0, "without it the cache may answer");
 });
 
 for (const [way, flags, error] of [

@@ -158,7 +158,7 @@ test("Format NVM erases one namespace, and changes its block size", async (t) =>
   const { storages, driver } = await bringUp(t, { size: MiB + 512, moreSizes: [MiB] });
   for (const { bytes } of storages) bytes.fill(7);
   await driver.checkAdmin({ opcode: FORMAT, namespaceId: 1, dwords: [1] });
-  t.deepEqual(storages[0].calls, ["setBlockSize", "deallocate", "sync"]);
+  t.deepEqual(storages[0].calls, ["setBlockSize", "sync", "deallocate", "sync"]);
   t.deepEqual(storages[1].calls, []);
   t.true(storages[0].bytes.every((byte) => byte === 0));
   t.true(storages[1].bytes.every((byte) => byte === 7));
@@ -212,6 +212,39 @@ test("Format NVM refuses what is wrong, and erases nothing", async (t) => {
   t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1 })).status, 0x280);
   delete storage.errors.deallocate;
   t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1 })).status, 0, "and once more");
+});
+
+test("Format NVM whose block size cannot be made to last keeps the one before, and erases nothing", async (t) => {
+  const { storage, driver } = await bringUp(t);
+  storage.bytes.fill(7);
+  storage.errors.sync = "ENOSPC";
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] })).status, 0x81);
+  t.deepEqual(storage.calls, ["setBlockSize", "sync", "setBlockSize", "sync"]);
+  t.is(storage.blockSize, 512);
+  t.true(storage.bytes.every((byte) => byte === 7));
+  await driver.rescan();
+  t.is(driver.blockSize, 512);
+  delete storage.errors.sync;
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] })).status, 0);
+  t.is(storage.blockSize, 4096);
+});
+
+test("Format NVM heals a disk that could not be synced, when it succeeds", async (t) => {
+  const { storage, driver } = await bringUp(t);
+  const flush = async (): Promise<number> => (await driver.io({ opcode: FLUSH, namespaceId: 1 })).status;
+  storage.errors.sync = "EIO";
+  t.is(await flush(), 0x280);
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] })).status, 0x280);
+  delete storage.errors.sync;
+  t.is(await flush(), 0x280);
+  storage.errors.setBlockSize = "ENOTSUP";
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] })).status, 0x10a);
+  storage.errors.deallocate = "EIO";
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1 })).status, 0x280);
+  t.is(await flush(), 0x280, "nothing was erased");
+  delete storage.errors.deallocate;
+  t.is((await driver.admin({ opcode: FORMAT, namespaceId: 1 })).status, 0);
+  t.is(await flush(), 0);
 });
 
 test("Format NVM waits for commands under way, and lets none begin", async (t) => {

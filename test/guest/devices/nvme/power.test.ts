@@ -66,6 +66,20 @@ for (const [name, shn] of [
   });
 }
 
+test("a shutdown after which a disk could not be synced is not complete", async (t) => {
+  const { machine, storages, driver } = await bringUp(t, { moreSizes: [1024 * 1024] });
+  storages[1].errors.sync = "EIO";
+  t.is((await driver.io({ opcode: 0, namespaceId: 2 })).status, 0x280);
+  delete storages[1].errors.sync;
+  machine.write(CC, ENABLE | (1 << 14));
+  while ((machine.read(CSTS) & 2) === 0) await settle();
+  t.is(machine.read(CSTS) & 0xf, 1 | 2 | 4, "RDY, CFS, and shutdown processing that is not at its end");
+  await machine.device.reset();
+  const again = await NvmeDriver.open(machine);
+  const smart = await again.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512);
+  t.is(new DataView(smart.buffer).getBigUint64(144, true), 1n, "an unsafe shutdown");
+});
+
 test("a reset without a shutdown is unsafe, and counted", async (t) => {
   const { machine, driver } = await bringUp(t);
   const unsafe = async (current: NvmeDriver): Promise<bigint> => {

@@ -1,4 +1,5 @@
 /** Disks that are real: files, sparse ones too, memory, locks, and what a disk was formatted with. */
+import { execFileSync } from "node:child_process";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -6,6 +7,7 @@ import test, { type ExecutionContext } from "ava";
 import { DEVICES } from "../../../../guest/devices/index.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
+import { close, createMemory } from "../../../../native/index.js";
 import { UserError } from "../../../../shared/errors.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
 import { Machine } from "./machine.js";
@@ -59,7 +61,10 @@ test("the same file twice in one controller is refused, and nothing stays locked
 test("files and memory side by side, each with its own contents", async (t) => {
   const files = [sparseFile(t, MiB), sparseFile(t, 2 * MiB)];
   const lists = { file: files, memory: ["3M", "4096K", "0"] };
-  await t.throwsAsync(DEVICES.nvme.create({}, lists), { instanceOf: UserError, message: /in memory has 0 bytes/ });
+  await t.throwsAsync(DEVICES.nvme.create({}, lists), {
+    instanceOf: UserError,
+    message: /in memory has 0 bytes, which is less/,
+  });
   lists.memory.pop();
   const device = (await DEVICES.nvme.create({ "block-size": "4096" }, lists)) as NvmeController;
   const { driver } = await run(t, device);
@@ -88,7 +93,7 @@ for (const [text, message] of [
   ["9999999T", /--memory wants a size/],
   ["1.5M", /--memory wants a size/],
   ["8191T", /cannot make a disk|in memory/],
-  ["1000", /no multiple/],
+  ["511", /less than a block of 512 bytes/],
 ] as const) {
   test(`no disk in memory of "${text}"`, (t) =>
     t.throwsAsync(
@@ -185,6 +190,70 @@ test("a disk keeps the block size it was formatted with", async (t) => {
   const third = await run(t, { files: [file], blockSize: 512 });
   t.is(third.driver.blockSize, 512);
 });
+
+test("what is left at the end of a disk belongs to no block: at the start, when it grows, and after Format", async (t) => {
+  const file = sparseFile(t, MiB + 700);
+  const first = await run(t, { files: [file] });
+  t.is(first.driver.blockCount, 2049);
+  await first.driver.checkAdmin({ opcode: FORMAT, namespaceId: 1, dwords: [1] });
+  await first.driver.rescan();
+  t.is(first.driver.blockCount, 256);
+  fs.truncateSync(file, MiB + 5000);
+  await first.driver.rescan();
+  t.is(first.driver.blockCount, 257);
+  await first.stop();
+  const second = await run(t, { files: [file] });
+  t.deepEqual(second.driver.namespaces, [{ id: 1, blockSize: 4096, blockCount: 257 }]);
+  await second.driver.write(256, new Uint8Array(4096).fill(7));
+  await second.stop();
+  t.is(fs.statSync(file).size, MiB + 5000);
+  fs.truncateSync(file, 4095);
+  await t.throwsAsync(createNvme({ files: [file] }), {
+    instanceOf: UserError,
+    message: `the disk's file ${file} has 4095 bytes, which is less than a block of 4096 bytes`,
+  });
+});
+
+test("disks of more bytes than a number is exact for end before that", async (t) => {
+  const memory = createMemory("huge", 2 ** 40, false);
+  t.teardown(() => close(memory));
+  const file = `/proc/${process.pid}/fd/${memory}`;
+  const resize = (size: string) => execFileSync("truncate", ["-s", size, file]);
+  const { driver } = await run(t, { files: [file], memory: [MiB] });
+  const most = 2 ** 44 - 1;
+  for (const [size, blocks] of [
+    ["9P", most],
+    ["8P", most],
+    [`${2 ** 53 - 512}`, most],
+    [`${2 ** 53 - 1024}`, most - 1],
+    ["7E", most],
+  ] as const) {
+    resize(size);
+    await driver.rescan();
+    t.is(driver.blockCount, blocks, size);
+    const { driver: started } = await run(t, { files: [await anotherName(t, size)] });
+    t.is(started.blockCount, blocks, size);
+  }
+  await driver.write(most - 8, new Uint8Array(4096).fill(3));
+  const target = new Uint8Array(4096);
+  await driver.read(most - 8, target);
+  t.true(target.every((byte) => byte === 3));
+  t.is(
+    (await driver.io({ opcode: 2, namespaceId: 1, dwords: [most % 2 ** 32, Math.floor(most / 2 ** 32), 0] })).status,
+    0x80,
+  );
+  const controller = new DataView((await driver.adminRead({ opcode: IDENTIFY, dwords: [1] }, 4096)).buffer);
+  t.is(controller.getBigUint64(280, true), 2n ** 53n - 512n + BigInt(MiB), "TNVMCAP");
+});
+
+/** A file of its own of that size. */
+async function anotherName(t: ExecutionContext, size: string): Promise<string> {
+  const memory = createMemory("huge too", 0, false);
+  t.teardown(() => close(memory));
+  const file = `/proc/${process.pid}/fd/${memory}`;
+  execFileSync("truncate", ["-s", size, file]);
+  return file;
+}
 
 test("a disk in memory can be formatted too", async (t) => {
   const { driver } = await run(t, { memory: [MiB] });
