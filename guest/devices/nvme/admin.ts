@@ -14,7 +14,7 @@ import type { Namespaces } from "./namespaces.js";
 import { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
-import { AdminOpcode, CQES, Feature, SQES, Status } from "./spec.js";
+import { AdminOpcode, CQES, Feature, SQES, Status, Timestamp } from "./spec.js";
 import { Cns, CSI_NVM, IDENTIFY_SIZE, Oacs } from "./spec-identify.js";
 
 /** What admin commands work on. */
@@ -53,7 +53,7 @@ export class AdminCommands {
   }
 
   execute(command: Command): void {
-    const { engine, events, features } = this.#sources;
+    const { engine, events } = this.#sources;
     switch (command.opcode) {
       case AdminOpcode.IDENTIFY:
         this.#identify(command);
@@ -62,7 +62,7 @@ export class AdminCommands {
         this.#getLogPage(command);
         return;
       case AdminOpcode.GET_FEATURES:
-        this.#finishFeature(command, features.get(command.cdw10, command.cdw11));
+        this.#getFeature(command);
         return;
       case AdminOpcode.SET_FEATURES:
         this.#setFeature(command);
@@ -120,7 +120,7 @@ export class AdminCommands {
       case Cns.NAMESPACE:
         if (namespace === undefined) break;
         // As large as it is now, not as it was a second ago.
-        namespaces.refresh(namespace, () => void this.#answer(command, identifyNamespace(namespace)));
+        namespaces.refresh(namespace, () => void this.#answer(command, identifyNamespace(identity, namespace)));
         return;
       case Cns.ACTIVE_NAMESPACE_LIST:
         // FFFFFFFEh and FFFFFFFFh leave no room above them.
@@ -181,6 +181,24 @@ export class AdminCommands {
     command.complete(await copyData("write", command, bytes, context.dma, engine.commands.pageSize));
   }
 
+  /** 5.13 */
+  #getFeature(command: Command): void {
+    const { features } = this.#sources;
+    const status = features.get(command.cdw10, command.cdw11);
+    if (status === Status.SUCCESS && features.isData(command.cdw10)) void this.#answer(command, features.clock.get());
+    else this.#finishFeature(command, status);
+  }
+
+  /** 5.21.1.14: the value comes as data. */
+  async #setTimestamp(command: Command): Promise<void> {
+    const { context, engine, features } = this.#sources;
+    const bytes = new Uint8Array(Timestamp.size);
+    const status = await copyData("read", command, bytes, context.dma, engine.commands.pageSize);
+    // Of a driver that has reset the controller meanwhile nothing is left.
+    if (status === Status.SUCCESS && command.queue.alive) features.clock.set(bytes);
+    command.complete(status);
+  }
+
   /** 5.21: a write cache that is switched off is written out first. */
   #setFeature(command: Command): void {
     const { features, namespaces, keepAlive } = this.#sources;
@@ -189,7 +207,9 @@ export class AdminCommands {
     if (status === Status.SUCCESS && (command.cdw10 & 0xff) === Feature.KEEP_ALIVE_TIMER) {
       keepAlive.set(features.keepAliveMs);
     }
-    if (hadCache && !features.writeCache) namespaces.sync(command.complete);
+    const isTimestamp = status === Status.SUCCESS && (command.cdw10 & 0xff) === Feature.TIMESTAMP;
+    if (isTimestamp) void this.#setTimestamp(command);
+    else if (hadCache && !features.writeCache) namespaces.sync(command.complete);
     else this.#finishFeature(command, status);
   }
 

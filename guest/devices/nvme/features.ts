@@ -1,10 +1,11 @@
 /**
  * NVM Express 1.4, sections 5.13 and 5.21: Get Features and Set Features. A table of what each feature's dword holds; those
  * that the controller only remembers are marked by nothing else reading them. None is saved over a reset.
- * Left out: features with data structures (LBA range type, autonomous power states, timestamp, host memory buffer).
+ * Left out: features with data structures (LBA range type, autonomous power states, host memory buffer).
  */
 import { Feature, Status } from "./spec.js";
 import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
+import { Clock } from "./timestamp.js";
 
 /** CDW11 of a feature: its value after reset, and the bits that Set Features may change. */
 interface FeatureValue {
@@ -34,6 +35,8 @@ const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
   [Feature.INTERRUPT_VECTOR_CONFIGURATION, { reset: 0, mask: 0, changeable: true }],
   [Feature.WRITE_ATOMICITY_NORMAL, { reset: 0, mask: 1, changeable: true }],
   [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: 0xff | OAES_NAMESPACE_ATTRIBUTE, changeable: true }],
+  // Its value is data: `clock`.
+  [Feature.TIMESTAMP, { reset: 0, mask: 0, changeable: true }],
   // Milliseconds.
   [Feature.KEEP_ALIVE_TIMER, { reset: 0, mask: ALL, changeable: true }],
 ]);
@@ -52,6 +55,7 @@ const COALESCING_DISABLE = 0x1_0000;
 export class Features {
   /** Dword 0 of the completion of the last successful `get` or `set`. */
   result = 0;
+  readonly clock = new Clock();
   readonly #values = new Map<number, number>();
   readonly #coalescingDisabled: Uint8Array;
   #temperatureUnder = 0;
@@ -69,6 +73,7 @@ export class Features {
     for (const [identifier, { reset }] of FEATURES) this.#values.set(identifier, reset);
     this.#coalescingDisabled.fill(0);
     this.#temperatureUnder = 0;
+    this.clock.reset();
   }
 
   get writeCache(): boolean {
@@ -83,6 +88,11 @@ export class Features {
   /** Which SMART critical warnings raise an event, and which notices (OAES). */
   get events(): number {
     return this.#values.get(Feature.ASYNC_EVENT_CONFIGURATION) ?? 0;
+  }
+
+  /** Whether Get Features with this CDW10 answers with data: the Timestamp's value. */
+  isData(cdw10: number): boolean {
+    return (cdw10 & 0xff) === Feature.TIMESTAMP && ((cdw10 >>> 8) & 0x7) !== SELECT_CAPABILITIES;
   }
 
   /** Get Features. Returns a status; the value is in `result`. */

@@ -14,7 +14,7 @@ import {
   LbaFormat,
   LPA,
   NamespaceDescriptor,
-  NIDT_UUID,
+  NamespaceIdentifier,
   Nsfeat,
   OAES_NAMESPACE_ATTRIBUTE,
   Oncs,
@@ -81,7 +81,8 @@ export function identifyController(identity: Identity, namespaces: readonly Name
   return bytes;
 }
 
-export function identifyNamespace({ blockSize, blockCount, blocksInUse }: Namespace): Uint8Array {
+export function identifyNamespace(identity: Identity, namespace: Namespace): Uint8Array {
+  const { blockSize, blockCount, blocksInUse } = namespace;
   const { offsets, encode } = IdentifyNamespace;
   const preferred = PREFERRED_SIZE / blockSize - 1;
   const bytes = encode({
@@ -106,14 +107,46 @@ export function identifyNamespace({ blockSize, blockCount, blocksInUse }: Namesp
     const format = LbaFormat.encode({ LBADS: Math.log2(size), RP: size === PREFERRED_SIZE ? 0 : 1 });
     bytes.set(format, offsets.LBAF + n * LbaFormat.size);
   }
+  const { eui64, nguid } = namespaceIdentifiers(identity, namespace);
+  bytes.set(nguid, offsets.NGUID);
+  bytes.set(eui64, offsets.EUI64);
   return bytes;
 }
 
-export function namespaceDescriptors(identity: Identity, { id }: Namespace): Uint8Array {
+/** 5.15.2.3, Figure 249: all identifiers of a namespace, as descriptors one behind the other. */
+export function namespaceDescriptors(identity: Identity, namespace: Namespace): Uint8Array {
+  const { eui64, nguid, uuid } = namespaceIdentifiers(identity, namespace);
   const bytes = new Uint8Array(IDENTIFY_SIZE);
-  bytes.set(NamespaceDescriptor.encode({ NIDT: NIDT_UUID, NIDL: 16 }));
-  bytes.set(uuidOf(`${identity.model}:${identity.serial}:namespace ${id}`), NamespaceDescriptor.offsets.NID);
+  let at = 0;
+  for (const [NIDT, identifier] of [
+    [NamespaceIdentifier.EUI64, eui64],
+    [NamespaceIdentifier.NGUID, nguid],
+    [NamespaceIdentifier.UUID, uuid],
+  ] as const) {
+    bytes.set(NamespaceDescriptor.encode({ NIDT, NIDL: identifier.length }), at);
+    bytes.set(identifier, at + NamespaceDescriptor.size);
+    at += NamespaceDescriptor.size + identifier.length;
+  }
   return bytes;
+}
+
+/**
+ * What a namespace is known by, the same each time for the same serial number (7.10). EUI-64 and NGUID are big-endian; the
+ * 24 bits in them that the IEEE would assign to a company are ones that it leaves to local administration.
+ */
+function namespaceIdentifiers({ model, serial }: Identity, { id }: Namespace) {
+  const name = `${model}:${serial}:namespace ${id}`;
+  const digest = (what: string) => createHash("sha256").update(`${name}:${what}`).digest();
+  const eui64 = digest("EUI64").subarray(0, 8);
+  eui64[0] = localOui(eui64[0]);
+  const nguid = digest("NGUID").subarray(0, 16);
+  nguid[8] = localOui(nguid[8]);
+  return { eui64, nguid, uuid: uuidOf(name) };
+}
+
+/** The first byte of an address that is locally administered and no group's. */
+function localOui(byte: number): number {
+  return (byte | 0x02) & 0xfe;
 }
 
 /** ASCII, padded with spaces (1.5). */

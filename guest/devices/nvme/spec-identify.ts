@@ -109,6 +109,7 @@ export const Oncs = {
   DATASET_MANAGEMENT: 1 << 2,
   WRITE_ZEROES: 1 << 3,
   SAVE_AND_SELECT: 1 << 4,
+  TIMESTAMP: 1 << 6,
   VERIFY: 1 << 7,
 } as const;
 /** OACS, Optional Admin Command Support. */
@@ -172,6 +173,7 @@ export const Nsfeat = { THINP: 1 << 0, OPTPERF: 1 << 4 } as const;
 /** DLFEAT: deallocated blocks read as zeros; Write Zeroes can deallocate. */
 export const DLFEAT = 0x1 | (1 << 3);
 
-/** Figure 249: Namespace Identification Descriptor, NIDT 3 (UUID, 16 bytes). */
-export const NamespaceDescriptor = struct({ NIDT: "u8", NIDL: "u8", reserved: 2, NID: 16 });
-export const NIDT_UUID = 3;
+/** Figure 249: the fixed part of a Namespace Identification Descriptor, which its identifier of NIDL bytes follows. */
+export const NamespaceDescriptor = struct({ NIDT: "u8", NIDL: "u8", reserved: 2 });
+/** NIDT. */
+export const NamespaceIdentifier = { EUI64: 1, NGUID: 2, UUID: 3 } as const;

@@ -232,8 +232,16 @@ export const Feature = {
   INTERRUPT_VECTOR_CONFIGURATION: 0x09,
   WRITE_ATOMICITY_NORMAL: 0x0a,
   ASYNC_EVENT_CONFIGURATION: 0x0b,
+  TIMESTAMP: 0x0e,
   KEEP_ALIVE_TIMER: 0x0f,
 } as const;
+
+/**
+ * Figure 285: Timestamp, milliseconds since 1970 in 48 bits. ATTRIBUTES: bit 0, it may have stood still; bits 3:1, where it
+ * comes from: 0 a reset, 1 Set Features.
+ */
+export const Timestamp = struct({ LOW: "u32", HIGH: "u16", ATTRIBUTES: "u8", reserved: 1 });
+export const TIMESTAMP_SET_BY_HOST = 1 << 1;
 
 /** 5.2: Asynchronous Event Type and the Asynchronous Event Information values that this controller reports. */
 export const EventType = { ERROR: 0, SMART: 1, NOTICE: 2 } as const;

@@ -14,6 +14,8 @@ const SET_FEATURES = 0x09;
 const GET_FEATURES = 0x0a;
 const EVENT_REQUEST = 0x0c;
 const KEEP_ALIVE = 0x18;
+/** A feature. */
+const TIMESTAMP = 0x0e;
 
 const id = (queue: number, entries: number): number => (((entries - 1) << 16) | queue) >>> 0;
 
@@ -195,7 +197,7 @@ test("features have values, defaults and capabilities, and are reset with the co
     t.is((await get(feature, 4)).status, 0x02);
   }
   t.like(await get(0x07), { status: 0, result: 0x0002_0002 });
-  for (const feature of [0x00, 0x03, 0x0c, 0x0d, 0x0e, 0x10, 0x80, 0xff]) {
+  for (const feature of [0x00, 0x03, 0x0c, 0x0d, 0x10, 0x80, 0xff]) {
     t.is((await get(feature)).status, 0x02, `feature ${feature}`);
     t.is(await set(feature, 0), 0x02, `feature ${feature}`);
   }
@@ -346,6 +348,33 @@ test("asynchronous events: one for a type until its log page is read, four reque
   await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x01] }, 4);
   await settle();
   t.deepEqual(answered.slice(2), [0x0001_0000]);
+});
+
+test("Timestamp: what was set goes on from there, until a reset", async (t) => {
+  const { machine, driver } = await bringUp(t);
+  const { address, offset } = scratch(machine);
+  const view = machine.memory.data;
+  const read = async (): Promise<[number, number]> => {
+    await driver.checkAdmin({ opcode: GET_FEATURES, prp1: address + 64, dwords: [TIMESTAMP] });
+    const value = view.getUint32(offset + 64, true) + view.getUint16(offset + 68, true) * 2 ** 32;
+    return [value, view.getUint16(offset + 70, true)];
+  };
+  const [since, origin] = await read();
+  t.is(origin, 0);
+  t.true(since < 600_000, "milliseconds since the reset");
+  const now = 1_700_000_000_123;
+  view.setBigUint64(offset, BigInt(now), true);
+  await driver.checkAdmin({ opcode: SET_FEATURES, prp1: address, dwords: [TIMESTAMP] });
+  const [first, setBy] = await read();
+  t.is(setBy, 2);
+  t.true(first >= now && first < now + 600_000);
+  const start = performance.now();
+  while (performance.now() - start < 3) await settle();
+  t.true((await read())[0] > first);
+  t.is((await driver.admin({ opcode: SET_FEATURES, prp1: 0x7000_0000, dwords: [TIMESTAMP] })).status, 0x04);
+  t.true((await read())[0] > first, "what could not be read sets nothing");
+  t.is((await driver.admin({ opcode: SET_FEATURES, prp1: address, dwords: [TIMESTAMP | 0x8000_0000] })).status, 0x10d);
+  t.is((await driver.admin({ opcode: GET_FEATURES, dwords: [TIMESTAMP | (3 << 8)] })).result, 1 << 2);
 });
 
 test("a log page that could not be written was not read: its event stays", async (t) => {

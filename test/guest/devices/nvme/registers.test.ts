@@ -96,7 +96,7 @@ test("Identify Controller, byte for byte", async (t) => {
   expected[512] = 0x66;
   expected[513] = 0x44;
   expected.writeUInt32LE(1, 516); // NN
-  expected.writeUInt16LE(0x9d, 520); // ONCS
+  expected.writeUInt16LE(0xdd, 520); // ONCS
   expected[525] = 7; // VWC
   expected.writeUInt32LE(2, 536); // SGLS: in dwords
   const nqn = bytes.toString("ascii", 768, 768 + 68);
@@ -119,7 +119,11 @@ test("Identify Namespace, lists and descriptors, byte for byte", async (t) => {
   expected[33] = 9; // DLFEAT
   expected.writeUInt32LE(3 * 1024 * 1024, 48);
   expected.set([0, 0, 9, 1, 0, 0, 12, 0], 128);
+  const [nguid, eui64] = [namespace.subarray(104, 120), namespace.subarray(120, 128)];
+  expected.set(namespace.subarray(104, 128), 104);
   t.deepEqual(namespace, expected);
+  t.is(nguid[8] & 0x03, 0x02, "locally administered");
+  t.is(eui64[0] & 0x03, 0x02);
 
   const list = Buffer.from(await driver.adminRead({ opcode: 6, dwords: [2] }, 4096));
   t.is(list.readUInt32LE(0), 1);
@@ -128,9 +132,11 @@ test("Identify Namespace, lists and descriptors, byte for byte", async (t) => {
   t.true(rest.every((byte) => byte === 0));
 
   const descriptors = Buffer.from(await driver.adminRead({ opcode: 6, namespaceId: 1, dwords: [3] }, 4096));
-  t.deepEqual([...descriptors.subarray(0, 4)], [3, 16, 0, 0]);
-  t.is(descriptors[4 + 6] >> 4, 8);
-  t.true(descriptors.subarray(20).every((byte) => byte === 0));
+  t.deepEqual(descriptors.subarray(0, 12), Buffer.from([1, 8, 0, 0, ...eui64]));
+  t.deepEqual(descriptors.subarray(12, 32), Buffer.from([2, 16, 0, 0, ...nguid]));
+  t.deepEqual([...descriptors.subarray(32, 36)], [3, 16, 0, 0]);
+  t.is(descriptors[36 + 6] >> 4, 8);
+  t.true(descriptors.subarray(52).every((byte) => byte === 0));
 });
 
 test("two disks are told apart by their serial numbers, and one stays the same", async (t) => {
