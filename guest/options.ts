@@ -112,7 +112,7 @@ Options:
   --link-poll WHEN          with --pci, whether to look for the bridge's messages before sleeping: adaptive (as long as it pays),
                             always (takes all of a CPU) or never (default: adaptive)
   --log-level LEVEL         ${LEVELS.join(", ")} (default: info)
-  --trust-unsealed-memory   with a socket: map also memory that the driver VM's VMM could shrink
+  --trust-unsealed-memory   with a socket: map also files of a disk, which may be slow or hang
   --help                    this text
 
 SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of itself.

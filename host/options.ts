@@ -29,7 +29,8 @@ times, in pairs, to serve several devices.
   --vhost-user-socket-path PATH  vhost-user socket: for the device VM's -device vhost-user-test-device-pci
   --window-size SIZE             how much driver-VM memory can be mapped at once, with K, M, G or T;
                                  a power of two (default: 64G)
-  --trust-unsealed-memory        map memory that the driver VM's VMM could still shrink, too
+  --trust-unsealed-memory        put memory that the driver VM's VMM could still shrink into the device VM, instead of
+                                 copying, and map also files of a disk: if it shrinks, the device VM's QEMU dies
   --log-level LEVEL              ${LEVELS.join(", ")} (default: info)
   --help                         print this text
   --version                      print the version

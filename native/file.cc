@@ -66,7 +66,7 @@ Napi::Value IsWritable(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(env, (flags & O_ACCMODE) != O_RDONLY);
 }
 
-// What fileStatus, isWritable and getSeals say, for each DMA map: without an object, and in one call.
+// What must be known of a DMA map's file: without an object, and in one call.
 Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fd = Fd(info[0]);
@@ -85,7 +85,7 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   if (seals == -1 && errno != EINVAL) throw SystemError(env, errno, "fcntl");
   status[0] = S_ISREG(file.st_mode) ? static_cast<double>(file.st_size) : -1;
   status[1] = (flags & O_ACCMODE) != O_RDONLY;
-  status[2] = seals == -1 ? 0 : seals;
+  status[2] = seals;
   return env.Undefined();
 }
 

@@ -1,5 +1,6 @@
 // Memory that a peer shares with us can be taken away under our feet: whoever holds the file may truncate it, and the next
-// access is a SIGBUS. Guarded ranges survive that: zero pages are put in the place of what is gone.
+// access is a SIGBUS. And what is not mapped, or not for writing, is a SIGSEGV. Guarded ranges survive both: zero pages are put in
+// the place of what is gone or was never there, and a private copy in the place of a page that may only be read.
 #pragma once
 
 #include <atomic>
@@ -22,14 +23,32 @@ class GuardedRange {
   void Mapped(size_t offset, size_t length);
   void Unmapped(size_t offset, size_t length);
 
-  // For the signal handler: puts zeros at the address and at what follows it in its map. False when that fails.
+  // The eventfd that a write to what is mapped for reading only is told by; -1: none. It has to stay open.
+  void TellStrays(int eventfd) { stray_ = eventfd; }
+
+  // How often something was repaired by zeros that is mapped.
+  uint32_t repairs() const { return repairs_; }
+
+  // For the signal handler. What is gone (SIGBUS): puts zeros there. False when that fails.
   bool Repair(uintptr_t address);
+  // What may not be accessed (SIGSEGV): puts zeros where nothing is mapped, and a copy where it is mapped for reading only.
+  bool Permit(uintptr_t address);
 
  private:
+  struct Map {
+    uintptr_t begin;
+    uintptr_t end;
+  };
+
+  // The map that the address is in; all of the range where there is none.
+  Map Find(uintptr_t address);
+
   uintptr_t base_;
   uintptr_t end_;
   int slot_ = -1;
   // The end of each map by its start. The flag keeps a handler on another thread out while they change.
   std::map<uintptr_t, uintptr_t> maps_;
   std::atomic_flag changing_;
+  std::atomic<int> stray_{-1};
+  std::atomic<uint32_t> repairs_{0};
 };

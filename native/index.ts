@@ -56,15 +56,19 @@ export const PROT_READ = 1;
 export const PROT_WRITE = 2;
 
 /**
- * A range of address space that is reserved once, filled with zero pages, and into which memory is mapped with MAP_FIXED.
- * Its ArrayBuffers are made once, one for each piece, and stay valid for ever: an unmapped part reads as zeros and swallows
- * writes. A file that its owner truncates does no harm either: the first access beyond its end (a SIGBUS, which is caught)
- * puts zero pages there and in all that follows in the same map.
- *
- * Left to the caller: a write through an ArrayBuffer to a part that was mapped without PROT_WRITE ends the process.
+ * Address space into which memory is mapped with MAP_FIXED; piece by piece, each of which is reserved when it is first needed,
+ * the first at once. ENOMEM where the process may have no more (RLIMIT_AS, vm.max_map_count). Its ArrayBuffers are made
+ * once, one for each piece, and stay valid for ever. What no system call may touch (EFAULT) is harmless to everything else in this
+ * process, by signal handlers:
+ * - an unmapped part reads as zeros and swallows writes;
+ * - so does what a file's owner truncated, or punched out where no huge page is left;
+ * - a write to what was mapped without PROT_WRITE goes to a private copy of the page, and `stray` is signalled. Whoever made the
+ *   reservation then maps the memory anew.
  */
 export interface Reservation {
   readonly size: number;
+  /** How often something that is mapped was found to be gone: what was there may be zeros until it is mapped anew. */
+  readonly repairs: number;
   /**
    * The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use. The last may be shorter. Making
    * one costs a full garbage collection (V8 counts all of its bytes): touch those that matter before there is traffic.
@@ -72,16 +76,13 @@ export interface Reservation {
   piece(index: number): ArrayBuffer;
   /**
    * mmap(MAP_SHARED | MAP_FIXED) of fd's [fdOffset, fdOffset + length) at `offset`; all three page-aligned. It replaces what
-   * was mapped there; when mmap fails, zero pages are there. EINVAL, and nothing changes, for parts of huge pages.
+   * was mapped there; when mmap fails, nothing is. EINVAL, and nothing changes, for parts of huge pages.
    */
   map(offset: number, length: number, fd: number, fdOffset: number, protection: number): void;
-  /** Puts anonymous zero pages there. */
   unmap(offset: number, length: number): void;
-  /** The address of the first byte in this process, for system calls that take one (VFIO_IOMMU_MAP_DMA, pagemap). */
-  readonly address: number;
   /**
-   * Puts zero pages everywhere; the address space itself stays reserved as long as an ArrayBuffer of it lives. Nothing but
-   * `size` and `release` may be used afterwards.
+   * Unmaps everything; the address space itself stays reserved as long as an ArrayBuffer of it lives. Nothing but `size` and
+   * `release` may be used afterwards.
    */
   release(): void;
 }
@@ -264,7 +265,7 @@ interface Addon {
   unlockFile(fd: number): void;
   getAttribute(fd: number, name: string): string | undefined;
   setAttribute(fd: number, name: string, value: string): void;
-  Reservation: new (size: number, pieceSize: number) => Reservation;
+  Reservation: new (size: number, pieceSize: number, stray?: number) => Reservation;
   eventfd(count: number): number;
   eventfdRead(fd: number): number;
   eventfdWrite(fd: number): void;
@@ -322,7 +323,8 @@ export const {
   isWritable,
   /**
    * For memory that a peer hands over: status[0] becomes the file's size in bytes, or -1 for what is no regular file;
-   * status[1] is 1 when it was opened for writing, else 0; status[2] its seals.
+   * status[1] is 1 when it was opened for writing, else 0; status[2] its seals, or -1 for what has none: it is not memory
+   * (memfd, tmpfs, hugetlbfs), and access to it may take for ever.
    */
   memoryStatus,
   /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
@@ -346,7 +348,7 @@ export const {
   /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes. */
   getAttribute,
   setAttribute,
-  /** new Reservation(size, pieceSize) */
+  /** new Reservation(size, pieceSize, stray): `stray`, if any, is an eventfd, the caller's, which stays open until `release`. */
   Reservation,
   /** A non-blocking eventfd with that initial count. */
   eventfd,

@@ -57,7 +57,7 @@ export const MAX_DMA_REQUESTS = 64 * KiB;
 export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 /** vhost-user without CONFIGURE_MEM_SLOTS: regions of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS. */
 export const MAX_VHOST_USER_REGIONS = 8;
-/** Address space that the bridge keeps for a device VM's memory; all regions of SET_MEM_TABLE must fit. */
+/** The most memory of a device VM; all regions of SET_MEM_TABLE must fit. */
 export const DEVICE_VM_MEMORY_SIZE = 1024 * GiB;
 /** Requests for the window that may wait for the one under way. */
 export const MAX_WINDOW_REQUESTS = 4 * KiB;

@@ -2,7 +2,18 @@
  * The link straight on a vfio-user socket: the device runs in the same process as the server, as it would with libvfio-user.
  * The client's memory is mapped into a window of this process, its eventfds are written to directly.
  */
-import { close, eventfdWrite, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
+import {
+  close,
+  eventfd,
+  eventfdWrite,
+  POLL_READABLE,
+  Poll,
+  PROT_READ,
+  PROT_WRITE,
+  type Reservation,
+} from "../../native/index.js";
+import { reserveAddressSpace } from "../../shared/address-space.js";
+import { isPowerOfTwo } from "../../shared/bits.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -33,7 +44,7 @@ export interface LocalLinkOptions {
   readonly log: Log;
   /** Bytes of address space for the client's memory; a multiple of the page size. */
   readonly windowSize?: number;
-  /** Map also memory that the client can shrink. */
+  /** Map also files that are not memory, access to which may take for ever. */
   readonly trustUnsealedMemory?: boolean;
 }
 
@@ -47,6 +58,10 @@ export class LocalLink implements Link, Backend {
   readonly #server: Server;
   readonly #log: Log;
   readonly #reservation: Reservation;
+  /** Signalled when the device wrote to what it may only read. */
+  readonly #stray = eventfd(0);
+  readonly #strayPoll: Poll;
+  #strays = 0;
   readonly #places: WindowAllocator;
   readonly #sharing: LocalSharing;
   /** The maps that are in the window, and where: by map, as a late answer may come when its place is another's already. */
@@ -61,9 +76,10 @@ export class LocalLink implements Link, Backend {
   #registers: RegisterMemory | undefined;
   #memory: ClientMemory | undefined;
 
+  /** @throws UserError when there is no address space */
   constructor(options: LocalLinkOptions) {
     const { socket, log, windowSize = WINDOW_SIZE, trustUnsealedMemory = false } = options;
-    const reservation = new Reservation(windowSize, WINDOW_PIECE_SIZE);
+    const reservation = reserveAddressSpace("the driver VM's memory", windowSize, this.#stray);
     this.#log = log;
     this.#reservation = reservation;
     this.#places = new WindowAllocator(windowSize, WINDOW_PIECE_SIZE);
@@ -74,6 +90,9 @@ export class LocalLink implements Link, Backend {
     };
     this.#sharing = new LocalSharing(this.window, reservation, this.#places, log);
     this.#server = new Server({ backend: this, socket, log, trustUnsealedMemory });
+    this.#strayPoll = new Poll(this.#stray, () => this.#undoStray(), "eventfd");
+    this.#strayPoll.start(POLL_READABLE);
+    this.#strayPoll.unref();
   }
 
   async allocateMemory(_region: number, areas: readonly Area[]): Promise<SharedMemory> {
@@ -101,6 +120,8 @@ export class LocalLink implements Link, Backend {
     await this.#server.close();
     this.#sharing.close();
     this.#reservation.release();
+    this.#strayPoll.close();
+    close(this.#stray);
   }
 
   trigger(index: number, vector: number): void {
@@ -209,15 +230,15 @@ export class LocalLink implements Link, Backend {
 
   /** Maps the memory into the window. -1 where that may not be, or the window is full: then it goes by messages. */
   #place(map: MemoryMap): number {
-    const { fd, fdOffset, size, isShareable } = map;
-    if (fd === -1 || !isShareable) return -1;
+    const { fd, size, fdOffset } = map;
+    if (fd === -1) return -1;
     const offset = this.#places.allocate(size, fdOffset);
     if (offset === -1) {
       this.#log.warn({ size }, "the window is full: this memory is reached by messages");
       return -1;
     }
     try {
-      this.#reservation.map(offset, size, fd, fdOffset, PROT_READ | PROT_WRITE);
+      this.#mapAt(offset, map);
     } catch (error) {
       this.#places.free(offset);
       if (!isSystemError(error)) throw error;
@@ -226,6 +247,32 @@ export class LocalLink implements Link, Backend {
     }
     this.#mapped.set(map, offset);
     return offset;
+  }
+
+  /** In this process read-only is what it says, and memory that its owner shrinks reads as zeros. */
+  #mapAt(offset: number, { fd, fdOffset, size, writable }: MemoryMap): void {
+    this.#reservation.map(offset, size, fd, fdOffset, writable ? PROT_READ | PROT_WRITE : PROT_READ);
+  }
+
+  /**
+   * The device's code wrote to a segment or view that it has for "read". That went to a copy, which is no longer the driver VM's
+   * memory.
+   */
+  #undoStray(): void {
+    this.#strays++;
+    if (isPowerOfTwo(this.#strays)) {
+      const message =
+        "the device wrote to memory that the driver VM mapped read-only: the write is undone (a bug of the device's)";
+      this.#log.error({ writes: this.#strays }, message);
+    }
+    for (const [map, offset] of this.#mapped) {
+      try {
+        if (!map.writable) this.#mapAt(offset, map);
+      } catch (error) {
+        if (!isSystemError(error)) throw error;
+        this.#log.error({ size: map.size, reason: error.message }, "driver-VM memory is lost to the device");
+      }
+    }
   }
 
   /** Takes the memory out of the window; other memory may be there once `kept` has resolved. */

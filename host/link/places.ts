@@ -17,6 +17,8 @@ export class Places {
   readonly #window: Window;
   readonly #log: Log;
   readonly #allocator: WindowAllocator;
+  /** It was said that unsealed memory is copied, since maps were taken back last. */
+  #saidUnsealed = false;
   /** Window offsets that a device which did not let go may still use: zeros are there, and nothing else is put there. */
   readonly #kept: number[] = [];
 
@@ -33,7 +35,15 @@ export class Places {
    */
   async put(map: MemoryMap, isolated: boolean): Promise<void> {
     if (!isolated) await this.#putIntoWindow(map);
-    if (map.windowOffset < 0) this.copied.put(map);
+    if (map.windowOffset >= 0) return;
+    this.copied.put(map);
+    if (isolated || map.isShareable || !map.writable || map.fd < 0 || this.#saidUnsealed) return;
+    this.#saidUnsealed = true;
+    this.#log.warn(
+      { address: map.address, size: map.size },
+      "the driver VM's memory can be shrunk by its owner, so each DMA is copied: use memory-backend-memfd (with share=on), " +
+        "whose memory is sealed, or trust it by --trust-unsealed-memory",
+    );
   }
 
   async #putIntoWindow(map: MemoryMap): Promise<void> {

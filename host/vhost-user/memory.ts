@@ -4,6 +4,7 @@
  * nearly all of its regions are the ones of the table before: those stay as they are.
  */
 import * as native from "../../native/index.js";
+import { reserveAddressSpace } from "../../shared/address-space.js";
 import { inBounds, isAligned } from "../../shared/bits.js";
 import { ProtocolError } from "../../shared/errors.js";
 import { DEVICE_VM_MEMORY_SIZE, MAX_VHOST_USER_REGIONS, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
@@ -30,7 +31,7 @@ interface Region extends Omit<RegionEntry, "fd"> {
 export class DeviceVmMemory implements RingMemory {
   readonly pieceSize = WINDOW_PIECE_SIZE;
   beforeUnmap: (() => void) | undefined;
-  #reservation: native.Reservation | undefined;
+  readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
   #regions: Region[] = [];
   readonly #bytes: Uint8Array[] = [];
 
@@ -58,7 +59,6 @@ export class DeviceVmMemory implements RingMemory {
   bytes(piece: number): Uint8Array {
     let bytes = this.#bytes[piece];
     if (!bytes) {
-      if (!this.#reservation) throw new RangeError("no memory is mapped");
       bytes = new Uint8Array(this.#reservation.piece(piece));
       this.#bytes[piece] = bytes;
     }
@@ -80,7 +80,6 @@ export class DeviceVmMemory implements RingMemory {
       return { entry, file, kept: this.#regions.find((region) => same(region, entry, file)) };
     });
 
-    this.#reservation ??= new native.Reservation(DEVICE_VM_MEMORY_SIZE, this.pieceSize);
     this.beforeUnmap?.();
     const regions = wanted.flatMap(({ kept }) => kept ?? []);
     for (const region of this.#regions) {
@@ -89,7 +88,7 @@ export class DeviceVmMemory implements RingMemory {
     this.#regions = regions;
     try {
       for (const { entry, file, kept } of wanted) {
-        if (!kept) this.#map(this.#reservation, entry, file);
+        if (!kept) this.#map(entry, file);
       }
     } catch (error) {
       this.clear();
@@ -99,14 +98,14 @@ export class DeviceVmMemory implements RingMemory {
 
   clear(): void {
     this.beforeUnmap?.();
-    for (const region of this.#regions) this.#reservation?.unmap(region.offset, region.size);
+    for (const region of this.#regions) this.#reservation.unmap(region.offset, region.size);
     this.#regions = [];
   }
 
-  #map(reservation: native.Reservation, entry: RegionEntry, file: native.FileStatus): void {
+  #map(entry: RegionEntry, file: native.FileStatus): void {
     const { guestAddress, size, userAddress, mmapOffset } = entry;
     const offset = this.#place(size);
-    reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+    this.#reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
     const { device, inode } = file;
     this.#regions.push({ guestAddress, size, userAddress, mmapOffset, device, inode, offset });
   }

@@ -209,16 +209,19 @@ export class DmaMaps {
     if (!isAligned(offset, PAGE_SIZE)) refuse(`offset ${offset} is not on a page`);
     if (!inBounds(offset, size, fileSize)) refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
     if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
-    // Only memory has seals (a file of tmpfs or hugetlbfs the one against sealing): access to another file may take for ever.
-    const unshared = status[2] !== 0 || this.options.trustUnsealedMemory ? Use.HERE : Use.NONE;
+    const seals = status[2];
+    const isTrusted = this.options.trustUnsealedMemory;
+    // Access to a file that is not memory may take for ever.
+    if (seals === -1 && !isTrusted) {
+      this.options.warn(
+        "the driver VM's memory is a file of a disk, which is not mapped, and each DMA becomes a message: use " +
+          "memory-backend-memfd (with share=on), or trust it by --trust-unsealed-memory",
+      );
+      return Use.NONE;
+    }
     // A mapping in a VM cannot be made read-only (see docs), so nothing read-only is ever put there.
-    if (!writable) return unshared;
-    if (this.options.trustUnsealedMemory || (status[2] & F_SEAL_SHRINK) !== 0) return Use.SHARED;
-    this.options.warn(
-      "the driver VM's memory can be shrunk by its owner, so it is not mapped for a device, and each DMA becomes a copy or a " +
-        "message: use memory-backend-memfd (with share=on), whose memory is sealed, or trust it by option",
-    );
-    return unshared;
+    if (!writable) return Use.HERE;
+    return isTrusted || (seals & F_SEAL_SHRINK) !== 0 ? Use.SHARED : Use.HERE;
   }
 }
 

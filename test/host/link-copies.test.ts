@@ -96,11 +96,14 @@ test.serial("read-only memory, and memory that can shrink, is copied too", async
   await client.mapMemory({ address: BASE, size: MiB, fd: shown.fd });
   await client.mapMemory({ address: 2 * BASE, size: MiB, fd: readOnly.fd, writable: false });
   await client.mapMemory({ address: 3 * BASE, size: 2 * MiB, fd });
+  copier.data.fill(4);
+  t.is(await copier.ask({ address: 3 * BASE, flags: WRITE }), 0);
+  t.is(bytes[4095], 4);
   // A memfd without MFD_ALLOW_SEALING, and a file of tmpfs, have this seal from the beginning.
   native.addSeals(fd, native.F_SEAL_SEAL);
   await client.mapMemory({ address: 4 * BASE, size: 2 * MiB, fd });
   const { MMAP, FILE_IO, READ } = DmaMapFlags;
-  t.deepEqual(flagsOf(device), [WHOLE | MMAP, READ | FILE_IO, WHOLE, WHOLE | FILE_IO]);
+  t.deepEqual(flagsOf(device), [WHOLE | MMAP, READ | FILE_IO, WHOLE | FILE_IO, WHOLE | FILE_IO]);
   t.is(frontEnd.maps.length, 1);
   t.is(await copier.ask({ address: BASE }), Errno.EFAULT, "what is in the window is not copied");
 

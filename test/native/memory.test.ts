@@ -34,9 +34,7 @@ test("a new reservation is zeros, and its pieces are made once", (t) => {
     [2 * MiB, 2 * MiB, MiB],
   );
   t.is(reserved.piece(1), reserved.piece(1));
-  t.is(native.addressOf(reserved.piece(0)), reserved.address);
-  t.is(native.addressOf(reserved.piece(2)), reserved.address + 4 * MiB);
-  t.is(reserved.address % (2 * MiB), 0);
+  for (const index of [0, 1, 2]) t.is(native.addressOf(reserved.piece(index)) % (2 * MiB), 0);
   t.true(new BigUint64Array(reserved.piece(2)).every((word) => word === 0n));
   for (const index of [3, -1, 0.5]) t.throws(() => reserved.piece(index), { instanceOf: RangeError });
 });
@@ -103,7 +101,7 @@ test("page after page of a truncated file takes few maps of the process", (t) =>
   const bytes = new Uint8Array(reserved.piece(0));
   // Backwards and every second page: the worst for whoever repairs page by page.
   for (let page = bytes.length - PAGE; page >= 0; page -= 2 * PAGE) t.is(bytes[page], 0);
-  const start = reserved.address;
+  const start = native.addressOf(reserved.piece(0));
   const maps = fs.readFileSync("/proc/self/maps", "utf8").split("\n");
   const inside = maps.filter((line) => {
     const from = Number.parseInt(line, 16);
@@ -147,6 +145,73 @@ test("a map that fails leaves zeros", (t) => {
   }
   reserved.map(0, MiB, reading, 0, native.PROT_READ);
   t.is(at(reserved, PAGE), 2);
+});
+
+test("a write to what may only be read goes to a copy, is told, and is undone by mapping anew", (t) => {
+  const stray = owned(t, native.eventfd(0));
+  const reserved = new native.Reservation(4 * MiB, MiB, stray);
+  t.teardown(() => reserved.release());
+  const memory = numbered(t, MiB);
+  const words = new Uint32Array(reserved.piece(1));
+  reserved.map(MiB, MiB, memory, 0, native.PROT_READ);
+  const index = (5 * PAGE) / 4;
+  t.is(words[index], 6);
+  t.is(native.eventfdRead(stray), 0);
+  words[index + 1] = 4711;
+  t.deepEqual([words[index], words[index + 1], words[index + 2]], [6, 4711, 6]);
+  t.is(native.eventfdRead(stray), 1);
+  words[index + 2] = 1;
+  t.is(native.eventfdRead(stray), 0, "the page is a copy by now");
+  const back = new Uint32Array(1);
+  fs.readSync(memory, back, 0, 4, 5 * PAGE + 4);
+  t.is(back[0], 6);
+  reserved.map(MiB, MiB, memory, 0, native.PROT_READ);
+  t.is(words[index + 1], 6);
+  // The kernel writes nothing there, and says so.
+  t.throws(() => fs.readSync(memory, words, index, 4, 0), { code: "EFAULT" });
+});
+
+test("what is not mapped is zeros and swallows writes, and system calls fail on it", (t) => {
+  const reserved = reservation(t);
+  const memory = numbered(t, MiB);
+  const words = new Uint32Array(reserved.piece(2));
+  t.throws(() => fs.readSync(memory, words, 0, 4096, 0), { code: "EFAULT" });
+  words[2] = 9;
+  t.is(words[1], 0);
+  t.is(words[PAGE / 4], 0);
+});
+
+test("address space is taken piece by piece, and is no memory that the machine has promised", (t) => {
+  const size = () => {
+    const [, pages] = /^VmSize:\s+(\d+) kB/m.exec(fs.readFileSync("/proc/self/status", "utf8")) ?? [];
+    return Number(pages) * 1024;
+  };
+  const GiB = 1024 * MiB;
+  const before = size();
+  const reserved = reservation(t, 1024 * GiB, GiB);
+  t.true(size() - before < 4 * GiB);
+  const at = native.addressOf(reserved.piece(700));
+  const [, , protection] = fs
+    .readFileSync("/proc/self/maps", "utf8")
+    .split("\n")
+    .map((line) => /^([0-9a-f]+)-([0-9a-f]+) (....)/.exec(line))
+    .filter((found) => found !== null)
+    .map(([, begin, end, flags]) => [Number.parseInt(begin, 16), Number.parseInt(end, 16), flags] as const)
+    .find(([begin, end]) => begin <= at && at < end) ?? [0, 0, ""];
+  t.is(protection, "---p");
+});
+
+test("without address space it is ENOMEM at once, or when more is needed", (t) => {
+  const script = `
+    import * as native from ${JSON.stringify(new URL("../../native/index.js", import.meta.url).href)};
+    const GiB = 2 ** 30;
+    const reserved = new native.Reservation(64 * GiB, GiB);
+    const codes = [];
+    for (let n = 0; n < 8; n++) try { reserved.piece(n); } catch (error) { codes.push(error.code); break; }
+    try { new native.Reservation(64 * GiB, 4 * GiB); } catch (error) { codes.push(error.code); }
+    process.stdout.write(codes.join());`;
+  const command = ["-c", 'ulimit -v 6000000; exec "$0" "$@"', process.execPath, "--input-type=module", "-e", script];
+  t.is(execFileSync("bash", command, { encoding: "utf8", timeout: 60_000 }), "ENOMEM,ENOMEM");
 });
 
 test("nothing can be mapped outside, or off the pages", (t) => {
@@ -193,7 +258,6 @@ test("released: its buffers stay and are zeros, and the file is let go", (t) => 
   t.throws(() => reserved.piece(0), { message: /released/ });
   t.throws(() => reserved.map(0, MiB, memory, 0, RW), { message: /released/ });
   t.throws(() => reserved.unmap(0, MiB), { message: /released/ });
-  t.throws(() => reserved.address, { message: /released/ });
 });
 
 test("64 GiB can be reserved, and the last byte is there", (t) => {
@@ -202,7 +266,7 @@ test("64 GiB can be reserved, and the last byte is there", (t) => {
   const last = new Uint8Array(reserved.piece(63));
   t.is(last.length, GiB);
   t.is(last[GiB - 1], 0);
-  t.is(reserved.address % GiB, 0);
+  t.is(native.addressOf(reserved.piece(63)) % GiB, 0);
 });
 
 test("mapFile: content, bounds, and a truncated file", (t) => {
