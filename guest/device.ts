@@ -90,11 +90,11 @@ export interface DeviceContext {
   readonly log: Log;
   /**
    * Starts work that takes time, DMA above all. `reset`, `quiesce` and `pause` wait for it without the author's doing, so each
-   * job must end by itself. While the function is paused a new job waits for `resume`; while it is being reset, or where
-   * more than MAX_JOBS are under way, it is dropped. A job that fails is logged: DmaError is the driver VM's mistake,
-   * anything else the device's.
+   * job must end by itself: a reset aborts `signal`, for a job that waits for something else than DMA. While the function is
+   * paused a new job waits for `resume`; while it is being reset, or where more than MAX_JOBS are under way, it is dropped.
+   * A job that fails is logged: DmaError is the driver VM's mistake, anything else the device's.
    */
-  run(job: () => void | Promise<void>): void;
+  run(job: (signal: AbortSignal) => void | Promise<void>): void;
   /**
    * The memory of part `index` of a BAR's `shared`, in the order of the declaration; the same bytes for as long as the device
    * lives. It is zeroed for each client, right before the `reset` that follows the last one's leaving; a reset alone leaves
@@ -136,7 +136,11 @@ export interface Device {
   ioEvent?(bar: number, index: number, value: number | undefined): void;
   /**
    * The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Called when all jobs have ended and
-   * `registers` have their reset values. Promise: when it resolves no DMA is under way, and no interrupt of before comes any more.
+   * `registers` have their reset values. Promise: when it resolves nothing of before is left: no DMA, no interrupt, no change of
+   * registers. From the driver's request on until then DMA fails and interrupts go nowhere.
+   *
+   * A device that takes longer than QUIESCE_DEADLINE_MS is cut off: the driver VM finds the function reset and its BARs dead (all
+   * ones, as of a PCI device that does not answer) until the promise is kept. So wait for nothing that may hang, such as a disk.
    */
   reset?(): void | Promise<void>;
   /**

@@ -1,7 +1,8 @@
 /**
  * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window, or,
  * for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured: while it is
- * clear nothing can be reached.
+ * clear nothing can be reached. What goes by copies and messages takes time: it is kept track of, so that an unmap or a reset
+ * can wait for it.
  */
 
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
@@ -12,6 +13,14 @@ import type { DmaMapping, Link } from "./link/link.js";
 import { ListCopies, type ScatterList } from "./scatter-list.js";
 
 type Access = "read" | "write";
+
+/** A read or write that is not done at once, and what it concerns. */
+interface Transfer {
+  readonly address: number;
+  readonly length: number;
+  /** Never rejects. */
+  readonly ended: Promise<void>;
+}
 
 export class WindowDma implements Dma {
   bytesRead = 0;
@@ -32,6 +41,7 @@ export class WindowDma implements Dma {
   readonly #bytes: Uint8Array[] = [];
   readonly #data: DataView[] = [];
   readonly #lists = new ListCopies(this);
+  readonly #transfers = new Set<Transfer>();
   readonly #segment: Segment = {
     bytes: new Uint8Array(0),
     data: new DataView(new ArrayBuffer(0)),
@@ -39,7 +49,7 @@ export class WindowDma implements Dma {
     length: 0,
   };
 
-  /** `busMaster`: whether the function may do DMA now. */
+  /** `busMaster`: whether the function may do DMA now; asked before each part of a transfer. */
   constructor(link: Link, busMaster: () => boolean) {
     this.#link = link;
     this.#busMaster = busMaster;
@@ -95,7 +105,41 @@ export class WindowDma implements Dma {
   }
 
   async read(address: number, target: Uint8Array): Promise<void> {
-    for (let done = 0; done < target.length; ) {
+    const copied = this.#copyFrom(address, target, 0);
+    if (copied === target.length) return;
+    await this.#track(address, target.length, this.#readParts(address, target, copied));
+  }
+
+  async write(address: number, source: Uint8Array): Promise<void> {
+    const copied = this.#copyTo(address, source, 0);
+    if (copied === source.length) return;
+    await this.#track(address, source.length, this.#writeParts(address, source, copied));
+  }
+
+  /** Whether no transfer to or from the range is in flight. */
+  isIdle(address = 0, length = Number.POSITIVE_INFINITY): boolean {
+    for (const transfer of this.#transfers) if (overlaps(transfer, address, length)) return false;
+    return true;
+  }
+
+  /** Resolves when the transfers to and from the range that are in flight now have ended. */
+  async settled(address = 0, length = Number.POSITIVE_INFINITY): Promise<void> {
+    const concerned = [...this.#transfers].filter((transfer) => overlaps(transfer, address, length));
+    await Promise.all(concerned.map(({ ended }) => ended));
+  }
+
+  async #track(address: number, length: number, work: Promise<void>): Promise<void> {
+    const transfer = { address, length, ended: work.catch(() => {}) };
+    this.#transfers.add(transfer);
+    try {
+      await work;
+    } finally {
+      this.#transfers.delete(transfer);
+    }
+  }
+
+  async #readParts(address: number, target: Uint8Array, from: number): Promise<void> {
+    for (let done = from; done < target.length; ) {
       const copied = this.#copyFrom(address + done, target, done);
       if (copied > 0) {
         done += copied;
@@ -108,8 +152,8 @@ export class WindowDma implements Dma {
     }
   }
 
-  async write(address: number, source: Uint8Array): Promise<void> {
-    for (let done = 0; done < source.length; ) {
+  async #writeParts(address: number, source: Uint8Array, from: number): Promise<void> {
+    for (let done = from; done < source.length; ) {
       const copied = this.#copyTo(address + done, source, done);
       if (copied > 0) {
         done += copied;
@@ -258,6 +302,10 @@ export class WindowDma implements Dma {
     this.#bytes[index] = new Uint8Array(piece);
     this.#data[index] = new DataView(piece);
   }
+}
+
+function overlaps(transfer: Transfer, address: number, length: number): boolean {
+  return transfer.address < address + length && address < transfer.address + transfer.length;
 }
 
 /** Mostly it is all of them. */

@@ -26,7 +26,7 @@ import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
 import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
-import { Jobs } from "./jobs.js";
+import { type Job, Jobs } from "./jobs.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "./link/link.js";
 import { FunctionMigration, type FunctionParts } from "./migration.js";
 import { Patience } from "./patience.js";
@@ -72,6 +72,10 @@ export class DeviceEndpoint implements Endpoint {
   readonly #migration: FunctionMigration | undefined;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
+  /** Resets that the device has not finished. Until it has, it is cut off: DMA fails, interrupts go nowhere, its BARs are dead. */
+  #resets = 0;
+  /** Whether the function was a bus master at the last write. */
+  #wasMaster = false;
   /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
   #tail: Promise<void> = Promise.resolve();
 
@@ -107,7 +111,7 @@ export class DeviceEndpoint implements Endpoint {
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
     this.#mirror = new RegisterMirror(this.#regions.mirrored);
     this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
-    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped);
+    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped && this.#resets === 0);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
     const regionFlags = accessFlags(this.#regions.sizes, device.regions);
     this.#info = new InfoReplies(this.summary, regionFlags, device.regions ?? [], this.#sharing);
@@ -117,13 +121,14 @@ export class DeviceEndpoint implements Endpoint {
       regions: this.#regions,
       log,
       isStopped: () => this.#stopped,
+      isResetting: () => this.#resets > 0,
       replyToWrite: (command, length) => this.#replyToWrite(command, length),
     });
     this.#features = new DeviceFeatures({
       dma: this.dma,
       migration: this.#migration,
       exclusive: (work) => this.#exclusive(work),
-      quiesce: () => this.promises.inTime("quiesce", this.promises.quiesce()),
+      quiesce: () => this.promises.inTime("quiesce", this.#quiesce()),
       log,
     });
   }
@@ -134,7 +139,9 @@ export class DeviceEndpoint implements Endpoint {
     const memory = await this.#link.shareRegisters(this.#mirror.size, this.#mirror.areas);
     if (memory !== undefined) this.#mirror.open(memory);
     const { dma, interrupts } = this;
-    const run = (job: () => void | Promise<void>) => this.#jobs.run(job);
+    const run = (job: Job) => {
+      if (this.#resets === 0) this.#jobs.run(job);
+    };
     const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
     await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
   }
@@ -158,7 +165,7 @@ export class DeviceEndpoint implements Endpoint {
     this.dma.unmapAll();
     this.#features.disconnected();
     this.interrupts.reset();
-    await this.#patience.wait("reset", this.#reset());
+    await this.#reset();
     this.#log.info(this.statistics(), "served so far");
   }
 
@@ -171,7 +178,7 @@ export class DeviceEndpoint implements Endpoint {
     this.dma.unmap(address, size);
     // Also of a device that is late: whatever it may still have written to is in the log.
     const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
-    const quiesced = this.promises.quiesce();
+    const quiesced = this.#quiesce(address, size);
     if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced).finally(report);
     report();
     return undefined;
@@ -206,7 +213,7 @@ export class DeviceEndpoint implements Endpoint {
       case Command.DEVICE_GET_IRQ_INFO:
         return this.#info.getIrqInfo(command);
       case Command.DEVICE_RESET:
-        return this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, 0);
+        return this.#replyAfterReset(command, 0);
       case Command.DEVICE_FEATURE:
         return this.#features.feature(command);
       case Command.MIG_DATA_READ:
@@ -248,32 +255,91 @@ export class DeviceEndpoint implements Endpoint {
     return this.#migration?.stopped === true;
   }
 
-  /** A config write may have asked for a function-level reset: then the reply waits for it. */
+  /**
+   * A config write may have asked for a function-level reset, or have cleared the bus master bit: then the reply waits for the
+   * reset, or for the DMA in flight.
+   */
   #replyToWrite(command: PendingCommand, length: number): void {
-    if (this.#resetRequested) this.#replyAfter(this.#patience.wait("reset", this.#reset()), command, length);
+    const wasMaster = this.#wasMaster;
+    this.#wasMaster = this.#config.busMaster;
+    if (this.#resetRequested) this.#replyAfterReset(command, length);
+    else if (wasMaster && !this.#wasMaster) void this.#replyAfterDma(command, length);
     else command.reply(length);
   }
 
-  #replyAfter(work: Promise<void>, command: PendingCommand, length: number): number {
-    work.then(
-      () => command.reply(length),
-      () => command.fail(Errno.ETIMEDOUT),
-    );
+  #replyAfterReset(command: PendingCommand, length: number): number {
+    // For the driver VM the function is reset, also where the device is late.
+    const reply = () => command.reply(length);
+    this.#reset().then(reply, reply);
     return 0;
   }
 
-  /** The function's reset: the device's work first, while what it still reads through DMA is there. */
-  #reset(): Promise<void> {
+  async #replyAfterDma(command: PendingCommand, length: number): Promise<void> {
+    await this.promises.inTime("quiesce", this.#quiesce());
+    command.reply(length);
+  }
+
+  /** Waits for the device's DMA that is in flight, and for its transfers to and from a range; at once where there is none. */
+  #quiesce(address?: number, size?: number): boolean | Promise<boolean> {
+    const quiesced = this.promises.quiesce();
+    return this.dma.isIdle(address, size) ? quiesced : this.#quiesceDma(quiesced, address, size);
+  }
+
+  async #quiesceDma(quiesced: boolean | Promise<boolean>, address?: number, size?: number): Promise<boolean> {
+    await this.dma.settled(address, size);
+    return quiesced;
+  }
+
+  /**
+   * The function's reset. The device is cut off at once, and stays so until it has done its part.
+   * @throws Overdue when that takes too long: all else is reset then, and nothing that the device still does gets out
+   */
+  async #reset(): Promise<void> {
     this.#resetRequested = false;
-    return this.#exclusive(async () => {
+    this.#resets++;
+    this.#jobs.abort();
+    this.interrupts.mute();
+    this.#sharing.hold();
+    let isLate = false;
+    const finished = this.#exclusive(async () => {
       await this.promises.reset(() => this.#regions.resetRegisters());
-      this.#config.reset();
-      this.#msix?.reset();
-      this.interrupts.forgetPending();
+      await this.dma.settled();
+      // What the driver VM has set up since it was told that the function is reset stays.
+      if (!isLate) this.#resetFunction();
       this.#sharing.forgetWaiting();
       this.#migration?.reset();
+      if (--this.#resets === 0) {
+        this.interrupts.unmute();
+        this.#sharing.release();
+        this.#mirror.release();
+      } else {
+        this.#sharing.hold();
+        this.#mirror.hold();
+      }
       await this.promises.resume();
     });
+    try {
+      await this.#patience.wait("reset", finished);
+    } catch (error) {
+      isLate = true;
+      this.#resetFunction();
+      // Reads of the device's registers have to come here, to be answered as of a dead device.
+      this.#mirror.hold();
+      throw error;
+    }
+  }
+
+  /** What is the framework's, and so never late. */
+  #resetFunction(): void {
+    this.#config.reset();
+    this.#msix?.reset();
+    this.interrupts.forgetPending();
+  }
+
+  async #pause(): Promise<boolean> {
+    const isPaused = await this.promises.pause();
+    await this.dma.settled();
+    return isPaused;
   }
 
   #exclusive(work: () => Promise<void>): Promise<void> {
@@ -291,7 +357,7 @@ export class DeviceEndpoint implements Endpoint {
       interrupts: this.interrupts,
       mirror: this.#mirror,
       log: this.#log,
-      pause: () => this.promises.inTime("pause", this.promises.pause()),
+      pause: () => this.promises.inTime("pause", this.#pause()),
       resume: () => this.promises.inTime("resume", this.promises.resume()),
       jobsWait: () => this.#jobs.held > 0,
     };

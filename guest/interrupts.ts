@@ -34,6 +34,8 @@ export class InterruptController implements Interrupts {
   #msixEnabled = false;
   /** The function is stopped: interrupts wait. */
   #held = false;
+  /** The function is being reset: what the device triggers is of before. */
+  #muted = false;
 
   constructor(
     irqCounts: readonly number[],
@@ -46,6 +48,7 @@ export class InterruptController implements Interrupts {
   trigger(vector: number): void {
     const vectors = Math.max(this.#states[Irq.MSIX].length, this.#states[Irq.MSI].length, 1);
     if (!(vector >= 0 && vector < vectors)) throw new RangeError(`there is no vector ${vector}`);
+    if (this.#muted) return;
     if (this.#msixEnabled) this.#signal(Irq.MSIX, vector);
     // PCI 3.0, 6.8.3.4: a function that got fewer messages than it wanted shares them out.
     else if (this.#msiVectors > 0) this.#signal(Irq.MSI, vector % this.#msiVectors);
@@ -53,7 +56,7 @@ export class InterruptController implements Interrupts {
   }
 
   raise(vector: number): void {
-    this.#level = true;
+    this.#level = !this.#muted;
     this.trigger(vector);
   }
 
@@ -96,6 +99,15 @@ export class InterruptController implements Interrupts {
     for (const index of [Irq.INTX, Irq.MSI]) {
       for (let vector = 0; vector < this.#states[index].length; vector++) this.#deliver(index, vector);
     }
+  }
+
+  /** The function is being reset: until `unmute` the device's interrupts go nowhere. */
+  mute(): void {
+    this.#muted = true;
+  }
+
+  unmute(): void {
+    this.#muted = false;
   }
 
   /** The function is stopped: every interrupt waits from now on, until `release`. */

@@ -1,6 +1,6 @@
 /**
- * A device's work under way: what a register write starts and what takes time. Reset, quiesce and pause wait for it here, so
- * that an author need not keep a list. Left out: ending a job from outside; a job ends by itself, as its DMA does.
+ * A device's work in flight: what a register write starts and what takes time. Reset, quiesce and pause wait for it here, so
+ * that an author need not keep a list. A reset cannot end a job from outside: it aborts the job's signal, and DMA fails.
  */
 
 import { isPowerOfTwo } from "../shared/bits.js";
@@ -8,14 +8,15 @@ import { MAX_JOBS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import { DmaError } from "./device.js";
 
-export type Job = () => void | Promise<void>;
+export type Job = (signal: AbortSignal) => void | Promise<void>;
 
 export class Jobs {
   readonly #running = new Set<Promise<void>>();
   /** Jobs that wait for the end of a pause. */
   #held: Job[] = [];
   #paused = false;
-  #resetting = false;
+  /** Aborted by the next reset. */
+  #generation = new AbortController();
   #dropped = 0;
   #failed = 0;
 
@@ -28,7 +29,6 @@ export class Jobs {
 
   /** Starts a job now, up to its first `await`; or at the end of the pause. */
   run(job: Job): void {
-    if (this.#resetting) return;
     if (this.#running.size + this.#held.length >= MAX_JOBS) {
       this.#dropped++;
       if (isPowerOfTwo(this.#dropped))
@@ -62,16 +62,11 @@ export class Jobs {
     for (const job of this.#held.splice(0)) this.run(job);
   }
 
-  /** Drops what is held, waits for what is under way, and lets nothing new begin until `power` has resolved. */
-  async reset(power: () => Promise<void>): Promise<void> {
-    this.#resetting = true;
+  /** Drops what is held, and aborts what is in flight. */
+  abort(): void {
     this.#held = [];
-    try {
-      await this.settled();
-      await power();
-    } finally {
-      this.#resetting = false;
-    }
+    this.#generation.abort(new Error("the function is being reset"));
+    this.#generation = new AbortController();
   }
 
   inspect(): unknown {
@@ -81,9 +76,12 @@ export class Jobs {
 
   /** Never rejects. What repeats itself is logged less and less often: a driver VM must not fill the log. */
   async #guard(job: Job): Promise<void> {
+    const { signal } = this.#generation;
     try {
-      await job();
+      await job(signal);
     } catch (error) {
+      // What a reset did to it is nobody's mistake.
+      if (signal.aborted && (error instanceof DmaError || error === signal.reason)) return;
       this.#failed++;
       if (!isPowerOfTwo(this.#failed)) return;
       const details = { err: error, failed: this.#failed };

@@ -44,10 +44,9 @@ export class DevicePromises {
 
   /** The device's part of a reset, behind its jobs; `first` comes between the two. */
   async reset(first: () => void): Promise<void> {
-    await this.#jobs.reset(async () => {
-      first();
-      await this.#keep("reset", () => this.#device.reset?.());
-    });
+    await this.#jobs.settled();
+    first();
+    await this.#keep("reset", () => this.#device.reset?.());
   }
 
   async close(): Promise<void> {

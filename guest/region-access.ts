@@ -26,6 +26,8 @@ export interface AccessedFunction {
   readonly log: Log;
   /** Whether the device stands still for a migration: then nothing reaches it. */
   isStopped(): boolean;
+  /** Whether the device is being reset: it is as dead as a PCI device that does not answer. */
+  isResetting(): boolean;
   /** Replies to a write, with a body of `length` bytes, when what it caused is done. */
   replyToWrite(command: PendingCommand, length: number): void;
 }
@@ -73,6 +75,11 @@ export class RegionAccesses {
     reply.region = region;
     reply.count = count;
     const start = command.replyOffset + RegionAccess.size;
+    if (this.#isDead(region, offset, count)) {
+      command.replyBytes.fill(0xff, start, start + count);
+      command.reply(length);
+      return 0;
+    }
     try {
       this.#regions.read(region, offset, count, command.replyData, start);
     } catch (error) {
@@ -132,8 +139,13 @@ export class RegionAccesses {
     return !this.#function.isStopped() || !this.#regions.reachesDevice(region, offset, count);
   }
 
+  #isDead(region: number, offset: number, count: number): boolean {
+    return this.#function.isResetting() && this.#regions.reachesDevice(region, offset, count);
+  }
+
   /** False when the device threw, which was logged. */
   #tryWrite(region: number, offset: number, count: number, data: DataView, from: number): boolean {
+    if (this.#isDead(region, offset, count)) return true;
     try {
       this.#regions.write(region, offset, count, data, from);
       return true;

@@ -56,7 +56,12 @@ function toy() {
   };
   /** Ends the oldest job. */
   const endJob = () => endings.shift()?.();
-  return { device, registers, events, endJob, run: (job: () => void | Promise<void>) => context?.run(job) };
+  const run: DeviceContext["run"] = (job) => context?.run(job);
+  const started = () => {
+    if (context === undefined) throw new Error("not started");
+    return context;
+  };
+  return { device, registers, events, endJob, run, context: started };
 }
 
 /** Whether a promise has resolved when everything that can go on has gone on. */
@@ -202,6 +207,37 @@ test("jobs are bounded", async (t) => {
   for (let n = 0; n < MAX_JOBS; n++) endJob();
   await client.reset();
   t.like(endpoint.inspect(), { jobs: { running: 0 } });
+});
+
+test("a reset aborts the jobs of before: their DMA fails, which is no mistake of anybody's", async (t) => {
+  const lines: string[] = [];
+  const log = pino({ level: "warn" }, { write: (line: string) => void lines.push(line) });
+  const { device, run, context } = toy();
+  const { connect } = await serve(t, device, log);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  await client.mapMemory({ address: MiB, size: MiB, fd });
+  await driver(client).enable();
+  const signals: AbortSignal[] = [];
+  const untilAborted = async (signal: AbortSignal) => {
+    signals.push(signal);
+    await new Promise((resolve) => signal.addEventListener("abort", resolve));
+  };
+  run(async (signal) => {
+    await untilAborted(signal);
+    await context().dma.write(MiB, new Uint8Array(8));
+  });
+  run(async (signal) => {
+    await untilAborted(signal);
+    signal.throwIfAborted();
+  });
+  await client.reset();
+  run((signal) => void signals.push(signal));
+  t.deepEqual(
+    signals.map(({ aborted }) => aborted),
+    [true, true, false],
+  );
+  t.deepEqual(lines, []);
 });
 
 test("a device of registers alone has nothing else to write", async (t) => {
