@@ -3,7 +3,6 @@
  * that an author need not keep a list. A reset cannot end a job from outside: it aborts the job's signal, and DMA fails.
  */
 
-import { isPowerOfTwo } from "../shared/bits.js";
 import { MAX_JOBS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import { DmaError } from "./device.js";
@@ -31,8 +30,7 @@ export class Jobs {
   run(job: Job): void {
     if (this.#running.size + this.#held.length >= MAX_JOBS) {
       this.#dropped++;
-      if (isPowerOfTwo(this.#dropped))
-        this.log.warn({ dropped: this.#dropped }, "too many jobs at once: one is dropped");
+      this.log.warn({ dropped: this.#dropped }, "too many jobs at once: one is dropped");
     } else if (this.#paused) {
       this.#held.push(job);
     } else {
@@ -74,7 +72,7 @@ export class Jobs {
     return { running, held: this.#held.length, paused: this.#paused, failed: this.#failed, dropped: this.#dropped };
   }
 
-  /** Never rejects. What repeats itself is logged less and less often: a driver VM must not fill the log. */
+  /** Never rejects. */
   async #guard(job: Job): Promise<void> {
     const { signal } = this.#generation;
     try {
@@ -83,7 +81,6 @@ export class Jobs {
       // What a reset did to it is nobody's mistake.
       if (signal.aborted && (error instanceof DmaError || error === signal.reason)) return;
       this.#failed++;
-      if (!isPowerOfTwo(this.#failed)) return;
       const details = { err: error, failed: this.#failed };
       if (error instanceof DmaError)
         this.log.warn(details, "the driver VM gave an address that the device cannot reach");

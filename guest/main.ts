@@ -4,6 +4,7 @@ import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { UserError } from "../shared/errors.js";
 import { createLog, type Log } from "../shared/log.js";
+import { LimitedLog } from "../shared/log-limit.js";
 import type { Device } from "./device.js";
 import { DEVICES } from "./devices/index.js";
 import type { Link } from "./link/link.js";
@@ -23,12 +24,14 @@ async function main(argv: readonly string[]): Promise<number> {
     process.stdout.write(helpText(DEVICES));
     return 0;
   }
-  const log = createLog("vfio-user-device", options.logLevel);
+  const log = LimitedLog.of(createLog("vfio-user-device", options.logLevel));
   const stop = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => stop.abort());
   const device = await createDevice(options);
   const link = await createLink(options.place, options, log);
-  return (await runDevice(device, link, log, stop.signal)) ? 0 : 1;
+  const wasStopped = await runDevice(device, link, log, stop.signal);
+  log.report();
+  return wasStopped ? 0 : 1;
 }
 
 async function createDevice({ device, deviceOptions, deviceLists }: RunOptions): Promise<Device> {

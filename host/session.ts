@@ -6,6 +6,7 @@
 import { randomUUID } from "node:crypto";
 import { close } from "../native/index.js";
 import type { Log } from "../shared/log.js";
+import { LimitedLog } from "../shared/log-limit.js";
 import { Server } from "../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
 import { Listener } from "./listener.js";
@@ -28,7 +29,7 @@ export interface SessionOptions {
 
 export class Session {
   readonly #options: SessionOptions;
-  readonly #log: Log;
+  readonly #log: LimitedLog;
   readonly #window: Window;
   readonly #memory = new DeviceVmMemory();
   readonly #link: VirtioLink;
@@ -38,8 +39,9 @@ export class Session {
 
   constructor(options: SessionOptions) {
     this.#options = options;
-    this.#log = options.log;
-    const { log, windowSize, name, socketPath, trustUnsealedMemory } = options;
+    this.#log = LimitedLog.of(options.log);
+    const log = this.#log;
+    const { windowSize, name, socketPath, trustUnsealedMemory } = options;
     this.#window = new Window(windowSize, log);
     this.#link = new VirtioLink({
       window: this.#window,
@@ -71,6 +73,7 @@ export class Session {
     this.#backEnd?.close();
     this.#backEnd = undefined;
     this.#link.close();
+    this.#log.report();
   }
 
   #connected(fd: number): void {

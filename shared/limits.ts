@@ -65,6 +65,14 @@ export const MAX_WINDOW_REQUESTS = 4 * KiB;
 export const MAX_QUEUES = 256;
 export const MAX_QUEUE_SIZE = 1024;
 
+/**
+ * Lines of the log that a session's peers can cause: in so much time so many of one kind (a level and a message), and of one
+ * level; what is above is counted, and said at the end of that time.
+ */
+export const LOG_PERIOD_MS = 30_000;
+export const LOG_LINES_PER_KIND = 20;
+export const LOG_LINES_PER_LEVEL = 100;
+
 /** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
 export const REPLY_DEADLINE_MS = 4000;
 /** How long a device may take to let go of memory, or to reset, before the memory is taken away by force. */

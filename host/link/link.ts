@@ -105,7 +105,7 @@ export class VirtioLink implements Backend {
     });
     this.#relay = new CommandRelay(this.process);
     this.#irqs = new IrqSetUp(this.process, (request) =>
-      this.setIrqs(request).catch((error) => log.warn(error.message)),
+      this.setIrqs(request).catch((error) => log.warn({ reason: error.message }, "interrupts were not set up again")),
     );
     this.#showing = new Showing(this.process, this.#places, log);
     this.#unmapping = new Unmapping(this.process.conversation, log, (reason) => this.process.break(reason));

@@ -61,7 +61,7 @@ export class Places {
     } catch (error) {
       this.#forget(map);
       if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ address, size }, `${error.message}: DMA by copies`);
+      this.#log.warn({ address, size, reason: error.message }, "not mapped in the window: DMA by copies");
     }
   }
 

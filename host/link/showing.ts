@@ -64,7 +64,7 @@ export class Showing {
     await this.#process.conversation.request(LinkCommand.CLIENT_GONE, body).catch((error) => {
       // A device process that is going has no client to let go of any more.
       if (error instanceof PeerGone) this.#log.debug(error.message);
-      else this.#log.warn(error.message);
+      else this.#log.warn({ reason: error.message }, "the device process did not let go of a client");
     });
   }
 }

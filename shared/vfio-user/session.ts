@@ -22,7 +22,6 @@ import { encodeVersionReply, parseVersion, type VersionMessage } from "./version
 
 /** Ticks of a session's clock within one deadline; what is late is noticed at most one tick early. */
 export const TICKS_PER_DEADLINE = 8;
-const MAX_WARNINGS_PER_TICK = 4;
 
 export interface SessionStats {
   clients: number;
@@ -57,7 +56,6 @@ export class Session implements ConnectionHandler {
   private twin: TwinSocket | undefined;
   private state: "new" | "connecting" | "ready" | "gone" = "new";
   private now = 0;
-  private warnings = 0;
   private deviceWait: NodeJS.Timeout | undefined;
   private end!: () => void;
 
@@ -71,7 +69,7 @@ export class Session implements ConnectionHandler {
     this.maps = new DmaMaps({
       backend: options.backend,
       trustUnsealedMemory: options.trustUnsealedMemory,
-      warn: (message) => this.warn(message),
+      warn: (message) => options.log.warn(message),
     });
     this.connection = new Connection(fd, this, { receiving: (now) => options.backend.receiving?.(now) });
     this.pending = this.freshPending();
@@ -99,10 +97,6 @@ export class Session implements ConnectionHandler {
   tick(): void {
     this.now++;
     this.count();
-    if (this.warnings > MAX_WARNINGS_PER_TICK) {
-      this.options.log.warn({ suppressed: this.warnings - MAX_WARNINGS_PER_TICK }, "more warnings about the client");
-    }
-    this.warnings = 0;
     this.memory?.tick(this.now, TICKS_PER_DEADLINE);
     const { pending } = this;
     if (pending.active && this.state === "ready" && this.now - pending.startedAt >= TICKS_PER_DEADLINE) {
@@ -124,7 +118,8 @@ export class Session implements ConnectionHandler {
   }
 
   reply(frame: Frame): void {
-    if (!this.memory?.handleReply(frame)) this.warn(`a reply to nothing, command ${frame.command}, id ${frame.id}`);
+    if (this.memory?.handleReply(frame)) return;
+    this.options.log.warn({ command: frame.command, id: frame.id }, "a reply to nothing");
   }
 
   gone(reason: PeerGone): void {
@@ -305,7 +300,7 @@ export class Session implements ConnectionHandler {
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
   private expire(late: Pending): void {
     this.options.stats.timeouts++;
-    this.warn(`the device did not answer command ${late.command} in time`);
+    this.options.log.warn({ command: late.command }, "the device did not answer in time");
     this.pending = this.freshPending();
     const { pending } = this;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
@@ -340,14 +335,10 @@ export class Session implements ConnectionHandler {
   private errnoOf(error: unknown, command: number): number {
     this.options.stats.errors++;
     if (error instanceof ProtocolError || isSystemError(error)) {
-      this.warn(error.message);
+      this.options.log.warn({ command, reason: error.message }, "refused a command of the client");
       return error.errno;
     }
     if (!(error instanceof PeerGone)) this.options.log.error({ err: error, command }, "unexpected");
     return Errno.EIO;
-  }
-
-  private warn(message: string): void {
-    if (++this.warnings <= MAX_WARNINGS_PER_TICK) this.options.log.warn(message);
   }
 }
