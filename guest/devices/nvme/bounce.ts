@@ -10,7 +10,14 @@ import { Status } from "./spec.js";
 import type { Storage } from "./storage.js";
 
 const BUFFERS = 16;
-const BUFFER_SIZE = 256 * 1024;
+/** Bytes. */
+export const BOUNCE_BUFFER_SIZE = 256 * 1024;
+
+/** A stretch of storage, in bytes. */
+export interface Extent {
+  readonly position: number;
+  readonly length: number;
+}
 
 type Transfers = Pick<Storage, "read" | "write">;
 export type BounceOperation = "read" | "write" | "compare";
@@ -25,7 +32,7 @@ export class BouncePool {
     const buffer = await this.#take(dma);
     try {
       // Two halves: one holds the driver's data, the other the storage's, which only Compare has at once.
-      for (const piece of pieces(command, BUFFER_SIZE / 2)) {
+      for (const piece of pieces(command, BOUNCE_BUFFER_SIZE / 2)) {
         const status = await move(operation, piece, buffer, dma, storage);
         if (status !== Status.SUCCESS) return status;
       }
@@ -50,12 +57,29 @@ export class BouncePool {
     }
   }
 
+  /** Copy: reads all of `sources`, BOUNCE_BUFFER_SIZE at most, then writes it to `position`. Resolves to a status; never rejects. */
+  async copy(sources: readonly Extent[], position: number, dma: Dma, storage: Transfers): Promise<number> {
+    const buffer = await this.#take(dma);
+    try {
+      let at = 0;
+      for (const source of sources) {
+        const part = buffer.subarray(at, at + source.length);
+        const status = await transfer(storage, "read", part, part.length, source.position);
+        if (status !== Status.SUCCESS) return status;
+        at += part.length;
+      }
+      return await transfer(storage, "write", buffer, at, position);
+    } finally {
+      this.#give(buffer);
+    }
+  }
+
   async #take(dma: Dma): Promise<Uint8Array> {
     const buffer = this.#free.pop();
     if (buffer !== undefined) return buffer;
     if (this.#made < BUFFERS) {
       this.#made++;
-      return dma.allocate(BUFFER_SIZE);
+      return dma.allocate(BOUNCE_BUFFER_SIZE);
     }
     return new Promise((resolve) => this.#waiting.push(resolve));
   }

@@ -4,15 +4,11 @@
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { Dma } from "../../device.js";
+import type { Extent } from "./bounce.js";
 import type { Command } from "./command.js";
 import { copyData } from "./command-data.js";
 import type { Namespace } from "./namespace.js";
 import { DSM_DEALLOCATE, DSM_NR_MASK, DsmRange, Status } from "./spec.js";
-
-interface Extent {
-  readonly position: number;
-  readonly length: number;
-}
 
 /** Resolves to a status; never rejects. */
 export async function manageDataset(

@@ -1,5 +1,6 @@
 /** NVM Express 1.4, section 5.15: what Identify answers, as bytes. */
 import { createHash } from "node:crypto";
+import { MAX_COPY_LENGTH, MAX_COPY_RANGES } from "./copy-blocks.js";
 import { MAX_EVENT_REQUESTS } from "./events.js";
 import { WARNING_TEMPERATURE } from "./features.js";
 import { ERROR_ENTRIES } from "./log-pages.js";
@@ -17,6 +18,7 @@ import {
   NamespaceIdentifier,
   Nsfeat,
   OAES_NAMESPACE_ATTRIBUTE,
+  OCFS_FORMAT_0,
   Oncs,
   SGLS_DWORDS,
   VWC_PRESENT,
@@ -70,6 +72,7 @@ export function identifyController(identity: Identity, namespaces: readonly Name
     NN: namespaces.length,
     ONCS: Object.values(Oncs).reduce((bits, bit) => bits | bit),
     VWC: VWC_PRESENT,
+    OCFS: OCFS_FORMAT_0,
     SGLS: SGLS_DWORDS,
   });
   putText(bytes, offsets.SN, 20, identity.serial);
@@ -101,6 +104,10 @@ export function identifyNamespace(identity: Identity, namespace: Namespace): Uin
     NPDA: preferred,
     // A multiple of NPWG: mkfs.xfs and others warn of a disk whose optimal size is below its smallest.
     NOWS: preferred,
+    // What one Copy may take: blocks of one range and of all, and (0's based) ranges.
+    MSSRL: MAX_COPY_LENGTH / blockSize,
+    MCL: MAX_COPY_LENGTH / blockSize,
+    MSRC: MAX_COPY_RANGES - 1,
   });
   for (const [n, size] of LBA_FORMATS.entries()) {
     // Relative Performance: 0 is best.

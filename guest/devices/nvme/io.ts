@@ -1,5 +1,5 @@
 /**
- * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management, Verify.
+ * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management, Verify, Copy.
  *
  * Data goes straight between the storage and driver-VM memory where that is in the window, and by bounce buffers elsewhere.
  * Left out: Write Uncorrectable, fused operations, reservations, protection information.
@@ -8,6 +8,7 @@ import { inBounds } from "../../../shared/bits.js";
 import type { DeviceContext } from "../../device.js";
 import { BouncePool } from "./bounce.js";
 import type { Command } from "./command.js";
+import { copyBlocks } from "./copy-blocks.js";
 import { NOT_IN_WINDOW } from "./data-lists.js";
 import { manageDataset } from "./dataset-management.js";
 import type { QueueEngine } from "./engine.js";
@@ -98,6 +99,9 @@ export class IoCommands {
       case NvmOpcode.DATASET_MANAGEMENT:
         void this.#manageDataset(command, namespace);
         return;
+      case NvmOpcode.COPY:
+        void this.#copy(command, namespace);
+        return;
       default:
         this.#startWithoutData(command, namespace);
     }
@@ -170,6 +174,12 @@ export class IoCommands {
     }
   }
 
+  async #copy(command: Command, namespace: Namespace): Promise<void> {
+    const { dma } = this.#context;
+    const status = await copyBlocks(command, namespace, dma, this.#engine.commands.pageSize, this.#bounce);
+    this.#finish(command, namespace, status);
+  }
+
   /** With the write cache off, what was deallocated stays so. */
   async #manageDataset(command: Command, namespace: Namespace): Promise<void> {
     const status = await manageDataset(command, namespace, this.#context.dma, this.#engine.commands.pageSize);
@@ -194,6 +204,7 @@ export class IoCommands {
         command.complete(Status.SUCCESS);
         return;
       case NvmOpcode.WRITE:
+      case NvmOpcode.COPY:
         counters.bytesWritten += command.length;
     }
     counters.writes++;

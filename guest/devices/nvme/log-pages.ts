@@ -35,6 +35,7 @@ const IO_EFFECTS: ReadonlyMap<number, number> = new Map([
   [NvmOpcode.WRITE, CHANGES_DATA],
   [NvmOpcode.WRITE_ZEROES, CHANGES_DATA],
   [NvmOpcode.DATASET_MANAGEMENT, CHANGES_DATA],
+  [NvmOpcode.COPY, CHANGES_DATA],
 ]);
 
 /** Parameter Error Location: the byte of the command that is to blame, where the status tells. */

@@ -92,7 +92,7 @@ export const IdentifyController = struct({
   NVSCC: "u8",
   NWPC: "u8",
   ACWU: "u16",
-  reserved534: 2,
+  OCFS: "u16",
   SGLS: "u32",
   MNAN: "u32",
   reserved544: 224,
@@ -111,6 +111,7 @@ export const Oncs = {
   SAVE_AND_SELECT: 1 << 4,
   TIMESTAMP: 1 << 6,
   VERIFY: 1 << 7,
+  COPY: 1 << 8,
 } as const;
 /** OACS, Optional Admin Command Support. */
 export const Oacs = { FORMAT_NVM: 1 << 1, DOORBELL_BUFFER_CONFIG: 1 << 8 } as const;
@@ -121,6 +122,8 @@ export const VWC_PRESENT = 0x7;
 /** LPA: Commands Supported and Effects log page; extended data (offset and 32-bit length) for Get Log Page. */
 export const LPA = 0x6;
 export const CNTRLTYPE_IO = 1;
+/** OCFS: Copy takes source ranges in format 0. */
+export const OCFS_FORMAT_0 = 1;
 /** SGLS: supported, addresses and lengths in dwords. */
 export const SGLS_DWORDS = 0x2;
 
@@ -153,7 +156,10 @@ export const IdentifyNamespace = struct({
   NPDG: "u16",
   NPDA: "u16",
   NOWS: "u16",
-  reserved74: 18,
+  MSSRL: "u16",
+  MCL: "u32",
+  MSRC: "u8",
+  reserved81: 11,
   ANAGRPID: "u32",
   reserved96: 3,
   NSATTR: "u8",

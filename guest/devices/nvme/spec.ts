@@ -85,6 +85,8 @@ export const NvmOpcode = {
   WRITE_ZEROES: 0x08,
   DATASET_MANAGEMENT: 0x09,
   VERIFY: 0x0c,
+  /** From 2.0 (NVM command set 1.0, 3.2.2). */
+  COPY: 0x19,
 } as const;
 
 /** CDW12 of Read, Write, Compare, Verify and Write Zeroes: Number of Logical Blocks (0's based) and Force Unit Access. */
@@ -98,6 +100,20 @@ export const DSM_NR_MASK = 0xff;
 export const DSM_DEALLOCATE = 1 << 2;
 /** Figure 361: one range. The LBA is split, as drivers may name any 64-bit value. */
 export const DsmRange = struct({ ATTRIBUTES: "u32", LENGTH: "u32", LBA_LOW: "u32", LBA_HIGH: "u32" });
+
+/** Copy (NVM command set 1.0, 3.2.2), CDW12: Number of Ranges (0's based) and Descriptor Format. */
+export const CopyDword12 = {
+  rangesOf: (cdw12: number): number => (cdw12 & 0xff) + 1,
+  formatOf: (cdw12: number): number => (cdw12 >>> 8) & 0xf,
+} as const;
+/** Source Range Entries, format 0; NLB is 0's based. The LBA is split, as drivers may name any 64-bit value. */
+export const CopyRange = struct({
+  reserved: 8,
+  LBA_LOW: "u32",
+  LBA_HIGH: "u32",
+  NLB: "u16",
+  reserved18: 14,
+});
 
 /** 5.23 Format NVM, CDW10. */
 export const Format = {
@@ -141,6 +157,7 @@ export const Status = {
   INVALID_QUEUE_DELETION: 0x10c,
   FEATURE_NOT_SAVEABLE: 0x10d,
   FEATURE_NOT_CHANGEABLE: 0x10e,
+  COMMAND_SIZE_LIMIT_EXCEEDED: 0x183,
   WRITE_FAULT: 0x280,
   UNRECOVERED_READ_ERROR: 0x281,
   COMPARE_FAILURE: 0x285,

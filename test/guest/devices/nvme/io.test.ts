@@ -71,7 +71,7 @@ test("namespaces that are not there", async (t) => {
 
 test("every other opcode is Invalid Opcode; fused commands, and pointers that are neither PRPs nor SGLs, are Invalid Field", async (t) => {
   const { driver, storage } = await bringUp(t);
-  const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY];
+  const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY, 0x19];
   for (let opcode = 0; opcode < 256; opcode++) {
     if (known.includes(opcode)) continue;
     t.like(await driver.io({ opcode, namespaceId: 1 }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);

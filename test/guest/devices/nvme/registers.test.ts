@@ -96,8 +96,9 @@ test("Identify Controller, byte for byte", async (t) => {
   expected[512] = 0x66;
   expected[513] = 0x44;
   expected.writeUInt32LE(1, 516); // NN
-  expected.writeUInt16LE(0xdd, 520); // ONCS
+  expected.writeUInt16LE(0x1dd, 520); // ONCS
   expected[525] = 7; // VWC
+  expected.writeUInt16LE(1, 534); // OCFS
   expected.writeUInt32LE(2, 536); // SGLS: in dwords
   const nqn = bytes.toString("ascii", 768, 768 + 68);
   t.regex(
@@ -118,6 +119,9 @@ test("Identify Namespace, lists and descriptors, byte for byte", async (t) => {
   expected[26] = 1; // FLBAS
   expected[33] = 9; // DLFEAT
   expected.writeUInt32LE(3 * 1024 * 1024, 48);
+  expected.writeUInt16LE(64, 74); // MSSRL
+  expected.writeUInt32LE(64, 76); // MCL
+  expected[80] = 127; // MSRC
   expected.set([0, 0, 9, 1, 0, 0, 12, 0], 128);
   const [nguid, eui64] = [namespace.subarray(104, 120), namespace.subarray(120, 128)];
   expected.set(namespace.subarray(104, 128), 104);
