@@ -7,6 +7,7 @@ import { randomUUID } from "node:crypto";
 import { close } from "../native/index.js";
 import type { Log } from "../shared/log.js";
 import { LimitedLog } from "../shared/log-limit.js";
+import { Share } from "../shared/turn.js";
 import { Server } from "../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
 import { Listener } from "./listener.js";
@@ -30,6 +31,8 @@ export interface SessionOptions {
 export class Session {
   readonly #options: SessionOptions;
   readonly #log: LimitedLog;
+  /** What all of the session has of the event loop. */
+  readonly #share = new Share();
   readonly #window: Window;
   readonly #memory = new DeviceVmMemory();
   readonly #link: VirtioLink;
@@ -41,15 +44,17 @@ export class Session {
     this.#options = options;
     this.#log = LimitedLog.of(options.log);
     const log = this.#log;
+    const share = this.#share;
     const { windowSize, name, socketPath, trustUnsealedMemory } = options;
-    this.#window = new Window(windowSize, log);
+    this.#window = new Window(windowSize, log, share);
     this.#link = new VirtioLink({
       window: this.#window,
       log,
       name,
+      share,
       uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
     });
-    this.#server = new Server({ backend: this.#link, socket: socketPath, log, trustUnsealedMemory });
+    this.#server = new Server({ backend: this.#link, socket: socketPath, log, trustUnsealedMemory, share });
   }
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
@@ -88,6 +93,7 @@ export class Session {
       memory: this.#memory,
       config: () => this.#link.config(),
       log: this.#log,
+      share: this.#share,
       events: {
         enabled: (index) => this.#link.enabled(index),
         stopping: (reason) => this.#link.stopped(reason),

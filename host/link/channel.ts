@@ -10,6 +10,7 @@ import * as native from "../../native/index.js";
 import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../shared/limits.js";
 import { Queue } from "../../shared/spec/link.js";
 import { Header } from "../../shared/spec/vfio-user.js";
+import { Rest, type Share, Turn } from "../../shared/turn.js";
 import { DeviceQueue, QueueBroken } from "../../shared/virtqueue/device.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
@@ -18,8 +19,6 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 const CONGESTION_MARK = 256 * KiB;
 /** Waiting bytes that no well-behaved producer reaches: one largest message on top of the mark, and control messages. */
 const BACKLOG_LIMIT = 4 * MiB;
-/** Chains taken from one queue before others get their turn. */
-const CHAINS_PER_TURN = 128;
 const INITIAL_BACKLOG = 16 * KiB;
 
 export interface ChannelEvents {
@@ -55,12 +54,15 @@ export class Channel {
   readonly #inHeader = Header.view(this.#inData);
   #have = 0;
   #paused = false;
-  #scheduled = false;
   #held = false;
   #owesCall = false;
+  readonly #receiving: Turn;
+  readonly #sending: Turn;
 
-  constructor(events: ChannelEvents) {
+  constructor(events: ChannelEvents, share: Share) {
     this.#events = events;
+    this.#receiving = new Turn(share, Rest.DATA, () => this.#receive());
+    this.#sending = new Turn(share, Rest.DATA, () => this.#flush());
   }
 
   get open(): boolean {
@@ -88,6 +90,8 @@ export class Channel {
 
   /** Forgets everything under way. */
   stop(): void {
+    this.#receiving.close();
+    this.#sending.close();
     for (const poll of this.#polls) poll.close();
     this.#polls.length = 0;
     this.#backEnd = undefined;
@@ -146,7 +150,7 @@ export class Channel {
   resume(): void {
     if (!this.#paused) return;
     this.#paused = false;
-    this.#schedule();
+    this.#receiving.goOn();
   }
 
   #watch(kick: number, run: () => void): void {
@@ -178,11 +182,14 @@ export class Channel {
 
   /** Writes what waits into the buffers that the driver offers. */
   #flush(): void {
+    const turn = this.#sending;
+    if (this.#head === this.#tail || !turn.begin()) return;
     const queue = this.#toDevice;
     const wasCongested = this.congested;
     let wrote = false;
+    let goesOn = true;
     try {
-      while (this.#head < this.#tail && queue.next()) {
+      while (goesOn && this.#head < this.#tail && queue.next()) {
         if (queue.writable === 0 || queue.readable > 0) throw new QueueBroken("a buffer that cannot take a message");
         if (this.#left === 0) this.#left = this.#outHeader.at(this.#outData, this.#head).size;
         const count = Math.min(this.#left, queue.writable);
@@ -191,6 +198,7 @@ export class Channel {
         this.#head += count;
         this.#left -= count;
         wrote = true;
+        goesOn = turn.spend(queue.chain.cost + count);
       }
     } catch (error) {
       this.#fail(error, Queue.TO_DEVICE);
@@ -200,6 +208,7 @@ export class Channel {
       this.#head = 0;
       this.#tail = 0;
     }
+    turn.end(!goesOn);
     if (wrote) this.#call();
     if (wasCongested && !this.congested) this.#events.drained();
   }
@@ -210,11 +219,14 @@ export class Channel {
   }
 
   #receive(): void {
+    const turn = this.#receiving;
+    if (this.#paused || !turn.begin()) return;
     const queue = this.#fromDevice;
-    let turns = CHAINS_PER_TURN;
+    let goesOn = true;
     let took = false;
     try {
-      while (!this.#paused && queue === this.#fromDevice && turns-- > 0 && queue.next()) {
+      while (goesOn && !this.#paused && queue === this.#fromDevice && queue.next()) {
+        goesOn = turn.spend(queue.chain.cost + queue.readable);
         this.#take(queue);
         took = true;
         if (this.#have > 0 && this.#have === this.#inHeader.size) {
@@ -229,7 +241,8 @@ export class Channel {
       return;
     }
     if (took && this.#backEnd?.call(Queue.FROM_DEVICE)) this.signals++;
-    if (turns < 0) this.#schedule();
+    // It may have been stopped by one of the messages.
+    if (queue === this.#fromDevice) turn.end(!goesOn);
   }
 
   /** Copies one chain to the message under way. */
@@ -248,15 +261,6 @@ export class Channel {
       throw new QueueBroken(`a message that says ${size} bytes, in a buffer of ${count}`);
     }
     queue.complete(0);
-  }
-
-  #schedule(): void {
-    if (this.#scheduled) return;
-    this.#scheduled = true;
-    setImmediate(() => {
-      this.#scheduled = false;
-      this.#receive();
-    });
   }
 
   #fail(error: unknown, queue: number): void {

@@ -8,6 +8,7 @@ import { REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { takesHandles } from "../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
+import type { Share } from "../../shared/turn.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { answerWithoutDevice } from "./answers.js";
@@ -41,14 +42,17 @@ export class Conversation {
   readonly #requests = new Requests();
   readonly #inHeader = Header.view();
 
-  constructor(events: ConversationEvents, log: Log) {
+  constructor(events: ConversationEvents, log: Log, share: Share) {
     this.#events = events;
     this.#log = log;
-    this.channel = new Channel({
-      message: (bytes, data, length) => this.#message(bytes, data, length),
-      drained: () => events.drained(),
-      broken: (reason) => events.broken(reason),
-    });
+    this.channel = new Channel(
+      {
+        message: (bytes, data, length) => this.#message(bytes, data, length),
+        drained: () => events.drained(),
+        broken: (reason) => events.broken(reason),
+      },
+      share,
+    );
   }
 
   /** Passes a command of the client's on; `posted`: no reply is wanted. False when too many have no reply. */

@@ -14,6 +14,7 @@ import { Errno } from "../../shared/errors.js";
 import { IoBuffers } from "../../shared/io-buffers.js";
 import { KiB, MAX_COPY_SIZE, MAX_QUEUE_SIZE, MiB } from "../../shared/limits.js";
 import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../shared/spec/link.js";
+import { Rest, type Share, Turn } from "../../shared/turn.js";
 import { type DeviceQueue, QueueBroken } from "../../shared/virtqueue/device.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { CopiedMemory } from "./copied-memory.js";
@@ -34,6 +35,9 @@ const LARGE = 64 * KiB;
 const MOST_PLACES = MAX_QUEUE_SIZE + 4;
 /** What a request counts at least, so that a turn has an end whatever is asked. */
 const LEAST_COST = 4 * KiB;
+/** Bytes that are only copied cost a turn as much as one byte of a message; of descriptors that holds for half as many. */
+const COPIED_AS_ONE = 16;
+const DESCRIPTOR_PARTS = COPIED_AS_ONE / 2;
 
 export class Copies {
   /** Requests that were carried out so far, and their bytes. */
@@ -44,7 +48,7 @@ export class Copies {
   #backEnd: BackEnd | undefined;
   #queue: DeviceQueue | undefined;
   #poll: native.Poll | undefined;
-  #nextTurn: NodeJS.Immediate | undefined;
+  readonly #turn: Turn;
   #kick = -1;
   /** When copies are the event loop's own again. */
   #sharingUntil = 0;
@@ -59,8 +63,9 @@ export class Copies {
   readonly #status = CopyStatus.view(new DataView(this.#statusBytes.buffer));
 
   /** `broken` is called when the driver broke the queue, which has stopped then. */
-  constructor(memory: CopiedMemory, broken: (reason: string) => void) {
+  constructor(memory: CopiedMemory, share: Share, broken: (reason: string) => void) {
     this.#memory = memory;
+    this.#turn = new Turn(share, Rest.NONE, () => this.#serve());
     this.#broken = broken;
     this.#buffers = new IoBuffers({
       add: (buffer) => this.#threads.pool.add(buffer),
@@ -87,8 +92,7 @@ export class Copies {
     this.#finish();
     this.#buffers.clear();
     if (this.#queue) this.#queue.memory.beforeUnmap = undefined;
-    clearImmediate(this.#nextTurn);
-    this.#nextTurn = undefined;
+    this.#turn.close();
     this.#poll?.close();
     this.#poll = undefined;
     this.#queue = undefined;
@@ -101,18 +105,20 @@ export class Copies {
 
   #serve(): void {
     const queue = this.#queue;
-    if (queue === undefined || this.#nextTurn !== undefined || this.#isAway) return;
+    const turn = this.#turn;
+    if (queue === undefined || this.#isAway || !turn.begin()) return;
     let served = false;
-    let more = false;
+    let goesOn = true;
     let isSharing = performance.now() < this.#sharingUntil;
     try {
       let left = BYTES_PER_TURN;
       let untilLook = BYTES_PER_LOOK;
-      while (left > 0 && (this.#heads.length === 0 || this.#threads.hasRoom(MOST_PLACES)) && queue.next()) {
+      while (goesOn && left > 0 && (this.#heads.length === 0 || this.#threads.hasRoom(MOST_PLACES)) && queue.next()) {
         served = true;
         const handedOver = this.#heads.length;
         const cost = this.#carryOut(queue, isSharing);
         left -= cost;
+        goesOn = turn.spend(cost / COPIED_AS_ONE);
         if (this.#heads.length === handedOver) untilLook -= cost;
         if (untilLook > 0) continue;
         untilLook = BYTES_PER_LOOK;
@@ -125,7 +131,7 @@ export class Copies {
         }
       }
       // The driver notifies of what comes when the queue was found empty, and of nothing before.
-      more = left <= 0;
+      if (left <= 0) goesOn = false;
     } catch (error) {
       if (this.#heads.length > 0) this.#threads.drop();
       this.#heads.length = this.#written.length = 0;
@@ -141,7 +147,7 @@ export class Copies {
       this.#threads.start(this.#onEnded);
     } else {
       if (served) this.#backEnd?.call(Queue.COPY);
-      if (more) this.#schedule();
+      turn.end(!goesOn);
     }
   }
 
@@ -152,7 +158,7 @@ export class Copies {
     for (let n = 0; n < heads.length; n++) this.#queue?.completeLater(heads[n], this.#written[n]);
     heads.length = this.#written.length = 0;
     this.#backEnd?.call(Queue.COPY);
-    if (this.#nextTurn === undefined) this.#schedule();
+    this.#turn.goOn();
   };
 
   /** Waits until no thread is at anything of this queue. */
@@ -160,19 +166,13 @@ export class Copies {
     while (this.#isAway) this.#threads.wait();
   };
 
-  #schedule(): void {
-    this.#nextTurn = setImmediate(() => {
-      this.#nextTurn = undefined;
-      this.#serve();
-    });
-  }
-
   /**
    * Carries out the request under way, or has it carried out by a thread, where it is large and `isSharing`. Returns what it
    * counts of a turn. @throws QueueBroken when it is none
    */
   #carryOut(queue: DeviceQueue, isSharing: boolean): number {
     const { readable, writable } = queue;
+    const cost = queue.chain.cost * DESCRIPTOR_PARTS;
     if (readable < CopyRequest.size || writable < CopyStatus.size) {
       throw new QueueBroken(`a copy request of ${readable} readable and ${writable} writable bytes`);
     }
@@ -203,10 +203,10 @@ export class Copies {
     } else {
       queue.complete(written);
     }
-    if (errno !== 0) return LEAST_COST;
+    if (errno !== 0) return LEAST_COST + cost;
     this.copies++;
     this.bytes += length;
-    return Math.max(length, LEAST_COST);
+    return Math.max(length, LEAST_COST) + cost;
   }
 
   #addToBatch(queue: DeviceQueue, address: number, length: number, isWrite: boolean): void {

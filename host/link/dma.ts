@@ -56,6 +56,11 @@ export class DmaRelay {
       refuse(Errno.ENODEV);
       return;
     }
+    // Transfers of before a reset, which the client has not answered: nothing more is kept until it does.
+    if (this.#underWay >= MAX_TRANSFERS) {
+      refuse(Errno.EAGAIN);
+      return;
+    }
     if (!Number.isSafeInteger(address + count) || count > most) {
       refuse(Errno.EINVAL);
       return;
@@ -66,7 +71,7 @@ export class DmaRelay {
     const payload = body.subarray(DmaAccess.size);
     const era = this.#era;
     this.transfers++;
-    if (++this.#underWay === MAX_TRANSFERS) this.#channel.pause();
+    if (++this.#underWay >= MAX_TRANSFERS) this.#channel.pause();
     const transfer = isWrite ? memory.write(address, payload) : memory.read(address, payload);
     void transfer
       .then(

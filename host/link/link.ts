@@ -11,6 +11,7 @@ import { close } from "../../native/index.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
 import { IoEvent, LinkCommand } from "../../shared/spec/link.js";
+import { Share } from "../../shared/turn.js";
 import type {
   Backend,
   ClientMemory,
@@ -56,6 +57,8 @@ export interface LinkOptions {
   /** 16 bytes, and a short text: they identify the session in the device's config space. */
   readonly uuid: Uint8Array;
   readonly name: string;
+  /** What the device process has of the event loop, with others of its session. */
+  readonly share?: Share;
 }
 
 export class VirtioLink implements Backend {
@@ -74,7 +77,7 @@ export class VirtioLink implements Backend {
   #told: Client | undefined;
   #generation = 0;
 
-  constructor({ window, log, uuid, name }: LinkOptions) {
+  constructor({ window, log, uuid, name, share = new Share() }: LinkOptions) {
     this.#log = log;
     this.#serial = new Serial(log);
     this.#places = new Places(window, log);
@@ -102,6 +105,7 @@ export class VirtioLink implements Backend {
       sharing: this.sharing,
       serial: this.#serial,
       log,
+      share,
     });
     this.#relay = new CommandRelay(this.process);
     this.#irqs = new IrqSetUp(this.process, (request) =>

@@ -8,6 +8,7 @@ import { MAX_DATA_XFER_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { LinkCommand, Queue } from "../../shared/spec/link.js";
 import { Command, Header } from "../../shared/spec/vfio-user.js";
+import type { Share } from "../../shared/turn.js";
 import type { ClientMemory, ClientVersion, DeviceSummary } from "../../shared/vfio-user/backend.js";
 import { RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import { bytesAt } from "../../shared/virtqueue/memory.js";
@@ -45,6 +46,7 @@ export interface ProcessOptions {
   readonly sharing: Sharing;
   readonly serial: Serial;
   readonly log: Log;
+  readonly share: Share;
 }
 
 export class DeviceProcess {
@@ -71,7 +73,7 @@ export class DeviceProcess {
   /** An ALLOCATE_* is under way. */
   #allocating = false;
 
-  constructor({ owner, window, copied, sharing, serial, log }: ProcessOptions) {
+  constructor({ owner, window, copied, sharing, serial, log, share }: ProcessOptions) {
     this.#owner = owner;
     this.#window = window;
     this.#sharing = sharing;
@@ -88,9 +90,10 @@ export class DeviceProcess {
         broken: (reason) => this.break(reason),
       },
       log,
+      share,
     );
     this.dma = new DmaRelay(this.conversation.channel);
-    this.copies = new Copies(copied, (reason) => this.break(reason));
+    this.copies = new Copies(copied, share, (reason) => this.break(reason));
   }
 
   /** Doorbell queues of the device. */

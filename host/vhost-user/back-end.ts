@@ -26,6 +26,7 @@ import {
   VringState,
 } from "../../shared/spec/vhost-user.js";
 import { Feature } from "../../shared/spec/virtio.js";
+import { Share } from "../../shared/turn.js";
 import type { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
@@ -59,6 +60,8 @@ export interface BackEndOptions {
   readonly config: () => Uint8Array;
   readonly events: BackEndEvents;
   readonly log: Log;
+  /** What the front-end has of the event loop, with others of its session. */
+  readonly share?: Share;
 }
 
 interface Handler {
@@ -100,10 +103,11 @@ export class BackEnd {
       },
       options.log,
     );
-    this.#connection = new Connection(fd, {
-      message: (message) => this.#handle(message),
-      gone: (reason) => this.#gone(reason),
-    });
+    this.#connection = new Connection(
+      fd,
+      { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
+      options.share ?? new Share(),
+    );
   }
 
   /** Queues that the front-end has shown so far; after realization, all that the device has. */

@@ -12,6 +12,10 @@ import { close } from "../../native/index.js";
 import { PeerGone } from "../../shared/errors.js";
 import { MAX_VHOST_USER_MESSAGE_SIZE, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
 import { Header, HeaderFlags } from "../../shared/spec/vhost-user.js";
+import { Rest, type Share, Turn } from "../../shared/turn.js";
+
+/** A message is received in two parts: its header, and its payload. */
+const PARTS = 2;
 
 /** A message that just arrived; the object and its bytes are reused for the next one. */
 export interface Message {
@@ -46,14 +50,17 @@ export class Connection {
   readonly #fdSlots = new Int32Array(1 + MAX_VHOST_USER_REGIONS);
   readonly #outBytes = new Uint8Array(MAX_VHOST_USER_MESSAGE_SIZE);
   readonly #outHeader = Header.view(new DataView(this.#outBytes.buffer));
+  readonly #turn: Turn;
   /** Bytes of the message under way, header included. */
   #received = 0;
   #open = true;
+  #isPolled = false;
 
   /** Takes the connected socket `fd` over, also when it throws. @throws SystemError when it is nothing that can be polled */
-  constructor(fd: number, events: ConnectionEvents) {
+  constructor(fd: number, events: ConnectionEvents, share: Share) {
     this.#fd = fd;
     this.#events = events;
+    this.#turn = new Turn(share, Rest.CONTROL, () => this.#serve());
     const payload = new ArrayBuffer(MAX_VHOST_USER_MESSAGE_SIZE - Header.size);
     this.#message = {
       request: 0,
@@ -64,25 +71,50 @@ export class Connection {
       fds: [],
     };
     try {
-      this.#poll = new native.Poll(fd, () => this.drain());
+      this.#poll = new native.Poll(fd, () => this.#serve());
     } catch (error) {
       close(fd);
       throw error;
     }
-    this.#poll.start(native.POLL_READABLE | native.POLL_DISCONNECT);
+    this.#setPolled(true);
   }
 
   get open(): boolean {
     return this.#open;
   }
 
-  /** Handles all messages that have arrived. Also for callers that must see what is there before they go on. */
-  drain(): void {
+  /**
+   * Handles at once what has arrived, for callers that must see what is there before they go on: up to `most` messages, as many as
+   * a peer that keeps to the protocol can have sent.
+   */
+  drain(most: number): void {
     try {
-      while (this.#open && this.#receive());
+      for (let part = 0; part < most * PARTS && this.#open && this.#receive(); part++);
     } catch (error) {
       this.#end(error instanceof Error ? error.message : String(error));
     }
+  }
+
+  /** One turn. What does not fit into it waits in the socket, which is not polled meanwhile. */
+  #serve(): void {
+    const turn = this.#turn;
+    let goesOn = turn.begin();
+    if (goesOn) {
+      try {
+        while (goesOn && this.#open && this.#receive()) goesOn = turn.spend(this.#message.size);
+      } catch (error) {
+        this.#end(error instanceof Error ? error.message : String(error));
+      }
+      if (!this.#open) return;
+      turn.end(!goesOn);
+    }
+    if (turn.waits === this.#isPolled) this.#setPolled(!turn.waits);
+  }
+
+  #setPolled(isPolled: boolean): void {
+    this.#isPolled = isPolled;
+    if (isPolled) this.#poll.start(native.POLL_READABLE | native.POLL_DISCONNECT);
+    else this.#poll.stop();
   }
 
   /**
@@ -111,6 +143,7 @@ export class Connection {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
+    this.#turn.close();
     this.#poll.close();
     this.#closeFds();
     close(this.#fd);

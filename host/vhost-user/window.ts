@@ -19,6 +19,7 @@ import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_
 import type { Log } from "../../shared/log.js";
 import { WINDOW_SHMID } from "../../shared/spec/link.js";
 import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../shared/spec/vhost-user.js";
+import { Share } from "../../shared/turn.js";
 import { Connection, type Message } from "./connection.js";
 
 /** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
@@ -41,6 +42,7 @@ export class Window {
   maps = 0;
   unmaps = 0;
 
+  readonly #share: Share;
   #channel: Connection | undefined;
   #permitted = false;
   readonly #waiting: WindowRequest[] = [];
@@ -66,7 +68,9 @@ export class Window {
   constructor(
     readonly size: number,
     readonly log: Log,
+    share = new Share(),
   ) {
+    this.#share = share;
     if (!isPowerOfTwo(size) || size < PAGE_SIZE)
       throw new RangeError(`the window's size ${size} is not a power of two`);
   }
@@ -74,10 +78,14 @@ export class Window {
   /** Takes the backend request channel over. */
   attach(fd: number): void {
     this.detach("the front-end opened a new channel");
-    this.#channel = new Connection(fd, {
-      message: (message) => this.#replied(message),
-      gone: (reason) => this.detach(`the backend request channel ended: ${reason}`),
-    });
+    this.#channel = new Connection(
+      fd,
+      {
+        message: (message) => this.#replied(message),
+        gone: (reason) => this.detach(`the backend request channel ended: ${reason}`),
+      },
+      this.#share,
+    );
   }
 
   detach(reason: string): void {
@@ -138,7 +146,7 @@ export class Window {
 
   /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */
   beforeTable(): void {
-    this.#channel?.drain();
+    this.#channel?.drain(this.#abandoned + 1);
   }
 
   /** To be called when the reply to SET_MEM_TABLE, which has that many regions, was sent. */

@@ -4,7 +4,8 @@
  *
  * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies are
  * handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could never end.
- * While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off.
+ * While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So does what is more
+ * than a turn's worth of messages (turn.ts): it stays in the receive buffer, and no more is received meanwhile.
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
@@ -12,15 +13,13 @@ import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../.
 import { Errno, isSystemError, PeerGone } from "../errors.js";
 import { MAX_SEND_BACKLOG } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
+import { Rest, Share, Turn } from "../turn.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
 import type { RegisterMemory } from "./register-memory.js";
 import { SendQueue } from "./send-queue.js";
 import { closeAll, type SocketIo, type Syscalls, systemCalls } from "./syscalls.js";
 
 export type { Frame } from "./receive-buffer.js";
-
-/** Receive calls for one wake-up, so that a peer that never stops sending does not keep the event loop. */
-const MAX_READS = 8;
 
 export interface ConnectionHandler {
   /** The next command. `finish` is called when it is done, at once or later. */
@@ -34,6 +33,8 @@ export interface ConnectionHandler {
 export interface ConnectionOptions {
   readonly syscalls?: Syscalls;
   readonly maxSendBacklog?: number;
+  /** What the connection has of the event loop, with others of its session. */
+  readonly share?: Share;
   /** Called before and after the messages that came together; between them the event loop does not turn. */
   readonly receiving?: (now: boolean) => void;
 }
@@ -63,6 +64,7 @@ export class Connection {
   private readonly buffer: ReceiveBuffer;
   private readonly sendQueue: SendQueue;
   private readonly socket: SocketIo;
+  private readonly turn: Turn;
   private readonly errorReply = new Uint8Array(Header.size);
   private readonly errorReplyData = new DataView(this.errorReply.buffer);
   private readonly commandFrame: Frame;
@@ -76,6 +78,8 @@ export class Connection {
   /** Conditions that are polled for. */
   private polled = 0;
   private isClosed = false;
+  /** Bytes of the message that was handed over last. */
+  private handedOver = 0;
 
   /** Takes over the connected socket `fd`, and closes it in the end. */
   constructor(
@@ -85,6 +89,7 @@ export class Connection {
   ) {
     this.syscalls = options.syscalls ?? systemCalls;
     this.buffer = new ReceiveBuffer(this.syscalls);
+    this.turn = new Turn(options.share ?? new Share(), Rest.CONTROL, () => this.run());
     this.socket = this.syscalls.open(fd, (events) => this.onEvents(events));
     this.sendQueue = new SendQueue(this.syscalls, this.socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
     this.commandFrame = this.buffer.newFrame();
@@ -160,6 +165,7 @@ export class Connection {
     if (this.isClosed) return;
     this.isClosed = true;
     this.settleLast();
+    this.turn.close();
     this.socket.close();
     this.sendQueue.close();
     this.syscalls.close(this.fd);
@@ -223,39 +229,39 @@ export class Connection {
   }
 
   private receive(): void {
-    for (let reads = 0; reads < MAX_READS && !this.isClosed && !this.paused; reads++) {
-      const room = this.buffer.room;
-      let received: number;
-      try {
-        received = this.buffer.receive(this.socket);
-      } catch (error) {
-        this.failWith(error);
-        return;
-      }
-      if (received === -1) return;
-      if (received === 0) {
-        const where = this.buffer.hasPartial ? " in the middle of a message" : "";
-        this.close(new PeerGone(`the peer closed the connection${where}`));
-        return;
-      }
+    let received: number;
+    try {
+      received = this.buffer.receive(this.socket);
+    } catch (error) {
+      this.failWith(error);
+      return;
+    }
+    if (received > 0) {
       this.run();
-      if (received < room) return;
+    } else if (received === 0) {
+      const where = this.buffer.hasPartial ? " in the middle of a message" : "";
+      this.close(new PeerGone(`the peer closed the connection${where}`));
     }
   }
 
   /** Hands over what can be handed over, then makes ready for the next receive call. */
   private run(): void {
     if (this.running || this.isClosed) return;
-    this.running = true;
-    const { receiving } = this.options;
-    receiving?.(true);
-    try {
-      while (!this.isClosed && this.handOver());
-    } finally {
-      this.running = false;
-      receiving?.(false);
+    const { turn } = this;
+    if (turn.begin()) {
+      this.running = true;
+      const { receiving } = this.options;
+      receiving?.(true);
+      let goesOn = true;
+      try {
+        while (goesOn && !this.isClosed && this.handOver()) goesOn = turn.spend(this.handedOver);
+      } finally {
+        this.running = false;
+        receiving?.(false);
+      }
+      if (this.isClosed) return;
+      turn.end(!goesOn);
     }
-    if (this.isClosed) return;
     const { bad } = this.buffer;
     if (bad !== undefined) {
       if (bad.isCommand) this.sendError(bad.id, bad.command, Errno.EINVAL);
@@ -279,13 +285,15 @@ export class Connection {
     const type = buffer.peek();
     if (type === -1) return false;
     if (type === HeaderFlags.TYPE_REPLY) {
-      const { fds } = buffer.take(this.replyFrame);
+      const { fds, length } = buffer.take(this.replyFrame);
+      this.handedOver = length;
       this.handler.reply(this.replyFrame);
       closeAll(this.syscalls, fds);
     } else if (!held) {
       this.begin(buffer.take(this.commandFrame));
     } else {
       if (buffer.queueIsFull) return false;
+      this.handedOver = 0;
       buffer.enqueue();
     }
     return true;
@@ -293,6 +301,7 @@ export class Connection {
 
   private begin(frame: Frame): void {
     this.busy = true;
+    this.handedOver = frame.length;
     try {
       // The answer to the command before is where the answer to this one will be.
       this.sendQueue.settle();

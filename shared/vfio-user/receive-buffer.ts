@@ -126,7 +126,7 @@ export class ReceiveBuffer {
   }
 
   get queueIsFull(): boolean {
-    return this.queueCount === MAX_PENDING_COMMANDS || this.queueFdCount >= MAX_MESSAGE_FDS;
+    return this.queueCount >= MAX_PENDING_COMMANDS || this.queueFdCount >= MAX_MESSAGE_FDS;
   }
 
   /** Puts the command that `peek` saw behind those that wait. */

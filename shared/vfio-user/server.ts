@@ -7,6 +7,7 @@ import { accept, close, listen, POLL_READABLE, Poll } from "../../native/index.j
 import { isSystemError, UserError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
 import { type Log, quietLog } from "../log.js";
+import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
 import { Session, type SessionStats, TICKS_PER_DEADLINE } from "./session.js";
 
@@ -25,6 +26,8 @@ export interface ServerOptions {
   readonly twinSocket?: boolean;
   readonly replyDeadlineMs?: number;
   readonly deviceWaitMs?: number;
+  /** What clients have of the event loop, with whatever else belongs to the same session. */
+  readonly share?: Share;
 }
 
 export interface ServerStats extends Readonly<SessionStats> {
@@ -35,6 +38,7 @@ export interface ServerStats extends Readonly<SessionStats> {
 
 export class Server {
   private readonly log: Log;
+  private readonly share: Share;
   private readonly counts: SessionStats = {
     clients: 0,
     commands: 0,
@@ -54,6 +58,7 @@ export class Server {
 
   constructor(private readonly options: ServerOptions) {
     this.log = options.log ?? quietLog;
+    this.share = options.share ?? new Share();
   }
 
   get stats(): ServerStats {
@@ -132,6 +137,7 @@ export class Server {
       trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
       deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
       twinSocket: this.options.twinSocket ?? true,
+      share: this.share,
     });
     this.session = session;
     const tickMs = (this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS) / TICKS_PER_DEADLINE;

@@ -7,6 +7,7 @@ import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
 import { type Backend, isPosted } from "./backend.js";
 import { checkBody } from "./bodies.js";
@@ -42,6 +43,7 @@ export interface SessionOptions {
   readonly deviceWaitMs: number;
   /** Open a twin socket for a client that can have one. */
   readonly twinSocket: boolean;
+  readonly share: Share;
 }
 
 const access = RegionAccess.view();
@@ -71,7 +73,10 @@ export class Session implements ConnectionHandler {
       trustUnsealedMemory: options.trustUnsealedMemory,
       warn: (message) => options.log.warn(message),
     });
-    this.connection = new Connection(fd, this, { receiving: (now) => options.backend.receiving?.(now) });
+    this.connection = new Connection(fd, this, {
+      share: options.share,
+      receiving: (now) => options.backend.receiving?.(now),
+    });
     this.pending = this.freshPending();
   }
 
@@ -195,6 +200,7 @@ export class Session implements ConnectionHandler {
           this.options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
           this.memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
         },
+        this.options.share,
       );
     } catch (error) {
       if (!isSystemError(error)) throw error;

@@ -6,7 +6,8 @@
 import { close, socketPair } from "../../native/index.js";
 import { Errno, PeerGone } from "../errors.js";
 import { HeaderFlags } from "../spec/vfio-user.js";
-import { Connection, type Frame } from "./connection.js";
+import type { Share } from "../turn.js";
+import { Connection, type ConnectionHandler, type Frame } from "./connection.js";
 
 export class TwinSocket {
   readonly connection: Connection;
@@ -14,10 +15,10 @@ export class TwinSocket {
   private closing = false;
 
   /** `gone` is called when the client closes its end or breaks the framing, not for `close`. @throws SystemError */
-  constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void) {
+  constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void, share?: Share) {
     const [near, far] = socketPair();
     this.offered = far;
-    this.connection = new Connection(near, {
+    const handler: ConnectionHandler = {
       command: ({ id, command, flags }) => {
         if (!(flags & HeaderFlags.NO_REPLY)) this.connection.sendError(id, command, Errno.EINVAL);
         this.connection.finish();
@@ -26,7 +27,8 @@ export class TwinSocket {
       gone: (reason) => {
         if (!this.closing) gone(reason);
       },
-    });
+    };
+    this.connection = new Connection(near, handler, share === undefined ? {} : { share });
   }
 
   /** The client's end, to be sent along with VERSION's reply; -1 after `handedOver`. */

@@ -4,6 +4,9 @@
  */
 import { copyBytes, type RingMemory } from "./memory.js";
 
+/** What it takes to look a descriptor up, as bytes of a message (turn.ts). */
+const DESCRIPTOR_COST = 128;
+
 export class Chain {
   /** Bytes that the device may read, and may write. */
   readable = 0;
@@ -22,6 +25,11 @@ export class Chain {
 
   constructor(memory: RingMemory) {
     this.#memory = memory;
+  }
+
+  /** What it costs a turn to follow the chain, beside the bytes that are moved. */
+  get cost(): number {
+    return this.segments * DESCRIPTOR_COST;
   }
 
   /** Makes room for chains of so many segments. */

@@ -8,6 +8,7 @@ import { quietLog } from "../../shared/log.js";
 import {
   DeviceConfig,
   Features,
+  Header,
   MemoryRegion,
   MemTable,
   ProtocolFeature,
@@ -344,3 +345,36 @@ function serial(name: string, run: (t: ExecutionContext) => Promise<void>): void
   // They share one memory.
   test.serial(name, run);
 }
+
+serial("a flood of requests is dealt with in turns, in order", async (t) => {
+  const [ours, theirs] = native.socketPair();
+  let served = 0;
+  const backEnd = new BackEnd(ours, {
+    window: new Window(WINDOW_SIZE, quietLog),
+    memory,
+    config: () => {
+      served++;
+      return new Uint8Array(256).fill(served);
+    },
+    log: quietLog,
+    events: { enabled() {}, stopping() {}, gone: () => t.fail() },
+  });
+  const qemu = new RawPeer(theirs);
+  t.teardown(() => {
+    backEnd.close();
+    qemu.close();
+  });
+  const count = 1000;
+  const size = DeviceConfig.size;
+  const request = Buffer.concat([
+    Header.encode({ request: Request.GET_CONFIG, flags: 1, size: size + 1 }),
+    DeviceConfig.encode({ offset: 0, size: 1 }),
+    new Uint8Array(1),
+  ]);
+  qemu.sendBytes(Buffer.concat(new Array(count).fill(request)));
+  for (let before = 0; served < count; before = served) {
+    await turn();
+    t.true(served - before <= 200, `${served - before} at once`);
+  }
+  for (let n = 1; n <= count; n++) t.is((await qemu.receive()).payload[size], n & 0xff);
+});

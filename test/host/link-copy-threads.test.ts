@@ -10,6 +10,7 @@ import * as native from "../../native/index.js";
 import { GiB, KiB, MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
 import { quietLog } from "../../shared/log.js";
 import { CopyFlags, CopyRequest, Queue } from "../../shared/spec/link.js";
+import { Share } from "../../shared/turn.js";
 import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { TestRing } from "../fakes/front-end-ring.js";
@@ -30,7 +31,7 @@ function memory(t: ExecutionContext, name: string, size: number) {
 }
 
 /** A copy queue, its driver, and memory of both VMs. While `disturb` is on, an event always waits for the loop. */
-function session(t: ExecutionContext) {
+function session(t: ExecutionContext, ringSize = RING) {
   const guest = memory(t, "device-vm", MEMORY);
   const driver = memory(t, "driver-vm", DRIVER_SIZE);
   const table = { guestAddress: GUEST, size: MEMORY, userAddress: GUEST, mmapOffset: 0, fd: guest.fd };
@@ -48,13 +49,13 @@ function session(t: ExecutionContext) {
     windowOffset: -1,
   };
   copied.put(map);
-  const ring = new TestRing(guest.buffer, GUEST, 0, RING);
+  const ring = new TestRing(guest.buffer, GUEST, 0, ringSize);
   const queue = new DeviceQueue(guestMemory);
   const { size, descriptors, available, used } = ring;
   queue.start({ size, descriptors, available, used, base: 0 });
   const kick = native.eventfd(0);
   const broken: string[] = [];
-  const copies = new Copies(copied, (reason) => broken.push(reason));
+  const copies = new Copies(copied, new Share(), (reason) => broken.push(reason));
   let called: (() => void) | undefined;
   const backEnd = {
     kickFd: () => kick,
@@ -323,4 +324,21 @@ test.serial("a chain that is no request, behind good ones: the queue breaks, and
   kick();
   while (again.usedIndex === 0) await new Promise((resolve) => setImmediate(resolve));
   t.true(data.subarray(2 * MiB, 4 * MiB).every((byte) => byte === 4));
+});
+
+test.serial("a turn has an end where requests are of many descriptors", async (t) => {
+  const length = 512;
+  const { ring, kick, copies } = session(t, length);
+  // A request of a few bytes whose chain is as long as the ring, again and again.
+  const at = DATA / 2;
+  Object.assign(CopyRequest.view(ring.view, at), { address: DRIVER, length: 4 * (length - 2), flags: 0 });
+  ring.descriptor(0, GUEST + at, CopyRequest.size, 1, 1);
+  ring.descriptor(1, GUEST + at + 16, 4, 3, 2);
+  for (let n = 2; n < length; n++) ring.descriptor(n, GUEST + DATA + n * 4, 4, n === length - 1 ? 2 : 3, n + 1);
+  for (let n = 0; n < length; n++) ring.offer(0);
+  kick();
+  while (ring.usedIndex === 0) await new Promise((resolve) => setImmediate(resolve));
+  t.true(ring.usedIndex <= 32, `${ring.usedIndex} at once`);
+  while (ring.usedIndex < length) await new Promise((resolve) => setImmediate(resolve));
+  t.is(copies.copies, length);
 });

@@ -1,14 +1,18 @@
 /** Framing, order, fds and back-pressure of a connection, without a socket. */
+import { setImmediate } from "node:timers/promises";
 import test from "ava";
 import { POLL_DISCONNECT, POLL_READABLE, POLL_WRITABLE } from "../../../native/index.js";
 import type { PeerGone } from "../../../shared/errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../../shared/limits.js";
 import { Command, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import { Share } from "../../../shared/turn.js";
 import { Connection, type ConnectionOptions, type Frame, putHeader } from "../../../shared/vfio-user/connection.js";
 import { FakeSocket, systemError } from "./fake-socket.js";
 import { message } from "./raw-client.js";
 
 const FD = 500;
+/** Of all peers here: none is to rest for another. */
+const SHARE = new Share();
 const REPLY = HeaderFlags.TYPE_REPLY;
 
 interface Seen {
@@ -43,7 +47,7 @@ class Peer {
         },
         gone: (reason) => this.gone.push(reason),
       },
-      { syscalls: this.socket.syscalls, ...options },
+      { syscalls: this.socket.syscalls, share: SHARE, ...options },
     );
   }
 
@@ -57,6 +61,14 @@ class Peer {
   arrive(bytes: Uint8Array, fds: readonly number[] = []): void {
     this.socket.arrive(bytes, fds);
     this.readable();
+  }
+
+  /** Lets the event loop turn until nothing more is handed over. */
+  async settled(): Promise<void> {
+    for (let before = -1; before !== this.seen.length; ) {
+      before = this.seen.length;
+      await setImmediate();
+    }
   }
 
   ids(): number[] {
@@ -180,7 +192,7 @@ test("queued fds stay with their commands, and are closed when the connection en
   t.is(peer.gone.length, 1);
 });
 
-test("a body under way does not move, however much comes behind it", (t) => {
+test("a body under way does not move, however much comes behind it", async (t) => {
   const peer = new Peer();
   peer.autoFinish = false;
   peer.arrive(command(1, "x".repeat(1000)));
@@ -196,6 +208,7 @@ test("a body under way does not move, however much comes behind it", (t) => {
   t.is(peer.seen.filter(({ kind }) => kind === "reply").length, count);
   peer.autoFinish = true;
   peer.connection.finish();
+  await peer.settled();
   const commands = peer.seen.filter(({ kind }) => kind === "command").slice(1);
   t.deepEqual(
     commands.map(({ id, body }) => `${id} ${body}`),
@@ -203,7 +216,7 @@ test("a body under way does not move, however much comes behind it", (t) => {
   );
 });
 
-test("reading stops at too many waiting commands, and goes on later", (t) => {
+test("reading stops at too many waiting commands, and goes on later", async (t) => {
   const peer = new Peer();
   peer.autoFinish = false;
   const total = MAX_PENDING_COMMANDS + 40;
@@ -213,11 +226,46 @@ test("reading stops at too many waiting commands, and goes on later", (t) => {
   t.is(peer.socket.arrivals.length, total - MAX_PENDING_COMMANDS - 2, "one under way, the queue, and one behind");
   peer.autoFinish = true;
   peer.connection.finish();
-  peer.readable();
+  while (peer.seen.length < total) {
+    await peer.settled();
+    peer.readable();
+  }
   t.deepEqual(
     peer.ids(),
     Array.from({ length: total }, (_, index) => index + 1),
   );
+});
+
+test("a flood is dealt with in turns, and nothing is received meanwhile", async (t) => {
+  const peer = new Peer();
+  const count = 4000;
+  peer.socket.arrive(Buffer.concat(Array.from({ length: count }, (_, index) => command(index + 1))));
+  peer.socket.emit(POLL_READABLE);
+  t.true(peer.seen.length > 0 && peer.seen.length <= 128, `${peer.seen.length} at once`);
+  t.is(peer.socket.events, POLL_DISCONNECT);
+  let turns = 1;
+  for (let before = 0; peer.seen.length < count; turns++) {
+    t.true(peer.seen.length - before <= 128);
+    before = peer.seen.length;
+    await setImmediate();
+  }
+  t.true(turns >= count / 128);
+  t.deepEqual(
+    peer.ids(),
+    Array.from({ length: count }, (_, index) => index + 1),
+  );
+  await peer.settled();
+  t.is(peer.socket.events, POLL_DISCONNECT | POLL_READABLE);
+});
+
+test("a connection that is closed between two turns hands over nothing more", async (t) => {
+  const peer = new Peer();
+  peer.socket.arrive(Buffer.concat(Array.from({ length: 1000 }, (_, index) => command(index))));
+  peer.socket.emit(POLL_READABLE);
+  peer.connection.close();
+  const { length } = peer.seen;
+  await peer.settled();
+  t.is(peer.seen.length, length);
 });
 
 test("reading stops at too many waiting fds", (t) => {
@@ -242,10 +290,11 @@ test("reading stops at too many waiting bytes, and a peer that hangs up then is 
   t.is(peer.gone.length, 1);
 });
 
-test("the largest message arrives, one byte more is refused with an error reply", (t) => {
+test("the largest message arrives, one byte more is refused with an error reply", async (t) => {
   const peer = new Peer();
   const large = "l".repeat(MAX_MESSAGE_SIZE - Header.size);
   peer.arrive(Buffer.concat([command(1, large), command(2)]));
+  await peer.settled();
   t.deepEqual(peer.ids(), [1, 2]);
   t.is(peer.seen[0].body, large);
   peer.arrive(message(Command.DMA_MAP, Buffer.alloc(0), { id: 77, size: MAX_MESSAGE_SIZE + 1 }));
@@ -372,7 +421,7 @@ test("a body that is left alone is not overwritten by what follows", (t) => {
   );
 });
 
-test("fds stay with their message when it is moved before it is looked at", (t) => {
+test("fds stay with their message when it is moved before it is looked at", async (t) => {
   const peer = new Peer();
   peer.autoFinish = false;
   const full = Array.from({ length: MAX_PENDING_COMMANDS + 1 }, (_, index) => command(index + 1));
@@ -380,11 +429,12 @@ test("fds stay with their message when it is moved before it is looked at", (t) 
   peer.connection.leaveBody();
   peer.autoFinish = true;
   peer.connection.finish();
+  await peer.settled();
   t.deepEqual(peer.seen.at(-2), { kind: "command", id: 1000, body: "waits", fds: [] });
   t.deepEqual(peer.seen.at(-1), { kind: "command", id: 1001, body: "has fds", fds: [10, 11] });
 });
 
-test("random streams, cuts and finish times give every message once, in order", (t) => {
+test("random streams, cuts and finish times give every message once, in order", async (t) => {
   const seed = Number(process.env.SEED ?? Date.now() % 1_000_000);
   t.log(`SEED=${seed}`);
   let state = seed;
@@ -412,6 +462,7 @@ test("random streams, cuts and finish times give every message once, in order", 
     for (let turns = 0; peer.seen.length < expected.length && turns < 100_000; turns++) {
       if (peer.socket.events & POLL_READABLE && random(2) === 0) peer.socket.emit(POLL_READABLE);
       else peer.connection.finish();
+      if (turns % 16 === 0) await setImmediate();
     }
     const seen = peer.seen.map(({ kind, id, body }) => `${kind} ${id} ${body}`);
     for (const kind of ["command", "reply"]) {
