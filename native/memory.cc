@@ -136,13 +136,15 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
       uintptr_t place = reinterpret_cast<uintptr_t>(part.region.base + part.offset);
       if (page != 0 && !MapsExactly(page, place, part.length)) throw SystemError(env, EINVAL, "mmap");
     });
+    // Huge pages that their owner has not got yet are not claimed for him: touched without one, they are as if truncated.
+    int flags = MAP_SHARED | MAP_FIXED | (page != 0 ? MAP_NORESERVE : 0);
     int error = 0;
     EachPart(offset, length, [&](Part part) {
       if (error != 0) return;
       // Recorded first: a fault finds what it is about.
       part.region.guard->Mapped(part.offset, part.length);
       uint8_t* place = part.region.base + part.offset;
-      if (mmap(place, part.length, protection, MAP_SHARED | MAP_FIXED, fd, fd_offset + part.before) == MAP_FAILED) {
+      if (mmap(place, part.length, protection, flags, fd, fd_offset + part.before) == MAP_FAILED) {
         error = errno;
       } else {
         // A dump of this process must not hold a VM's memory.

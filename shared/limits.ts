@@ -46,11 +46,13 @@ export const MAX_SEND_BACKLOG = 4 * MiB;
 export const MAX_DMA_WRITE_BYTES = 1 * MiB;
 /** The most bytes that one request of the copy queue moves; one is carried out whole before others get their turn. */
 export const MAX_COPY_SIZE = 2 * MiB;
+/** The most driver-VM memory of one session that can be copied to and from; in whole GiB of the files that it is in. */
+export const DRIVER_VM_MEMORY_SIZE = 1024 * GiB;
 /**
- * DMA maps of one session that the bridge has mapped itself, for copies. Each takes three of the 65530 maps that Linux grants a
- * process (vm.max_map_count) at worst, and a bridge serves many sessions.
+ * DMA maps of one session in the window of a device VM; the others are copied. QEMU takes some 3 ms for one more at this number, 12 ms
+ * at 1200, and half a second at 4400, and its VM stands still meanwhile.
  */
-export const MAX_COPIED_MAPS = 256;
+export const MAX_WINDOW_MAPS = 512;
 /** DMA messages that may wait for their turn. */
 export const MAX_DMA_REQUESTS = 64 * KiB;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */

@@ -10,6 +10,7 @@
  * A request that asks for what cannot be gets a status; a chain that is no request breaks the link, as a broken ring does.
  */
 import * as native from "../../native/index.js";
+import type { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno } from "../../shared/errors.js";
 import { IoBuffers } from "../../shared/io-buffers.js";
 import { KiB, MAX_COPY_SIZE, MAX_QUEUE_SIZE, MiB } from "../../shared/limits.js";
@@ -17,7 +18,6 @@ import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../shared/spec/lin
 import { Rest, type Share, Turn } from "../../shared/turn.js";
 import { type DeviceQueue, QueueBroken } from "../../shared/virtqueue/device.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
-import type { CopiedMemory } from "./copied-memory.js";
 import { type CopyThreads, copyThreads } from "./copy-threads.js";
 
 /**

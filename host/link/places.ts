@@ -3,13 +3,13 @@
  * device process wants to have none of them, within reach of the copy queue. A map that can be neither is no error: the device
  * process reaches that memory by DMA messages.
  */
+import { CopiedMemory } from "../../shared/copied-memory.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
-import { WINDOW_PIECE_SIZE } from "../../shared/limits.js";
+import { MAX_WINDOW_MAPS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import type { Window } from "../vhost-user/window.js";
-import { CopiedMemory } from "./copied-memory.js";
 
 export class Places {
   /** What the copy queue reaches. */
@@ -17,15 +17,16 @@ export class Places {
   readonly #window: Window;
   readonly #log: Log;
   readonly #allocator: WindowAllocator;
-  /** It was said that unsealed memory is copied, since maps were taken back last. */
-  #saidUnsealed = false;
+  /** There was no room for the last map; memory could not be in the window, being unsealed: each was logged. */
+  #isFull = false;
+  #isUnsealed = false;
   /** Window offsets that a device which did not let go may still use: zeros are there, and nothing else is put there. */
   readonly #kept: number[] = [];
 
   constructor(window: Window, log: Log) {
     this.#window = window;
     this.#log = log;
-    this.copied = new CopiedMemory(window.size, log);
+    this.copied = new CopiedMemory(log);
     this.#allocator = new WindowAllocator(window.size, WINDOW_PIECE_SIZE);
   }
 
@@ -37,8 +38,8 @@ export class Places {
     if (!isolated) await this.#putIntoWindow(map);
     if (map.windowOffset >= 0) return;
     this.copied.put(map);
-    if (isolated || map.isShareable || !map.writable || map.fd < 0 || this.#saidUnsealed) return;
-    this.#saidUnsealed = true;
+    if (isolated || map.isShareable || !map.writable || map.fd < 0 || this.#isUnsealed) return;
+    this.#isUnsealed = true;
     this.#log.warn(
       { address: map.address, size: map.size },
       "the driver VM's memory can be shrunk by its owner, so each DMA is copied: use memory-backend-memfd (with share=on), " +
@@ -50,9 +51,10 @@ export class Places {
     const { address, size, readable, writable, fd, fdOffset, isShareable } = map;
     // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.
     if (fd < 0 || !isShareable || !readable || !writable || !this.#window.permitted) return;
-    const offset = this.#allocator.allocate(size, fdOffset);
+    const offset = this.#allocator.count < MAX_WINDOW_MAPS ? this.#allocator.allocate(size, fdOffset) : -1;
     if (offset < 0) {
-      this.#log.warn({ address, size }, "the window is full: DMA by copies");
+      if (!this.#isFull) this.#log.warn({ address, size }, "the window is full: DMA by copies");
+      this.#isFull = true;
       return;
     }
     map.windowOffset = offset;
@@ -123,7 +125,10 @@ export class Places {
   }
 
   #forget(map: MemoryMap): void {
-    if (map.windowOffset >= 0) this.#allocator.free(map.windowOffset);
+    if (map.windowOffset >= 0) {
+      this.#allocator.free(map.windowOffset);
+      this.#isFull = false;
+    }
     map.windowOffset = -1;
   }
 }

@@ -3,6 +3,8 @@
  * operation"), the commands that bring it from one to the next, and what it has of the bridge: doorbells, DMA messages, copies,
  * shared memory. All of that is dropped when it stops.
  */
+
+import type { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_DATA_XFER_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -16,7 +18,6 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { parseHello, parseShareRegisters } from "./checks.js";
 import { Conversation } from "./conversation.js";
-import type { CopiedMemory } from "./copied-memory.js";
 import { Copies } from "./copies.js";
 import { DmaRelay } from "./dma.js";
 import { Doorbells } from "./doorbells.js";

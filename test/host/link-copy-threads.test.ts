@@ -1,13 +1,13 @@
 /** Copies that are left to threads, as somebody else wants something of the bridge: the same bytes, and no touch too late. */
 import { ftruncateSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
-import { CopiedMemory } from "../../host/link/copied-memory.js";
 import { Copies } from "../../host/link/copies.js";
 import { copyThreads } from "../../host/link/copy-threads.js";
 import type { BackEnd } from "../../host/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../host/vhost-user/memory.js";
 import * as native from "../../native/index.js";
-import { GiB, KiB, MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
+import { CopiedMemory } from "../../shared/copied-memory.js";
+import { KiB, MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
 import { quietLog } from "../../shared/log.js";
 import { CopyFlags, CopyRequest, Queue } from "../../shared/spec/link.js";
 import { Share } from "../../shared/turn.js";
@@ -37,7 +37,7 @@ function session(t: ExecutionContext, ringSize = RING) {
   const table = { guestAddress: GUEST, size: MEMORY, userAddress: GUEST, mmapOffset: 0, fd: guest.fd };
   const guestMemory = new DeviceVmMemory();
   guestMemory.set([table]);
-  const copied = new CopiedMemory(GiB, quietLog);
+  const copied = new CopiedMemory(quietLog);
   const map: MemoryMap = {
     address: DRIVER,
     size: DRIVER_SIZE,
