@@ -58,12 +58,13 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     );
   }
   const names = isModule ? unknownNames(rest) : Object.keys(entry?.options ?? {});
-  const values = parse(rest, names, (name) => entry?.options[name].repeatable === true);
+  const values = parse(rest, names, entry?.options);
   const deviceOptions: Record<string, string> = {};
   const deviceLists: Record<string, readonly string[]> = {};
   for (const name of names) {
     const value = values[name];
     if (typeof value === "string") deviceOptions[name] = value;
+    else if (value === true) deviceOptions[name] = "";
     else if (Array.isArray(value)) deviceLists[name] = value.filter((item) => typeof item === "string");
     else if (entry?.options[name].required) throw usage(`${device} needs --${name} ${entry.options[name].value}`);
   }
@@ -89,7 +90,7 @@ export function isModulePath(device: string): boolean {
 export function helpText(devices: Readonly<Record<string, DeviceKind>>): string {
   const lines = Object.entries(devices).map(([name, { summary, options }]) => {
     const own = Object.entries(options).map(([option, { value, summary: text, required }]) => {
-      return `      ${`--${option} ${value}`.padEnd(22)}${text}${required ? " (required)" : ""}\n`;
+      return `      ${`--${option} ${value ?? ""}`.padEnd(22)}${text}${required ? " (required)" : ""}\n`;
     });
     return `  ${name.padEnd(26)}${summary}\n${own.join("")}`;
   });
@@ -131,13 +132,16 @@ type Values = Readonly<Record<string, Value | Value[] | undefined>>;
 function parse(
   args: readonly string[],
   deviceOptions: readonly string[],
-  isRepeatable: (name: string) => boolean,
+  described: DeviceKind["options"] | undefined,
 ): Values {
   for (const name of deviceOptions) {
     if (Object.hasOwn(OWN, name)) throw usage(`--${name} is an option of the program, not of a device`);
   }
   const own = Object.fromEntries(
-    deviceOptions.map((name) => [name, { type: "string", multiple: isRepeatable(name) } as const]),
+    deviceOptions.map((name) => {
+      const { value, repeatable = false } = described?.[name] ?? { value: "VALUE" };
+      return [name, { type: value === undefined ? "boolean" : "string", multiple: repeatable }] as const;
+    }),
   );
   try {
     return parseArgs({ args: [...args], options: { ...own, ...OWN }, allowPositionals: false }).values;

@@ -51,8 +51,9 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
 
 Napi::Value LockFile(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
+  if (!info[1].IsBoolean()) throw Napi::TypeError::New(env, "shared must be a boolean");
   struct flock lock = {};
-  lock.l_type = F_WRLCK;
+  lock.l_type = info[1].As<Napi::Boolean>() ? F_RDLCK : F_WRLCK;
   lock.l_whence = SEEK_SET;
   int result = fcntl(Fd(info[0]), F_OFD_SETLK, &lock);
   if (result != 0 && (errno == EAGAIN || errno == EACCES)) return Napi::Boolean::New(env, false);

@@ -261,7 +261,7 @@ interface Addon {
     length: number,
     done: (error: SystemFailure | null) => void,
   ): void;
-  lockFile(fd: number): boolean;
+  lockFile(fd: number, shared: boolean): boolean;
   unlockFile(fd: number): void;
   getAttribute(fd: number, name: string): string | undefined;
   setAttribute(fd: number, name: string, value: string): void;
@@ -335,9 +335,9 @@ export const {
    */
   fallocate,
   /**
-   * Takes an exclusive lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the
-   * file gets one, not even in this process. False when somebody else has a lock of any part. The last close, or the end of
-   * the process, gives it back.
+   * Takes a lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the file gets one, not
+   * even in this process, unless both are shared. False when somebody else's lock is in the way. An exclusive lock needs an fd that may
+   * write, a shared one an fd that may read. The last close, or the end of the process, gives it back.
    */
   lockFile,
   /**

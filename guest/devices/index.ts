@@ -7,8 +7,8 @@ import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nv
 
 /** A command-line option of a device. */
 export interface DeviceOption {
-  /** What the value is, for the usage text: "PATH". */
-  readonly value: string;
+  /** What the value is, for the usage text: "PATH"; undefined for an option that has none, and whose value is then "". */
+  readonly value?: string;
   readonly summary: string;
   readonly required?: boolean;
   /** It may be given several times, and is among the lists. */
@@ -69,9 +69,13 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
     options: {
       file: { value: "PATH", summary: "a disk: a file or block device; may be repeated", repeatable: true },
       memory: { value: "SIZE", summary: "a disk in memory, gone with the process; may be repeated", repeatable: true },
+      "read-only": { summary: "files are not written; others may read them too (default: if they may not be written)" },
       serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the first path)" },
       model: { value: "TEXT", summary: "model, at most 40 characters" },
-      "block-size": { value: "BYTES", summary: "512 or 4096 (default: what it was formatted with, or 512)" },
+      "block-size": {
+        value: "BYTES",
+        summary: "512 or 4096 (default: what it was formatted with, or its sectors have)",
+      },
       queues: { value: "NUMBER", summary: `I/O queues, 1 to ${MAX_QUEUES} (default: ${DEFAULT_QUEUES})` },
       doorbells: {
         value: "WHICH",
@@ -89,6 +93,7 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
         ...given({
           serial: values.serial,
           model: values.model,
+          readOnly: values["read-only"] !== undefined || undefined,
           blockSize: integer("block-size", values["block-size"]),
           queues: integer("queues", values.queues),
           doorbells: oneOf("doorbells", values.doorbells, DOORBELLS),

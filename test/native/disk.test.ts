@@ -56,17 +56,35 @@ test("a lock is held once, also within a process, until its file is closed or it
   fs.writeFileSync(file, "");
   const first = fs.openSync(file, "r+");
   const second = opened(t, file);
-  t.true(native.lockFile(first));
-  t.true(native.lockFile(first));
-  t.false(native.lockFile(second));
+  t.true(native.lockFile(first, false));
+  t.true(native.lockFile(first, false));
+  t.false(native.lockFile(second, false));
+  t.false(native.lockFile(second, true));
   fs.closeSync(first);
-  t.true(native.lockFile(second));
+  t.true(native.lockFile(second, false));
   const third = opened(t, file);
-  t.false(native.lockFile(third));
+  t.false(native.lockFile(third, false));
   native.unlockFile(second);
-  t.true(native.lockFile(third));
+  t.true(native.lockFile(third, false));
   t.throws(() => native.unlockFile(1 << 30), { code: "EBADF" });
-  t.throws(() => native.lockFile(1 << 30), { code: "EBADF" });
+  t.throws(() => native.lockFile(1 << 30, false), { code: "EBADF" });
+  t.throws(() => native.lockFile(third, undefined as never), { instanceOf: TypeError });
+});
+
+test("shared locks go together, and with no exclusive one", (t) => {
+  const file = path.join(folder(t), "disk");
+  fs.writeFileSync(file, "");
+  const [first, second] = [opened(t, file, "r"), opened(t, file, "r")];
+  const writer = opened(t, file);
+  t.true(native.lockFile(first, true));
+  t.true(native.lockFile(second, true));
+  t.false(native.lockFile(writer, false));
+  native.unlockFile(first);
+  t.false(native.lockFile(writer, false));
+  native.unlockFile(second);
+  t.true(native.lockFile(writer, false));
+  t.false(native.lockFile(first, true));
+  t.throws(() => native.lockFile(first, false), { code: "EBADF" });
 });
 
 test("attributes are kept with the file", (t) => {

@@ -14,7 +14,8 @@ export async function formatNvm(command: Command, namespaces: Namespaces): Promi
   if (blockSize === undefined || (cdw10 & Format.PROTECTION_MASK) !== 0) return Status.INVALID_FORMAT;
   // What is erased reads as zeros for ever, whether that was asked for or not.
   if (Format.sesOf(cdw10) > Format.SES_USER_DATA) return Status.INVALID_FIELD;
-  if (!chosen.every((namespace) => namespace.hasRoomFor(blockSize))) return Status.INVALID_FORMAT;
+  if (chosen.some(({ storage }) => storage.readOnly)) return Status.NAMESPACE_WRITE_PROTECTED;
+  if (!chosen.every((namespace) => namespace.canHaveBlocksOf(blockSize))) return Status.INVALID_FORMAT;
   if (chosen.some(({ formatting }) => formatting)) return Status.FORMAT_IN_PROGRESS;
   const formatted = chosen.map((namespace) => formatOne(namespace, blockSize));
   const statuses = await Promise.all(formatted);

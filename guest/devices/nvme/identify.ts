@@ -1,5 +1,6 @@
 /** NVM Express 1.4, section 5.15: what Identify answers, as bytes. */
 import { createHash } from "node:crypto";
+import { PAGE_SIZE } from "../../../shared/limits.js";
 import { MAX_COPY_LENGTH, MAX_COPY_RANGES } from "./copy-blocks.js";
 import { MAX_EVENT_REQUESTS } from "./events.js";
 import { WARNING_TEMPERATURE } from "./features.js";
@@ -16,6 +17,7 @@ import {
   LPA,
   NamespaceDescriptor,
   NamespaceIdentifier,
+  NSATTR_WRITE_PROTECTED,
   Nsfeat,
   OAES_NAMESPACE_ATTRIBUTE,
   OCFS_FORMAT_0,
@@ -40,8 +42,6 @@ export interface Identity {
 
 /** Kelvin. */
 const CRITICAL_TEMPERATURE = 353;
-/** Bytes that file systems allocate, write and give back as one. */
-const PREFERRED_SIZE = 4096;
 
 /** `oacs`: optional admin commands, as bits of Oacs. */
 export function identifyController(identity: Identity, namespaces: readonly Namespace[], oacs: number): Uint8Array {
@@ -85,9 +85,9 @@ export function identifyController(identity: Identity, namespaces: readonly Name
 }
 
 export function identifyNamespace(identity: Identity, namespace: Namespace): Uint8Array {
-  const { blockSize, blockCount, blocksInUse } = namespace;
+  const { blockSize, blockCount, blocksInUse, storage } = namespace;
   const { offsets, encode } = IdentifyNamespace;
-  const preferred = PREFERRED_SIZE / blockSize - 1;
+  const preferred = storage.preferredSize / blockSize - 1;
   const bytes = encode({
     NSZE: blockCount,
     NCAP: blockCount,
@@ -108,10 +108,13 @@ export function identifyNamespace(identity: Identity, namespace: Namespace): Uin
     MSSRL: MAX_COPY_LENGTH / blockSize,
     MCL: MAX_COPY_LENGTH / blockSize,
     MSRC: MAX_COPY_RANGES - 1,
+    NSATTR: storage.readOnly ? NSATTR_WRITE_PROTECTED : 0,
   });
   for (const [n, size] of LBA_FORMATS.entries()) {
-    // Relative Performance: 0 is best.
-    const format = LbaFormat.encode({ LBADS: Math.log2(size), RP: size === PREFERRED_SIZE ? 0 : 1 });
+    // A format without a size is not there for this namespace. Relative Performance: 0 is best.
+    const format = LbaFormat.encode(
+      size < storage.smallestBlock ? {} : { LBADS: Math.log2(size), RP: size === PAGE_SIZE ? 0 : 1 },
+    );
     bytes.set(format, offsets.LBAF + n * LbaFormat.size);
   }
   const { eui64, nguid } = namespaceIdentifiers(identity, namespace);

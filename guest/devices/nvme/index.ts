@@ -1,12 +1,13 @@
 /** An NVMe controller whose disks are files, block devices or memory. */
 import { createHash, randomBytes } from "node:crypto";
-import { realpath } from "node:fs/promises";
+import { realpath, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
 import { type Disk, NvmeController } from "./controller.js";
 import { LBA_FORMATS } from "./namespace.js";
+import { openMemory, openStorage, type StorageOptions } from "./open-storage.js";
 import type { Polling } from "./shared-poll.js";
-import { openMemory, openStorage, type Storage } from "./storage.js";
+import type { Storage } from "./storage.js";
 
 /**
  * Drivers bind to the class code, so the identifiers only have to collide with nobody's: no vendor fff0 is known to the
@@ -30,7 +31,7 @@ export interface ControllerChoices {
   readonly serial: string;
   /** ASCII, at most 40 characters. */
   readonly model?: string;
-  /** 512 or 4096 bytes; what a disk was formatted with, or else 512, when left out. */
+  /** 512 or 4096 bytes; what a disk was formatted with, or else 512, or what a sector of its has, when left out. */
   readonly blockSize?: number;
   /** I/O queues of each kind, 1 to MAX_QUEUES. */
   readonly queues?: number;
@@ -46,7 +47,7 @@ export interface ControllerChoices {
 export const DOORBELLS = ["trapped", "shared"] as const;
 export const POLLING = ["adaptive", "always"] as const;
 
-export interface NvmeOptions extends Omit<ControllerChoices, "serial"> {
+export interface NvmeOptions extends Omit<ControllerChoices, "serial">, StorageOptions {
   /** The disks' contents: files or block devices. Namespace 1 is the first. */
   readonly files?: readonly string[];
   /** Disks in memory, which are gone with the process, by their sizes in bytes. They come behind the files. */
@@ -66,12 +67,33 @@ export async function createNvme(options: NvmeOptions): Promise<NvmeController> 
   const { files = [], memory = [] } = options;
   const storages: NamedStorage[] = [];
   try {
-    for (const file of files) storages.push({ name: `the disk's file ${file}`, storage: await openStorage(file) });
+    await checkDifferent(files);
+    for (const file of files) {
+      storages.push({ name: `the disk's file ${file}`, storage: await openStorage(file, options) });
+    }
     for (const size of memory) storages.push({ name: "a disk in memory", storage: openMemory(size) });
     return createController(storages, { ...options, serial: options.serial ?? (await serialOf(files)) });
   } catch (error) {
     await Promise.all(storages.map(({ storage }) => storage.close()));
     throw error;
+  }
+}
+
+/** @throws UserError for a file that is there twice, by whatever names */
+async function checkDifferent(files: readonly string[]): Promise<void> {
+  const names = new Map<string, string>();
+  for (const file of files) {
+    const status = await stat(file, { bigint: true }).catch(() => undefined);
+    // What cannot be looked at cannot be opened either, and that says why.
+    if (status === undefined) continue;
+    const { dev, ino, rdev } = status;
+    const key = status.isBlockDevice() ? `device ${rdev}` : `${dev} ${ino}`;
+    const other = names.get(key);
+    if (other !== undefined) {
+      const both = other === file ? file : `${other} and ${file}, which are the same,`;
+      throw new UserError(`the disk's file ${both} can be one namespace only: give it once`, 2);
+    }
+    names.set(key, file);
   }
 }
 
@@ -122,13 +144,18 @@ export function createController(storages: readonly NamedStorage[], choices: Con
 }
 
 function diskOf({ name, storage }: NamedStorage, wanted: number | undefined): Disk {
-  const { blockSize: formatted, size } = storage;
-  const blockSize = wanted ?? formatted ?? LBA_FORMATS[0];
+  const { blockSize: formatted, size, smallestBlock } = storage;
+  const blockSize = wanted ?? formatted ?? LBA_FORMATS.find((format) => format >= smallestBlock) ?? LBA_FORMATS[0];
   if (!LBA_FORMATS.includes(blockSize)) {
     throw new UserError(`a disk's block size is ${LBA_FORMATS.join(" or ")} bytes, not ${blockSize}`, 2);
   }
   if (formatted !== undefined && formatted !== blockSize) {
     throw new UserError(`${name} was formatted with blocks of ${formatted} bytes: leave out --block-size`);
+  }
+  if (blockSize < smallestBlock) {
+    throw new UserError(
+      `${name} has sectors of ${smallestBlock} bytes, which are more than a block of ${blockSize} bytes`,
+    );
   }
   if (size < blockSize)
     throw new UserError(`${name} has ${size} bytes, which is less than a block of ${blockSize} bytes`);

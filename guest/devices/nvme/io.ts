@@ -16,7 +16,7 @@ import type { Features } from "./features.js";
 import type { StorageError } from "./file-io.js";
 import { type Namespace, statusOf } from "./namespace.js";
 import type { Namespaces } from "./namespaces.js";
-import { NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
+import { DSM_DEALLOCATE, NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
 
 /** Section 5.14.1.2: what SMART counts; a unit is 512 bytes, the log reports thousands of them. */
 export interface Counters {
@@ -62,6 +62,7 @@ export class IoCommands {
     if (!OPCODES.has(opcode)) command.complete(Status.INVALID_OPCODE);
     else if (opcode === NvmOpcode.FLUSH && namespaceId === NSID_ALL) this.#namespaces.sync(command.complete);
     else if (namespace === undefined) command.complete(Status.INVALID_NAMESPACE_OR_FORMAT);
+    else if (namespace.storage.readOnly && isWrite(command)) command.complete(Status.NAMESPACE_WRITE_PROTECTED);
     else if (namespace.formatting) command.complete(Status.FORMAT_IN_PROGRESS);
     else this.#begin(command, namespace);
   }
@@ -210,5 +211,17 @@ export class IoCommands {
     counters.writes++;
     if (this.#features.writeCache && (command.cdw12 & RW_FUA) === 0) command.complete(Status.SUCCESS);
     else namespace.sync(command.complete);
+  }
+}
+
+/** Whether a command may change what is on the disk. */
+function isWrite({ opcode, cdw11 }: Command): boolean {
+  switch (opcode) {
+    case NvmOpcode.WRITE:
+    case NvmOpcode.WRITE_ZEROES:
+    case NvmOpcode.COPY:
+      return true;
+    default:
+      return opcode === NvmOpcode.DATASET_MANAGEMENT && (cdw11 & DSM_DEALLOCATE) !== 0;
   }
 }

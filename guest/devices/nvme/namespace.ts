@@ -110,11 +110,12 @@ export class Namespace {
     if (this.#syncFailure !== before) this.onSyncFailed(error);
   }
 
-  /** Write Zeroes; position and length in bytes. Where the storage cannot do it by itself, zeros are written. */
+  /** Write Zeroes; position and length in bytes. Where the storage does not do it by itself, whatever keeps it, zeros are written. */
   writeZeroes(position: number, length: number, deallocate: boolean, done: StatusDone): void {
     this.io.zero(position, length, deallocate, (error) => {
-      if (error?.code === "ENOTSUP") this.#writeZeros(position, position + length, done);
-      else done(error === null ? Status.SUCCESS : statusOf(error, "write"));
+      if (error === null) done(Status.SUCCESS);
+      else if (error.code === "EIO") done(Status.WRITE_FAULT);
+      else this.#writeZeros(position, position + length, done);
     });
   }
 
@@ -136,16 +137,16 @@ export class Namespace {
     step(start);
   }
 
-  /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space cannot be given back. */
+  /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space is not given back, whatever keeps it. */
   deallocate(position: number, length: number, done: StatusDone): void {
     this.io.zero(position, length, true, (error) => {
-      done(error === null || error.code === "ENOTSUP" ? Status.SUCCESS : statusOf(error, "write"));
+      done(error?.code === "EIO" ? Status.WRITE_FAULT : Status.SUCCESS);
     });
   }
 
-  /** Whether `format` can make blocks of that size: it leaves at least one. */
-  hasRoomFor(blockSize: number): boolean {
-    return this.storage.size >= blockSize;
+  /** Whether `format` can make blocks of that size: the storage has such, and room for at least one. */
+  canHaveBlocksOf(blockSize: number): boolean {
+    return this.storage.size >= blockSize && blockSize >= this.storage.smallestBlock;
   }
 
   /**
@@ -219,6 +220,9 @@ export function statusOf({ code }: StorageError, direction: "read" | "write"): n
       return Status.CAPACITY_EXCEEDED;
     case "EIO":
       return direction === "read" ? Status.UNRECOVERED_READ_ERROR : Status.WRITE_FAULT;
+    case "EROFS":
+    case "EPERM":
+      return direction === "read" ? Status.INTERNAL_ERROR : Status.NAMESPACE_WRITE_PROTECTED;
     // The driver VM took its memory away.
     case "EFAULT":
       return Status.DATA_TRANSFER_ERROR;

@@ -176,6 +176,8 @@ export const IdentifyNamespace = struct({
 export const LbaFormat = struct({ MS: "u16", LBADS: "u8", RP: "u8" });
 /** NSFEAT: thin provisioning, so NUSE counts; and the fields from NPWG to NOWS are there. */
 export const Nsfeat = { THINP: 1 << 0, OPTPERF: 1 << 4 } as const;
+/** NSATTR: the namespace is write protected. */
+export const NSATTR_WRITE_PROTECTED = 1 << 0;
 /** DLFEAT: deallocated blocks read as zeros; Write Zeroes can deallocate. */
 export const DLFEAT = 0x1 | (1 << 3);
 

@@ -94,18 +94,14 @@ for (const windowed of [true, false]) {
   });
 }
 
-test("a storage that cannot give space back keeps its data, and failures are statuses", async (t) => {
+test("a storage that cannot give space back keeps its data, and an error of the medium is a status", async (t) => {
   const { storage, driver } = await bringUp(t);
   storage.bytes.fill(7);
-  storage.errors.deallocate = "ENOTSUP";
-  t.is((await driver.deallocate([[0, 8]])).status, 0);
-  t.is(storage.bytes[0], 7);
-  for (const [code, status, doNotRetry] of [
-    ["EIO", 0x280, false],
-    ["ENOSPC", 0x81, true],
-    ["EBADF", 0x06, false],
-  ] as const) {
+  for (const code of ["ENOTSUP", "EINVAL", "ENOSPC"]) {
     storage.errors.deallocate = code;
-    t.like(await driver.deallocate([[0, 8]]), { status, doNotRetry }, code);
+    t.is((await driver.deallocate([[0, 8]])).status, 0, code);
+    t.is(storage.bytes[0], 7);
   }
+  storage.errors.deallocate = "EIO";
+  t.like(await driver.deallocate([[0, 8]]), { status: 0x280, doNotRetry: false });
 });

@@ -147,7 +147,6 @@ for (const windowed of [true, false]) {
       ["write", "EFBIG", WRITE, 0x81, true],
       ["write", "EBADF", WRITE, 0x06, false],
       ["zero", "EIO", WRITE_ZEROES, 0x280, false],
-      ["zero", "ENOSPC", WRITE_ZEROES, 0x81, true],
       ["read", "EIO", VERIFY, 0x281, false],
     ] as const) {
       storage.errors[operation] = code;

@@ -1,7 +1,8 @@
 /** A machine with a controller over a storage in memory, and the driver on it. */
 import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
-import { type DirectAccess, openMemory } from "../../../../guest/devices/nvme/storage.js";
+import { openMemory } from "../../../../guest/devices/nvme/open-storage.js";
+import type { DirectAccess } from "../../../../guest/devices/nvme/storage.js";
 import { type CompletionFields, NvmeDriver, type NvmeDriverOptions, QueuePair } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";

@@ -53,7 +53,14 @@ test("a file is served once: the second gets a clear error, until the first has 
 
 test("the same file twice in one controller is refused, and nothing stays locked", async (t) => {
   const file = sparseFile(t, MiB);
-  await t.throwsAsync(createNvme({ files: [file, file] }), { instanceOf: UserError, message: /is in use/ });
+  const link = `${file}.link`;
+  fs.symlinkSync(file, link);
+  for (const [other, message] of [
+    [file, `the disk's file ${file} can be one namespace only: give it once`],
+    [link, `the disk's file ${file} and ${link}, which are the same, can be one namespace only: give it once`],
+  ] as const) {
+    await t.throwsAsync(createNvme({ files: [file, other] }), { instanceOf: UserError, message });
+  }
   const device = await createNvme({ files: [file] });
   await device.close();
 });

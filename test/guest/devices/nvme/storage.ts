@@ -8,6 +8,9 @@ export class FakeStorage implements Storage {
   /** As it is; `size` is what was last seen. */
   bytes: Uint8Array;
   blockSize: number | undefined;
+  smallestBlock = 512;
+  preferredSize = 4096;
+  readOnly = false;
   /** Calls by kind, in order. */
   readonly calls: Operation[] = [];
   /** The errno name of the next calls of a kind. */

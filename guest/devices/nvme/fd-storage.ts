@@ -1,0 +1,178 @@
+/**
+ * A disk that is a file, a block device or memory. Data is moved by threads of our own (file-io.ts), the rest is done by Node.js's.
+ */
+import * as fs from "node:fs";
+import { promisify } from "node:util";
+import {
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  FALLOC_FL_ZERO_RANGE,
+  fallocate,
+  getAttribute,
+  IO_OPERATION,
+  close as nativeClose,
+  PROT_READ,
+  PROT_WRITE,
+  Reservation,
+  RWF_NOWAIT,
+  setAttribute,
+  unlockFile,
+} from "../../../native/index.js";
+import { alignUp, isPowerOfTwo } from "../../../shared/bits.js";
+import { GiB, MiB, PAGE_SIZE } from "../../../shared/limits.js";
+import { deviceSize, sectorSizes } from "./block-device.js";
+import { type Ended, type Pieces, PooledFile } from "./file-io.js";
+import type { DirectAccess, Storage } from "./storage.js";
+
+/** Kept with a file, so that a formatted disk has the same blocks whoever serves it next. */
+const BLOCK_SIZE_ATTRIBUTE = "user.virtio-vfio-user.block-size";
+/** stat's unit of `blocks`. */
+const STAT_BLOCK = 512;
+
+/** Of files: what file systems take, whatever the disk below has. */
+const SECTOR = 512;
+
+/** What Identify has room for, in blocks of any size. */
+const MAX_PREFERRED_SIZE = MiB;
+
+/** What an fd leads to. */
+type Kind = "file" | "device" | "memory";
+
+/** What is known of an fd when it is opened. */
+export interface FdTraits {
+  readonly kind: Kind;
+  readonly readOnly?: boolean;
+  /** The file system keeps its files in memory, so no access waits for a device. */
+  readonly inMemory?: boolean;
+}
+
+export class FdStorage implements Storage {
+  size = 0;
+  allocated = 0;
+  blockSize: number | undefined;
+  readonly smallestBlock: number;
+  readonly preferredSize: number;
+  readonly kind: Kind;
+  readonly readOnly: boolean;
+  readonly direct: DirectAccess | undefined;
+  readonly #file: PooledFile;
+  /** fdatasync need not write attributes. */
+  #attributesChanged = false;
+
+  /** The fd is this object's from now on, unless this throws. @throws SystemError */
+  constructor(
+    readonly fd: number,
+    { kind, readOnly = false, inMemory = false }: FdTraits,
+  ) {
+    this.kind = kind;
+    this.readOnly = readOnly;
+    const flags = inMemory ? 0 : RWF_NOWAIT;
+    const writeFlags = readOnly ? undefined : flags;
+    if (kind !== "memory") this.direct = { kind: "file", fd, readFlags: flags, writeFlags };
+    if (kind === "device") {
+      const { logical, physical } = sectorSizes(fd);
+      this.smallestBlock = logical;
+      this.preferredSize = isPowerOfTwo(physical)
+        ? Math.min(Math.max(physical, PAGE_SIZE), MAX_PREFERRED_SIZE)
+        : PAGE_SIZE;
+      this.size = this.allocated = deviceSize(fd);
+    } else {
+      this.smallestBlock = SECTOR;
+      this.preferredSize = PAGE_SIZE;
+      this.#take(fs.fstatSync(fd));
+    }
+    const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
+    if (Number.isInteger(kept)) this.blockSize = kept;
+    this.#file = new PooledFile(fd);
+  }
+
+  read(pieces: Pieces, position: number, done: Ended): void {
+    this.#file.move(IO_OPERATION.READ, pieces, position, done);
+  }
+  write(pieces: Pieces, position: number, done: Ended): void {
+    this.#file.move(IO_OPERATION.WRITE, pieces, position, done);
+  }
+  zero(position: number, length: number, deallocate: boolean, done: Ended): void {
+    const mode = FALLOC_FL_KEEP_SIZE | (deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+    fallocate(this.fd, mode, position, length, done);
+  }
+  sync(done: Ended): void {
+    if (this.readOnly) {
+      process.nextTick(done, null);
+      return;
+    }
+    if (!this.#attributesChanged) {
+      fs.fdatasync(this.fd, done);
+      return;
+    }
+    this.#attributesChanged = false;
+    fs.fsync(this.fd, (error) => {
+      if (error !== null) this.#attributesChanged = true;
+      done(error);
+    });
+  }
+  refresh(done: Ended): void {
+    if (this.kind === "device") {
+      try {
+        this.size = this.allocated = deviceSize(this.fd);
+        process.nextTick(done, null);
+      } catch (error) {
+        process.nextTick(done, error);
+      }
+      return;
+    }
+    fs.fstat(this.fd, (error, status) => {
+      if (error === null) this.#take(status);
+      done(error);
+    });
+  }
+  setBlockSize(bytes: number, done: Ended): void {
+    try {
+      if (this.kind === "device")
+        throw Object.assign(new Error("a block device keeps no block size"), { code: "ENOTSUP" });
+      if (this.kind === "file") setAttribute(this.fd, BLOCK_SIZE_ATTRIBUTE, String(bytes));
+      this.#attributesChanged = this.kind === "file";
+      this.blockSize = bytes;
+      process.nextTick(done, null);
+    } catch (error) {
+      process.nextTick(done, error);
+    }
+  }
+  async close(): Promise<void> {
+    this.#file.close();
+    if (this.kind === "memory") {
+      nativeClose(this.fd);
+      return;
+    }
+    unlockFile(this.fd);
+    await promisify(fs.close)(this.fd);
+  }
+
+  #take({ size, blocks }: fs.Stats): void {
+    this.size = size;
+    this.allocated = Math.min(size, blocks * STAT_BLOCK);
+  }
+}
+
+/** One ArrayBuffer of a disk in memory. */
+const PIECE_SIZE = GiB;
+
+export class MemoryStorage extends FdStorage {
+  readonly #reservation: Reservation;
+  override readonly direct: DirectAccess;
+
+  /** @throws SystemError, RangeError */
+  constructor(fd: number, size: number) {
+    super(fd, { kind: "memory" });
+    const mapped = alignUp(Math.max(size, 1), PAGE_SIZE);
+    const reservation = new Reservation(mapped, PIECE_SIZE);
+    reservation.map(0, mapped, fd, 0, PROT_READ | PROT_WRITE);
+    this.#reservation = reservation;
+    this.direct = { kind: "memory", pieceSize: PIECE_SIZE, piece: (index) => reservation.piece(index) };
+  }
+
+  override async close(): Promise<void> {
+    this.#reservation.release();
+    await super.close();
+  }
+}
