@@ -53,6 +53,10 @@ export interface Dma {
    * at a page, which some processors copy twice as fast. Take it once.
    */
   allocate(length: number): Uint8Array<ArrayBuffer>;
+  /** Whether none of the above is in flight, as it is while bytes go by copies or messages. */
+  isIdle(): boolean;
+  /** Resolves when what is in flight now has ended; for a device that says itself when it has stopped. Resets and unmaps wait anyway. */
+  settled(): Promise<void>;
   /** Bytes moved so far through the window by this interface; a device that uses segments or views adds to it with `account`. */
   readonly bytesRead: number;
   readonly bytesWritten: number;

@@ -77,7 +77,7 @@ export class AdminCommands {
         command.complete(this.#deleteCompletionQueue(command.cdw10 & 0xffff));
         return;
       case AdminOpcode.DELETE_IO_SQ:
-        this.#deleteSubmissionQueue(command);
+        command.complete(this.#deleteSubmissionQueue(command.cdw10 & 0xffff));
         return;
       case AdminOpcode.ASYNC_EVENT_REQUEST:
         if (events.full) {
@@ -88,9 +88,7 @@ export class AdminCommands {
         events.request(command.id);
         return;
       case AdminOpcode.ABORT:
-        // What is under way is in the hands of the kernel, and ends by itself (5.1 allows not to abort).
-        command.result = NOT_ABORTED;
-        command.complete(Status.SUCCESS);
+        this.#abort(command);
         return;
       case AdminOpcode.KEEP_ALIVE:
         this.#sources.keepAlive.restart();
@@ -167,7 +165,7 @@ export class AdminCommands {
     const { context, engine } = this.#sources;
     void copyData("write", command, bytes, context.dma, engine.commands.pageSize).then((status) => {
       // What the driver did not get it has not read: the event stays, and so does the page.
-      if (command.queue.alive) {
+      if (!command.ended) {
         if (status !== Status.SUCCESS) undo?.();
         else if (clears) events.logPageRead(identifier);
       }
@@ -195,7 +193,7 @@ export class AdminCommands {
     const bytes = new Uint8Array(Timestamp.size);
     const status = await copyData("read", command, bytes, context.dma, engine.commands.pageSize);
     // Of a driver that has reset the controller meanwhile nothing is left.
-    if (status === Status.SUCCESS && command.queue.alive) features.clock.set(bytes);
+    if (status === Status.SUCCESS && !command.ended) features.clock.set(bytes);
     command.complete(status);
   }
 
@@ -271,31 +269,33 @@ export class AdminCommands {
     if (queue.submissionQueues.length > 0) return Status.INVALID_QUEUE_DELETION;
     queue.alive = false;
     engine.completionQueues[id] = undefined;
-    engine.interrupts.acknowledge();
+    engine.interrupts.forget(queue);
     return Status.SUCCESS;
   }
 
-  /** 5.6: completes when the queue's commands have; those that were not fetched are dropped. */
-  #deleteSubmissionQueue(command: Command): void {
-    const { engine } = this.#sources;
-    const id = command.cdw10 & 0xffff;
+  /** 5.6: the queue's commands end now; those that were not fetched are dropped. */
+  #deleteSubmissionQueue(id: number): number {
+    const { engine, namespaces } = this.#sources;
     const queue = id === 0 ? undefined : engine.submissionQueues[id];
-    if (queue === undefined || queue.onIdle !== undefined) {
-      command.complete(Status.INVALID_QUEUE_IDENTIFIER);
-      return;
-    }
-    const finish = (): void => {
-      queue.onIdle = undefined;
-      if (queue.alive) {
-        queue.alive = false;
-        engine.submissionQueues[id] = undefined;
-        const { submissionQueues } = queue.completionQueue;
-        submissionQueues.splice(submissionQueues.indexOf(queue), 1);
-      }
-      command.complete(Status.SUCCESS);
-    };
-    queue.onIdle = finish;
-    if (queue.active === 0) finish();
+    if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
+    engine.submissionQueues[id] = undefined;
+    engine.commands.cancel((other) => other.queue === queue, Status.ABORTED_SQ_DELETION);
+    namespaces.purge();
+    queue.alive = false;
+    const { submissionQueues } = queue.completionQueue;
+    submissionQueues.splice(submissionQueues.indexOf(queue), 1);
+    return Status.SUCCESS;
+  }
+
+  /** 5.1: a command that is under way ends now. Of one that was not fetched, or has ended, nothing can be said. */
+  #abort(command: Command): void {
+    const { engine, namespaces } = this.#sources;
+    const [queueId, commandId] = [command.cdw10 & 0xffff, command.cdw10 >>> 16];
+    const isMeant = (other: Command) => other.queue.id === queueId && other.id === commandId && other !== command;
+    const count = engine.commands.cancel(isMeant, Status.ABORT_REQUESTED);
+    if (count > 0) namespaces.purge();
+    command.result = count > 0 ? 0 : NOT_ABORTED;
+    command.complete(Status.SUCCESS);
   }
 
   /** 5.7. Drivers go on with registers alone when they are refused, as for memory that is not in the window. */

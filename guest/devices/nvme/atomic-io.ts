@@ -3,14 +3,21 @@
  * that overlaps another, where either of them writes, begins when the other has ended. File systems do not promise that: ext4 reads a
  * page while it is written. All others begin at once, and in the steady state nothing is allocated.
  *
+ * A transfer whose task has ended goes on when it has begun, as nobody can stop the kernel; so what comes after a reset waits for
+ * what it overlaps of before. When it has not begun it never does.
+ *
  * What is done at once (direct-io.ts) never overlaps in time with what is done at once, and asks `isFree` about the rest.
  */
 import type { Ended, Pieces, StorageError } from "./file-io.js";
 import type { Storage } from "./storage.js";
+import type { Task } from "./task.js";
+
+const CANCELED: StorageError = Object.assign(new Error("the transfer was cancelled"), { code: "ECANCELED" });
 
 type Operation = "read" | "write" | "zero" | "deallocate";
 
 const NO_PIECES: Pieces = { count: 0, segments: [] };
+const NO_TASK: Task = { ended: false };
 
 /** One transfer, under way or waiting for earlier ones; used again and again. */
 class Transfer {
@@ -18,6 +25,7 @@ class Transfer {
   start = 0;
   end = 0;
   pieces = NO_PIECES;
+  task = NO_TASK;
   done: Ended = () => {};
   /** Transfers that came before have smaller numbers. */
   number = 0;
@@ -34,7 +42,7 @@ class Transfer {
   }
 }
 
-export class AtomicIo implements Pick<Storage, "read" | "write" | "zero"> {
+export class AtomicIo {
   readonly #storage: Pick<Storage, "read" | "write" | "zero">;
   /** Under way and waiting, in no order. */
   readonly #transfers: Transfer[] = [];
@@ -43,6 +51,8 @@ export class AtomicIo implements Pick<Storage, "read" | "write" | "zero"> {
   #writes = 0;
   #waiting = 0;
   #count = 0;
+  /** Called when something has ended. */
+  #onProgress: (() => void)[] = [];
 
   constructor(storage: Pick<Storage, "read" | "write" | "zero">) {
     this.#storage = storage;
@@ -58,25 +68,50 @@ export class AtomicIo implements Pick<Storage, "read" | "write" | "zero"> {
     return true;
   }
 
-  /** As Storage's. */
-  read(pieces: Pieces, position: number, done: Ended): void {
-    this.#add("read", pieces, position, lengthOf(pieces), done);
+  /** As Storage's; ECANCELED where the task ends before the transfer has begun. */
+  read(pieces: Pieces, position: number, task: Task, done: Ended): void {
+    this.#add("read", pieces, position, lengthOf(pieces), task, done);
   }
 
-  write(pieces: Pieces, position: number, done: Ended): void {
-    this.#add("write", pieces, position, lengthOf(pieces), done);
+  write(pieces: Pieces, position: number, task: Task, done: Ended): void {
+    this.#add("write", pieces, position, lengthOf(pieces), task, done);
   }
 
-  zero(position: number, length: number, deallocate: boolean, done: Ended): void {
-    this.#add(deallocate ? "deallocate" : "zero", NO_PIECES, position, length, done);
+  zero(position: number, length: number, deallocate: boolean, task: Task, done: Ended): void {
+    this.#add(deallocate ? "deallocate" : "zero", NO_PIECES, position, length, task, done);
   }
 
-  #add(operation: Operation, pieces: Pieces, position: number, length: number, done: Ended): void {
+  /** Tasks have ended: those of their transfers that wait for others end too. */
+  purge(): void {
+    const dead = this.#transfers.filter(({ blockers, task }) => blockers > 0 && task.ended);
+    // The last first: none of them may begin because another ends.
+    for (const transfer of dead.sort((a, b) => b.number - a.number)) {
+      if (transfer.blockers === 0 || !transfer.task.ended) continue;
+      this.#waiting--;
+      transfer.ended(CANCELED);
+    }
+  }
+
+  isIdle(kind: "all" | "writes"): boolean {
+    return (kind === "all" ? this.#transfers.length : this.#writes) === 0;
+  }
+
+  /** Resolves when nothing that is under way now, or writes only, is under way any more. */
+  async settled(kind: "all" | "writes"): Promise<void> {
+    const last = this.#count;
+    const concerns = ({ number, writes }: Transfer) => number < last && (kind === "all" || writes);
+    while (this.#transfers.some(concerns)) {
+      await new Promise<void>((resolve) => this.#onProgress.push(resolve));
+    }
+  }
+
+  #add(operation: Operation, pieces: Pieces, position: number, length: number, task: Task, done: Ended): void {
     const transfer = this.#unused.pop() ?? new Transfer(this.#onEnd);
     transfer.operation = operation;
     transfer.pieces = pieces;
     transfer.start = position;
     transfer.end = position + length;
+    transfer.task = task;
     transfer.done = done;
     transfer.number = this.#count++;
     transfer.blockers = 0;
@@ -110,7 +145,9 @@ export class AtomicIo implements Pick<Storage, "read" | "write" | "zero"> {
     if (this.#waiting > 0) this.#unblock(ended);
     const { done } = ended;
     ended.pieces = NO_PIECES;
+    ended.task = NO_TASK;
     this.#unused.push(ended);
+    for (const resolve of this.#onProgress.splice(0)) resolve();
     done(error);
   };
 

@@ -12,14 +12,13 @@ export async function copyData(
   dma: Dma,
   pageSize: number,
 ): Promise<number> {
-  const { ranges } = command;
+  command.length = bytes.length;
   let status = command.resolve(dma, bytes.length, pageSize);
   if (status === NOT_IN_WINDOW) status = await command.resolveByMessages(dma);
   if (status !== Status.SUCCESS) return status;
+  if (command.ended) return Status.ABORT_REQUESTED;
   try {
-    for (let n = 0, at = 0; n < ranges.count; at += ranges.lengths[n++]) {
-      await dma[direction](ranges.addresses[n], bytes.subarray(at, at + ranges.lengths[n]));
-    }
+    await (direction === "read" ? dma.readList(command.ranges, bytes) : dma.writeList(command.ranges, bytes));
     return Status.SUCCESS;
   } catch {
     return Status.DATA_TRANSFER_ERROR;

@@ -2,9 +2,9 @@
  * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is possible
  * (direct-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
  */
-import { KiB } from "../../../shared/limits.js";
+import { KiB, MiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
-import { Command, type CommandHooks } from "./command.js";
+import { Command } from "./command.js";
 import type { FileIo } from "./file-io.js";
 import { InFlight } from "./in-flight.js";
 import { fetchByMessages, type RingUser, writeByMessages } from "./message-rings.js";
@@ -13,8 +13,13 @@ import { MINIMUM_PAGE_SIZE } from "./registers.js";
 import { newSegment } from "./segment.js";
 import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
 
-/** Commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. */
+/**
+ * I/O commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. Admin
+ * commands have room of their own, in number and in bytes of data: I/O that is slow must not keep a Keep Alive from being heard.
+ */
 const MAX_COMMANDS = 1024;
+const MAX_ADMIN_COMMANDS = 256;
+const MAX_ADMIN_BYTES = 2 * MiB;
 /** Of one queue, before others have their turn. */
 const BURST = 16;
 const BURST_BYTES = 256 * KiB;
@@ -31,7 +36,8 @@ export interface CommandFlowHooks {
   onError(command: Command, status: number): void;
   /** Queue memory cannot be reached (9.5). */
   onFatal(reason: unknown): void;
-  onTransferred: CommandHooks["onTransferred"];
+  /** A bug of ours. */
+  onBug(error: unknown): void;
 }
 
 /** See direct-io.ts. */
@@ -64,8 +70,11 @@ export class CommandFlow implements RingUser {
   readonly #context: DeviceContext;
   readonly #hooks: CommandFlowHooks;
   readonly #engine: CommandEngine;
-  readonly #commandHooks: CommandHooks;
   readonly #pool: Command[] = [];
+  /** Those that were not done at once. */
+  readonly #active = new Set<Command>();
+  #adminCommands = 0;
+  #adminBytes = 0;
   /** Turns so far, but for 0: where a ring was found in one is good in it. */
   #turn = 1;
   /** Commands of a burst that `direct` has started. */
@@ -76,15 +85,24 @@ export class CommandFlow implements RingUser {
     this.#context = context;
     this.#hooks = hooks;
     this.#engine = engine;
-    this.#commandHooks = {
-      onComplete: (command, status) => this.complete(command, status),
-      onTransferred: hooks.onTransferred,
-    };
   }
 
-  /** Whether no further command may begin. The end of one serves its queue again. */
-  get full(): boolean {
-    return this.inFlight.count >= MAX_COMMANDS;
+  /** Whether no further command of a queue may begin. The end of one serves its queue again. */
+  isFull({ id }: SubmissionQueue): boolean {
+    if (id !== 0) return this.#active.size - this.#adminCommands >= MAX_COMMANDS;
+    return this.#adminCommands >= MAX_ADMIN_COMMANDS || this.#adminBytes >= MAX_ADMIN_BYTES;
+  }
+
+  /** Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends without anybody's knowing. */
+  cancel(chosen: (command: Command) => boolean, status: number): number {
+    let count = 0;
+    for (const command of [...this.#active]) {
+      if (!chosen(command)) continue;
+      count++;
+      this.#end(command, status);
+      // Not to be used again: who still works for it has it.
+    }
+    return count;
   }
 
   /** Control came from the event loop: what was found in the window before may not be there any more. */
@@ -110,7 +128,7 @@ export class CommandFlow implements RingUser {
     this.#copied = 0;
     let count = 0;
     let byMessages = false;
-    while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.full) {
+    while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.isFull(queue)) {
       const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
       byMessages =
         !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
@@ -130,18 +148,30 @@ export class CommandFlow implements RingUser {
     this.#finishStarted(queue);
   }
 
-  /** Ends a command: posts its completion, unless its queue is gone. The command must not be used afterwards. */
+  /** Ends a command, unless it has ended. It must not be used afterwards. */
   complete(command: Command, status: number): void {
-    const { queue } = command;
-    if (status !== Status.SUCCESS) this.#hooks.onError(command, status);
-    queue.completionQueue.reserved--;
-    if (queue.alive && queue.completionQueue.alive) this.post(queue, command.id, status, command.result);
-    this.#release(command);
+    if (command.ended) return;
+    try {
+      this.#end(command, status);
+      this.#pool.push(command);
+    } catch (error) {
+      this.#hooks.onBug(error);
+    }
   }
 
   /** Ends a command whose completion comes later, by `post` (Asynchronous Event Request). */
   detach(command: Command): void {
-    command.queue.completionQueue.reserved--;
+    command.ended = true;
+    this.#release(command);
+    this.#pool.push(command);
+  }
+
+  /** Posts its completion, unless its queue is gone. */
+  #end(command: Command, status: number): void {
+    const { queue } = command;
+    command.ended = true;
+    if (queue.alive && status !== Status.SUCCESS) this.#hooks.onError(command, status);
+    if (queue.alive && queue.completionQueue.alive) this.post(queue, command.id, status, command.result);
     this.#release(command);
   }
 
@@ -168,13 +198,15 @@ export class CommandFlow implements RingUser {
     this.#hooks.onFatal(reason);
   }
 
+  readonly #onComplete = (command: Command, status: number): void => this.complete(command, status);
+
   get #burstBytes(): number {
     return this.#copied + this.#hooks.direct.pending;
   }
 
   #start(queue: SubmissionQueue, data: DataView, offset: number): void {
     const { log } = this.#context;
-    const command = this.#pool.pop() ?? new Command(this.#commandHooks);
+    const command = this.#pool.pop() ?? new Command(this.#onComplete);
     command.decode(data, offset);
     command.queue = queue;
     queue.head = queue.next(queue.head);
@@ -191,9 +223,16 @@ export class CommandFlow implements RingUser {
   }
 
   #execute(command: Command): void {
+    const isAdmin = command.queue.id === 0;
     command.epoch = this.inFlight.begin();
-    command.queue.active++;
+    this.#active.add(command);
+    if (isAdmin) this.#adminCommands++;
     this.#hooks.execute(command);
+    // What it moves, or is going to.
+    this.#copied += command.length;
+    if (!isAdmin || command.ended) return;
+    command.adminBytes = command.length;
+    this.#adminBytes += command.length;
   }
 
   /** Ends the commands that were started at once, all of them `queue`'s; those that could not be done take the other way. */
@@ -237,12 +276,17 @@ export class CommandFlow implements RingUser {
   }
 
   #release(command: Command): void {
-    const { queue } = command;
-    command.namespace?.end();
+    const { queue, namespace } = command;
+    queue.completionQueue.reserved--;
+    this.#active.delete(command);
+    if (queue.id === 0) {
+      this.#adminCommands--;
+      this.#adminBytes -= command.adminBytes;
+      command.adminBytes = 0;
+    }
     command.namespace = undefined;
+    namespace?.end();
     this.inFlight.end(command.epoch);
-    this.#pool.push(command);
-    if (--queue.active === 0) queue.onIdle?.();
     // Others may have waited for the place, or for MAX_COMMANDS.
     this.serve(queue);
   }

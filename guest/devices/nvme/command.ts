@@ -4,7 +4,6 @@
  */
 import type { Dma } from "../../device.js";
 import { ScatterList } from "../../scatter-list.js";
-import type { Ended } from "./file-io.js";
 import type { Epoch } from "./in-flight.js";
 import type { Namespace } from "./namespace.js";
 import { PrpReader } from "./prp.js";
@@ -12,17 +11,13 @@ import type { SubmissionQueue } from "./queues.js";
 import { SegmentList } from "./segment.js";
 import { SglReader } from "./sgl.js";
 import { Command as Entry, Psdt, SGL_DESCRIPTOR_SIZE } from "./spec.js";
+import type { Task } from "./task.js";
 
 const entry = Entry.view();
 
-/** What happens when parts of a command's work end; made once for each pooled command. */
-export interface CommandHooks {
-  onComplete(command: Command, status: number): void;
-  onTransferred: (command: Command, ...result: Parameters<Ended>) => void;
-}
-
-export class Command {
+export class Command implements Task {
   queue!: SubmissionQueue;
+  ended = false;
   epoch!: Epoch;
   /** What an I/O command is about, once that is known. */
   namespace: Namespace | undefined;
@@ -42,24 +37,23 @@ export class Command {
   /** Where the data is in the storage, in bytes. */
   position = 0;
   length = 0;
+  /** Of an admin command, what it counts for as long as it is under way. */
+  adminBytes = 0;
   /** The copies that it is, where it is done at once (direct-io.ts). */
   firstCopy = 0;
   endCopy = 0;
   /** Where the data is in driver-VM memory, after `resolve`. */
   readonly ranges = new ScatterList();
   readonly segments = new SegmentList();
-  /** The file I/O of `segments` has ended. */
-  readonly transferred: Ended;
-  /** Ends the command. */
+  /** Ends the command; nothing happens when it has ended. */
   readonly complete: (status: number) => void;
   readonly #prps = new PrpReader(this.ranges);
   /** Made for the first command that has an SGL; its first descriptor is kept beside it. */
   #sgl: SglReader | undefined;
   readonly #descriptor = new DataView(new ArrayBuffer(SGL_DESCRIPTOR_SIZE));
 
-  constructor(hooks: CommandHooks) {
-    this.transferred = (error) => hooks.onTransferred(this, error);
-    this.complete = (status) => hooks.onComplete(this, status);
+  constructor(onComplete: (command: Command, status: number) => void) {
+    this.complete = (status) => onComplete(this, status);
   }
 
   /** Reads each field that matters once, as the driver may rewrite it meanwhile. */
@@ -76,6 +70,8 @@ export class Command {
     this.cdw12 = entry.CDW12;
     this.cdw13 = entry.CDW13;
     this.result = 0;
+    this.length = 0;
+    this.ended = false;
     if (this.psdt === Psdt.PRP) return;
     const pointer = offset + Entry.offsets.PRP1;
     for (let at = 0; at < SGL_DESCRIPTOR_SIZE; at += 4) {
@@ -105,6 +101,6 @@ export class Command {
 
   /** Goes on where `resolve` returned NOT_IN_WINDOW. Resolves to a status; never rejects. */
   resolveByMessages(dma: Dma): Promise<number> {
-    return (this.psdt === Psdt.PRP || !this.#sgl ? this.#prps : this.#sgl).resolveByMessages(dma);
+    return (this.psdt === Psdt.PRP || !this.#sgl ? this.#prps : this.#sgl).resolveByMessages(dma, this);
   }
 }

@@ -133,7 +133,6 @@ export class NvmeController implements Device {
         onAdminRoom: () => events.deliver(),
         onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
         onBug: (error) => this.#onBug(error),
-        onTransferred: (command, error) => io.onTransferred(command, error),
       },
       shared,
     );
@@ -149,6 +148,7 @@ export class NvmeController implements Device {
     );
     const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
     const lifecycle = new Lifecycle({
+      dma: context.dma,
       engine,
       events,
       features,
@@ -197,16 +197,13 @@ export class NvmeController implements Device {
     await this.#parts.lifecycle.reset();
   }
 
-  async quiesce(): Promise<void> {
-    await this.#parts.engine.commands.inFlight.drained();
-  }
-
   /** What is under way ends; doorbells are only taken note of, and time stands still. */
   async pause(): Promise<void> {
     const { engine, keepAlive } = this.#parts;
     this.#namespaces.unwatch();
     keepAlive.set(0);
     await engine.pause();
+    await this.#namespaces.settled("all");
   }
 
   resume(): void {
@@ -219,7 +216,7 @@ export class NvmeController implements Device {
   }
 
   async close(): Promise<void> {
-    await this.#started?.engine.commands.inFlight.drained();
+    await this.#namespaces.settled("all");
     await new Promise<void>((resolve) => this.#namespaces.sync(() => resolve()));
     await Promise.all(this.#options.disks.map(({ storage }) => storage.close()));
   }

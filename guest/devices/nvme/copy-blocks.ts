@@ -4,14 +4,15 @@
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { Dma } from "../../device.js";
-import { BOUNCE_BUFFER_SIZE, type BouncePool, type Extent } from "./bounce.js";
+import { PIECE_SIZE } from "./buffers.js";
 import type { Command } from "./command.js";
 import { copyData } from "./command-data.js";
 import type { Namespace } from "./namespace.js";
 import { CopyDword12, CopyRange, Status } from "./spec.js";
+import type { Extent, Transfers } from "./transfers.js";
 
 /** Bytes of one command, and of one range: what one buffer holds. */
-export const MAX_COPY_LENGTH = BOUNCE_BUFFER_SIZE;
+export const MAX_COPY_LENGTH = PIECE_SIZE;
 /** Ranges of one command. */
 export const MAX_COPY_RANGES = 128;
 
@@ -21,7 +22,7 @@ export async function copyBlocks(
   namespace: Namespace,
   dma: Dma,
   pageSize: number,
-  bounce: BouncePool,
+  transfers: Transfers,
 ): Promise<number> {
   const { cdw10, cdw11, cdw12 } = command;
   if (CopyDword12.formatOf(cdw12) !== 0) return Status.INVALID_FIELD;
@@ -40,7 +41,7 @@ export async function copyBlocks(
   if (!inBounds(block, length / blockSize, blockCount)) return Status.LBA_OUT_OF_RANGE;
   command.position = block * blockSize;
   command.length = length;
-  return bounce.copy(sources, command.position, dma, namespace.io);
+  return new Promise((done) => transfers.copy(sources, command, namespace, done));
 }
 
 /** A status when a range is not within the namespace. */

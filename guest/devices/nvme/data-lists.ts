@@ -5,6 +5,7 @@
 import type { Dma } from "../../device.js";
 import { newSegment } from "./segment.js";
 import { Status } from "./spec.js";
+import type { Task } from "./task.js";
 
 /** Steps of a reader, beside a status: another list is to be read first. */
 export const LIST_WANTED = -1;
@@ -34,10 +35,11 @@ export function readLists(reader: ListReader, dma: Dma, step: number): number {
   return status;
 }
 
-/** Goes on where `readLists` returned NOT_IN_WINDOW. Resolves to a status; never rejects. */
-export async function readListsByMessages(reader: ListReader, dma: Dma): Promise<number> {
+/** Goes on where `readLists` returned NOT_IN_WINDOW, until the task ends. Resolves to a status; never rejects. */
+export async function readListsByMessages(reader: ListReader, dma: Dma, task: Task): Promise<number> {
   for (let status: number = LIST_WANTED; ; ) {
     if (status !== LIST_WANTED) return status;
+    if (task.ended) return Status.ABORT_REQUESTED;
     const list = new Uint8Array(reader.listLength);
     try {
       await dma.read(reader.listAddress, list);

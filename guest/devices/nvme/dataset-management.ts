@@ -4,11 +4,11 @@
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { Dma } from "../../device.js";
-import type { Extent } from "./bounce.js";
 import type { Command } from "./command.js";
 import { copyData } from "./command-data.js";
 import type { Namespace } from "./namespace.js";
 import { DSM_DEALLOCATE, DSM_NR_MASK, DsmRange, Status } from "./spec.js";
+import type { Extent } from "./transfers.js";
 
 /** Resolves to a status; never rejects. */
 export async function manageDataset(
@@ -25,8 +25,8 @@ export async function manageDataset(
   if (extents === undefined) return Status.LBA_OUT_OF_RANGE;
   if (!deallocate) return Status.SUCCESS;
   for (const { position, length } of extents) {
-    const status = await new Promise<number>((done) => namespace.deallocate(position, length, done));
-    if (status !== Status.SUCCESS) return status;
+    const status = await new Promise<number>((done) => namespace.deallocate(position, length, command, done));
+    if (status !== Status.SUCCESS || command.ended) return status;
   }
   return Status.SUCCESS;
 }

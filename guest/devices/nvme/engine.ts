@@ -13,6 +13,7 @@ import { QueueInterrupts } from "./queue-interrupts.js";
 import { type CompletionQueue, Doorbell, type Ring, type SubmissionQueue } from "./queues.js";
 import { ShadowPoll } from "./shadow-poll.js";
 import { type SharedOptions, SharedPoll } from "./shared-poll.js";
+import { Status } from "./spec.js";
 
 /** What a turn may do, as `CommandFlow.fetch` counts it. */
 const TURN_WORK = 64;
@@ -26,8 +27,6 @@ export interface EngineHooks extends CommandFlowHooks {
   onInvalidDoorbell(): void;
   /** The driver took entries of the admin completion queue: there may be room for an event. */
   onAdminRoom(): void;
-  /** A bug of ours. */
-  onBug(error: unknown): void;
 }
 
 export class QueueEngine {
@@ -67,7 +66,7 @@ export class QueueEngine {
     this.shared?.enable();
   }
 
-  /** Kills all queues: nothing is fetched or posted any more. Commands under way end without a completion. */
+  /** Kills all queues: nothing is fetched or posted any more. Commands under way end now, without a completion. */
   stop(): void {
     for (const queue of [...this.submissionQueues, ...this.completionQueues])
       if (queue !== undefined) queue.alive = false;
@@ -77,6 +76,7 @@ export class QueueEngine {
     this.interrupts.clear();
     this.shadow.stop();
     this.shared?.stop();
+    this.commands.cancel(() => true, Status.ABORT_REQUESTED);
   }
 
   get paused(): boolean {
@@ -154,9 +154,10 @@ export class QueueEngine {
     this.schedule();
   }
 
-  /** Whether a queue waits for its turn. */
+  /** Whether a queue waits for its turn, and can have it. */
   get hasReady(): boolean {
-    return this.#ready.length > 0;
+    for (const queue of this.#ready) if (!this.commands.isFull(queue)) return true;
+    return false;
   }
 
   /** Makes a turn happen soon. */
@@ -182,7 +183,7 @@ export class QueueEngine {
       this.#inTurn = false;
     }
     // When no more may be under way the end of one of them is what makes the next turn.
-    if (this.hasReady ? !this.commands.full : this.poll.goesOn(work > 0)) this.schedule();
+    if (this.hasReady || this.poll.goesOn(work > 0)) this.schedule();
   }
 
   inspect(): object {
@@ -232,8 +233,15 @@ export class QueueEngine {
   /** Returns how much it did, which may be more than `budget` by a burst. */
   #serveReady(budget: number): number {
     let work = 0;
-    while (work < budget && this.hasReady && !this.commands.full) {
+    let full = 0;
+    while (work < budget && full < this.#ready.length) {
       const queue = this.#ready.shift() as SubmissionQueue;
+      if (this.commands.isFull(queue)) {
+        this.#ready.push(queue);
+        full++;
+        continue;
+      }
+      full = 0;
       queue.ready = false;
       work += this.commands.fetch(queue);
       this.#enqueue(queue);

@@ -3,6 +3,7 @@ import type { Command } from "./command.js";
 import { LBA_FORMATS, type Namespace } from "./namespace.js";
 import type { Namespaces } from "./namespaces.js";
 import { Format, NSID_ALL, Status } from "./spec.js";
+import type { Task } from "./task.js";
 
 /** Formats one namespace, or all. Resolves to a status; never rejects. */
 export async function formatNvm(command: Command, namespaces: Namespaces): Promise<number> {
@@ -17,11 +18,11 @@ export async function formatNvm(command: Command, namespaces: Namespaces): Promi
   if (chosen.some(({ storage }) => storage.readOnly)) return Status.NAMESPACE_WRITE_PROTECTED;
   if (!chosen.every((namespace) => namespace.canHaveBlocksOf(blockSize))) return Status.INVALID_FORMAT;
   if (chosen.some(({ formatting }) => formatting)) return Status.FORMAT_IN_PROGRESS;
-  const formatted = chosen.map((namespace) => formatOne(namespace, blockSize));
+  const formatted = chosen.map((namespace) => formatOne(namespace, blockSize, command));
   const statuses = await Promise.all(formatted);
   return statuses.find((status) => status !== Status.SUCCESS) ?? Status.SUCCESS;
 }
 
-function formatOne(namespace: Namespace, blockSize: number): Promise<number> {
-  return new Promise((done) => namespace.format(blockSize, done));
+function formatOne(namespace: Namespace, blockSize: number, task: Task): Promise<number> {
+  return new Promise((done) => namespace.format(blockSize, task, done));
 }

@@ -1,22 +1,21 @@
 /**
  * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management, Verify, Copy.
  *
- * Data goes straight between the storage and driver-VM memory where that is in the window, and by bounce buffers elsewhere.
+ * Data that is not moved at once (direct-io.ts) goes through buffers (transfers.ts).
  * Left out: Write Uncorrectable, fused operations, reservations, protection information.
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { DeviceContext } from "../../device.js";
-import { BouncePool } from "./bounce.js";
 import type { Command } from "./command.js";
 import { copyBlocks } from "./copy-blocks.js";
 import { NOT_IN_WINDOW } from "./data-lists.js";
 import { manageDataset } from "./dataset-management.js";
 import type { QueueEngine } from "./engine.js";
 import type { Features } from "./features.js";
-import type { StorageError } from "./file-io.js";
-import { type Namespace, statusOf } from "./namespace.js";
+import type { Namespace } from "./namespace.js";
 import type { Namespaces } from "./namespaces.js";
 import { DSM_DEALLOCATE, NSID_ALL, NvmOpcode, RW_FUA, RW_NLB_MASK, Status, WRITE_ZEROES_DEAC } from "./spec.js";
+import { Transfers } from "./transfers.js";
 
 /** Section 5.14.1.2: what SMART counts; a unit is 512 bytes, the log reports thousands of them. */
 export interface Counters {
@@ -37,7 +36,7 @@ export class IoCommands {
   readonly #namespaces: Namespaces;
   readonly #features: Features;
   readonly #maxTransfer: number;
-  readonly #bounce = new BouncePool();
+  readonly #transfers: Transfers;
 
   /** maxTransfer: bytes of one command's data (MDTS). */
   constructor(
@@ -54,6 +53,7 @@ export class IoCommands {
     this.#namespaces = namespaces;
     this.#features = features;
     this.#maxTransfer = maxTransfer;
+    this.#transfers = new Transfers(context.dma);
   }
 
   execute(command: Command): void {
@@ -67,14 +67,6 @@ export class IoCommands {
     else this.#begin(command, namespace);
   }
 
-  /** The file I/O that `#move` started has ended. */
-  onTransferred(command: Command, error: StorageError | null): void {
-    const { namespace } = command;
-    if (namespace === undefined) return;
-    const direction = command.opcode === NvmOpcode.READ ? "read" : "write";
-    this.#finish(command, namespace, error === null ? Status.SUCCESS : statusOf(error, direction));
-  }
-
   #begin(command: Command, namespace: Namespace): void {
     command.namespace = namespace;
     namespace.begin();
@@ -82,7 +74,7 @@ export class IoCommands {
     if (forceUnitAccess && READING.has(command.opcode)) {
       // What was written before is on stable storage before it is read.
       namespace.sync((status) =>
-        status === Status.SUCCESS ? this.#start(command, namespace) : command.complete(status),
+        status === Status.SUCCESS && !command.ended ? this.#start(command, namespace) : command.complete(status),
       );
     } else this.#start(command, namespace);
   }
@@ -137,28 +129,14 @@ export class IoCommands {
   async #resolveAndMove(command: Command, namespace: Namespace): Promise<void> {
     const status = await command.resolveByMessages(this.#context.dma);
     if (status !== Status.SUCCESS) command.complete(status);
-    else this.#move(command, namespace);
+    else if (!command.ended) this.#move(command, namespace);
   }
 
   #move(command: Command, namespace: Namespace): void {
-    const { dma } = this.#context;
-    const isRead = command.opcode === NvmOpcode.READ;
-    const direct = command.opcode !== NvmOpcode.COMPARE;
-    if (direct && command.segments.locate(dma, command.ranges, isRead ? "write" : "read")) {
-      dma.account(isRead ? 0 : command.length, isRead ? command.length : 0);
-      const { segments, position, transferred } = command;
-      if (isRead) namespace.io.read(segments, position, transferred);
-      else namespace.io.write(segments, position, transferred);
-    } else {
-      void this.#bounceAll(command, namespace);
-    }
-  }
-
-  async #bounceAll(command: Command, namespace: Namespace): Promise<void> {
-    const { opcode } = command;
-    const operation = opcode === NvmOpcode.READ ? "read" : opcode === NvmOpcode.WRITE ? "write" : "compare";
-    const status = await this.#bounce.run(operation, command, this.#context.dma, namespace.io);
-    this.#finish(command, namespace, status);
+    const finish = (status: number): void => this.#finish(command, namespace, status);
+    if (command.opcode === NvmOpcode.READ) this.#transfers.read(command, namespace, finish);
+    else if (command.opcode === NvmOpcode.WRITE) this.#transfers.write(command, namespace, finish);
+    else this.#transfers.compare(command, namespace, finish);
   }
 
   /** Write Zeroes and Verify: MDTS is no limit to what moves no data. */
@@ -168,28 +146,29 @@ export class IoCommands {
     if (placed !== Status.SUCCESS) {
       command.complete(placed);
     } else if (command.opcode === NvmOpcode.VERIFY) {
-      void this.#bounce.verify(command, this.#context.dma, namespace.io).then(finish);
+      this.#transfers.verify(command, namespace, finish);
     } else {
       const deallocate = (command.cdw12 & WRITE_ZEROES_DEAC) !== 0;
-      namespace.writeZeroes(command.position, command.length, deallocate, finish);
+      namespace.writeZeroes(command.position, command.length, deallocate, command, finish);
     }
   }
 
   async #copy(command: Command, namespace: Namespace): Promise<void> {
     const { dma } = this.#context;
-    const status = await copyBlocks(command, namespace, dma, this.#engine.commands.pageSize, this.#bounce);
+    const status = await copyBlocks(command, namespace, dma, this.#engine.commands.pageSize, this.#transfers);
     this.#finish(command, namespace, status);
   }
 
   /** With the write cache off, what was deallocated stays so. */
   async #manageDataset(command: Command, namespace: Namespace): Promise<void> {
     const status = await manageDataset(command, namespace, this.#context.dma, this.#engine.commands.pageSize);
-    if (status !== Status.SUCCESS || this.#features.writeCache) command.complete(status);
+    if (status !== Status.SUCCESS || command.ended || this.#features.writeCache) command.complete(status);
     else namespace.sync(command.complete);
   }
 
   /** Counts, and makes a write stable where that was asked for. */
   #finish(command: Command, namespace: Namespace, status: number): void {
+    if (command.ended) return;
     const counters = this.#counters;
     if (status === Status.UNRECOVERED_READ_ERROR || status === Status.WRITE_FAULT) counters.mediaErrors++;
     if (status !== Status.SUCCESS) {

@@ -1,10 +1,13 @@
 /**
  * NVM Express 1.4, sections 7.3 and 7.6: enabling and disabling, shutdown, reset, and the end of a controller that fails.
  *
- * All state below CC.EN goes with it: disabling kills the queues at once, and CSTS.RDY falls when the file I/O under way has
- * ended, so that no byte of driver-VM memory is touched afterwards.
+ * All state below CC.EN goes with it: disabling kills the queues and ends their commands at once, and CSTS.RDY falls when no DMA is
+ * in flight any more. No disk is waited for: what its threads still read goes nowhere. What they still write may overlap what the next
+ * driver does, and is ordered by AtomicIo; so that this is rare, enabling waits for it, for a while.
  */
+import { startDeadline } from "../../../shared/deadline.js";
 import type { Log } from "../../../shared/log.js";
+import type { Dma } from "../../device.js";
 import type { RegisterFile } from "../../pci/registers.js";
 import { adminQueuesOf } from "./enable.js";
 import type { QueueEngine } from "./engine.js";
@@ -16,8 +19,12 @@ import type { Namespaces } from "./namespaces.js";
 import { Cc, Csts, type RegisterName } from "./registers.js";
 import { Status } from "./spec.js";
 
+/** How long enabling waits for writes of before. A disk that takes longer hangs, and another one may be wanted. */
+const OLD_WRITES_MS = 1000;
+
 /** What has a state that a reset ends. */
 export interface LifecycleParts {
+  readonly dma: Dma;
   readonly engine: QueueEngine;
   readonly events: AsyncEvents;
   readonly features: Features;
@@ -32,8 +39,8 @@ export class Lifecycle {
   readonly #parts: LifecycleParts;
   /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
   #generation = 0;
-  /** A disable or reset waits for file I/O: enabling waits too. */
-  #draining = false;
+  /** A disable or reset waits for DMA: enabling waits too. */
+  #stopping = false;
 
   constructor(parts: LifecycleParts) {
     this.#parts = parts;
@@ -43,31 +50,29 @@ export class Lifecycle {
   configure(value: number, previous: number): void {
     const enabled = (value & Cc.EN) !== 0;
     if (enabled !== ((previous & Cc.EN) !== 0)) {
-      if (enabled) this.#enable();
+      if (enabled) void this.#enable();
       else this.#disable();
     }
     if (Cc.shnOf(value) !== 0 && Cc.shnOf(previous) === 0) this.#shutDown();
   }
 
-  /** The function's reset. Resolves when nothing is under way. */
+  /** The function's reset. Resolves when no DMA is in flight. */
   async reset(): Promise<void> {
-    const { engine, logPages, registers } = this.#parts;
+    const { logPages, registers } = this.#parts;
     const isOn = (registers.get("CC") & Cc.EN) !== 0;
     const isShutDown = (registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
     if (isOn && !isShutDown) logPages.unsafeShutdowns++;
     registers.reset();
-    engine.setInterruptMask(0);
-    await this.#stopAndDrain();
+    await this.#stopAndSettle();
   }
 
   /** NSSR was written. 7.3.1: there is one controller in the subsystem. */
   resetSubsystem(): void {
-    const { engine, log, registers } = this.#parts;
+    const { log, registers } = this.#parts;
     log.info("NVM subsystem reset by the driver");
     registers.reset();
     registers.set("CSTS", Csts.NSSRO);
-    engine.setInterruptMask(0);
-    void this.#stopAndDrain();
+    void this.#stopAndSettle();
   }
 
   /** 9.5 Controller Fatal Status: nothing goes on until the driver resets the controller. */
@@ -79,9 +84,12 @@ export class Lifecycle {
   }
 
   /** 7.6.1: RDY when all is in order, CFS when the driver's set-up is not. */
-  #enable(): void {
-    if (this.#draining) return;
+  async #enable(): Promise<void> {
+    if (this.#stopping) return;
     const { engine, log, namespaces, registers } = this.#parts;
+    const generation = this.#generation;
+    if (!namespaces.areIdle("writes")) await inTime(namespaces.settled("writes"));
+    if (generation !== this.#generation) return;
     const set = adminQueuesOf(registers);
     if (typeof set === "string") {
       this.fail(set);
@@ -93,10 +101,10 @@ export class Lifecycle {
     log.info("enabled by the driver");
   }
 
-  /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when nothing is under way. */
+  /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when no DMA is in flight. */
   #disable(): void {
     this.#setStatus(this.#parts.registers.get("CSTS") & Csts.RDY);
-    void this.#stopAndDrain();
+    void this.#stopAndSettle();
   }
 
   /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
@@ -105,20 +113,20 @@ export class Lifecycle {
     registers.set("CSTS", status | (registers.get("CSTS") & Csts.NSSRO));
   }
 
-  /** Back to disabled. The admin queue's registers stay as they are. Resolves when nothing is under way. */
-  async #stopAndDrain(): Promise<void> {
-    const { engine, registers } = this.#parts;
-    const { inFlight } = engine.commands;
+  /** Back to disabled. The admin queue's registers stay as they are. Resolves when no DMA is in flight. */
+  async #stopAndSettle(): Promise<void> {
+    const { dma, engine, registers } = this.#parts;
     const generation = ++this.#generation;
     this.#stop();
-    if (inFlight.count > 0) {
-      this.#draining = true;
-      await inFlight.drained();
+    engine.setInterruptMask(0);
+    if (!dma.isIdle()) {
+      this.#stopping = true;
+      await dma.settled();
       if (generation !== this.#generation) return;
     }
-    this.#draining = false;
+    this.#stopping = false;
     this.#setStatus(0);
-    if ((registers.get("CC") & Cc.EN) !== 0) this.#enable();
+    if ((registers.get("CC") & Cc.EN) !== 0) void this.#enable();
   }
 
   /** 7.6.2: what was written goes to stable storage, then SHST says so, or CFS that it could not. */
@@ -144,10 +152,21 @@ export class Lifecycle {
   #stop(): void {
     const { engine, events, features, keepAlive, namespaces } = this.#parts;
     engine.stop();
+    namespaces.purge();
     events.reset();
     keepAlive.set(0);
     namespaces.unwatch();
     namespaces.changed.clear();
     features.reset();
   }
+}
+
+async function inTime(work: Promise<void>): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const stop = startDeadline(OLD_WRITES_MS, resolve);
+    void work.then(() => {
+      stop();
+      resolve();
+    });
+  });
 }

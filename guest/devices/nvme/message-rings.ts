@@ -53,6 +53,7 @@ export async function writeByMessages(queue: CompletionQueue, dma: Dma, engine: 
       const { address, bytes } = queue.unwritten[0];
       const last = bytes.length - 4;
       await dma.write(address, bytes.subarray(0, last));
+      if (!queue.alive) return;
       await dma.write(address + last, bytes.subarray(last));
       queue.unwritten.shift();
       if (queue.alive) engine.interrupt(queue);

@@ -7,10 +7,13 @@
  * a lack of space, which its driver is told of with no invitation to retry, is over when there is space again.
  */
 
+import { KiB, MiB } from "../../../shared/limits.js";
 import { AtomicIo } from "./atomic-io.js";
+import { DiskBuffers } from "./buffers.js";
 import type { StorageError } from "./file-io.js";
 import { Status } from "./spec.js";
 import type { Storage } from "./storage.js";
+import type { Task } from "./task.js";
 
 export type StatusDone = (status: number) => void;
 
@@ -21,16 +24,22 @@ export const LBA_FORMATS: readonly number[] = [512, 4096];
 const MAX_SIZE = Number.MAX_SAFE_INTEGER;
 
 /** One write of zeros moves this much at most, in bytes: a piece, and how many of it. */
-const ZEROS = new Uint8Array(256 * 1024);
+const ZEROS = new Uint8Array(256 * KiB);
 const ZERO_PIECES = 4;
+/** What the storage makes zeros of in one go, in bytes: as much as takes about so long. */
+const MIN_ZERO_SIZE = 64 * KiB;
+const FIRST_ZERO_SIZE = 4 * MiB;
+const ZERO_MS = 4;
 
 export class Namespace {
   /** A Format NVM is under way: nothing else may begin. */
   formatting = false;
   /** How the storage is read and written. */
   readonly io: AtomicIo;
+  readonly buffers = new DiskBuffers();
   #blockSize: number;
   #blockCount: number;
+  #zeroSize = FIRST_ZERO_SIZE;
   /** I/O commands under way. */
   #active = 0;
   #onIdle: (() => void) | undefined;
@@ -110,16 +119,45 @@ export class Namespace {
     if (this.#syncFailure !== before) this.onSyncFailed(error);
   }
 
+  /** Tasks have ended: what waits for their sake does so no longer. */
+  purge(): void {
+    this.buffers.purge();
+    this.io.purge();
+  }
+
   /** Write Zeroes; position and length in bytes. Where the storage does not do it by itself, whatever keeps it, zeros are written. */
-  writeZeroes(position: number, length: number, deallocate: boolean, done: StatusDone): void {
-    this.io.zero(position, length, deallocate, (error) => {
-      if (error === null) done(Status.SUCCESS);
+  writeZeroes(position: number, length: number, deallocate: boolean, task: Task, done: StatusDone): void {
+    const end = position + length;
+    this.#zero(position, end, deallocate, task, (error, at) => {
+      if (error === null || task.ended) done(Status.SUCCESS);
       else if (error.code === "EIO") done(Status.WRITE_FAULT);
-      else this.#writeZeros(position, position + length, done);
+      else this.#writeZeros(at, end, task, done);
     });
   }
 
-  #writeZeros(start: number, end: number, done: StatusDone): void {
+  /** In pieces, after each of which the task may have ended. `done` gets where it got to. */
+  #zero(
+    start: number,
+    end: number,
+    deallocate: boolean,
+    task: Task,
+    done: (error: StorageError | null, at: number) => void,
+  ): void {
+    const step = (at: number): void => {
+      const begun = performance.now();
+      const size = Math.min(end - at, this.#zeroSize);
+      this.io.zero(at, size, deallocate, task, (error) => {
+        const took = performance.now() - begun;
+        if (took > 2 * ZERO_MS) this.#zeroSize = Math.max(MIN_ZERO_SIZE, this.#zeroSize / 2);
+        else if (took < ZERO_MS && size === this.#zeroSize) this.#zeroSize *= 2;
+        if (error !== null || task.ended || at + size === end) done(error, at);
+        else step(at + size);
+      });
+    };
+    step(start);
+  }
+
+  #writeZeros(start: number, end: number, task: Task, done: StatusDone): void {
     const step = (at: number): void => {
       const segments: { bytes: Uint8Array; offset: number; length: number }[] = [];
       let next = at;
@@ -128,9 +166,9 @@ export class Namespace {
         segments.push({ bytes: ZEROS, offset: 0, length });
         next += length;
       }
-      this.io.write({ count: segments.length, segments }, at, (error) => {
+      this.io.write({ count: segments.length, segments }, at, task, (error) => {
         if (error !== null) done(statusOf(error, "write"));
-        else if (next === end) done(Status.SUCCESS);
+        else if (next === end || task.ended) done(Status.SUCCESS);
         else step(next);
       });
     };
@@ -138,8 +176,8 @@ export class Namespace {
   }
 
   /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space is not given back, whatever keeps it. */
-  deallocate(position: number, length: number, done: StatusDone): void {
-    this.io.zero(position, length, true, (error) => {
+  deallocate(position: number, length: number, task: Task, done: StatusDone): void {
+    this.#zero(position, position + length, true, task, (error) => {
       done(error?.code === "EIO" ? Status.WRITE_FAULT : Status.SUCCESS);
     });
   }
@@ -152,8 +190,10 @@ export class Namespace {
   /**
    * Format NVM: when the commands under way have ended, all blocks become zeros, of `blockSize` bytes each. The size is kept
    * first: where there is no place for it, nothing is erased. What a failed sync may have lost is erased as well.
+   *
+   * When the task ends before, the blocks are of the size that they have by then; what was erased is.
    */
-  format(blockSize: number, done: StatusDone): void {
+  format(blockSize: number, task: Task, done: StatusDone): void {
     this.formatting = true;
     let lost: number = Status.SUCCESS;
     const finish = (status: number): void => {
@@ -164,28 +204,35 @@ export class Namespace {
       done(status);
     };
     const erase = (): void =>
-      this.writeZeroes(0, Math.min(this.storage.size, MAX_SIZE), true, (status) => {
-        if (status === Status.SUCCESS) this.sync(finish);
+      this.writeZeroes(0, Math.min(this.storage.size, MAX_SIZE), true, task, (status) => {
+        if (task.ended) finish(Status.ABORT_REQUESTED);
+        else if (status === Status.SUCCESS) this.sync(finish);
         else finish(status);
       });
     const start = (): void => {
+      if (task.ended) {
+        this.formatting = false;
+        return;
+      }
       lost = this.#syncFailure;
       this.#syncFailure = Status.SUCCESS;
       if (blockSize === this.#blockSize) erase();
-      else this.#keepBlockSize(blockSize, (status) => (status === Status.SUCCESS ? erase() : finish(status)));
+      else this.#keepBlockSize(blockSize, task, (status) => (status === Status.SUCCESS ? erase() : finish(status)));
     };
     if (this.#active === 0) start();
     else this.#onIdle = start;
   }
 
   /** The blocks are of that size from now on, over a restart too, or else as before. */
-  #keepBlockSize(blockSize: number, done: StatusDone): void {
+  #keepBlockSize(blockSize: number, task: Task, done: StatusDone): void {
     this.storage.setBlockSize(blockSize, (error) => {
       if (error !== null) {
         done(Status.INVALID_FORMAT);
         return;
       }
-      this.sync((status) => {
+      this.sync((synced) => {
+        // The next driver has found the blocks as they were.
+        const status = task.ended ? Status.ABORT_REQUESTED : synced;
         if (status !== Status.SUCCESS) {
           this.storage.setBlockSize(this.#blockSize, () => this.sync(() => done(status)));
           return;

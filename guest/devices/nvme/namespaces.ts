@@ -46,6 +46,21 @@ export class Namespaces {
     }
   }
 
+  /** Tasks have ended. */
+  purge(): void {
+    for (const namespace of this.all) namespace.purge();
+  }
+
+  /** Whether the storages do nothing, or nothing that changes them. */
+  areIdle(kind: "all" | "writes"): boolean {
+    return this.all.every(({ io }) => io.isIdle(kind));
+  }
+
+  /** Resolves when what the storages do now, or what of it changes them, is done. */
+  async settled(kind: "all" | "writes"): Promise<void> {
+    await Promise.all(this.all.map(({ io }) => io.settled(kind)));
+  }
+
   /** Looks how large a namespace is now. */
   refresh(namespace: Namespace, done: () => void): void {
     namespace.refresh((changed) => {

@@ -5,11 +5,13 @@
  *
  * Offsets in a page are taken by `&`, which looks at the low 32 bits of any number; `%` on one beyond them calls C's fmod.
  */
+
 import { getU64 } from "../../../shared/struct/struct.js";
 import type { Dma } from "../../device.js";
 import type { ScatterList } from "../../scatter-list.js";
 import { LIST_WANTED, type ListReader, readLists, readListsByMessages } from "./data-lists.js";
 import { Status } from "./spec.js";
+import type { Task } from "./task.js";
 
 const ENTRY_SIZE = 8;
 
@@ -35,8 +37,8 @@ export class PrpReader implements ListReader {
   }
 
   /** Goes on where `resolve` returned NOT_IN_WINDOW. Resolves to a status; never rejects. */
-  resolveByMessages(dma: Dma): Promise<number> {
-    return readListsByMessages(this, dma);
+  resolveByMessages(dma: Dma, task: Task): Promise<number> {
+    return readListsByMessages(this, dma, task);
   }
 
   #begin(prp1: number, prp2: number, length: number, pageSize: number): number {

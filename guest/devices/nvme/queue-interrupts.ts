@@ -60,6 +60,13 @@ export class QueueInterrupts {
     this.#due.length = kept;
   }
 
+  /** The queue was deleted: its entries are told to nobody. */
+  forget(queue: CompletionQueue): void {
+    const at = this.#due.indexOf(queue);
+    if (at >= 0) this.#due.splice(at, 1);
+    this.acknowledge();
+  }
+
   /** A head moved, a queue was deleted or a vector masked: INTA# is deasserted when no entry is left. */
   acknowledge(): void {
     if (!this.#asserted) return;

@@ -148,10 +148,6 @@ export class SubmissionQueue extends Ring {
   ready = false;
   /** Entries are being read by messages. */
   fetching = false;
-  /** Delete I/O Submission Queue waits for `active` to become 0 and then calls this. */
-  onIdle: (() => void) | undefined;
-  /** Commands under way. */
-  active = 0;
 
   constructor(
     id: number,
@@ -165,13 +161,7 @@ export class SubmissionQueue extends Ring {
 
   /** Whether a command can be fetched now. */
   get servable(): boolean {
-    return (
-      this.alive &&
-      !this.fetching &&
-      this.onIdle === undefined &&
-      this.head !== this.tail &&
-      this.completionQueue.room > 0
-    );
+    return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room > 0;
   }
 
   /** Doorbell SQyTDBL, 3.1.24: adds entries. */

@@ -7,6 +7,7 @@ import type { Dma } from "../../device.js";
 import type { ScatterList } from "../../scatter-list.js";
 import { LIST_WANTED, type ListReader, readLists, readListsByMessages } from "./data-lists.js";
 import { SGL_DESCRIPTOR_SIZE, SglDescriptor, SglType, Status } from "./spec.js";
+import type { Task } from "./task.js";
 
 /** Descriptors of one command, segments and empty data blocks included: four times what 1 MiB in pages takes. */
 const MAX_DESCRIPTORS = 1024;
@@ -41,8 +42,8 @@ export class SglReader implements ListReader {
   }
 
   /** Goes on where `resolve` returned NOT_IN_WINDOW. Resolves to a status; never rejects. */
-  resolveByMessages(dma: Dma): Promise<number> {
-    return readListsByMessages(this, dma);
+  resolveByMessages(dma: Dma, task: Task): Promise<number> {
+    return readListsByMessages(this, dma, task);
   }
 
   walk(data: DataView, offset: number): number {

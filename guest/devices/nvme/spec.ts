@@ -135,6 +135,8 @@ export const Status = {
   INVALID_FIELD: 0x002,
   DATA_TRANSFER_ERROR: 0x004,
   INTERNAL_ERROR: 0x006,
+  ABORT_REQUESTED: 0x007,
+  ABORTED_SQ_DELETION: 0x008,
   INVALID_NAMESPACE_OR_FORMAT: 0x00b,
   COMMAND_SEQUENCE_ERROR: 0x00c,
   INVALID_SGL_SEGMENT_DESCRIPTOR: 0x00d,
@@ -173,6 +175,8 @@ export function isFinal(status: number): boolean {
     case Status.SUCCESS:
     case Status.DATA_TRANSFER_ERROR:
     case Status.INTERNAL_ERROR:
+    case Status.ABORT_REQUESTED:
+    case Status.ABORTED_SQ_DELETION:
     case Status.FORMAT_IN_PROGRESS:
     case Status.WRITE_FAULT:
     case Status.UNRECOVERED_READ_ERROR:

@@ -230,7 +230,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
           trace.note("maps change");
           storage.release();
           const [gone] = dma.maps.splice(random.below(dma.maps.length), 1);
-          await device.quiesce();
+          await dma.settled();
           if (gone) dma.maps.push(gone);
         } else if (kind === 18 && random.chance(20)) {
           trace.note("reset");

@@ -6,6 +6,9 @@ import { close, createMemory } from "../../../../native/index.js";
 import { Random } from "./random.js";
 import { bringUp, scratch, settle } from "./setup.js";
 
+/** One that does not end before its time. */
+const TASK = { ended: false };
+
 const COMMANDS = {
   read: { opcode: 2, namespaceId: 1 },
   write: { opcode: 1, namespaceId: 1 },
@@ -62,9 +65,9 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
     const [before, kind] = [begun.length, random.below(4)];
     const free = io.isFree(position, length, kind < 2);
     asked++;
-    if (kind < 2) io.read(pieces(length), position, done);
-    else if (kind === 2) io.write(pieces(length), position, done);
-    else io.zero(position, length, random.below(2) === 0, done);
+    if (kind < 2) io.read(pieces(length), position, TASK, done);
+    else if (kind === 2) io.write(pieces(length), position, TASK, done);
+    else io.zero(position, length, random.below(2) === 0, TASK, done);
     t.is(begun.length, before + (free ? 1 : 0), "what is free begins at once");
   }
   while (begun.length > 0) endOne();
@@ -82,12 +85,12 @@ test("they begin in the order in which they came, so that no write waits for eve
   });
   const order = (): string[] => begun.map(([name]) => name);
   const end = (): void => begun.shift()?.[1](null);
-  io.read(pieces(16), 0, () => {});
-  io.write(pieces(16), 0, () => {});
-  io.read(pieces(16), 8, () => {});
-  io.zero(0, 512, false, () => {});
-  io.zero(512, 512, true, () => {});
-  io.read(pieces(8), 0, () => {});
+  io.read(pieces(16), 0, TASK, () => {});
+  io.write(pieces(16), 0, TASK, () => {});
+  io.read(pieces(16), 8, TASK, () => {});
+  io.zero(0, 512, false, TASK, () => {});
+  io.zero(512, 512, true, TASK, () => {});
+  io.read(pieces(8), 0, TASK, () => {});
   t.deepEqual(order(), ["read 0", "hole 512"]);
   end();
   t.deepEqual(order(), ["hole 512", "write 0"]);
@@ -147,3 +150,39 @@ for (const first of ["pooled", "bounced"] as const) {
     }
   }
 }
+
+test("a task that ends: what has begun goes on and is waited for, what has not never begins", async (t) => {
+  const begun: [string, Ended][] = [];
+  const io = new AtomicIo({
+    read: (_, position, ended) => begun.push([`read ${position}`, ended]),
+    write: (_, position, ended) => begun.push([`write ${position}`, ended]),
+    zero: () => t.fail(),
+  });
+  const events: string[] = [];
+  const done = (name: string) => (error: Error | null) => events.push(`${name} ${error && Reflect.get(error, "code")}`);
+  const old = { ended: false };
+  io.write(pieces(16), 0, old, done("old write"));
+  io.read(pieces(16), 0, old, done("old read"));
+  io.write(pieces(16), 0, old, done("second old write"));
+  io.read(pieces(8), 8, old, done("second old read"));
+  old.ended = true;
+  io.purge();
+  t.deepEqual(events.splice(0), ["second old read ECANCELED", "second old write ECANCELED", "old read ECANCELED"]);
+  io.purge();
+  io.read(pieces(8), 512, old, done("reader"));
+  t.false(io.isIdle("writes"));
+  void io.settled("writes").then(() => events.push("written"));
+  void io.settled("all").then(() => events.push("settled"));
+  io.write(pieces(16), 0, TASK, done("new write"));
+  t.deepEqual(begun.map(([name]) => name).splice(0), ["write 0", "read 512"]);
+  begun.shift()?.[1](null);
+  await Promise.resolve();
+  t.deepEqual(begun.map(([name]) => name).splice(0), ["read 512", "write 0"]);
+  for (let n = 0; n < 4; n++) await Promise.resolve();
+  t.deepEqual(events.splice(0), ["old write null", "written"]);
+  begun.shift()?.[1](null);
+  for (let n = 0; n < 4; n++) await Promise.resolve();
+  t.deepEqual(events.splice(0), ["reader null", "settled"]);
+  begun.shift()?.[1](null);
+  t.true(io.isIdle("all"));
+});

@@ -5,6 +5,9 @@ import { join } from "node:path";
 import test from "ava";
 import { createController, createNvme } from "../../../../guest/devices/nvme/index.js";
 import { MiB } from "../../../../shared/limits.js";
+import { CommandBits, Header } from "../../../../shared/spec/pci.js";
+import { Region } from "../../../../shared/spec/vfio-user.js";
+import type { Client } from "../../../../shared/vfio-user/client.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
 import { MEMORY, serve } from "./on-socket.js";
 import { Random } from "./random.js";
@@ -64,28 +67,38 @@ for (const memory of ["mapped memory", "memory by messages"]) {
   });
 }
 
-test("unmapping waits for file I/O to that memory", async (t) => {
-  const storage = new FakeStorage(DISK);
-  const connect = await serve(t, createController([{ name: "a disk", storage }], { serial: "S" }));
-  const transport = await connect();
-  const driver = await NvmeDriver.open(transport);
-  const { client, memory } = transport;
-  storage.bytes.fill(7);
-  storage.hold();
-  const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: memory.address + MEMORY / 2 }));
-  await storage.whenHeld(1);
-  let unmapped = false;
-  const unmap = client.unmapAll().then(() => {
-    unmapped = true;
-    return memory.bytes[MEMORY / 2];
+for (const what of ["unmapping", "clearing the bus master bit", "a function-level reset", "DEVICE_RESET"] as const) {
+  test(`${what} waits for no disk, whose data does not land afterwards`, async (t) => {
+    const storage = new FakeStorage(DISK);
+    const connect = await serve(t, createController([{ name: "a disk", storage }], { serial: "S" }));
+    const transport = await connect();
+    const driver = await NvmeDriver.open(transport);
+    const { client, memory } = transport;
+    storage.bytes.fill(7);
+    storage.hold();
+    const abandoned = t.throwsAsync(driver.io({ ...READ, prp1: memory.address + MEMORY / 2 }));
+    await storage.whenHeld(1);
+    if (what === "unmapping") await client.unmapAll();
+    else if (what === "DEVICE_RESET") await client.reset();
+    else if (what === "a function-level reset") await functionReset(client);
+    else await client.regionWrite(Region.CONFIG, Header.COMMAND, Uint8Array.of(CommandBits.MEMORY, 0));
+    storage.release();
+    await settle();
+    t.is(memory.bytes[MEMORY / 2], 0);
+    const command = (await client.regionRead(Region.CONFIG, Header.COMMAND, 1))[0];
+    if (what !== "unmapping") t.is(command & CommandBits.BUS_MASTER, 0);
+    client.close();
+    await abandoned;
   });
-  await settle();
-  t.false(unmapped);
-  storage.release();
-  t.is(await unmap, 7, "the data came before the reply");
-  client.close();
-  await abandoned;
-});
+}
+
+/** Device Control's bit 15, in the PCI Express capability. */
+async function functionReset(client: Client): Promise<void> {
+  const space = await client.regionRead(Region.CONFIG, 0, 256);
+  let capability = space[0x34];
+  while (space[capability] !== 0x10) capability = space[capability + 1];
+  await client.regionWrite(Region.CONFIG, capability + 9, Uint8Array.of(0x80 | space[capability + 9]));
+}
 
 test("a driver VM that leaves in the middle of its I/O, and the next one", async (t) => {
   const storage = new FakeStorage(DISK);

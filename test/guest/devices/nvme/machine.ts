@@ -4,6 +4,7 @@
  */
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
+import type { ScatterList } from "../../../../guest/scatter-list.js";
 import { quietLog } from "../../../../shared/log.js";
 import type { DmaMemory, NvmeTransport } from "../../../drivers/nvme.js";
 
@@ -35,6 +36,7 @@ export class FakeDma implements Dma {
   gate: Promise<unknown> = Promise.resolve();
   readonly bytes: Uint8Array;
   readonly data: DataView;
+  readonly #inFlight = new Set<Promise<void>>();
 
   constructor(readonly memory: ArrayBuffer) {
     this.bytes = new Uint8Array(memory);
@@ -74,8 +76,23 @@ export class FakeDma implements Dma {
 
   readonly readSync = notUsed;
   readonly writeSync = notUsed;
-  readonly readList = notUsed;
-  readonly writeList = notUsed;
+
+  async readList(list: ScatterList, target: Uint8Array): Promise<void> {
+    await this.#list(list, (address, from, to) => this.read(address, target.subarray(from, to)));
+  }
+
+  async writeList(list: ScatterList, source: Uint8Array): Promise<void> {
+    await this.#list(list, (address, from, to) => this.write(address, source.subarray(from, to)));
+  }
+
+  isIdle(): boolean {
+    return this.#inFlight.size === 0;
+  }
+
+  async settled(): Promise<void> {
+    await Promise.allSettled(this.#inFlight);
+  }
+
   readonly readListSync = notUsed;
   readonly writeListSync = notUsed;
 
@@ -84,7 +101,34 @@ export class FakeDma implements Dma {
     this.bytesWritten += written;
   }
 
+  async #list(list: ScatterList, move: (address: number, from: number, to: number) => Promise<void>): Promise<void> {
+    const moves: Promise<void>[] = [];
+    let at = 0;
+    for (let n = 0; n < list.count; n++) {
+      moves.push(move(list.addresses[n], at, at + list.lengths[n]));
+      at += list.lengths[n];
+    }
+    const failed = (await Promise.allSettled(moves)).find(({ status }) => status === "rejected");
+    if (failed?.status === "rejected") throw failed.reason;
+  }
+
   async #byMessages(
+    access: "read" | "write",
+    address: number,
+    length: number,
+    copy: (at: number, done: number, length: number) => void,
+  ): Promise<void> {
+    const before = this.messages;
+    const moving = this.#moveParts(access, address, length, copy);
+    if (this.messages > before) this.#inFlight.add(moving);
+    try {
+      await moving;
+    } finally {
+      this.#inFlight.delete(moving);
+    }
+  }
+
+  async #moveParts(
     access: "read" | "write",
     address: number,
     length: number,

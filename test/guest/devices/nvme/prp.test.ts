@@ -38,7 +38,7 @@ async function resolve(
     const found = new ScatterList();
     const prps = new PrpReader(found);
     let status = prps.resolve(dma, prp1, prp2, length, pageSize);
-    if (status === NOT_IN_WINDOW) status = await prps.resolveByMessages(dma);
+    if (status === NOT_IN_WINDOW) status = await prps.resolveByMessages(dma, { ended: false });
     const ranges = Array.from({ length: found.count }, (_, n): [number, number] => [
       found.addresses[n],
       found.lengths[n],

@@ -49,7 +49,7 @@ async function resolve(t: ExecutionContext, dma: FakeDma, first: Descriptor, len
     const found = new ScatterList();
     const reader = new SglReader(found);
     let status = reader.resolve(dma, pointer, 0, length);
-    if (status === NOT_IN_WINDOW) status = await reader.resolveByMessages(dma);
+    if (status === NOT_IN_WINDOW) status = await reader.resolveByMessages(dma, { ended: false });
     const ranges = Array.from({ length: found.count }, (_, n): [number, number] => [
       found.addresses[n],
       found.lengths[n],
