@@ -1,8 +1,13 @@
 // What a disk's file needs beyond Node's own fs: a lock that two processes cannot hold, space given back or zeroed without
-// writing (on libuv's thread pool, as it may take as long as a write), and extended attributes.
+// writing (on libuv's thread pool, as it may take as long as a write), what O_DIRECT wants, and
+// extended attributes.
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
 
 #include "addon.h"
 #include "arguments.h"
@@ -70,6 +75,24 @@ Napi::Value UnlockFile(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
+// <linux/stat.h>, which cannot be had along with <sys/stat.h>: statx's mask, and two fields of its structure.
+constexpr unsigned kStatxDioAlign = 0x2000;
+constexpr size_t kStatxSize = 256;
+constexpr size_t kDioMemoryAlign = 152;
+constexpr size_t kDioOffsetAlign = 156;
+
+Napi::Value DirectAlignment(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  alignas(8) uint8_t status[kStatxSize] = {};
+  Check(env, syscall(SYS_statx, Fd(info[0]), "", AT_EMPTY_PATH, kStatxDioAlign, status), "statx");
+  uint32_t mask, memory, offset;
+  memcpy(&mask, status, sizeof mask);
+  memcpy(&memory, status + kDioMemoryAlign, sizeof memory);
+  memcpy(&offset, status + kDioOffsetAlign, sizeof offset);
+  if ((mask & kStatxDioAlign) == 0) return env.Undefined();
+  return Napi::Number::New(env, offset == 0 ? 0 : std::max(memory, offset));
+}
+
 constexpr size_t kMaxAttribute = 4096;
 
 Napi::Value GetAttribute(const Napi::CallbackInfo& info) {
@@ -95,6 +118,7 @@ void InitDisk(Napi::Env env, Napi::Object exports) {
   Export<Fallocate>(env, exports, "fallocate");
   Export<LockFile>(env, exports, "lockFile");
   Export<UnlockFile>(env, exports, "unlockFile");
+  Export<DirectAlignment>(env, exports, "directAlignment");
   Export<GetAttribute>(env, exports, "getAttribute");
   Export<SetAttribute>(env, exports, "setAttribute");
 }

@@ -181,7 +181,12 @@ export const IO_REQUEST = {
   POSITION_LOW: 3,
   POSITION_HIGH: 4,
   PIECES: 5,
-  SIZE: 6,
+  /**
+   * Of a file that was opened with O_DIRECT: a power of two up to 65536, to which position and length are aligned; memory that is not
+   * goes by a buffer. Else 0.
+   */
+  ALIGNMENT: 6,
+  SIZE: 7,
 } as const;
 export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
 /** COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position. */
@@ -263,6 +268,7 @@ interface Addon {
   ): void;
   lockFile(fd: number, shared: boolean): boolean;
   unlockFile(fd: number): void;
+  directAlignment(fd: number): number | undefined;
   getAttribute(fd: number, name: string): string | undefined;
   setAttribute(fd: number, name: string, value: string): void;
   Reservation: new (size: number, pieceSize: number, stray?: number) => Reservation;
@@ -345,6 +351,11 @@ export const {
    * from its fork to its exec.
    */
   unlockFile,
+  /**
+   * What positions, lengths and memory have to be multiples of for a file that is opened with O_DIRECT, in bytes (STATX_DIOALIGN);
+   * 0 where it cannot be, undefined when its file system does not say.
+   */
+  directAlignment,
   /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes. */
   getAttribute,
   setAttribute,

@@ -4,6 +4,7 @@ import type { Device } from "../device.js";
 import { createEdu } from "./edu/index.js";
 import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
 import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nvme/index.js";
+import { CACHES } from "./nvme/open-storage.js";
 
 /** A command-line option of a device. */
 export interface DeviceOption {
@@ -70,6 +71,10 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
       file: { value: "PATH", summary: "a disk: a file or block device; may be repeated", repeatable: true },
       memory: { value: "SIZE", summary: "a disk in memory, gone with the process; may be repeated", repeatable: true },
       "read-only": { summary: "files are not written; others may read them too (default: if they may not be written)" },
+      cache: {
+        value: "HOW",
+        summary: `files: ${CACHES[0]} (the page cache of this machine), or ${CACHES[1]} (O_DIRECT) (default: ${CACHES[0]})`,
+      },
       serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the first path)" },
       model: { value: "TEXT", summary: "model, at most 40 characters" },
       "block-size": {
@@ -94,6 +99,7 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
           serial: values.serial,
           model: values.model,
           readOnly: values["read-only"] !== undefined || undefined,
+          cache: oneOf("cache", values.cache, CACHES),
           blockSize: integer("block-size", values["block-size"]),
           queues: integer("queues", values.queues),
           doorbells: oneOf("doorbells", values.doorbells, DOORBELLS),

@@ -87,6 +87,15 @@ test("shared locks go together, and with no exclusive one", (t) => {
   t.throws(() => native.lockFile(first, false), { code: "EBADF" });
 });
 
+test("what O_DIRECT wants of a file is a power of two, where it is said", (t) => {
+  const file = path.join(folder(t), "disk");
+  fs.writeFileSync(file, new Uint8Array(65536));
+  const alignment = native.directAlignment(opened(t, file));
+  if (alignment !== undefined) t.is(2 ** Math.round(Math.log2(alignment)), alignment);
+  t.is(native.directAlignment(opened(t, "/dev/null", "r")), undefined);
+  t.throws(() => native.directAlignment(1 << 30), { code: "EBADF" });
+});
+
 test("attributes are kept with the file", (t) => {
   const file = path.join(folder(t), "disk");
   fs.writeFileSync(file, "");

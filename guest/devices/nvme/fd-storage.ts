@@ -44,6 +44,8 @@ export interface FdTraits {
   readonly readOnly?: boolean;
   /** The file system keeps its files in memory, so no access waits for a device. */
   readonly inMemory?: boolean;
+  /** It was opened with O_DIRECT, and takes transfers of this size, and multiples of it. */
+  readonly directSize?: number | undefined;
 }
 
 export class FdStorage implements Storage {
@@ -62,13 +64,14 @@ export class FdStorage implements Storage {
   /** The fd is this object's from now on, unless this throws. @throws SystemError */
   constructor(
     readonly fd: number,
-    { kind, readOnly = false, inMemory = false }: FdTraits,
+    { kind, readOnly = false, inMemory = false, directSize }: FdTraits,
   ) {
     this.kind = kind;
     this.readOnly = readOnly;
     const flags = inMemory ? 0 : RWF_NOWAIT;
     const writeFlags = readOnly ? undefined : flags;
-    if (kind !== "memory") this.direct = { kind: "file", fd, readFlags: flags, writeFlags };
+    // What the page cache does not have would have to be waited for.
+    if (kind !== "memory" && directSize === undefined) this.direct = { kind: "file", fd, readFlags: flags, writeFlags };
     if (kind === "device") {
       const { logical, physical } = sectorSizes(fd);
       this.smallestBlock = logical;
@@ -77,13 +80,13 @@ export class FdStorage implements Storage {
         : PAGE_SIZE;
       this.size = this.allocated = deviceSize(fd);
     } else {
-      this.smallestBlock = SECTOR;
+      this.smallestBlock = directSize ?? SECTOR;
       this.preferredSize = PAGE_SIZE;
       this.#take(fs.fstatSync(fd));
     }
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
     if (Number.isInteger(kept)) this.blockSize = kept;
-    this.#file = new PooledFile(fd);
+    this.#file = new PooledFile(fd, directSize);
   }
 
   read(pieces: Pieces, position: number, done: Ended): void {

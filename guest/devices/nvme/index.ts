@@ -5,7 +5,7 @@ import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
 import { type Disk, NvmeController } from "./controller.js";
 import { LBA_FORMATS } from "./namespace.js";
-import { openMemory, openStorage, type StorageOptions } from "./open-storage.js";
+import { CACHES, openMemory, openStorage, type StorageOptions } from "./open-storage.js";
 import type { Polling } from "./shared-poll.js";
 import type { Storage } from "./storage.js";
 
@@ -64,7 +64,10 @@ export interface NamedStorage {
 
 /** Makes an NVMe controller with a namespace for each disk. @throws UserError for an option or a file that will not do */
 export async function createNvme(options: NvmeOptions): Promise<NvmeController> {
-  const { files = [], memory = [] } = options;
+  const { files = [], memory = [], cache } = options;
+  if (cache !== undefined && !CACHES.includes(cache)) {
+    throw new UserError(`a disk's cache is ${CACHES.join(" or ")}, not "${cache}"`, 2);
+  }
   const storages: NamedStorage[] = [];
   try {
     await checkDifferent(files);

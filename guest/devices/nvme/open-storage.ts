@@ -4,9 +4,10 @@
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
-import { createMemory, lockFile, close as nativeClose } from "../../../native/index.js";
+import { addressOf, createMemory, directAlignment, lockFile, close as nativeClose } from "../../../native/index.js";
 import { UserError } from "../../../shared/errors.js";
-import { isReadOnlyDevice } from "./block-device.js";
+import { PAGE_SIZE } from "../../../shared/limits.js";
+import { isReadOnlyDevice, sectorSizes } from "./block-device.js";
 import { FdStorage, MemoryStorage } from "./fd-storage.js";
 import type { StorageError } from "./file-io.js";
 import type { Storage } from "./storage.js";
@@ -14,8 +15,17 @@ import type { Storage } from "./storage.js";
 export interface StorageOptions {
   /** Nothing is written, and others may read it too. What may not be written is read-only anyway. */
   readonly readOnly?: boolean | undefined;
+  /** "none": opened with O_DIRECT, past the page cache of this machine; "writeback" when left out. */
+  readonly cache?: Cache | undefined;
 }
 
+/** What `cache` may be, the usual first. */
+export const CACHES = ["writeback", "none"] as const;
+export type Cache = (typeof CACHES)[number];
+
+// To a block device O_EXCL means that nothing else uses it: a mounted file system, a RAID.
+const { O_DIRECT, O_EXCL, O_RDONLY, O_RDWR } = fs.constants;
+const SECTOR = 512;
 /** <linux/magic.h>: tmpfs, ramfs, hugetlbfs. */
 const MEMORY_FILE_SYSTEMS: ReadonlySet<number> = new Set([0x0102_1994, 0x8584_58f6, 0x9584_58f6]);
 /** Nobody may write a file of these permissions; root could. */
@@ -35,7 +45,8 @@ export async function openStorage(path: string, options: StorageOptions = {}): P
     }
     const isFile = status.isFile();
     const wanted = options.readOnly === true || (isFile && (status.mode & WRITE_PERMISSIONS) === 0);
-    const opened = await open(path, isFile, wanted);
+    const isDirect = options.cache === "none";
+    const opened = await open(path, wanted, (isFile ? 0 : O_EXCL) | (isDirect ? O_DIRECT : 0));
     fd = opened.fd;
     const readOnly = opened.readOnly || (!isFile && isReadOnlyDevice(fd));
     if (!lockFile(fd, readOnly)) {
@@ -43,30 +54,50 @@ export async function openStorage(path: string, options: StorageOptions = {}): P
     }
     const { type } = await fs.promises.statfs(path);
     const inMemory = isFile && MEMORY_FILE_SYSTEMS.has(type);
-    return new FdStorage(fd, { kind: isFile ? "file" : "device", readOnly, inMemory });
+    const directSize = isDirect ? (isFile ? directSizeOf(fd) : sectorSizes(fd).logical) : undefined;
+    return new FdStorage(fd, { kind: isFile ? "file" : "device", readOnly, inMemory, directSize });
   } catch (error) {
     if (fd !== undefined) fs.closeSync(fd);
-    throw error instanceof UserError ? error : new UserError(`cannot open the disk's file ${path}: ${reason(error)}`);
+    if (error instanceof UserError) throw error;
+    const noDirect = options.cache === "none" && (error as StorageError).code === "EINVAL";
+    const why = noDirect ? "its file system has no direct I/O, which --cache none needs" : reason(error);
+    throw new UserError(`cannot open the disk's file ${path}: ${why}`);
   }
+}
+
+/** The smallest transfer that a file takes that was opened with O_DIRECT. @throws SystemError */
+function directSizeOf(fd: number): number {
+  const told = directAlignment(fd);
+  if (told !== undefined && told > 0) return Math.max(told, SECTOR);
+  // Tried out, then. Memory must be aligned too, as a page is.
+  const memory = new ArrayBuffer(2 * PAGE_SIZE);
+  const bytes = new Uint8Array(memory, PAGE_SIZE - (addressOf(memory) % PAGE_SIZE), PAGE_SIZE);
+  for (let size = SECTOR; size < PAGE_SIZE; size *= 2) {
+    try {
+      fs.readSync(fd, bytes, 0, size, 0);
+      return size;
+    } catch (error) {
+      if ((error as StorageError).code !== "EINVAL") throw error;
+    }
+  }
+  return PAGE_SIZE;
 }
 
 /** For reading and writing, or for reading alone where that is wanted or nothing else is possible. @throws Error */
 async function open(
   path: string,
-  isFile: boolean,
   readOnly: boolean,
+  flags: number,
 ): Promise<{ readonly fd: number; readonly readOnly: boolean }> {
-  const { O_RDONLY, O_RDWR, O_EXCL } = fs.constants;
   if (!readOnly) {
     try {
-      // To a block device O_EXCL means that nothing else uses it: a mounted file system, a RAID.
-      return { fd: await promisify(fs.open)(path, isFile ? O_RDWR : O_RDWR | O_EXCL), readOnly };
+      return { fd: await promisify(fs.open)(path, O_RDWR | flags), readOnly };
     } catch (error) {
       const { code } = error as StorageError;
       if (code !== "EACCES" && code !== "EPERM" && code !== "EROFS") throw error;
     }
   }
-  return { fd: await promisify(fs.open)(path, O_RDONLY), readOnly: true };
+  return { fd: await promisify(fs.open)(path, O_RDONLY | (flags & ~O_EXCL)), readOnly: true };
 }
 
 /** A disk that is gone with the process. @throws UserError */
