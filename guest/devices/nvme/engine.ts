@@ -194,6 +194,7 @@ export class QueueEngine {
       completionQueues: this.completionQueues.filter(Boolean).map(describe),
       doorbellsInMemory: this.poll.active,
       resting: this.poll.resting,
+      interruptsDue: this.interrupts.due,
       inFlight: this.commands.inFlight.count,
       commands: this.commands.count,
     };

@@ -29,6 +29,11 @@ export class QueueInterrupts {
     return this.#mask;
   }
 
+  /** Queues with entries that the driver was not told of. */
+  get due(): number {
+    return this.#due.length;
+  }
+
   /** What is not masked any more goes out at the next `flush`. */
   set mask(mask: number) {
     this.#mask = mask;
