@@ -2,7 +2,11 @@
  * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state is
  * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables or masks
  * counts as well: a hypervisor that injects eventfds by itself looks at neither. Eventfds that mask or unmask are the
- * link's, too. Left out: VFIO's refusals of INTx, MSI and MSI-X side by side; libvfio-user has none either.
+ * link's, too.
+ *
+ * An interrupt that reaches nobody is kept, as PCI's pending bits do, until its vector is bound and not masked: also while
+ * the client has no kind of interrupt enabled, or goes from one kind to another. One too many is harmless, one that is
+ * lost is not. Left out: VFIO's refusals of INTx, MSI and MSI-X side by side; libvfio-user has none either.
  */
 import { ProtocolError } from "../shared/errors.js";
 import { Irq, IrqSetFlags } from "../shared/spec/vfio-user.js";
@@ -52,7 +56,11 @@ export class InterruptController implements Interrupts {
     if (this.#msixEnabled) this.#signal(Irq.MSIX, vector);
     // PCI 3.0, 6.8.3.4: a function that got fewer messages than it wanted shares them out.
     else if (this.#msiVectors > 0) this.#signal(Irq.MSI, vector % this.#msiVectors);
-    else if (this.#intxEnabled) this.#signal(Irq.INTX, 0);
+    else {
+      // Messages come once there are some, unless the client says before that it has dealt with the pin.
+      this.#waitForMessages(vector);
+      if (this.#intxEnabled) this.#signal(Irq.INTX, 0);
+    }
   }
 
   raise(vector: number): void {
@@ -63,6 +71,7 @@ export class InterruptController implements Interrupts {
   lower(): void {
     this.#level = this.#intxAsserted = false;
     for (const vector of this.#states[Irq.INTX].keys()) this.#states[Irq.INTX][vector] &= ~PENDING;
+    if (this.byPin) this.#forgetMessages();
   }
 
   get byPin(): boolean {
@@ -166,9 +175,10 @@ export class InterruptController implements Interrupts {
     if (action === IrqSetFlags.ACTION_TRIGGER) this.#enable(change);
   }
 
-  /** The client is gone or the function was reset: nothing is set up. */
+  /** The client is gone: nothing is set up, and nothing waits. */
   reset(): void {
     for (const index of this.#states.keys()) this.#disable(index);
+    this.forgetPending();
   }
 
   /** The client may reset the function and keep its eventfds: only what waits is forgotten. */
@@ -240,7 +250,10 @@ export class InterruptController implements Interrupts {
 
   #unmask(index: number, vector: number): void {
     this.#states[index][vector] &= ~MASKED;
-    if (index === Irq.INTX) this.#intxAsserted = false;
+    if (index === Irq.INTX) {
+      this.#intxAsserted = false;
+      if (!this.#level && (this.#states[index][vector] & PENDING) === 0) this.#forgetMessages();
+    }
     this.#deliver(index, vector);
   }
 
@@ -251,14 +264,42 @@ export class InterruptController implements Interrupts {
 
   #enable(change: IrqChange): void {
     // MSI-X is enabled by naming vectors, with or without an eventfd; INTx only by an eventfd.
-    if (change.index === Irq.MSIX) this.#msixEnabled = true;
+    if (change.index === Irq.MSIX) {
+      this.#msixEnabled = true;
+      this.#moveWaiting(Irq.MSI, Irq.MSIX, this.#states[Irq.MSIX].length);
+    }
     if ((change.flags & IrqSetFlags.DATA_EVENTFD) === 0) return;
     if (change.index === Irq.INTX) this.#intxEnabled = change.bound?.[0] === true;
-    if (change.index === Irq.MSI) this.#msiVectors = Math.max(this.#msiVectors, change.start + change.count);
+    if (change.index !== Irq.MSI) return;
+    this.#msiVectors = Math.max(this.#msiVectors, change.start + change.count);
+    if (!this.#msixEnabled) this.#moveWaiting(Irq.MSIX, Irq.MSI, this.#msiVectors);
+  }
+
+  /** Without messages, what is for one of them waits at MSI-X, or at MSI where that is all there is. */
+  #waitForMessages(vector: number): void {
+    const states = this.#states[Irq.MSIX].length > 0 ? this.#states[Irq.MSIX] : this.#states[Irq.MSI];
+    if (vector < states.length) states[vector] |= PENDING;
+  }
+
+  #forgetMessages(): void {
+    for (const index of [Irq.MSI, Irq.MSIX]) {
+      for (let vector = 0; vector < this.#states[index].length; vector++) this.#states[index][vector] &= ~PENDING;
+    }
+  }
+
+  /** What waited at one kind of message goes out as the other kind, of which there are `count`. */
+  #moveWaiting(from: number, to: number, count: number): void {
+    for (const [vector, state] of this.#states[from].entries()) {
+      if ((state & PENDING) === 0) continue;
+      this.#states[from][vector] = state & ~PENDING;
+      this.#signal(to, vector % count);
+    }
   }
 
   #disable(index: number): void {
-    this.#states[index].fill(0);
+    // A client that gets one vector more disables its vectors and enables all of them again: what waits goes on waiting.
+    const kept = index === Irq.MSI || index === Irq.MSIX ? PENDING : 0;
+    for (let vector = 0; vector < this.#states[index].length; vector++) this.#states[index][vector] &= kept;
     if (index === Irq.MSIX) this.#msixEnabled = false;
     if (index === Irq.MSI) this.#msiVectors = 0;
     // The level itself is the device's: it is still up when the client sets INTx up again.

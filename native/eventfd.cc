@@ -111,6 +111,18 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, static_cast<double>(count));
 }
 
+Napi::Value Signalled(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  pollfd readable{Fd(info[0]), POLLIN, 0};
+  int ready;
+  do {
+    ready = poll(&readable, 1, 0);
+  } while (ready < 0 && errno == EINTR);
+  if (ready < 0) throw SystemError(env, errno, "poll");
+  if (readable.revents & POLLNVAL) throw SystemError(env, EBADF, "poll");
+  return Napi::Boolean::New(env, (readable.revents & POLLIN) != 0);
+}
+
 Napi::Value Write(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int error = Signal(Fd(info[0]));
@@ -139,5 +151,6 @@ PollTask* EventfdTask(int fd) {
 void InitEventfd(Napi::Env env, Napi::Object exports) {
   Export<Create>(env, exports, "eventfd");
   Export<Read>(env, exports, "eventfdRead");
+  Export<Signalled>(env, exports, "eventfdSignalled");
   Export<Write>(env, exports, "eventfdWrite");
 }

@@ -129,7 +129,15 @@ export interface Stream {
 export interface Relay {
   /** Returns an id for remove and count. Throws EINVAL for what is no eventfd. */
   add(source: number, target: number): number;
-  /** When it returns, the thread no longer touches the pair. An unknown id is ignored. */
+  /**
+   * Gives a pair another target. Each signal of the source reaches the one or the other, and none is lost. Throws ENOENT for an
+   * unknown id, EINVAL for what is no eventfd; never for want of fds.
+   */
+  retarget(id: number, target: number): void;
+  /**
+   * When it returns, the thread no longer touches the pair; what the source was signalled until then has reached the target,
+   * perhaps once too often. An unknown id is ignored.
+   */
   remove(id: number): void;
   /** Signals relayed by this pair so far (RangeError if it is unknown); by all pairs, removed ones too, without an id. */
   count(id?: number): number;
@@ -274,6 +282,7 @@ interface Addon {
   Reservation: new (size: number, pieceSize: number, stray?: number) => Reservation;
   eventfd(count: number): number;
   eventfdRead(fd: number): number;
+  eventfdSignalled(fd: number): boolean;
   eventfdWrite(fd: number): void;
   Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream) => Poll;
   eventsWait(except: number): boolean;
@@ -365,6 +374,8 @@ export const {
   eventfd,
   /** Takes the count (which becomes 0); 0 when it was 0. Never waits, whoever made the eventfd blocking. */
   eventfdRead,
+  /** Whether there is a count that nobody has taken; leaves it there. */
+  eventfdSignalled,
   /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite,
   /**

@@ -12,6 +12,7 @@ class Relay : public Napi::ObjectWrap<Relay> {
     exports.Set("Relay", DefineClass(env, "Relay",
                                      {
                                          InstanceMethod<&Relay::Add>("add"),
+                                         InstanceMethod<&Relay::Retarget>("retarget"),
                                          InstanceMethod<&Relay::Remove>("remove"),
                                          InstanceMethod<&Relay::Count>("count"),
                                          InstanceMethod<&Relay::CloseMethod>("close"),
@@ -35,6 +36,13 @@ class Relay : public Napi::ObjectWrap<Relay> {
       napi_add_env_cleanup_hook(env, OnEnvironmentEnd, this);
     }
     return Napi::Number::New(env, id);
+  }
+
+  Napi::Value Retarget(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    uint32_t id = static_cast<uint32_t>(Integer(info[0], "id", 0, UINT32_MAX));
+    if (int error = thread_.Retarget(id, Fd(info[1], "target")); error != 0) throw SystemError(env, error, "relay");
+    return env.Undefined();
   }
 
   Napi::Value Remove(const Napi::CallbackInfo& info) {

@@ -72,6 +72,16 @@ int RelayThread::Add(int source, int target, uint32_t* id) {
   return error;
 }
 
+int RelayThread::Retarget(uint32_t id, int target) {
+  if (int error = CheckEventfd(target); error != 0) return error;
+  if (!running()) return ENOENT;
+  Turn turn(*this);
+  auto found = pairs_.find(id);
+  if (found == pairs_.end()) return ENOENT;
+  // Over the old one, which needs no free number.
+  return dup3(target, found->second.target, O_CLOEXEC) < 0 ? errno : 0;
+}
+
 void RelayThread::Remove(uint32_t id) {
   if (!running()) return;
   Turn turn(*this);
@@ -79,9 +89,7 @@ void RelayThread::Remove(uint32_t id) {
   if (found == pairs_.end()) return;
   // By hand: closing does not do it, for the peer holds the same open file description.
   epoll_ctl(epoll_, EPOLL_CTL_DEL, found->second.source, nullptr);
-  // What was relayed must not be relayed again by the next pair with this source.
-  uint64_t relayed;
-  TakeCount(found->second.source, &relayed);
+  Settle(found->second);
   close(found->second.source);
   close(found->second.target);
   pairs_.erase(found);
@@ -105,8 +113,7 @@ void RelayThread::Close() {
     thread_.join();
   }
   for (auto& [id, pair] : pairs_) {
-    uint64_t relayed;
-    TakeCount(pair.source, &relayed);
+    Settle(pair);
     close(pair.source);
     close(pair.target);
   }
@@ -161,6 +168,13 @@ void RelayThread::Run() {
       if (events[i].data.u32 != kWakeId) Relay(events[i].data.u32);
     }
   }
+}
+
+// Edges that came close together are one, so a count that is larger than what was relayed says only that a signal may be
+// missing: one too many is harmless. What is taken must not be relayed again by the next pair with this source.
+void RelayThread::Settle(Pair& pair) {
+  uint64_t count = 0;
+  if (TakeCount(pair.source, &count) == 0 && count > pair.count) Signal(pair.target);
 }
 
 void RelayThread::Relay(uint32_t id) {

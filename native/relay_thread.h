@@ -18,7 +18,10 @@ class RelayThread {
 
   // Returns 0 and sets the id, or an errno.
   int Add(int source, int target, uint32_t* id);
-  // When it returns, the thread is done with the pair. Unknown ids are ignored.
+  // Gives the pair another target: a signal goes to one of the two, whatever the time. Takes no fd, so it fails for a wrong one
+  // alone. Returns 0 or an errno, ENOENT for an unknown id.
+  int Retarget(uint32_t id, int target);
+  // When it returns, the thread is done with the pair, and the target has every signal of before. Unknown ids are ignored.
   void Remove(uint32_t id);
   // Nothing for an unknown id.
   std::optional<uint64_t> Count(uint32_t id);
@@ -41,6 +44,8 @@ class RelayThread {
   int Start();
   void Run();
   void Relay(uint32_t id);
+  // Passes on what the thread has not come to, and takes the source's count; with the mutex held.
+  void Settle(Pair& pair);
 
   std::mutex mutex_;
   std::condition_variable no_callers_;

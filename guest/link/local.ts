@@ -17,7 +17,7 @@ import { isPowerOfTwo } from "../../shared/bits.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { IrqSetFlags } from "../../shared/spec/vfio-user.js";
+import { Command, IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type {
   Backend,
   ClientMemory,
@@ -32,6 +32,7 @@ import type {
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import { Server } from "../../shared/vfio-user/server.js";
+import { UntakenSignals } from "../../shared/vfio-user/untaken-signals.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import { pageAligned } from "../page-aligned.js";
 import { Overdue } from "../patience.js";
@@ -68,6 +69,7 @@ export class LocalLink implements Link, Backend {
   readonly #mapped = new Map<MemoryMap, number>();
   /** By interrupt index, the eventfd of each vector, or UNBOUND. */
   #eventfds: readonly Int32Array[] = [];
+  readonly #untaken = new UntakenSignals();
   /** Those by which the client masks and unmasks. */
   readonly #irqEventfds = new IrqEventfds(async ({ flags, index, start, count }) => {
     this.#open().setIrqs({ flags, index, start, count });
@@ -167,6 +169,7 @@ export class LocalLink implements Link, Backend {
     for (const map of [...this.#mapped.keys()]) this.#release(map);
     for (const index of this.#eventfds.keys()) this.#unbind(index);
     this.#irqEventfds.clear();
+    this.#untaken.clear();
   }
 
   map(map: MemoryMap): undefined {
@@ -220,6 +223,7 @@ export class LocalLink implements Link, Backend {
 
   handle(command: PendingCommand): void {
     if (isWrite(command.command)) this.#registers?.writeSent();
+    if (command.command === Command.DEVICE_RESET) this.#untaken.clear();
     this.#open().handle(command);
   }
 
@@ -292,13 +296,18 @@ export class LocalLink implements Link, Backend {
     for (const [n, fd] of eventfds.entries()) {
       const old = vectors[start + n];
       vectors[start + n] = fd;
+      this.#untaken.replace(index, start + n, old, fd);
       if (old !== UNBOUND) close(old);
     }
   }
 
   #unbind(index: number): void {
     const vectors = this.#eventfds[index];
-    for (const fd of vectors) if (fd !== UNBOUND) close(fd);
+    for (const [vector, fd] of vectors.entries()) {
+      if (fd === UNBOUND) continue;
+      this.#untaken.replace(index, vector, fd, UNBOUND);
+      close(fd);
+    }
     vectors.fill(UNBOUND);
   }
 }

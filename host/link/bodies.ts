@@ -2,7 +2,6 @@
 import { DmaMap, DmaMapFlags, DmaUnmap, IrqSet } from "../../shared/spec/vfio-user.js";
 import type { DirtyRequest, IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
 import { encodeDirtyUnmap } from "../../shared/vfio-user/client-bodies.js";
-import type { Doorbells } from "./doorbells.js";
 
 /** DMA_MAP: with its window offset where it has one; `isCopied`: it is reached by the copy queue. */
 export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
@@ -19,18 +18,13 @@ export function unmapBody({ address, size }: MemoryMap, dirty?: DirtyRequest): U
   return encodeDirtyUnmap(address, size, dirty.pageSize, dirty.bitmap.length);
 }
 
-/** SET_IRQS with eventfds: the doorbells that vectors start to start + count have now. */
-export function doorbellBody(
-  flags: number,
-  index: number,
-  start: number,
-  count: number,
-  doorbells: Doorbells,
-): Uint8Array {
+/** SET_IRQS with eventfds: `doorbells` are those of the vectors from `start` on. */
+export function doorbellBody(flags: number, index: number, start: number, doorbells: readonly number[]): Uint8Array {
+  const count = doorbells.length;
   const body = new Uint8Array(IrqSet.size + 4 * count);
   const data = new DataView(body.buffer);
   Object.assign(IrqSet.view(data), { argsz: body.length, flags, index, start, count });
-  for (let i = 0; i < count; i++) data.setUint32(IrqSet.size + 4 * i, doorbells.doorbell(index, start + i), true);
+  for (const [i, doorbell] of doorbells.entries()) data.setUint32(IrqSet.size + 4 * i, doorbell, true);
   return body;
 }
 

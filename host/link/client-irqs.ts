@@ -58,7 +58,8 @@ export class ClientIrqs {
       }
       const count = Math.min(most, Math.max(1, vectors));
       if (enabled && count > 0) {
-        bodies.push(doorbellBody(Flags.DATA_EVENTFD | Flags.ACTION_TRIGGER, index, 0, count, doorbells));
+        const numbers = doorbells.numbers(index, 0, count);
+        bodies.push(doorbellBody(Flags.DATA_EVENTFD | Flags.ACTION_TRIGGER, index, 0, numbers));
       }
     }
     return bodies;

@@ -2,6 +2,10 @@
  * Doorbells: which vector of the client's has which notify-only queue of the device, and the native relay that moves
  * each kick to the client's eventfd without touching JavaScript.
  *
+ * The device process learns of a change only some time after it was made here, and rings meanwhile what it knows. So a
+ * vector keeps its doorbell when it gets another eventfd, and gives it back only when the process has said that it
+ * knows of that: no doorbell ever stands for two vectors, and none is rung in vain.
+ *
  * The client's eventfds outlive the device process: after a restart, `rebind` gives every bound vector a doorbell again.
  */
 
@@ -10,6 +14,7 @@ import { close } from "../../native/index.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { NO_DOORBELL, Queue } from "../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../shared/spec/vfio-user.js";
+import { UntakenSignals } from "../../shared/vfio-user/untaken-signals.js";
 
 interface Binding {
   /** The client's eventfd. */
@@ -27,6 +32,7 @@ export class Doorbells {
   readonly #relay = new native.Relay();
   /** By interrupt index, then by vector. */
   readonly #bindings: Map<number, Binding>[] = Array.from({ length: NUM_PCI_IRQS }, () => new Map());
+  readonly #untaken = new UntakenSignals();
   /** Who has doorbell n. */
   #taken: (Binding | undefined)[] = [];
   #kickOf: KickOf = () => -1;
@@ -53,42 +59,77 @@ export class Doorbells {
     this.#attached = false;
   }
 
-  /**
-   * Binds eventfds[i] to vector start + i of an index, or unbinds it where it is -1. Owns the eventfds from here on, also
-   * when it throws. @throws ProtocolError ENOSPC when there are not enough doorbells; nothing has changed then
-   */
-  bind(index: number, start: number, eventfds: readonly number[]): void {
-    const bindings = this.#bindings[index];
+  /** Whether vectors that have a doorbell are to lose their eventfd. */
+  unbinds(index: number, start: number, eventfds: readonly number[]): boolean {
+    return eventfds.some((fd, i) => fd < 0 && this.doorbell(index, start + i) !== NO_DOORBELL);
+  }
+
+  /** @throws ProtocolError ENOSPC when there are not enough doorbells for `bind` */
+  checkRoom(index: number, start: number, eventfds: readonly number[]): void {
     let needed = 0;
     eventfds.forEach((fd, i) => {
-      const has = (bindings.get(start + i)?.doorbell ?? NO_DOORBELL) !== NO_DOORBELL;
+      const has = this.doorbell(index, start + i) !== NO_DOORBELL;
       needed += (fd >= 0 ? 1 : 0) - (has ? 1 : 0);
     });
     if (this.#attached && needed > this.#free) {
-      for (const fd of eventfds) if (fd >= 0) close(fd);
       throw new ProtocolError(`${this.#free} free doorbells are not enough`, Errno.ENOSPC);
     }
-    // Doorbells that become free are free for the others of the same request.
-    eventfds.forEach((_, i) => {
-      this.#unbind(bindings, start + i);
-    });
+  }
+
+  /**
+   * Binds eventfds[i] to vector start + i of an index, or unbinds it where it is -1: that the device process has to know
+   * already. Owns the eventfds from here on, also when it throws.
+   * @throws ProtocolError ENOSPC, SystemError; no vector has got another eventfd then
+   */
+  bind(index: number, start: number, eventfds: readonly number[]): void {
+    const bindings = this.#bindings[index];
+    const fresh = new Map<number, Binding>();
+    try {
+      this.checkRoom(index, start, eventfds);
+      eventfds.forEach((fd, i) => {
+        if (fd < 0) this.#unbind(index, start + i);
+      });
+      eventfds.forEach((fd, i) => {
+        if (fd < 0 || this.#keepsPlace(bindings.get(start + i))) return;
+        const binding = { fd, doorbell: NO_DOORBELL, relay: -1 };
+        fresh.set(start + i, binding);
+        if (this.#attached) this.#take(binding);
+      });
+    } catch (error) {
+      for (const binding of fresh.values()) this.#release(binding);
+      for (const fd of eventfds) if (fd >= 0) close(fd);
+      throw error;
+    }
+    // From here on nothing can fail.
     eventfds.forEach((fd, i) => {
       if (fd < 0) return;
-      const binding = { fd, doorbell: NO_DOORBELL, relay: -1 };
-      bindings.set(start + i, binding);
-      if (this.#attached) this.#take(binding);
+      const vector = start + i;
+      const before = bindings.get(vector);
+      const old = before?.fd ?? -1;
+      const binding = fresh.get(vector) ?? before;
+      if (!binding) return;
+      if (binding === before && binding.relay >= 0) this.#relay.retarget(binding.relay, fd);
+      binding.fd = fd;
+      bindings.set(vector, binding);
+      this.#untaken.replace(index, vector, old, fd);
+      if (old >= 0) close(old);
     });
   }
 
   /** Unbinds all vectors of an index. */
   unbindAll(index: number): void {
-    const bindings = this.#bindings[index];
-    for (const vector of [...bindings.keys()]) this.#unbind(bindings, vector);
+    for (const vector of [...this.#bindings[index].keys()]) this.#unbind(index, vector);
   }
 
   /** The client is gone. */
   clear(): void {
     for (let index = 0; index < NUM_PCI_IRQS; index++) this.unbindAll(index);
+    this.forgetPending();
+  }
+
+  /** The device is reset: no interrupt of before comes afterwards. */
+  forgetPending(): void {
+    this.#untaken.clear();
   }
 
   /** Gives every bound vector a doorbell of a device that was just attached; false for those that got none. */
@@ -104,6 +145,11 @@ export class Doorbells {
   /** The doorbell of a vector, or NO_DOORBELL. */
   doorbell(index: number, vector: number): number {
     return this.#bindings[index].get(vector)?.doorbell ?? NO_DOORBELL;
+  }
+
+  /** The same for the vectors start to start + count. */
+  numbers(index: number, start: number, count: number): number[] {
+    return Array.from({ length: count }, (_, i) => this.doorbell(index, start + i));
   }
 
   /** Ends the relay's thread. */
@@ -141,11 +187,18 @@ export class Doorbells {
     binding.doorbell = NO_DOORBELL;
   }
 
-  #unbind(bindings: Map<number, Binding>, vector: number): void {
+  /** Whether a vector with this binding can get another eventfd without another doorbell. */
+  #keepsPlace(binding: Binding | undefined): boolean {
+    return binding !== undefined && (!this.#attached || binding.doorbell !== NO_DOORBELL);
+  }
+
+  #unbind(index: number, vector: number): void {
+    const bindings = this.#bindings[index];
     const binding = bindings.get(vector);
     if (!binding) return;
     bindings.delete(vector);
     this.#release(binding);
+    this.#untaken.replace(index, vector, binding.fd, -1);
     close(binding.fd);
   }
 }

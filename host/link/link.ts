@@ -11,6 +11,7 @@ import { close } from "../../native/index.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
 import { IoEvent, LinkCommand } from "../../shared/spec/link.js";
+import { Command } from "../../shared/spec/vfio-user.js";
 import { Share } from "../../shared/turn.js";
 import type {
   Backend,
@@ -263,6 +264,7 @@ export class VirtioLink implements Backend {
   }
 
   handle(command: PendingCommand): void {
+    if (command.command === Command.DEVICE_RESET) this.process.doorbells.forgetPending();
     this.#relay.handle(command);
   }
 

@@ -6,6 +6,7 @@ import { close, eventfdWrite, isEventfd } from "../../native/index.js";
 import { ProtocolError } from "../../shared/errors.js";
 import { MAX_QUEUE_SIZE } from "../../shared/limits.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../shared/spec/virtio.js";
+import { passOn } from "../../shared/vfio-user/untaken-signals.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import type { DeviceVmMemory } from "./memory.js";
 
@@ -28,6 +29,8 @@ export class Vring {
   readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
   #size = 0;
   #base = 0;
+  /** An interrupt for which there is no call yet. */
+  #owesCall = false;
 
   constructor(memory: DeviceVmMemory) {
     this.#memory = memory;
@@ -61,8 +64,15 @@ export class Vring {
       if (fd >= 0) close(fd);
       throw new ProtocolError("the kick of a running queue cannot be changed");
     }
-    if (this.#fds[name] >= 0) close(this.#fds[name]);
+    const old = this.#fds[name];
     this.#fds[name] = fd;
+    if (name === "call" && fd >= 0) {
+      // QEMU replaces it whenever the device VM masks or unmasks the vector, and may have looked at the old one before.
+      if (old >= 0) passOn(old, fd);
+      if (this.#owesCall) eventfdWrite(fd);
+      this.#owesCall = false;
+    }
+    if (old >= 0) close(old);
   }
 
   /** Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
@@ -85,6 +95,7 @@ export class Vring {
   stop(): number {
     this.halt();
     this.enabled = false;
+    this.#owesCall = false;
     this.setFd("kick", -1);
     this.addresses = NOWHERE;
     return this.#base;
@@ -92,7 +103,11 @@ export class Vring {
 
   /** Interrupts the driver, if it wants that; whether it did. Call it after each batch of completed buffers. */
   call(): boolean {
-    if (!this.queue.shouldCall() || this.#fds.call < 0) return false;
+    if (!this.queue.shouldCall()) return false;
+    if (this.#fds.call < 0) {
+      this.#owesCall = true;
+      return false;
+    }
     eventfdWrite(this.#fds.call);
     return true;
   }
@@ -106,6 +121,7 @@ export class Vring {
   release(): void {
     this.queue.stop();
     this.enabled = false;
+    this.#owesCall = false;
     for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
   }
 

@@ -2,7 +2,7 @@
  * Eventfds that mask or unmask an interrupt when they are signalled (SET_IRQS, DATA_EVENTFD with ACTION_MASK or
  * ACTION_UNMASK). KVM unmasks INTx in this way, without its VMM, when the driver VM has dealt with it.
  */
-import { close, POLL_READABLE, Poll } from "../../native/index.js";
+import { close, eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
 import { MAX_IRQ_VECTORS } from "../limits.js";
 import { IrqSetFlags } from "../spec/vfio-user.js";
 import type { IrqSetRequest } from "./backend.js";
@@ -21,19 +21,37 @@ export class IrqEventfds {
 
   constructor(private readonly act: IrqAction) {}
 
-  /** Takes the eventfds of a request to mask or unmask over; each replaces the one before it, -1 takes it away. */
+  /**
+   * Takes the eventfds of a request to mask or unmask over; each replaces the one before it, -1 takes it away.
+   * @throws SystemError; those that were not set are closed
+   */
   set({ flags, index, start, eventfds = [] }: IrqSetRequest): void {
     const action = flags & IrqSetFlags.ACTIONS_MASK;
     for (const [n, fd] of eventfds.entries()) {
-      const vector = start + n;
-      this.remove(key(action, index, vector));
-      if (fd === -1) continue;
-      const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
-      const poll = new Poll(fd, () => this.signalled(entry, request), "eventfd");
-      const entry = { fd, poll };
-      this.entries.set(key(action, index, vector), entry);
-      poll.start(POLL_READABLE);
+      try {
+        this.setOne(action, index, start + n, fd);
+      } catch (error) {
+        for (const left of eventfds.slice(n)) if (left !== -1) close(left);
+        throw error;
+      }
     }
+  }
+
+  private setOne(action: number, index: number, vector: number, fd: number): void {
+    const where = key(action, index, vector);
+    const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
+    let entry: Entry | undefined;
+    if (fd !== -1) {
+      const fresh: Entry = { fd, poll: new Poll(fd, () => this.signalled(fresh, request), "eventfd") };
+      entry = fresh;
+    }
+    const old = this.entries.get(where);
+    // What it was signalled for is still to be done: an INTx that stays masked is silent for ever.
+    if (old !== undefined && eventfdRead(old.fd) > 0) void this.act(request);
+    this.remove(where);
+    if (entry === undefined) return;
+    this.entries.set(where, entry);
+    entry.poll.start(POLL_READABLE);
   }
 
   /** The interrupt index is disabled. */

@@ -22,11 +22,11 @@ function controller() {
   return { interrupts, gate, rung, bind, act };
 }
 
-test("nothing set up: an interrupt goes nowhere; then MSI-X goes before INTx", (t) => {
+test("MSI-X goes before INTx", (t) => {
   const { interrupts, rung, bind, act } = controller();
-  interrupts.trigger(0);
   bind(Irq.INTX, 0, true);
   interrupts.trigger(3);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
   bind(Irq.MSIX, 0, true, true);
   interrupts.trigger(1);
   act(Irq.MSIX, ACTION_TRIGGER, 0, 0);
@@ -76,9 +76,66 @@ test("reset forgets everything; an unbound vector stays silent", (t) => {
   bind(Irq.MSIX, 0, true, true);
   bind(Irq.MSIX, 0, false);
   interrupts.trigger(0);
+  interrupts.trigger(2);
   interrupts.reset();
   t.false(interrupts.pending(0));
+  bind(Irq.MSIX, 0, true, true, true);
+  t.deepEqual(rung, []);
+});
+
+test("MSI-X disabled and enabled again, as for one vector more: what waits goes on waiting, and what comes meanwhile", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  bind(Irq.MSIX, 0, true, false);
   interrupts.trigger(1);
+  act(Irq.MSIX, ACTION_TRIGGER, 0, 0);
+  interrupts.trigger(0);
+  t.deepEqual(rung, []);
+  bind(Irq.MSIX, 0, false);
+  t.true(interrupts.pending(0));
+  bind(Irq.MSIX, 0, true, true, true);
+  t.deepEqual(rung, ["2:0", "2:1"]);
+  interrupts.trigger(2);
+  t.is(rung.length, 3);
+});
+
+test("an interrupt while nothing is enabled comes with the first message, MSI-X or MSI", (t) => {
+  const first = controller();
+  first.interrupts.trigger(3);
+  first.bind(Irq.MSIX, 0, false);
+  first.bind(Irq.MSIX, 3, true);
+  t.deepEqual(first.rung, ["2:3"]);
+
+  const second = controller();
+  second.interrupts.trigger(3);
+  second.bind(Irq.MSI, 0, true, true);
+  t.deepEqual(second.rung, ["1:1"]);
+  second.act(Irq.MSI, ACTION_TRIGGER, 0, 0);
+  second.interrupts.trigger(0);
+  second.interrupts.forgetPending();
+  second.bind(Irq.MSIX, 0, true);
+  t.is(second.rung.length, 1, "but for a reset");
+});
+
+test("what INTx signalled and nobody handled comes again as a message; what was handled does not", (t) => {
+  const { interrupts, rung, bind, act } = controller();
+  bind(Irq.INTX, 0, true);
+  interrupts.trigger(1);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  interrupts.trigger(2);
+  act(Irq.INTX, ACTION_TRIGGER, 0, 0);
+  bind(Irq.MSIX, 0, true, true, true);
+  t.deepEqual(rung.splice(0), ["0:0", "0:0", "2:2"]);
+
+  // A level is handled when the device says so.
+  act(Irq.MSIX, ACTION_TRIGGER, 0, 0);
+  bind(Irq.INTX, 0, true);
+  interrupts.raise(1);
+  act(Irq.INTX, ACTION_UNMASK, 0, 1);
+  bind(Irq.MSIX, 0, true, true);
+  t.deepEqual(rung.splice(0), ["0:0", "0:0", "2:1"]);
+  act(Irq.MSIX, ACTION_TRIGGER, 0, 0);
+  interrupts.raise(1);
+  interrupts.lower();
   bind(Irq.MSIX, 0, true, true);
   t.deepEqual(rung, []);
 });

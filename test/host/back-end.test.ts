@@ -236,6 +236,37 @@ async function start(t: ExecutionContext) {
   return { ...setup, ring, buffer, kick, call, error };
 }
 
+serial(
+  "an interrupt that nobody took goes on to the next call eventfd, and one without an eventfd to the first",
+  async (t) => {
+    const setup = await start(t);
+    const { backEnd, ring, call } = setup;
+    const setCall = (...fds: number[]) =>
+      ask(setup, Request.SET_VRING_CALL, U64.encode({ value: fds.length > 0 ? 0 : 0x100 }), fds);
+    const complete = () => {
+      ring.add(0, { address: GUEST + 0x8000, length: 16 });
+      const queue = backEnd.queue(0);
+      t.true(queue?.next());
+      queue?.complete(0);
+      return backEnd.call(0);
+    };
+    const [second, third, fourth] = [native.eventfd(0), native.eventfd(0), native.eventfd(0)];
+    t.teardown(() => [second, third, fourth].forEach(closeFd));
+    t.true(complete());
+    t.is(await setCall(second), 0);
+    t.is(native.eventfdRead(second), 1);
+    native.eventfdRead(call);
+    t.is(await setCall(third), 0);
+    t.is(native.eventfdRead(third), 0);
+    t.is(await setCall(), 0);
+    t.false(complete());
+    t.is(await setCall(fourth), 0);
+    t.is(native.eventfdRead(fourth), 1);
+    t.is(await setCall(third), 0);
+    t.is(native.eventfdRead(third), 0);
+  },
+);
+
 serial("a queue runs from its enabling to the stop, and says where it was", async (t) => {
   const setup = await start(t);
   const { backEnd, ring, events, call, qemu } = setup;

@@ -142,6 +142,59 @@ test.serial("an eventfd that unmasks reaches the device process, and the next on
   t.deepEqual(irqs(device, after), [], "gone with the interrupt");
 });
 
+test.serial("a doorbell goes to another vector only when the device process knows of it", async (t) => {
+  const { device, connect } = await setUp(t, { queues: 3 + 2 });
+  const client = await connect();
+  const [a, b, c] = [eventfd(t), eventfd(t), eventfd(t)];
+  await client.setIrqs({ index: Irq.MSIX, eventfds: [a.fd, b.fd] });
+  t.deepEqual(irqs(device)[0].tail, [0, 1]);
+  const held: LinkMessage[] = [];
+  device.onCommand = (received) => {
+    if (received.command !== Command.DEVICE_SET_IRQS) return false;
+    held.push(received);
+    return true;
+  };
+  const answered = (count: number) => device.waitFor(() => held.length === count);
+  const unbound = client.setIrqs({ index: Irq.MSIX, count: 1, eventfds: [] });
+  const bound = client.setIrqs({ index: Irq.MSIX, start: 2, eventfds: [c.fd] });
+  await answered(1);
+  // It still takes vector 0 for bound.
+  device.ring(0);
+  await a.signalled(1);
+  device.reply(held[0]);
+  await answered(2);
+  t.like(told(held[1]), { start: 2, tail: [0] });
+  device.reply(held[1]);
+  await Promise.all([unbound, bound]);
+  device.ring(0);
+  await c.signalled(1);
+  t.is(a.signals, 1);
+
+  // Another eventfd, and the same doorbell.
+  const d = eventfd(t);
+  const bound2 = client.setIrqs({ index: Irq.MSIX, start: 1, eventfds: [d.fd] });
+  await answered(3);
+  device.ring(1);
+  await d.signalled(1);
+  t.like(told(held[2]), { start: 1, tail: [1] });
+  device.reply(held[2]);
+  await bound2;
+
+  // A device process that refuses has no doorbell for them.
+  const refusedBind = client.setIrqs({ index: Irq.MSIX, start: 1, eventfds: [d.fd] });
+  await answered(4);
+  device.reply(held[3], undefined, Errno.EIO);
+  await t.throwsAsync(refusedBind, { instanceOf: ProtocolError });
+  const refusedDisable = client.setIrqs({ index: Irq.MSIX, count: 0 });
+  await answered(5);
+  device.reply(held[4], undefined, Errno.EIO);
+  await t.throwsAsync(refusedDisable, { instanceOf: ProtocolError });
+  device.onCommand = undefined;
+  await client.setIrqs({ index: Irq.MSIX, eventfds: [a.fd, b.fd] });
+  device.ring(0);
+  await a.signalled(2);
+});
+
 test.serial("another device with fewer vectors is told of those that it has", async (t) => {
   const { bridge, frontEnd, connect } = await setUp(t, { queues: QUEUES });
   const client = await connect();

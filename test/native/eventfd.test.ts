@@ -36,6 +36,17 @@ test("a blocking eventfd never blocks: empty, and full", (t) => {
   t.is(native.eventfdRead(event), 1);
 });
 
+test("a count is seen without being taken", (t) => {
+  const event = owned(t, native.eventfd(0));
+  makeBlocking(event);
+  t.false(native.eventfdSignalled(event));
+  native.eventfdWrite(event);
+  t.true(native.eventfdSignalled(event));
+  t.is(native.eventfdRead(event), 1);
+  t.false(native.eventfdSignalled(event));
+  t.throws(() => native.eventfdSignalled(1 << 30), { code: "EBADF" });
+});
+
 test("errors", (t) => {
   const { errno } = constants;
   t.like(

@@ -95,6 +95,44 @@ test("a removed pair is let go: its signals stay, its fds are closed, its count 
   t.throws(() => relaying.count(id), { instanceOf: RangeError });
 });
 
+test("a pair that gets another target loses no signal, and lets go of the one before", async (t) => {
+  const relaying = relay(t);
+  const [source, a, b] = [event(t), event(t), event(t)];
+  const id = relaying.add(source, a);
+  for (let round = 0; round < 2000; round++) {
+    native.eventfdWrite(source);
+    relaying.retarget(id, round % 2 === 0 ? b : a);
+    while (native.eventfdRead(a) + native.eventfdRead(b) === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  t.is(relaying.count(id), 2000);
+  t.deepEqual([fdsOfEventfd(a), fdsOfEventfd(b)], [2, 1]);
+  native.eventfdWrite(source);
+  t.is(await taken(a), 1);
+  t.is(native.eventfdRead(b), 0);
+  const [socket] = pair(t);
+  t.throws(() => relaying.retarget(id, socket), { code: "EINVAL" });
+  t.throws(() => relaying.retarget(id, 1 << 30), { code: "EBADF" });
+  t.throws(() => relaying.retarget(id + 1, b), { code: "ENOENT" });
+  native.eventfdWrite(source);
+  t.is(await taken(a), 1);
+});
+
+test("when a pair is removed its target has every signal", (t) => {
+  const relaying = relay(t);
+  const [source, target] = [event(t), event(t)];
+  for (let round = 0; round < 1000; round++) {
+    const id = relaying.add(source, target);
+    native.eventfdWrite(source);
+    relaying.remove(id);
+    t.true(native.eventfdRead(target) > 0);
+    t.is(native.eventfdRead(source), 0);
+  }
+  relaying.add(source, target);
+  native.eventfdWrite(source);
+  relaying.close();
+  t.true(native.eventfdRead(target) > 0);
+});
+
 test("closing drops all pairs", (t) => {
   const relaying = relay(t);
   const [source, target] = [event(t), event(t)];

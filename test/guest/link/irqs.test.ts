@@ -1,6 +1,6 @@
 /** SET_IRQS over both links: every kind of data with every action, by the eventfds that a client sees signalled. */
 import type { ExecutionContext } from "ava";
-import { close, eventfd, eventfdWrite } from "../../../native/index.js";
+import { close, eventfd, eventfdRead, eventfdWrite } from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { Irq, IrqInfoFlags } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetting } from "../../../shared/vfio-user/client.js";
@@ -235,6 +235,94 @@ both(
     await until(() => device.events.includes("reset"));
     for (const fd of fds) eventfdWrite(fd);
     t.like(endpoint.interrupts.inspect(), { bound: [[], [], [], [], []], masked: [[], [], [], [], []] });
+  },
+  OPTIONS,
+);
+
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+for (const [name, index] of [
+  ["MSI", Irq.MSI],
+  ["MSI-X", Irq.MSIX],
+] as const) {
+  both(
+    `${name}: no interrupt is lost while its vector gets another eventfd, none for a while, or all are disabled`,
+    async (t, { client, device }) => {
+      const eventfds = [signal(t), signal(t)];
+      const [a, b] = eventfds;
+      const bind = (fd: number) => client.setIrqs({ index, start: 1, eventfds: [fd] });
+      const unbind = () => client.setIrqs({ index, start: 1, count: 1, eventfds: [] });
+      const disable = () => client.setIrqs({ index, count: 0 });
+      const mask = () => client.setIrqs({ index, start: 1, count: 1, action: "mask" });
+      const unmask = () => client.setIrqs({ index, start: 1, count: 1, action: "unmask" });
+      const changes: (() => Promise<unknown>)[] = [
+        () => Promise.all([bind(b), bind(a)]),
+        () => Promise.all([unbind(), bind(b)]),
+        () => Promise.all([disable(), bind(a)]),
+        () => Promise.all([mask(), bind(b), unmask()]),
+        () => Promise.all([bind(b), unbind(), disable(), bind(a), bind(b)]),
+      ];
+      await bind(a);
+      for (let round = 0; round < 120; round++) {
+        const changed = changes[round % changes.length]();
+        // At every stage of it, over the rounds.
+        for (let turns = Math.floor(round / changes.length) % 12; turns > 0; turns--) await turn();
+        for (const fd of eventfds) eventfdRead(fd);
+        device.context.interrupts.trigger(1);
+        await changed;
+        let heard = 0;
+        while (heard === 0) {
+          await turn();
+          heard = eventfds.reduce((sum, fd) => sum + eventfdRead(fd), 0);
+        }
+      }
+      t.pass();
+    },
+    OPTIONS,
+  );
+
+  both(
+    `${name}: a signal that the client has not taken goes to the vector's next eventfd, but for a reset`,
+    async (t, { client, device, endpoint }) => {
+      const [a, b, c] = [signal(t), signal(t), signal(t)];
+      const bind = (fd: number) => client.setIrqs({ index, eventfds: [fd] });
+      const signalled = async (fd: number) => {
+        while (eventfdRead(fd) === 0) await turn();
+      };
+      await bind(a);
+      device.context.interrupts.trigger(0);
+      await until(() => endpoint.interrupts.count === 1);
+      await bind(b);
+      await signalled(b);
+      device.context.interrupts.trigger(0);
+      await client.setIrqs({ index, count: 1, eventfds: [] });
+      await client.setIrqs({ index, count: 0 });
+      await bind(c);
+      await signalled(c);
+      device.context.interrupts.trigger(0);
+      await client.setIrqs({ index, count: 0 });
+      await client.reset();
+      eventfdRead(b);
+      await bind(b);
+      await client.getInfo();
+      t.is(eventfdRead(b), 0);
+    },
+    OPTIONS,
+  );
+}
+
+both(
+  "an interrupt while nothing is enabled comes with the first message",
+  async (t, machine) => {
+    const { client } = machine;
+    const [pin, message] = [doorbell(t), doorbell(t)];
+    await client.setIrqs({ index: Irq.INTX, eventfds: [pin.fd] });
+    await client.setIrqs({ index: Irq.INTX, count: 0 });
+    await trigger(machine, 2);
+    const rung = message.next();
+    await client.setIrqs({ index: Irq.MSIX, start: 2, eventfds: [message.fd] });
+    await rung;
+    t.pass();
   },
   OPTIONS,
 );
