@@ -2,6 +2,7 @@
  * The device author's interface: what a PCI device written in TypeScript is, and what it is given. Nothing in here knows
  * how the driver VM is reached.
  */
+import { formatAddress } from "../shared/address.js";
 import type { Log } from "../shared/log.js";
 import type { DeviceRegion } from "./device-regions.js";
 import type { PciIdentity } from "./pci/identity.js";
@@ -19,7 +20,11 @@ export interface Segment {
   length: number;
 }
 
-/** DMA to and from driver-VM memory. Addresses are the driver VM's (IOVA), sizes in bytes. */
+/**
+ * DMA to and from driver-VM memory. Addresses are the driver VM's (IOVA), sizes in bytes. An address of 2^63 or more, as an IOMMU
+ * may make them, is the negative number of two's complement, which keeps it exact: `dmaAddress(low, high)`, or
+ * `registers.getAddress`. Anything further than 2^53 from both ends of the address space is never mapped.
+ */
 export interface Dma {
   /**
    * Zero-copy: finds the longest run from `address` on, at most `length` bytes, that lies in one map and one piece of the
@@ -201,6 +206,6 @@ export class DmaError extends Error {
     readonly length: number,
     access: "read" | "write",
   ) {
-    super(`DMA ${access} of ${length} bytes at 0x${address.toString(16)}: not mapped for it in the driver VM`);
+    super(`DMA ${access} of ${length} bytes at ${formatAddress(address)}: not mapped for it in the driver VM`);
   }
 }

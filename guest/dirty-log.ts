@@ -34,8 +34,8 @@ export function loggedPageSize(wanted: number): number {
 export class DirtyLog {
   #fresh: Pages = new Map();
   readonly #settled: Pages = new Map();
-  /** The chunk of the last mark. */
-  #lastIndex = -1;
+  /** The chunk of the last mark; NaN when there is none, as an index may be negative. */
+  #lastIndex = Number.NaN;
   #lastChunk = new Uint8Array(CHUNK_SIZE);
   /** There was no room for all that was written: everything counts as written. */
   #isFull = false;
@@ -76,7 +76,7 @@ export class DirtyLog {
       else for (let n = 0; n < CHUNK_SIZE; n++) settled[n] |= bits[n];
     }
     this.#fresh = new Map();
-    this.#lastIndex = -1;
+    this.#lastIndex = Number.NaN;
   }
 
   /** Sets the bits of written pages in `bitmap`, which has bitmapSize(address, length, pageSize) bytes. */
@@ -93,7 +93,7 @@ export class DirtyLog {
         this.#reportChunk(base, bits, { address, length, pageSize, bitmap, clear });
         if (!clear || bits.some((byte) => byte !== 0)) continue;
         pages.delete(index);
-        this.#lastIndex = -1;
+        this.#lastIndex = Number.NaN;
       }
     }
   }
@@ -125,7 +125,7 @@ export class DirtyLog {
         this.#isFull = true;
         this.#fresh.clear();
         this.#settled.clear();
-        this.#lastIndex = -1;
+        this.#lastIndex = Number.NaN;
         return false;
       }
       chunk = new Uint8Array(CHUNK_SIZE);

@@ -5,6 +5,7 @@
  * can wait for it.
  */
 
+import { formatAddress } from "../shared/address.js";
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
 import { copyBytes } from "../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "./device.js";
@@ -69,11 +70,13 @@ export class WindowDma implements Dma {
   }
 
   /**
-   * Nothing reaches the map through this object afterwards; segments given out before are the device's to end.
-   * @throws ProtocolError ENOENT when there is no such map
+   * Takes away all maps in a range: nothing reaches them through this object afterwards; segments given out before are the
+   * device's to end. Whether there was any. @throws ProtocolError EINVAL when one is only partly in the range
    */
-  unmap(address: number, size: number): void {
-    this.#maps.remove(address, size);
+  unmap(address: number, size: number): boolean {
+    const maps = this.#maps.within(address, size);
+    this.#maps.removeAll(maps);
+    return maps.length > 0;
   }
 
   unmapAll(): void {
@@ -211,7 +214,7 @@ export class WindowDma implements Dma {
   }
 
   inspect(): unknown {
-    const maps = Array.from(this.#maps, (map) => ({ ...map, address: `0x${map.address.toString(16)}` }));
+    const maps = Array.from(this.#maps, (map) => ({ ...map, address: formatAddress(map.address) }));
     const { bytesRead, bytesWritten, bytesByCopy, bytesByMessage } = this;
     return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };
   }

@@ -175,7 +175,7 @@ export class DeviceEndpoint implements Endpoint {
 
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined {
     const log = dirty && this.#features.logOf(address, size, dirty);
-    this.dma.unmap(address, size);
+    if (!this.dma.unmap(address, size) && dirty === undefined) return undefined;
     // Also of a device that is late: whatever it may still have written to is in the log.
     const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
     const quiesced = this.#quiesce(address, size);

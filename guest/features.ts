@@ -3,6 +3,7 @@
  * Linux gives to the same mistakes: ENOTTY for a feature that is not there, EINVAL for a method that it does not have.
  * Every function logs DMA; migration has only one whose device says how.
  */
+import { exactSpans, formatAddress, wraps } from "../shared/address.js";
 import { isAligned, isPowerOfTwo } from "../shared/bits.js";
 import { Errno, ProtocolError } from "../shared/errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, MAX_DMA_LOGGING_RANGES } from "../shared/limits.js";
@@ -194,15 +195,15 @@ export class DeviceFeatures {
     });
   }
 
-  /** @throws ProtocolError EINVAL: empty, not on a page, overlapping; EOVERFLOW: past 2^53-1 */
+  /** Of what is named, where maps can be. @throws ProtocolError EINVAL: empty, not on a page, overlapping; EOVERFLOW: past 2^64 */
   #ranges(data: DataView, offset: number, count: number, pageSize: number): LoggedRange[] {
     const ranges: LoggedRange[] = [];
     for (let n = 0; n < count; n++) {
       const { iova, length } = this.#range.at(data, offset + n * DmaLoggingRange.size);
-      if (!Number.isSafeInteger(iova + length)) refuse(`a range at ${iova} of ${length}`, Errno.EOVERFLOW);
-      if (length === 0 || !isAligned(iova, pageSize) || !isAligned(length, pageSize))
-        refuse(`a range at ${iova} of ${length}`);
-      ranges.push({ address: iova, size: length });
+      const range = `a range at ${formatAddress(iova)} of ${length}`;
+      if (wraps(iova, length)) refuse(range, Errno.EOVERFLOW);
+      if (length === 0 || !isAligned(iova, pageSize) || !isAligned(length, pageSize)) refuse(range);
+      for (const { start, end } of exactSpans(iova, length)) ranges.push({ address: start, size: end - start });
     }
     ranges.sort((a, b) => a.address - b.address);
     for (let n = 1; n < ranges.length; n++) {
@@ -217,8 +218,9 @@ export class DeviceFeatures {
     const { iova, length, pageSize } = this.#report.at(command.data, command.offset + DeviceFeature.size);
     if (dirtyLog === undefined) refuse("DMA is not logged");
     const size = bitmapSize(iova, length, pageSize);
-    if (size < 0) refuse(`a report of ${length} bytes at ${iova} in pages of ${pageSize}`);
-    if (!dirtyLog.covers(iova, length)) refuse(`a report of ${length} bytes at ${iova}, which are not logged`);
+    const range = `a report of ${length} bytes at ${formatAddress(iova)}`;
+    if (size < 0) refuse(`${range} in pages of ${pageSize}`);
+    if (!dirtyLog.covers(iova, length)) refuse(`${range}, which are not logged`);
     if (size > MAX_DIRTY_BITMAP_SIZE) refuse(`a bitmap of ${size} bytes`, Errno.E2BIG);
     const at = this.#replyTo(command, DmaLoggingReport.size + size);
     dirtyLog.settle();

@@ -1,4 +1,5 @@
 /** What a device's author imports: the interface to implement, and parts to build from. */
+export { dmaAddress } from "../shared/address.js";
 export type { Log } from "../shared/log.js";
 export {
   type BarOptions,

@@ -4,7 +4,7 @@
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_DIRTY_BITMAP_SIZE, MAX_DMA_MAPS, MAX_MESSAGE_FDS } from "../../shared/limits.js";
+import { MAX_DIRTY_BITMAP_SIZE, MAX_MESSAGE_FDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { ClientConnected, IoEvent, LinkCommand } from "../../shared/spec/link.js";
 import {
@@ -20,6 +20,7 @@ import {
   IrqSetFlags,
 } from "../../shared/spec/vfio-user.js";
 import { bitmapSize } from "../../shared/vfio-user/bitmap.js";
+import { unmapRange } from "../../shared/vfio-user/unmap-range.js";
 import type { LinkPendingCommand } from "./command.js";
 import type { Doorbells } from "./doorbells.js";
 import type { Endpoint, IrqChange, Window } from "./link.js";
@@ -48,7 +49,6 @@ export class ClientCommands {
   readonly #maxMessageSize: number;
   readonly #log: Log;
   readonly #fail: CommandedLink["fail"];
-  #maps = 0;
   readonly #dmaMap = DmaMap.view();
   readonly #dmaUnmap = DmaUnmap.view();
   readonly #irqSet = IrqSet.view();
@@ -101,7 +101,6 @@ export class ClientCommands {
     if (inWindow && !inBounds(offset, size, this.#window.size)) {
       throw new ProtocolError(`a map of ${size} bytes at window offset ${offset}`, Errno.EINVAL, Command.DMA_MAP);
     }
-    if (this.#maps >= MAX_DMA_MAPS) throw new ProtocolError("too many DMA maps", Errno.ENOSPC, Command.DMA_MAP);
     this.#endpoint.map({
       address,
       size,
@@ -110,23 +109,15 @@ export class ClientCommands {
       windowOffset: inWindow ? offset : -1,
       isCopied: !inWindow && (flags & DmaMapFlags.FILE_IO) !== 0,
     });
-    this.#maps++;
     command.reply(0);
   }
 
   #unmap(command: LinkPendingCommand): void {
     needLength(command, DmaUnmap.size);
-    const { address, size, flags } = this.#dmaUnmap.at(command.data, command.offset);
-    if (flags === DmaUnmapFlags.GET_DIRTY_BITMAP) {
-      this.#unmapDirty(command, address, size);
-      return;
-    }
-    const unmapped = () => {
-      this.#maps--;
-    };
-    const waiting = this.#endpoint.unmap(address, size)?.then(unmapped);
-    if (waiting === undefined) unmapped();
-    this.#answer(command, waiting);
+    const { address, size } = unmapRange(command.data, command.offset);
+    const { flags } = this.#dmaUnmap.at(command.data, command.offset);
+    if (flags === DmaUnmapFlags.GET_DIRTY_BITMAP) this.#unmapDirty(command, address, size);
+    else this.#answer(command, this.#endpoint.unmap(address, size));
   }
 
   /** The reply is the request and the bitmap behind it. */
@@ -139,7 +130,6 @@ export class ClientCommands {
       throw new ProtocolError(`a bitmap for pages of ${pageSize} bytes`);
     const bitmap = new Uint8Array(length);
     const unmapped = () => {
-      this.#maps--;
       if (!command.active) return;
       command.reserve(bitmapOffset + length);
       const request = command.bytes.subarray(command.offset, command.offset + bitmapOffset);
@@ -166,7 +156,6 @@ export class ClientCommands {
   #clientGone(command: LinkPendingCommand): void {
     this.#log.info("client gone");
     this.doorbells.unbindAll();
-    this.#maps = 0;
     this.#requests.abandonDma(new PeerGone("the client is gone"));
     this.#answer(command, this.#endpoint.disconnected());
   }

@@ -16,7 +16,7 @@ export interface Window {
 
 /** A DMA map as the device sees it. */
 export interface DmaMapping {
-  /** The address that the driver VM uses (IOVA), and the size, in bytes. */
+  /** The address that the driver VM uses (IOVA; see shared/address.ts), and the size, in bytes. */
   readonly address: number;
   readonly size: number;
   readonly readable: boolean;
@@ -77,9 +77,9 @@ export interface Endpoint {
   disconnected(): Promise<void>;
   map(mapping: DmaMapping): void;
   /**
-   * Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in then. Rejects with Overdue, the bitmap
-   * filled in; or with ProtocolError, and it stays mapped: ENOENT when there is no such map, EINVAL when a bitmap is wanted and
-   * DMA is not logged.
+   * Takes away all maps in a range. Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in then. Rejects with
+   * Overdue, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map is only partly in the range, or
+   * a bitmap is wanted and DMA is not logged.
    */
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;

@@ -23,11 +23,11 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
-  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
   RegisterReads,
+  UnmapRequest,
 } from "../../shared/vfio-user/backend.js";
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../shared/vfio-user/register-memory.js";
@@ -184,14 +184,14 @@ export class LocalLink implements Link, Backend {
     map.windowOffset = windowOffset;
   }
 
-  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> | undefined {
-    const unmapped = this.#open().unmap(map.address, map.size, dirty);
-    if (unmapped !== undefined) return this.#unmapLater(map, unmapped);
-    this.#release(map);
+  unmap({ address, size, maps, dirty }: UnmapRequest): Promise<void> | undefined {
+    const unmapped = this.#open().unmap(address, size, dirty);
+    if (unmapped !== undefined) return this.#unmapLater(maps, unmapped);
+    for (const map of maps) this.#release(map);
     return undefined;
   }
 
-  async #unmapLater(map: MemoryMap, unmapped: Promise<void>): Promise<void> {
+  async #unmapLater(maps: readonly MemoryMap[], unmapped: Promise<void>): Promise<void> {
     let kept: Promise<void> | undefined;
     try {
       await unmapped;
@@ -199,7 +199,7 @@ export class LocalLink implements Link, Backend {
       if (!(error instanceof Overdue)) throw error;
       kept = error.finished;
     }
-    this.#release(map, kept);
+    for (const map of maps) this.#release(map, kept);
   }
 
   async setIrqs(request: IrqSetRequest): Promise<void> {

@@ -3,6 +3,7 @@
  * accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them (`pair`), as on a 32-bit bus.
  * Bytes that no register covers read as zero and ignore writes.
  */
+import { dmaAddress } from "../../shared/address.js";
 
 /** One line of a data sheet. Values and masks are unsigned. */
 export interface Register {
@@ -106,6 +107,12 @@ export class RegisterFile<Name extends string = string> {
   get64(name: Paired<Name>): bigint {
     const half = (which: Halves<string>) => BigInt(this.#values[this.#indexOf[which]]);
     return (half(`${name}_HIGH`) << 32n) | half(`${name}_LOW`);
+  }
+
+  /** The same as an address for DMA. */
+  getAddress(name: Paired<Name>): number {
+    const half = (which: Halves<string>) => this.#values[this.#indexOf[which]];
+    return dmaAddress(half(`${name}_LOW`), half(`${name}_HIGH`));
   }
 
   /** Sets the whole value, as the device does: no masks, no hooks. */

@@ -1,7 +1,8 @@
 /** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
-import { DmaMap, DmaMapFlags, DmaUnmap, IrqSet } from "../../shared/spec/vfio-user.js";
-import type { DirtyRequest, IrqSetRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
+import { DmaMap, DmaMapFlags, IrqSet } from "../../shared/spec/vfio-user.js";
+import type { IrqSetRequest, MemoryMap, UnmapRequest } from "../../shared/vfio-user/backend.js";
 import { encodeDirtyUnmap } from "../../shared/vfio-user/client-bodies.js";
+import { encodeUnmapRange } from "../../shared/vfio-user/unmap-range.js";
 
 /** DMA_MAP: with its window offset where it has one; `isCopied`: it is reached by the copy queue. */
 export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
@@ -12,10 +13,10 @@ export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
   return DmaMap.encode({ argsz: DmaMap.size, flags, offset: inWindow ? windowOffset : 0, address, size });
 }
 
-/** DMA_UNMAP; with `dirty` the reply is to have the bitmap behind the same body. */
-export function unmapBody({ address, size }: MemoryMap, dirty?: DirtyRequest): Uint8Array {
-  if (dirty === undefined) return DmaUnmap.encode({ argsz: DmaUnmap.size, address, size });
-  return encodeDirtyUnmap(address, size, dirty.pageSize, dirty.bitmap.length);
+/** DMA_UNMAP of the whole range; with `dirty` the reply is to have the bitmap behind the same body. */
+export function unmapBody(request: UnmapRequest): Uint8Array {
+  const { dirty } = request;
+  return dirty ? encodeDirtyUnmap(request, dirty.pageSize, dirty.bitmap.length) : encodeUnmapRange(request);
 }
 
 /** SET_IRQS with eventfds: `doorbells` are those of the vectors from `start` on. */

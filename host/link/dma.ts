@@ -2,6 +2,7 @@
  * DMA by message: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered. For memory that is
  * not in the window. Only so many are under way at once; then the device process's next messages wait in their queue.
  */
+import { isAddressRange } from "../../shared/address.js";
 import { Errno, isSystemError, ProtocolError } from "../../shared/errors.js";
 import { Command, DmaAccess, Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../shared/vfio-user/backend.js";
@@ -61,7 +62,7 @@ export class DmaRelay {
       refuse(Errno.EAGAIN);
       return;
     }
-    if (!Number.isSafeInteger(address + count) || count > most) {
+    if ((count > 0 && !isAddressRange(address, count)) || count > most) {
       refuse(Errno.EINVAL);
       return;
     }

@@ -18,11 +18,11 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
-  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
   RegisterReads,
+  UnmapRequest,
 } from "../../shared/vfio-user/backend.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
@@ -241,13 +241,14 @@ export class VirtioLink implements Backend {
     });
   }
 
-  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
+  unmap(request: UnmapRequest): Promise<void> {
     return this.#serial.run(async () => {
+      const { maps } = request;
       const isTold = this.process.state === "connected";
-      if (!isTold) allDirty(map, dirty);
-      const isFree = !isTold || (await this.#unmapping.letGo(map, dirty));
-      this.#client?.maps.delete(map);
-      await this.#places.takeBack([map], !isFree);
+      if (!isTold) allDirty(request);
+      const isFree = !isTold || (await this.#unmapping.letGo(request));
+      for (const map of maps) this.#client?.maps.delete(map);
+      await this.#places.takeBack(maps, !isFree);
     });
   }
 

@@ -11,6 +11,9 @@ import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import type { Window } from "../vhost-user/window.js";
 
+/** Unmaps that wait in the window's queue at once. */
+const UNMAPS_AT_ONCE = 256;
+
 export class Places {
   /** What the copy queue reaches. */
   readonly copied: CopiedMemory;
@@ -72,16 +75,24 @@ export class Places {
    * their places until `releaseKept`. Never rejects.
    */
   async takeBack(maps: Iterable<MemoryMap>, keep = false): Promise<void> {
+    const inWindow: MemoryMap[] = [];
     for (const map of maps) {
       this.copied.remove(map);
-      if (map.windowOffset < 0) continue;
-      await this.unmap(map.windowOffset, map.size);
-      if (keep && this.#window.permitted && map.windowOffset >= 0) {
-        this.#kept.push(map.windowOffset);
-        map.windowOffset = -1;
-      } else {
-        this.#forget(map);
-      }
+      if (map.windowOffset >= 0) inWindow.push(map);
+    }
+    // Several in flight: the reply to one may prove that the one before it is committed.
+    for (let first = 0; first < inWindow.length; first += UNMAPS_AT_ONCE) {
+      await Promise.all(inWindow.slice(first, first + UNMAPS_AT_ONCE).map((map) => this.#takeOut(map, keep)));
+    }
+  }
+
+  async #takeOut(map: MemoryMap, keep: boolean): Promise<void> {
+    await this.unmap(map.windowOffset, map.size);
+    if (keep && this.#window.permitted && map.windowOffset >= 0) {
+      this.#kept.push(map.windowOffset);
+      map.windowOffset = -1;
+    } else {
+      this.#forget(map);
     }
   }
 

@@ -2,12 +2,13 @@
  * Taking memory back from the device process: it is asked to let go, and waited for only so long (docs/virtio-vfio-user.md,
  * "DMA_UNMAP").
  */
+import { formatAddress } from "../../shared/address.js";
 import { startDeadline } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { UNMAP_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { Command } from "../../shared/spec/vfio-user.js";
-import type { DirtyRequest, MemoryMap } from "../../shared/vfio-user/backend.js";
+import type { DirtyRequest, UnmapRequest } from "../../shared/vfio-user/backend.js";
 import { setBits } from "../../shared/vfio-user/bitmap.js";
 import { unmapBody } from "./bodies.js";
 import type { Conversation } from "./conversation.js";
@@ -26,14 +27,14 @@ export class Unmapping {
   }
 
   /**
-   * Asks the device process to let go of a map. False when it does not say so in time: the map is then taken by force. What
+   * Asks the device process to let go of all maps in a range, with one message, so that they have one deadline. False when it does not say so in time: the map is then taken by force. What
    * is not known to be unwritten is told as written.
-   * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the map
+   * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the maps
    */
-  async letGo(map: MemoryMap, dirty: DirtyRequest | undefined): Promise<boolean> {
-    const body = unmapBody(map, dirty);
+  async letGo(request: UnmapRequest): Promise<boolean> {
+    const { address, size, maps, dirty } = request;
+    const body = unmapBody(request);
     const answer = this.#conversation.send(Command.DMA_UNMAP, body);
-    const { address, size } = map;
     let stop = () => {};
     const late = new Promise<never>((_, reject) => {
       // One that is late already is not waited for again: the client's deadline is for all of its unmaps together.
@@ -52,8 +53,9 @@ export class Unmapping {
     } catch (error) {
       if (dirty && error instanceof ProtocolError && error.errno !== Errno.ETIMEDOUT) throw error;
       const reason = (error as Error).message;
-      this.#log.warn({ address, size, reason }, "the device did not let go of memory: it is taken by force");
-      allDirty(map, dirty);
+      const range = { address: formatAddress(address), size, maps: maps.length };
+      this.#log.warn({ ...range, reason }, "the device did not let go of memory: it is taken by force");
+      allDirty(request);
       return false;
     } finally {
       stop();
@@ -71,6 +73,6 @@ export class Unmapping {
 }
 
 /** A device process that cannot be asked may have written everything. */
-export function allDirty(map: MemoryMap, dirty: DirtyRequest | undefined): void {
-  if (dirty) setBits(dirty.bitmap, 0, Math.ceil(map.size / dirty.pageSize) - 1);
+export function allDirty({ size, dirty }: UnmapRequest): void {
+  if (dirty) setBits(dirty.bitmap, 0, Math.ceil(size / dirty.pageSize) - 1);
 }

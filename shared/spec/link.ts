@@ -115,7 +115,7 @@ export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32",
  * A request on the copy queue: this, readable, and behind it, for a write, `length` bytes of data; then writable a CopyStatus and
  * behind it, for a read, room for `length` bytes. The address is the driver VM's.
  */
-export const CopyRequest = struct({ address: "u64", length: "u32", flags: "u32" });
+export const CopyRequest = struct({ address: "i64", length: "u32", flags: "u32" });
 /** WRITE: to driver-VM memory. */
 export const CopyFlags = { WRITE: 1 } as const;
 /** 0, or an errno: EINVAL for a request that makes no sense, EFAULT for memory that is not reached so. */

@@ -43,7 +43,7 @@ export const HeaderFlags = {
 /** VERSION, both directions; NUL-terminated JSON follows. */
 export const Version = struct({ major: "u16", minor: "u16" });
 
-export const DmaMap = struct({ argsz: "u32", flags: "u32", offset: "u64", address: "u64", size: "u64" });
+export const DmaMap = struct({ argsz: "u32", flags: "u32", offset: "u64", address: "i64", size: "u64" });
 export const DmaMapFlags = {
   READ: 1,
   WRITE: 2,
@@ -52,8 +52,8 @@ export const DmaMapFlags = {
   FILE_IO: 8,
 } as const;
 
-/** DMA_UNMAP, request and reply; the reply may be followed by a `Bitmap`. */
-export const DmaUnmap = struct({ argsz: "u32", flags: "u32", address: "u64", size: "u64" });
+/** DMA_UNMAP, request and reply, in which `size` is what was unmapped; the reply may be followed by a `Bitmap`. */
+export const DmaUnmap = struct({ argsz: "u32", flags: "u32", address: "i64", size: "u64" });
 export const DmaUnmapFlags = { GET_DIRTY_BITMAP: 1, ALL: 2 } as const;
 export const Bitmap = struct({ pageSize: "u64", size: "u64" });
 
@@ -124,9 +124,9 @@ export const IrqSetFlags = {
 export const RegionAccess = struct({ offset: "u64", region: "u32", count: "u32" });
 
 /** DMA_READ and DMA_WRITE as the specification and libvfio-user have it: data at byte 32 of the message. */
-export const DmaAccess = struct({ address: "u64", count: "u64" });
+export const DmaAccess = struct({ address: "i64", count: "u64" });
 /** The same as the first QEMUs with vfio-user-pci have it: data at byte 28 of a message that is as long as the above. */
-export const DmaAccessQemu = struct({ address: "u64", count: "u32" });
+export const DmaAccessQemu = struct({ address: "i64", count: "u32" });
 
 /** REGION_WRITE_MULTI: `writes` WriteMultiEntry follow. */
 export const WriteMulti = struct({ writes: "u64" });
@@ -159,9 +159,9 @@ export const MigrationState = {
 } as const;
 /** DMA_LOGGING_START: `numRanges` DmaLoggingRange follow. */
 export const DmaLoggingControl = struct({ pageSize: "u64", numRanges: "u32", reserved: 4 });
-export const DmaLoggingRange = struct({ iova: "u64", length: "u64" });
+export const DmaLoggingRange = struct({ iova: "i64", length: "u64" });
 /** DMA_LOGGING_REPORT; the reply's bitmap follows. */
-export const DmaLoggingReport = struct({ iova: "u64", length: "u64", pageSize: "u64" });
+export const DmaLoggingReport = struct({ iova: "i64", length: "u64", pageSize: "u64" });
 
 /** MIG_DATA_READ (request and reply) and MIG_DATA_WRITE; data follows. */
 export const MigData = struct({ argsz: "u32", size: "u32" });

@@ -5,12 +5,13 @@
  * class: one object that can be placed on any bytes and whose properties are the fields. Views are made once and moved
  * (`at`), so that reading a message allocates nothing. Little-endian throughout: VIRTIO, vfio-user and PCI all are.
  *
- * 64-bit fields are numbers: exact up to 2^53-1; a larger value reads as a number above Number.MAX_SAFE_INTEGER, which
- * every bounds check refuses. `u64big` yields the exact BigInt and is for feature bits alone.
+ * 64-bit fields are numbers. `u64`: exact up to 2^53-1, and above that where it is a multiple of 4096; any other larger value
+ * reads as a number above Number.MAX_SAFE_INTEGER, which every bounds check refuses. `i64`, two's complement, is for addresses: see
+ * ../address.ts. `u64big` yields the exact BigInt and is for feature bits alone.
  */
 
 /** Width of each scalar field type in bytes. */
-const WIDTH = { u8: 1, u16: 2, u32: 4, u64: 8, u64big: 8 } as const;
+const WIDTH = { u8: 1, u16: 2, u32: 4, u64: 8, i64: 8, u64big: 8 } as const;
 type Scalar = keyof typeof WIDTH;
 
 /** A field: a scalar, or a run of n bytes that stays uninterpreted (padding, names, nested structures). */
@@ -59,9 +60,28 @@ export function getU64(data: DataView, offset: number): number {
   return data.getUint32(offset, true) + data.getUint32(offset + 4, true) * 0x1_0000_0000;
 }
 
-/** Writes a 64-bit little-endian number. @throws RangeError when it is not an integer of 0 to 2^53-1 */
+/** Reads a 64-bit little-endian number in two's complement. */
+export function getI64(data: DataView, offset: number): number {
+  return data.getUint32(offset, true) + data.getInt32(offset + 4, true) * 0x1_0000_0000;
+}
+
+/** Writes an unsigned 64-bit little-endian number. @throws RangeError when it is none that is exact */
 export function setU64(data: DataView, offset: number, value: number): void {
-  if (!Number.isSafeInteger(value) || value < 0) throw new RangeError(`not an unsigned 53-bit integer: ${value}`);
+  if (!isExact64(value) || value < 0 || value >= 2 ** 64) throw new RangeError(`not an unsigned integer: ${value}`);
+  setWords(data, offset, value);
+}
+
+/** Writes a 64-bit little-endian number in two's complement. @throws RangeError when it is none that is exact */
+export function setI64(data: DataView, offset: number, value: number): void {
+  if (!isExact64(value) || value < -(2 ** 63) || value >= 2 ** 63) throw new RangeError(`not an address: ${value}`);
+  setWords(data, offset, value);
+}
+
+function isExact64(value: number): boolean {
+  return Number.isSafeInteger(value) || value % 4096 === 0;
+}
+
+function setWords(data: DataView, offset: number, value: number): void {
   data.setUint32(offset, value >>> 0, true);
   data.setUint32(offset + 4, Math.floor(value / 0x1_0000_0000), true);
 }
@@ -116,6 +136,15 @@ function property(type: Scalar, at: number): PropertyDescriptor & ThisType<Base>
         },
         set(value: number) {
           setU64(this.$data, this.$offset + at, value);
+        },
+      };
+    case "i64":
+      return {
+        get() {
+          return getI64(this.$data, this.$offset + at);
+        },
+        set(value: number) {
+          setI64(this.$data, this.$offset + at, value);
         },
       };
     case "u64big":

@@ -5,6 +5,7 @@
  */
 
 import type { RegisterMemory } from "./register-memory.js";
+import type { UnmapRange } from "./unmap-range.js";
 
 /** What a termination must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
@@ -22,7 +23,7 @@ export function isPosted({ postedRegions }: DeviceSummary, region: number): bool
   return region < 32 && ((postedRegions >>> region) & 1) === 1;
 }
 
-/** One DMA map of the client's, addresses and sizes in bytes. */
+/** One DMA map of the client's, address (as in ../address.ts) and sizes in bytes. */
 export interface MemoryMap {
   readonly address: number;
   readonly size: number;
@@ -40,11 +41,18 @@ export interface MemoryMap {
   windowOffset: number;
 }
 
-/** DMA_UNMAP that also asks which pages the device wrote. */
+/** DMA_UNMAP: everything in a range goes. */
+export interface UnmapRequest extends UnmapRange {
+  /** What is mapped in the range, all of it wholly. */
+  readonly maps: readonly MemoryMap[];
+  /** Where the client also asks which pages of the range, mapped or not, the device wrote. */
+  readonly dirty?: DirtyRequest | undefined;
+}
+
 export interface DirtyRequest {
   /** Bytes; a power of two. */
   readonly pageSize: number;
-  /** All zeros, and of the size that bitmapSize tells for the map; the backend sets the bits before it resolves. */
+  /** All zeros, and of the size that bitmapSize tells for the range; the backend sets the bits before it resolves. */
   readonly bitmap: Uint8Array;
 }
 
@@ -127,8 +135,8 @@ export interface Backend {
   disconnect(): Promise<void>;
   /** Undefined when it is done already, or the promise of it. @throws what it would reject with */
   map(map: MemoryMap): Promise<void> | undefined;
-  /** The same when nothing touches the memory any more. A failure leaves it mapped. */
-  unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> | undefined;
+  /** The same when nothing touches any of the memory any more. A failure leaves all of it mapped. */
+  unmap(request: UnmapRequest): Promise<void> | undefined;
   setIrqs(request: IrqSetRequest): Promise<void>;
   /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
   handle(command: PendingCommand): void;

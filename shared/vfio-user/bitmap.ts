@@ -1,4 +1,5 @@
 /** Dirty bitmaps: one bit for each page of a range of addresses, in 64-bit words (<linux/vfio.h>, struct vfio_bitmap). */
+import { isAddressRange } from "../address.js";
 import { isPowerOfTwo } from "../bits.js";
 import { PAGE_SIZE } from "../limits.js";
 
@@ -6,10 +7,10 @@ const WORD_BITS = 64;
 
 /**
  * Bytes of the bitmap for `length` bytes at `address` in pages of `pageSize` bytes; for any untrusted numbers. -1 when there
- * is none: the page size is not a power of two from 4096 to `length`, or the range goes past 2^53-1.
+ * is none: the page size is not a power of two from 4096 to `length`, or the range is none of exact addresses (../address.ts).
  */
 export function bitmapSize(address: number, length: number, pageSize: number): number {
-  if (!Number.isSafeInteger(address + length) || address < 0 || length <= 0) return -1;
+  if (!isAddressRange(address, length)) return -1;
   if (!Number.isSafeInteger(pageSize) || pageSize < PAGE_SIZE || pageSize > length || !isPowerOfTwo(pageSize))
     return -1;
   return Math.ceil(Math.ceil(length / pageSize) / WORD_BITS) * (WORD_BITS / 8);

@@ -12,6 +12,7 @@ import {
   WriteMulti,
   WriteMultiEntry,
 } from "../spec/vfio-user.js";
+import { encodeUnmapRange, type UnmapRange } from "./unmap-range.js";
 
 /** What SET_IRQS is to do; the data follows from which of `bools` and `eventfds` is there. */
 export interface IrqSetting {
@@ -30,7 +31,7 @@ export interface RegionWriteEntry {
   readonly bytes: Uint8Array;
 }
 
-/** Memory for the server; addresses and sizes in bytes. */
+/** Memory for the server; address (as in ../address.ts) and sizes in bytes. */
 export interface MapSetting {
   readonly address: number;
   readonly size: number;
@@ -53,9 +54,8 @@ export function encodeMap({ address, size, fdOffset = 0, readable = true, writab
 }
 
 /** DMA_UNMAP that asks for a bitmap of `length` bytes, which the reply has behind the same body. */
-export function encodeDirtyUnmap(address: number, size: number, pageSize: number, length: number): Buffer {
-  const argsz = DmaUnmap.size + Bitmap.size + length;
-  const fixed = DmaUnmap.encode({ argsz, flags: DmaUnmapFlags.GET_DIRTY_BITMAP, address, size });
+export function encodeDirtyUnmap(range: UnmapRange, pageSize: number, length: number): Buffer {
+  const fixed = encodeUnmapRange(range, DmaUnmap.size + Bitmap.size + length, DmaUnmapFlags.GET_DIRTY_BITMAP);
   return Buffer.concat([fixed, Bitmap.encode({ pageSize, size: length })]);
 }
 

@@ -1,4 +1,5 @@
 /** The client's answers to DMA_READ and DMA_WRITE, from memory that was registered; see client-memory.ts for the layouts. */
+import { formatAddress } from "../address.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { KiB, MAX_DATA_XFER_SIZE } from "../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
@@ -55,7 +56,7 @@ export class ClientDma {
     const isQemu = this.layout === "qemu";
     const dataOffset = isQemu ? DmaAccessQemu.size : DmaAccess.size;
     const { address, count } = (isQemu ? qemuView : view).at(frame.data, frame.offset);
-    if (!Number.isSafeInteger(address)) throw new ProtocolError(`no memory at ${address}`, Errno.EFAULT);
+    if (!Number.isSafeInteger(address)) throw new ProtocolError(`no memory at ${formatAddress(address)}`, Errno.EFAULT);
     if (count > MAX_DATA_XFER_SIZE) throw new ProtocolError(`${count} bytes at once`, Errno.E2BIG);
     if (!isRead && (isQemu ? count > length - DmaAccess.size : count !== length - DmaAccess.size)) {
       throw new ProtocolError(`${count} bytes in a body of ${length}`);
@@ -67,7 +68,8 @@ export class ClientDma {
     // What early QEMU answers to the question which layout it has.
     if (count === 0 && isQemu) return DmaAccess.size;
     const range = this.memory.find(address, count);
-    if (range === undefined) throw new ProtocolError(`no memory at ${address} of ${count}`, Errno.EFAULT);
+    if (range === undefined)
+      throw new ProtocolError(`no memory at ${formatAddress(address)} of ${count}`, Errno.EFAULT);
     const at = address - range.address;
     const bytes = range.bytes.subarray(at, at + count);
     if (isRead) {

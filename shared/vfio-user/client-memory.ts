@@ -7,6 +7,7 @@
  * their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes.
  * A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say that all is well.
  */
+import { formatAddress, isAddressRange } from "../address.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
@@ -114,10 +115,10 @@ export class DmaMessages implements ClientMemory {
   }
 
   private async transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
-    if (!Number.isSafeInteger(address) || address < 0 || !Number.isSafeInteger(address + bytes.length)) {
-      throw new ProtocolError(`no DMA address: ${address}`, Errno.EINVAL, command);
-    }
     if (bytes.length === 0) return;
+    if (!isAddressRange(address, bytes.length)) {
+      throw new ProtocolError(`no DMA address: ${formatAddress(address)}`, Errno.EINVAL, command);
+    }
     if (this.layout === undefined) {
       this.probing ??= this.probe();
       await this.probing;
@@ -229,7 +230,8 @@ export class DmaMessages implements ClientMemory {
     const { address } = view.at(frame.data, frame.offset);
     // The high half of early QEMU's count is data.
     const count = frame.data.getUint32(frame.offset + DmaAccess.offsets.count, true);
-    if (address !== request.address || count !== request.count >>> 0) return `${count} bytes at ${address}`;
+    if (address !== request.address || count !== request.count >>> 0)
+      return `${count} bytes at ${formatAddress(address)}`;
     return undefined;
   }
 }

@@ -5,13 +5,13 @@
  * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
 import { connect } from "../../native/index.js";
+import { ADDRESS_SPACE } from "../address.js";
 import { PeerGone } from "../errors.js";
 import {
   Command,
   DeviceFeature,
   DeviceInfo,
   DmaUnmap,
-  DmaUnmapFlags,
   HeaderFlags,
   IrqInfo,
   MigData,
@@ -42,6 +42,7 @@ import { parseRegionInfo, type RegionDescription } from "./region-description.js
 import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
 import { type Reply, type RequestOptions, Requests } from "./requests.js";
 import { closeAll, systemCalls } from "./syscalls.js";
+import { encodeUnmapRange, type UnmapRange } from "./unmap-range.js";
 import {
   type Capabilities,
   DEFAULT_CAPABILITIES,
@@ -155,12 +156,13 @@ export class Client {
     await this.request(Command.DMA_MAP, encodeMap(map), map.fd === undefined ? {} : { fds: [map.fd] });
   }
 
-  async unmapMemory(address: number, size: number): Promise<void> {
-    await this.sendUnmap(0, address, size);
+  /** DMA_UNMAP of all that is mapped in a range of pages. Resolves with the bytes that the server says were unmapped. */
+  unmapMemory(address: number, size: number): Promise<number> {
+    return this.sendUnmap({ address, size });
   }
 
-  async unmapAll(): Promise<void> {
-    await this.sendUnmap(DmaUnmapFlags.ALL, 0, 0);
+  unmapAll(): Promise<number> {
+    return this.sendUnmap({ address: 0, size: ADDRESS_SPACE });
   }
 
   async getInfo(): Promise<{ flags: number; numRegions: number; numIrqs: number }> {
@@ -261,17 +263,17 @@ export class Client {
   /** DMA_UNMAP, with the pages that the device wrote: a bit each for pages of `pageSize` bytes, in 64-bit words. */
   async unmapMemoryDirty(address: number, size: number, pageSize: number): Promise<Uint8Array> {
     const length = Math.max(0, bitmapSize(address, size, pageSize));
-    const body = encodeDirtyUnmap(address, size, pageSize, length);
+    const body = encodeDirtyUnmap({ address, size }, pageSize, length);
     const reply = await this.fixed(Command.DMA_UNMAP, body, body.length + length);
-    if (!body.equals(reply.body.subarray(0, body.length))) badReply(Command.DMA_UNMAP, "another map");
+    if (DmaUnmap.view(reply.data).address !== address) badReply(Command.DMA_UNMAP, "another range");
     return reply.body.subarray(body.length);
   }
 
-  private async sendUnmap(flags: number, address: number, size: number): Promise<void> {
-    const body = DmaUnmap.encode({ argsz: DmaUnmap.size, flags, address, size });
-    const reply = await this.fixed(Command.DMA_UNMAP, body, DmaUnmap.size);
-    const echo = DmaUnmap.view(reply.data);
-    if (echo.address !== address || echo.size !== size) badReply(Command.DMA_UNMAP, "another map");
+  private async sendUnmap(range: UnmapRange): Promise<number> {
+    const reply = await this.fixed(Command.DMA_UNMAP, encodeUnmapRange(range), DmaUnmap.size);
+    const { address, size } = DmaUnmap.view(reply.data);
+    if (address !== range.address || size > range.size) badReply(Command.DMA_UNMAP, "another range");
+    return size;
   }
 
   /** A request whose reply has a body of exactly `length` bytes. */

@@ -4,13 +4,14 @@
  */
 import { close, F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
-import { Errno, ProtocolError } from "../errors.js";
+import { Errno, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
-import type { Backend, DirtyRequest, MemoryMap } from "./backend.js";
+import type { Backend, DirtyRequest, MemoryMap, UnmapRequest } from "./backend.js";
 import { bitmapSize } from "./bitmap.js";
 import type { Frame } from "./connection.js";
 import { DmaTable } from "./dma-table.js";
+import { type UnmapRange, unmapRange } from "./unmap-range.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
 
@@ -20,8 +21,8 @@ type Use = (typeof Use)[keyof typeof Use];
 
 class Entry implements MemoryMap {
   windowOffset = -1;
-  /** The backend is still busy with mapping or unmapping it. */
-  changing = true;
+  /** Settles when the backend, which is busy with mapping or unmapping it, is done. */
+  change: Promise<unknown> | undefined;
 
   constructor(
     readonly address: number,
@@ -61,6 +62,16 @@ const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
 const status = new Float64Array(3);
 const NO_BITMAP = new Uint8Array(0);
 
+interface Release extends UnmapRequest {
+  readonly maps: readonly Entry[];
+}
+
+/** What an unmap did: the bytes that were mapped, and the bitmap, if one was wanted. */
+export interface Unmapped {
+  readonly size: number;
+  readonly bitmap: Uint8Array;
+}
+
 export class DmaMaps {
   private readonly table: DmaTable<Entry>;
   private readonly close: (fd: number) => void;
@@ -92,43 +103,43 @@ export class DmaMaps {
     try {
       mapping = this.options.backend.map(entry);
     } catch (error) {
-      this.forget(entry);
+      this.forget([entry]);
       throw error;
     }
-    if (mapping !== undefined) return this.finishMap(entry, mapping, stillWanted);
-    entry.changing = false;
-    return undefined;
+    if (mapping === undefined) return undefined;
+    const finished = this.finishMap(entry, mapping, stillWanted);
+    entry.change = finished;
+    return finished;
   }
 
   private async finishMap(entry: Entry, mapping: Promise<void>, stillWanted: () => boolean): Promise<void> {
     try {
       await mapping;
     } catch (error) {
-      this.forget(entry);
+      this.forget([entry]);
       throw error;
+    } finally {
+      entry.change = undefined;
     }
-    entry.changing = false;
-    if (!this.ended && !stillWanted()) await this.release(entry);
+    const { address, size } = entry;
+    if (!this.ended && !stillWanted()) await this.release({ address, size, maps: [entry] });
   }
 
   /**
-   * DMA_UNMAP: when nothing uses the memory any more, the bitmap that follows the request's body in the reply; or the promise
-   * of it.
+   * DMA_UNMAP: what was unmapped, when nothing uses the memory any more; or the promise of it.
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
-  unmap(frame: Frame): Uint8Array | Promise<Uint8Array> {
-    const { argsz, flags, address, size } = unmapView.at(frame.data, frame.offset);
+  unmap(frame: Frame): Unmapped | Promise<Unmapped> {
+    const { argsz, flags } = unmapView.at(frame.data, frame.offset);
     const wantsBitmap = flags === DmaUnmapFlags.GET_DIRTY_BITMAP;
     if (flags !== 0 && flags !== DmaUnmapFlags.ALL && !wantsBitmap) refuseUnmap(`flags ${flags}`);
     if (frame.length !== (wantsBitmap ? BITMAP_OFFSET : DmaUnmap.size)) refuseUnmap(`a body of ${frame.length} bytes`);
     if (argsz < DmaUnmap.size || argsz > MAX_DATA_XFER_SIZE) refuseUnmap(`argsz ${argsz}`);
-    if (flags === DmaUnmapFlags.ALL) {
-      if (address !== 0 || size !== 0) refuseUnmap("all, with an address or a size");
-      return this.releaseAll();
-    }
-    const entry = this.table.get(address, size);
-    if (entry.changing) refuseUnmap("it is being mapped or unmapped already", Errno.EBUSY);
-    return this.release(entry, wantsBitmap ? parseBitmap(frame, argsz, entry) : undefined);
+    const range = unmapRange(frame.data, frame.offset);
+    const maps = this.table.within(range.address, range.size);
+    const dirty = wantsBitmap ? parseBitmap(frame, argsz, range) : undefined;
+    if (maps.some(({ change }) => change !== undefined)) return this.releaseLater(range, maps, dirty);
+    return this.release({ ...range, maps, dirty });
   }
 
   /** The client is gone: from now on the backend lets go of everything by itself. */
@@ -142,48 +153,53 @@ export class DmaMaps {
     this.table.clear();
   }
 
-  private release(entry: Entry, dirty?: DirtyRequest): Uint8Array | Promise<Uint8Array> {
-    entry.changing = true;
-    let unmapping: Promise<void> | undefined;
-    try {
-      unmapping = this.options.backend.unmap(entry, dirty);
-    } catch (error) {
-      entry.changing = false;
-      throw error;
-    }
-    if (unmapping !== undefined) return this.finishRelease(entry, unmapping, dirty);
-    this.forget(entry);
-    return dirty?.bitmap ?? NO_BITMAP;
+  private release(request: Release): Unmapped | Promise<Unmapped> {
+    // What the device wrote before its map went is still to be told.
+    if (request.maps.length === 0 && request.dirty === undefined) return this.released(request);
+    const unmapping = this.options.backend.unmap(request);
+    if (unmapping === undefined) return this.released(request);
+    const finished = this.finishRelease(request, unmapping);
+    for (const entry of request.maps) entry.change = finished;
+    return finished;
   }
 
-  private async finishRelease(entry: Entry, unmapping: Promise<void>, dirty?: DirtyRequest): Promise<Uint8Array> {
+  private async finishRelease(request: Release, unmapping: Promise<void>): Promise<Unmapped> {
     try {
       await unmapping;
-    } catch (error) {
-      entry.changing = false;
-      throw error;
+    } finally {
+      for (const entry of request.maps) entry.change = undefined;
     }
-    this.forget(entry);
-    return dirty?.bitmap ?? NO_BITMAP;
+    return this.released(request);
   }
 
-  private async releaseAll(): Promise<Uint8Array> {
-    const releases: Promise<Uint8Array>[] = [];
-    // A copy: the table shrinks meanwhile. One that fails is to hold up no other.
-    for (const entry of [...this.table]) {
-      if (!entry.changing) releases.push((async () => this.release(entry))());
+  /**
+   * After those that the backend is still busy with, as the client was told that they take too long. What it maps meanwhile is
+   * not unmapped.
+   */
+  private async releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
+    let left = maps;
+    for (let changes = changesOf(left); changes.length > 0; changes = changesOf(left)) {
+      await Promise.allSettled(changes);
+      left = left.filter((entry) => this.isThere(entry));
     }
-    for (const result of await Promise.allSettled(releases)) {
-      if (result.status === "rejected") throw result.reason;
-    }
-    return NO_BITMAP;
+    if (this.ended) throw new PeerGone("the client is gone");
+    return this.release({ ...range, maps: left, dirty });
   }
 
-  /** The entry may be gone already, after `clear`. */
-  private forget(entry: Entry): void {
-    if (this.table.at(entry.address) !== entry) return;
-    this.table.remove(entry.address, entry.size);
-    if (entry.fd !== -1) this.close(entry.fd);
+  private released({ maps, dirty }: Release): Unmapped {
+    this.forget(maps);
+    return { size: maps.reduce((sum, { size }) => sum + size, 0), bitmap: dirty?.bitmap ?? NO_BITMAP };
+  }
+
+  /** The entries may be gone already, after `clear`. */
+  private forget(entries: readonly Entry[]): void {
+    const there = entries.filter((entry) => this.isThere(entry));
+    this.table.removeAll(there);
+    for (const { fd } of there) if (fd !== -1) this.close(fd);
+  }
+
+  private isThere(entry: Entry): boolean {
+    return this.table.at(entry.address) === entry;
   }
 
   /** The entry's fd, if any, was taken out of the frame. */
@@ -225,8 +241,12 @@ export class DmaMaps {
   }
 }
 
-/** What the client says about the bitmap must be what the map needs, and the reply fit into argsz. */
-function parseBitmap(frame: Frame, argsz: number, { address, size }: MemoryMap): DirtyRequest {
+function changesOf(entries: readonly Entry[]): Promise<unknown>[] {
+  return entries.flatMap(({ change }) => (change === undefined ? [] : [change]));
+}
+
+/** What the client says about the bitmap must be what the range needs, and the reply fit into argsz. */
+function parseBitmap(frame: Frame, argsz: number, { address, size }: UnmapRange): DirtyRequest {
   const { pageSize, size: length } = bitmapView.at(frame.data, frame.offset + DmaUnmap.size);
   const needed = bitmapSize(address, size, pageSize);
   if (needed < 0 || length !== needed) refuseUnmap(`a bitmap of ${length} bytes for pages of ${pageSize}`);

@@ -1,7 +1,9 @@
 /**
- * A sorted table of address ranges that do not overlap: the DMA maps of a client. Looking up allocates nothing and costs a
- * binary search, or nothing at all when it hits the same range as the last time.
+ * A sorted table of address ranges that do not overlap: the DMA maps of a client. Addresses are as in ../address.ts, and sorted
+ * by number: those of the upper half come first, and no range goes from one half to the other. Looking up allocates nothing and
+ * costs a binary search, or nothing at all when it hits the same range as the last time.
  */
+import { exactSpans, formatAddress, isAddressRange } from "../address.js";
 import { isAligned } from "../bits.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { MAX_DMA_MAPS, PAGE_SIZE } from "../limits.js";
@@ -42,17 +44,17 @@ export class DmaTable<Range extends AddressRange> {
     return this.ranges.values();
   }
 
-  /** @throws ProtocolError EINVAL (size, alignment, past 2^53-1), EEXIST (overlap), ENOSPC (table full) */
+  /** @throws ProtocolError EINVAL (size, alignment, not exact, past 2^64), EEXIST (overlap), ENOSPC (table full) */
   insert(range: Range): void {
     const { address, size } = range;
-    if (!isRange(address, size) || !isAligned(address, this.alignment) || !isAligned(size, this.alignment)) {
-      throw new ProtocolError(`not a range that can be mapped: address ${address}, size ${size}`, Errno.EINVAL);
+    if (!isAddressRange(address, size) || !isAligned(address, this.alignment) || !isAligned(size, this.alignment)) {
+      throw new ProtocolError(`${format(address, size)} cannot be mapped: ${reason(address, size)}`, Errno.EINVAL);
     }
     const index = this.below(address);
     const before = this.ranges[index];
     const after = this.ranges[index + 1];
     if ((before && before.address + before.size > address) || (after && after.address < address + size)) {
-      throw new ProtocolError(`a range at ${address} of ${size} overlaps another`, Errno.EEXIST);
+      throw new ProtocolError(`${format(address, size)} overlaps another range`, Errno.EEXIST);
     }
     if (this.ranges.length >= this.maxEntries) {
       throw new ProtocolError(`more than ${this.maxEntries} ranges`, Errno.ENOSPC);
@@ -65,7 +67,7 @@ export class DmaTable<Range extends AddressRange> {
   get(address: number, size: number): Range {
     const range = this.ranges[this.below(address)];
     if (range === undefined || range.address !== address || range.size !== size) {
-      throw new ProtocolError(`no range at ${address} of ${size}`, Errno.ENOENT);
+      throw new ProtocolError(`no range is ${format(address, size)}`, Errno.ENOENT);
     }
     return range;
   }
@@ -78,6 +80,46 @@ export class DmaTable<Range extends AddressRange> {
     this.ranges.splice(index, 1);
     this.forget();
     return range;
+  }
+
+  /**
+   * The ranges in `size` bytes at `address`, which do not go past 2^64. Both are any multiples of 4096.
+   * @throws ProtocolError EINVAL when that is only a part of one
+   */
+  within(address: number, size: number): Range[] {
+    const found: Range[] = [];
+    for (const { start, end } of exactSpans(address, size)) {
+      const before = this.below(start);
+      const isBefore = before === -1 || this.addresses[before] + this.ranges[before].size <= start;
+      for (let index = isBefore ? before + 1 : before; this.addresses[index] < end; index++) {
+        const range = this.ranges[index];
+        if (range.address < start || range.address + range.size > end) {
+          const whole = format(range.address, range.size);
+          throw new ProtocolError(`${format(address, size)} is only a part of ${whole}`, Errno.EINVAL);
+        }
+        found.push(range);
+      }
+    }
+    return found;
+  }
+
+  /** Takes away ranges that are all there, in one go. */
+  removeAll(ranges: readonly Range[]): void {
+    if (ranges.length === 0) return;
+    if (ranges.length === 1) {
+      this.remove(ranges[0].address, ranges[0].size);
+      return;
+    }
+    const gone = new Set(ranges);
+    let kept = 0;
+    for (const range of this.ranges) {
+      if (gone.has(range)) continue;
+      this.ranges[kept] = range;
+      this.addresses[kept++] = range.address;
+    }
+    this.ranges.length = kept;
+    this.addresses.length = kept;
+    this.forget();
   }
 
   clear(): void {
@@ -134,12 +176,13 @@ export class DmaTable<Range extends AddressRange> {
   }
 }
 
-function isRange(address: number, size: number): boolean {
-  return (
-    Number.isSafeInteger(address) &&
-    Number.isSafeInteger(size) &&
-    address >= 0 &&
-    size > 0 &&
-    Number.isSafeInteger(address + size)
-  );
+function format(address: number, size: number): string {
+  return `${formatAddress(address)}+0x${size.toString(16)}`;
+}
+
+/** Why a range cannot be in a table. */
+function reason(address: number, size: number): string {
+  if (!(size > 0)) return "it is empty";
+  if (isAddressRange(address, size)) return "it is not aligned";
+  return "it goes past 2^64, or is further than 2^53 from both ends of the address space";
 }

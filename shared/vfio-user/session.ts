@@ -6,7 +6,7 @@
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
-import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
 import { type Backend, isPosted } from "./backend.js";
@@ -14,7 +14,7 @@ import { checkBody } from "./bodies.js";
 import { checkRequest } from "./checks.js";
 import { DmaMessages } from "./client-memory.js";
 import { Connection, type ConnectionHandler, type Frame } from "./connection.js";
-import { DmaMaps } from "./dma-maps.js";
+import { DmaMaps, type Unmapped } from "./dma-maps.js";
 import { parseIrqSet } from "./irq-set.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
@@ -47,6 +47,7 @@ export interface SessionOptions {
 }
 
 const access = RegionAccess.view();
+const dmaUnmap = DmaUnmap.view();
 
 export class Session implements ConnectionHandler {
   /** Resolves when the client is gone, the backend has let go of everything, and all fds are closed. */
@@ -258,23 +259,24 @@ export class Session implements ConnectionHandler {
     backend.handle(pending);
   }
 
-  /** The reply is the request, and the bitmap if one was wanted. */
+  /** The reply is the request, with the size that was unmapped, and the bitmap if one was wanted. */
   private unmap(frame: Frame, pending: Pending): void {
     const unmapped = this.maps.unmap(frame);
-    if (unmapped instanceof Uint8Array) this.replyUnmapped(pending, unmapped);
+    if (!(unmapped instanceof Promise)) this.replyUnmapped(pending, unmapped);
     else
       unmapped.then(
-        (bitmap) => this.replyUnmapped(pending, bitmap),
+        (done) => this.replyUnmapped(pending, done),
         (error) => this.failWith(pending, error),
       );
   }
 
-  private replyUnmapped(pending: Pending, bitmap: Uint8Array): void {
+  private replyUnmapped(pending: Pending, { size, bitmap }: Unmapped): void {
     if (!pending.active) return;
     const { bytes, offset, length } = pending;
     pending.reserve(length + bitmap.length);
     const { replyBytes, replyOffset } = pending;
     copyBytes(bytes, offset, replyBytes, replyOffset, length);
+    dmaUnmap.at(pending.replyData, replyOffset).size = size;
     replyBytes.set(bitmap, replyOffset + length);
     pending.reply(length + bitmap.length);
   }

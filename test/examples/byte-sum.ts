@@ -17,7 +17,7 @@ export default function create(): Device {
 
   async function sum(): Promise<void> {
     const bytes = new Uint8Array(registers.get("LENGTH"));
-    await context.dma.read(registers.get("ADDRESS_LOW") + registers.get("ADDRESS_HIGH") * 2 ** 32, bytes);
+    await context.dma.read(registers.getAddress("ADDRESS"), bytes);
     let total = 0;
     for (const byte of bytes) total += byte;
     registers.set("SUM", total);

@@ -9,7 +9,7 @@ import {
   type PciCapabilities,
   type PciIdentity,
 } from "../../guest/device.js";
-import { getUint, setUint } from "../../shared/struct/struct.js";
+import { getI64, getUint, setUint } from "../../shared/struct/struct.js";
 
 export const Registers = { SOURCE: 0, TARGET: 8, LENGTH: 0x10, COMMAND: 0x14, STATUS: 0x18, SCRATCH: 0x40 } as const;
 /** COPY moves bytes, then triggers vector 1 (0 when it failed). */
@@ -96,8 +96,8 @@ export class CopyDevice implements Device {
 
   async #copy(sync: boolean): Promise<void> {
     const { dma } = this.context;
-    const source = Number(this.#data.getBigUint64(Registers.SOURCE, true));
-    const target = Number(this.#data.getBigUint64(Registers.TARGET, true));
+    const source = getI64(this.#data, Registers.SOURCE);
+    const target = getI64(this.#data, Registers.TARGET);
     const bytes = new Uint8Array(this.#data.getUint32(Registers.LENGTH, true));
     if (sync) {
       dma.readSync(source, bytes);

@@ -53,7 +53,8 @@ export function pack(id: number, command: number, flags: number, body: Uint8Arra
   return message;
 }
 
-const address = (random: Choices) => random.below(64) * 16 * PAGE;
+/** Near the beginning of the address space, or near its end. */
+const address = (random: Choices) => (random.below(64) - random.pick([0, 0, 0, 64])) * 16 * PAGE;
 const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
 const u64 = (value: number) => new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
 
@@ -117,7 +118,7 @@ function dmaMap(random: Choices, fds: FdPool): Body {
 
 function dmaUnmap(random: Choices): Body {
   const all = random.chance(10);
-  const size = all ? 0 : random.pick([1, 1, 2, 16, 256]) * PAGE;
+  const size = all ? 0 : random.pick([1, 1, 2, 16, 256, 2 ** 30, 2 ** 51]) * PAGE;
   const flags = all ? DmaUnmapFlags.ALL : random.chance(10) ? DmaUnmapFlags.GET_DIRTY_BITMAP : 0;
   const fixed = DmaUnmap.encode({ argsz: DmaUnmap.size, flags, address: all ? 0 : address(random), size });
   const bytes =

@@ -152,3 +152,18 @@ test("random marks and reports are as a plain list of pages has them", (t) => {
     for (const i of expected) model.delete(first + i);
   }
 });
+
+test("pages right below 2^64 are logged like any others", (t) => {
+  const log = new DirtyLog(PAGE, [{ address: -MiB, size: MiB }]);
+  log.mark(-1, 1);
+  log.mark(-MiB, 1);
+  log.mark(0, 1);
+  log.mark(-3 * PAGE - 1, 2);
+  t.true(log.covers(-MiB, MiB));
+  t.false(log.covers(0, PAGE));
+  t.deepEqual(report(log, -8 * PAGE, 8 * PAGE, PAGE, "nothing"), [4, 5, 7]);
+  t.deepEqual(report(log, -MiB, MiB), [0, 252, 253, 255]);
+  t.deepEqual(report(log, -MiB, MiB), []);
+  log.mark(-PAGE, PAGE);
+  t.deepEqual(report(log, -PAGE, PAGE), [0]);
+});

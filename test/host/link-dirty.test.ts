@@ -68,5 +68,5 @@ test.serial("an unmap with a bitmap while no device process is there: all may ha
   frontEnd.reset();
   await client.regionRead(0, 0, 4);
   t.deepEqual(await unmap(), ALL_DIRTY);
-  await t.throwsAsync(unmap(), { message: new RegExp(`errno ${Errno.ENOENT}`) });
+  t.deepEqual(await unmap(), ALL_DIRTY, "nor is anything known of where nothing is mapped");
 });

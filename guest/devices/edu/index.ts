@@ -58,7 +58,8 @@ export function createEdu(dmaBits = 28, delay: () => Promise<unknown> = setImmed
   function transfer(command: number, previous: number): void {
     if ((command & ~previous & Command.RUN) === 0) return;
     const toMemory = (command & Command.TO_MEMORY) !== 0;
-    const address = Number(BigInt.asUintN(Math.min(dmaBits, 64), registers.get64(toMemory ? "TARGET" : "SOURCE")));
+    const wanted = BigInt.asUintN(Math.min(dmaBits, 64), registers.get64(toMemory ? "TARGET" : "SOURCE"));
+    const address = Number(BigInt.asIntN(64, wanted));
     const at = Number(registers.get64(toMemory ? "SOURCE" : "TARGET")) - BUFFER.OFFSET;
     const count = Number(registers.get64("COUNT"));
     context.run(async () => {

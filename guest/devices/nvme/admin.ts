@@ -1,4 +1,5 @@
 /** NVM Express 1.4, section 5: the admin command set. */
+import { isExact } from "../../../shared/address.js";
 import type { DeviceContext } from "../../device.js";
 import type { RegisterFile } from "../../pci/registers.js";
 import type { Command } from "./command.js";
@@ -11,7 +12,7 @@ import { type Identity, identifyController, identifyNamespace, namespaceDescript
 import type { KeepAlive } from "./keep-alive.js";
 import type { LogPages } from "./log-pages.js";
 import type { Namespaces } from "./namespaces.js";
-import { CompletionQueue, SubmissionQueue } from "./queues.js";
+import { CompletionQueue, MAX_RING_SIZE, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
 import { AdminOpcode, CQES, Feature, SQES, Status, Timestamp } from "./spec.js";
@@ -257,7 +258,7 @@ export class AdminCommands {
   #checkBase({ prp1, cdw11 }: Command): number {
     if ((cdw11 & PHYSICALLY_CONTIGUOUS) === 0) return Status.INVALID_FIELD;
     if (prp1 % this.#sources.engine.commands.pageSize !== 0) return Status.PRP_OFFSET_INVALID;
-    if (prp1 > Number.MAX_SAFE_INTEGER - 0x1_0000_0000) return Status.DATA_TRANSFER_ERROR;
+    if (!isExact(prp1, MAX_RING_SIZE)) return Status.DATA_TRANSFER_ERROR;
     return Status.SUCCESS;
   }
 
@@ -302,9 +303,8 @@ export class AdminCommands {
   #configureDoorbells({ prp1, prp2 }: Command): number {
     const { context, engine, features } = this.#sources;
     for (const address of [prp1, prp2]) {
-      if (address % engine.commands.pageSize !== 0 || address > Number.MAX_SAFE_INTEGER - engine.commands.pageSize) {
-        return Status.INVALID_FIELD;
-      }
+      const { pageSize } = engine.commands;
+      if (address % pageSize !== 0 || !isExact(address, pageSize)) return Status.INVALID_FIELD;
     }
     const doorbells = new ShadowDoorbells(context.dma, prp1, prp2, features.queues);
     return engine.shadow.start(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;

@@ -1,6 +1,7 @@
 /** NVM Express 1.4, section 7.6.1: what the driver's set-up of the registers has to be for a controller to get ready. */
+import { isExact } from "../../../shared/address.js";
 import type { RegisterFile } from "../../pci/registers.js";
-import { CompletionQueue, SubmissionQueue } from "./queues.js";
+import { CompletionQueue, MAX_RING_SIZE, SubmissionQueue } from "./queues.js";
 import { Aqa, Cc, MPSMAX, type RegisterName } from "./registers.js";
 
 export interface AdminQueues {
@@ -14,8 +15,8 @@ export interface AdminQueues {
 export function adminQueuesOf(registers: RegisterFile<RegisterName>): AdminQueues | string {
   const cc = registers.get("CC");
   const aqa = registers.get("AQA");
-  const submission = registers.get("ASQ_LOW") + registers.get("ASQ_HIGH") * 0x1_0000_0000;
-  const completion = registers.get("ACQ_LOW") + registers.get("ACQ_HIGH") * 0x1_0000_0000;
+  const submission = registers.getAddress("ASQ");
+  const completion = registers.getAddress("ACQ");
   const pageSize = Cc.pageSizeOf(cc);
   if (Cc.cssOf(cc) !== 0) return "CC.CSS is not the NVM command set";
   if (Cc.mpsOf(cc) > MPSMAX) return "CC.MPS is above CAP.MPSMAX";
@@ -31,5 +32,5 @@ export function adminQueuesOf(registers: RegisterFile<RegisterName>): AdminQueue
 
 /** Address 0 is as good as any other to an IOMMU. Memory that is not there is noticed when it is used. */
 function isQueueBase(address: number, pageSize: number): boolean {
-  return address % pageSize === 0 && address <= Number.MAX_SAFE_INTEGER - 0x1_0000_0000;
+  return address % pageSize === 0 && isExact(address, MAX_RING_SIZE);
 }

@@ -3,10 +3,11 @@
  * pages become one range. Each list entry is read exactly once. Lists may be chained and of any length; the data length
  * bounds them.
  *
- * Offsets in a page are taken by `&`, which looks at the low 32 bits of any number; `%` on one beyond them calls C's fmod.
+ * Addresses are as in shared/address.ts. Offsets in a page are taken by `&`, which looks at the low 32 bits of any number; `%` on
+ * one beyond them calls C's fmod.
  */
-
-import { getU64 } from "../../../shared/struct/struct.js";
+import { isExact } from "../../../shared/address.js";
+import { getI64 } from "../../../shared/struct/struct.js";
 import type { Dma } from "../../device.js";
 import type { ScatterList } from "../../scatter-list.js";
 import { LIST_WANTED, type ListReader, readLists, readListsByMessages } from "./data-lists.js";
@@ -59,7 +60,7 @@ export class PrpReader implements ListReader {
     const entries = this.listLength / ENTRY_SIZE;
     const chained = entries * this.#pageSize < this.#remaining;
     for (let n = 0; n < entries; n++) {
-      const address = getU64(data, offset + n * ENTRY_SIZE);
+      const address = getI64(data, offset + n * ENTRY_SIZE);
       if ((address & (this.#pageSize - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
       if (chained && n === entries - 1) return this.#wantList(address);
       const status = this.#add(address, Math.min(this.#remaining, this.#pageSize));
@@ -71,14 +72,14 @@ export class PrpReader implements ListReader {
   #wantList(address: number): number {
     if ((address & (ENTRY_SIZE - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
     const room = this.#pageSize - (address & (this.#pageSize - 1));
-    if (!(address <= Number.MAX_SAFE_INTEGER - room)) return Status.DATA_TRANSFER_ERROR;
+    if (!isExact(address, room)) return Status.DATA_TRANSFER_ERROR;
     this.listAddress = address;
     this.listLength = Math.min(room, Math.ceil(this.#remaining / this.#pageSize) * ENTRY_SIZE);
     return LIST_WANTED;
   }
 
   #add(address: number, length: number): number {
-    if (!(address <= Number.MAX_SAFE_INTEGER - length)) return Status.DATA_TRANSFER_ERROR;
+    if (!isExact(address, length)) return Status.DATA_TRANSFER_ERROR;
     this.#ranges.add(address, length);
     this.#remaining -= length;
     return Status.SUCCESS;

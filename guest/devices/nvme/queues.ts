@@ -5,10 +5,13 @@
  */
 import type { Dma } from "../../device.js";
 import { newSegment, Words } from "./segment.js";
-import { COMPLETION_ENTRY_SIZE, Completion, Status } from "./spec.js";
+import { COMPLETION_ENTRY_SIZE, Completion, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
 
 /** CID and STATUS share the last 32-bit word of an entry. */
 const LAST_WORD = Completion.offsets.CID;
+
+/** Bytes of the largest ring that a driver can ask for: an admin queue's. */
+export const MAX_RING_SIZE = 4096 * SUBMISSION_ENTRY_SIZE;
 
 /** What a doorbell write was. */
 export const Doorbell = { ACCEPTED: 0, INVALID: 1 } as const;

@@ -3,6 +3,7 @@
  * segments, addresses and lengths in dwords (Identify, SGLS). Each descriptor is read exactly once, and a command has
  * MAX_DESCRIPTORS of them at most, whatever its segments say. Left out: bit buckets, keyed and transport descriptors.
  */
+import { isExact } from "../../../shared/address.js";
 import type { Dma } from "../../device.js";
 import type { ScatterList } from "../../scatter-list.js";
 import { LIST_WANTED, type ListReader, readLists, readListsByMessages } from "./data-lists.js";
@@ -78,7 +79,7 @@ export class SglReader implements ListReader {
         if (!isFinal || this.#isLastSegment || length === 0 || length % SGL_DESCRIPTOR_SIZE !== 0) {
           return Status.INVALID_SGL_SEGMENT_DESCRIPTOR;
         }
-        if (!(address <= Number.MAX_SAFE_INTEGER - length)) return Status.DATA_TRANSFER_ERROR;
+        if (!isExact(address, length)) return Status.DATA_TRANSFER_ERROR;
         this.listAddress = address;
         this.#segmentLeft = length;
         this.#isLastSegment = id === SglType.LAST_SEGMENT;
@@ -96,7 +97,7 @@ export class SglReader implements ListReader {
   #add(address: number, length: number): number {
     if ((address & 3) !== 0) return Status.SGL_OFFSET_INVALID;
     if ((length & 3) !== 0 || length > this.#remaining) return Status.DATA_SGL_LENGTH_INVALID;
-    if (!(address <= Number.MAX_SAFE_INTEGER - length)) return Status.DATA_TRANSFER_ERROR;
+    if (!isExact(address, length)) return Status.DATA_TRANSFER_ERROR;
     if (length > 0) this.#ranges.add(address, length);
     this.#remaining -= length;
     return Status.SUCCESS;

@@ -28,9 +28,9 @@ export const Command = struct({
   CID: "u16",
   NSID: "u32",
   reserved: 8,
-  MPTR: "u64",
-  PRP1: "u64",
-  PRP2: "u64",
+  MPTR: "i64",
+  PRP1: "i64",
+  PRP2: "i64",
   CDW10: "u32",
   CDW11: "u32",
   CDW12: "u32",
@@ -43,7 +43,7 @@ export const Command = struct({
 export const Psdt = { PRP: 0, SGL: 1, SGL_AND_METADATA: 2, RESERVED: 3 } as const;
 
 /** 4.4, Figure 113: SGL descriptor. ID has the type in bits 7:4; bits 3:0, the sub type, are 0 for an address. */
-export const SglDescriptor = struct({ ADDRESS: "u64", LENGTH: "u32", reserved: 3, ID: "u8" });
+export const SglDescriptor = struct({ ADDRESS: "i64", LENGTH: "u32", reserved: 3, ID: "u8" });
 export const SGL_DESCRIPTOR_SIZE = SglDescriptor.size;
 /** Figure 114, in ID's place. */
 export const SglType = { DATA_BLOCK: 0x00, SEGMENT: 0x20, LAST_SEGMENT: 0x30 } as const;

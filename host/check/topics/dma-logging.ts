@@ -131,7 +131,7 @@ const logging: Check[] = [
       expectEqual("the bitmap's page size", Bitmap.view(data, DmaUnmap.size).pageSize, PAGE);
       expectEqual("the bitmap's size", Bitmap.view(data, DmaUnmap.size).size, size);
       const count = countBits(body.subarray(fixed), PAGES);
-      expectRefusal(await session.request(DMA_UNMAP, encodeUnmap({ size: RANGE.length })), DMA_UNMAP);
+      await map(session, { size: RANGE.length });
       await stop(session);
       return written(count);
     },
@@ -150,7 +150,7 @@ const logging: Check[] = [
       const answer = await session.request(DMA_UNMAP, request);
       const note = expectReply(answer, DMA_UNMAP);
       if (answer !== undefined && isError(answer)) await unmap(session);
-      else expectRefusal(await session.request(DMA_UNMAP, encodeUnmap()), DMA_UNMAP);
+      else await map(session);
       return note;
     },
   },

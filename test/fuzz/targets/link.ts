@@ -182,7 +182,9 @@ async function call(random: Choices, client: Client, memory: number, doorbell: n
         ...(random.chance(70) ? { fd: memory, writable: random.chance(80) } : {}),
       });
     case 2:
-      return random.chance(80) ? client.unmapMemory(address, MAP_SIZE) : client.unmapAll();
+      return void (await (random.chance(80)
+        ? client.unmapMemory(address, MAP_SIZE * random.between(1, 4))
+        : client.unmapAll()));
     case 3: {
       const eventfds = Array.from({ length: random.between(1, 4) }, () => doorbell);
       return client.setIrqs(random.chance(70) ? { index: Irq.MSIX, eventfds } : { index: Irq.MSIX });

@@ -155,7 +155,7 @@ async function call(random: Choices, client: Client): Promise<void> {
     case 3:
       return client.mapMemory({ address: 0x1000, size: 0x1000, ...(random.chance(50) ? { fd } : {}) });
     case 4:
-      return random.chance(80) ? client.unmapMemory(0x1000, 0x1000) : client.unmapAll();
+      return void (await (random.chance(80) ? client.unmapMemory(0x1000, 0x1000) : client.unmapAll()));
     case 5:
       return void (await client.regionRead(0, 16, length));
     case 6:

@@ -187,6 +187,54 @@ both(
   },
 );
 
+each("DMA right below 2^64, where an IOMMU's allocator begins", async (t, machine) => {
+  const { client, kind, device, enable, bind, copy } = machine;
+  const { fd, bytes } = memory(t, SIZE);
+  const own = new Uint8Array(2 * PAGE_SIZE);
+  await client.mapMemory({ address: -SIZE, size: SIZE, fd });
+  await client.mapMemory({ address: 0, size: PAGE_SIZE, fd });
+  await client.mapMemory({ address: -SIZE - 2 * PAGE_SIZE, size: 2 * PAGE_SIZE });
+  client.registerMemory(-SIZE - 2 * PAGE_SIZE, own);
+  await enable();
+  await bind();
+  bytes.set([1, 2, 3, 4], SIZE - 4);
+  t.is(await copy(-4, -SIZE + 9, 4), Statuses.DONE);
+  t.deepEqual([...bytes.subarray(9, 13)], [1, 2, 3, 4]);
+  t.is(await copy(-SIZE + 9, -SIZE - PAGE_SIZE - 2, 4), Statuses.DONE, "by messages, to and fro");
+  t.deepEqual([...own.subarray(PAGE_SIZE - 2, PAGE_SIZE + 2)], [1, 2, 3, 4]);
+  t.is(await copy(-SIZE - PAGE_SIZE - 1, -SIZE - 1, 1), Statuses.DONE);
+  t.is(own.at(-1), 2);
+  t.is(await copy(2 ** 60, -SIZE, 1), Statuses.DMA_ERROR);
+  if (kind !== "isolated") t.is(device.context.dma.view(-4, 4, "read")?.[3], 4);
+  t.is(await client.unmapMemory(-SIZE, SIZE), SIZE);
+  t.is(await copy(-4, -SIZE - PAGE_SIZE, 1), Statuses.DMA_ERROR);
+  t.is(await client.unmapMemory(PAGE_SIZE, 2 ** 64 - PAGE_SIZE), 2 * PAGE_SIZE);
+});
+
+each("an unmap of a range takes all maps in it, with one quiesce, and refuses to cut one", async (t, machine) => {
+  const { client, device, enable, bind, copy } = machine;
+  const { fd } = memory(t, SIZE);
+  const count = 5;
+  for (let n = 0; n < count; n++) {
+    await client.mapMemory({ address: BASE + n * 2 * PAGE_SIZE, size: PAGE_SIZE, fd, fdOffset: n * PAGE_SIZE });
+  }
+  await enable();
+  await bind();
+  await t.throwsAsync(client.unmapMemory(BASE - SIZE, SIZE + PAGE_SIZE / 2), { message: /errno 22/ });
+  await client.mapMemory({ address: BASE - SIZE, size: SIZE, fd });
+  await t.throwsAsync(client.unmapMemory(BASE - PAGE_SIZE, SIZE), { message: /errno 22/ });
+  t.is(await copy(BASE, BASE + 2 * PAGE_SIZE, 4), Statuses.DONE, "all is as it was");
+  device.events.length = 0;
+  t.is(await client.unmapMemory(BASE - 2 * SIZE, 2 ** 40), SIZE + count * PAGE_SIZE);
+  t.deepEqual(device.events, ["quiesce"]);
+  for (const address of [BASE - SIZE, BASE, BASE + 2 * (count - 1) * PAGE_SIZE]) {
+    t.is(await copy(address, address, 4), Statuses.DMA_ERROR);
+  }
+  t.is(await client.unmapMemory(BASE, PAGE_SIZE), 0);
+  t.deepEqual(device.events, ["quiesce"], "there was nothing to end");
+  await client.mapMemory({ address: BASE - SIZE, size: 2 * SIZE });
+});
+
 both(
   "reset: waits for the device, and puts config space back",
   async (t, { client, device, enable, write32, read32 }) => {

@@ -124,8 +124,16 @@ test("bodies that are too short, and what is out of bounds, get an error reply a
   t.is((await map({ size: 0 })).errno, Errno.EINVAL);
   t.is((await map({})).errno, 0);
   t.is((await map({})).errno, Errno.EEXIST);
-  const unmap = DmaUnmap.encode({ argsz: 24, address: ADDRESS, size: 0x2000 });
-  t.is((await bridge.request(Command.DMA_UNMAP, unmap)).errno, Errno.ENOENT);
+  t.is((await map({ address: ADDRESS + 0x1000, size: 0x2000 })).errno, 0);
+  const unmap = async (address: number, size: number) =>
+    (await bridge.request(Command.DMA_UNMAP, DmaUnmap.encode({ argsz: 24, address, size }))).errno;
+  t.is(await unmap(ADDRESS, 0x2000), Errno.EINVAL, "a map and a half");
+  t.is(await unmap(ADDRESS, 0), Errno.EINVAL);
+  t.is(await unmap(-0x1000, 0x2000), Errno.EINVAL, "past 2^64");
+  t.is((await map({})).errno, Errno.EEXIST, "all is there as it was");
+  t.is(await unmap(ADDRESS, -ADDRESS + 2 ** 64), 0, "both");
+  t.is(await unmap(ADDRESS, 0x1000), 0, "nothing is left");
+  t.is((await map({ size: 0x3000 })).errno, 0);
   const read = RegionAccess.encode({ offset: 0xfff, region: 0, count: 2 });
   t.is((await bridge.request(Command.REGION_READ, read)).errno, Errno.EINVAL);
   const cut = Buffer.concat([RegionAccess.encode({ offset: 0, region: 0, count: 8 }), new Uint8Array(4)]);

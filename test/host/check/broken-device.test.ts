@@ -11,7 +11,7 @@ import {
   RegionInfo,
   RegionIoFds,
 } from "../../../shared/spec/vfio-user.js";
-import type { DirtyRequest, PendingCommand } from "../../../shared/vfio-user/backend.js";
+import type { PendingCommand, UnmapRequest } from "../../../shared/vfio-user/backend.js";
 import { check, idsOf, withServer } from "./fixture.js";
 import { FullDevice, OWN_REGION, type Reply } from "./full-device.js";
 
@@ -157,9 +157,9 @@ class ShortBitmap extends FullDevice {
 }
 
 class StrayUnmap extends FullDevice {
-  override async unmap(map: unknown, dirty?: DirtyRequest): Promise<void> {
-    await super.unmap(map, dirty);
-    dirty?.bitmap.fill(0xff);
+  override async unmap(request: UnmapRequest): Promise<void> {
+    await super.unmap(request);
+    request.dirty?.bitmap.fill(0xff);
   }
 }
 

@@ -41,9 +41,9 @@ import {
 import type {
   Backend,
   DeviceSummary,
-  DirtyRequest,
   IrqSetRequest,
   PendingCommand,
+  UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
 import { bitmapSize } from "../../../shared/vfio-user/bitmap.js";
 
@@ -125,7 +125,7 @@ export class FullDevice implements Backend {
   }
 
   async map(): Promise<void> {}
-  async unmap(_map: unknown, dirty?: DirtyRequest): Promise<void> {
+  async unmap({ dirty }: UnmapRequest): Promise<void> {
     if (dirty && !this.logging) throw new ProtocolError("nothing is logged", Errno.EINVAL);
     if (dirty) dirty.bitmap[0] = 1;
   }

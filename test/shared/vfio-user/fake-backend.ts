@@ -7,10 +7,10 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
-  DirtyRequest,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
+  UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
 
 export class FakeBackend implements Backend {
@@ -33,7 +33,7 @@ export class FakeBackend implements Backend {
   onConnect: (() => Promise<void>) | undefined;
   onDisconnect: (() => Promise<void>) | undefined;
   onMap: ((map: MemoryMap) => Promise<void>) | undefined;
-  onUnmap: ((map: MemoryMap, dirty?: DirtyRequest) => Promise<void>) | undefined;
+  onUnmap: ((request: UnmapRequest) => Promise<void>) | undefined;
   onIrqs: ((request: IrqSetRequest) => Promise<void>) | undefined;
   onCommand: ((command: PendingCommand) => void) | undefined;
 
@@ -61,11 +61,13 @@ export class FakeBackend implements Backend {
     this.maps.push(map);
   }
 
-  async unmap(map: MemoryMap, dirty?: DirtyRequest): Promise<void> {
-    await this.onUnmap?.(map, dirty);
-    const index = this.maps.indexOf(map);
-    if (index === -1) throw new Error("unmap of what is not mapped");
-    this.maps.splice(index, 1);
+  async unmap(request: UnmapRequest): Promise<void> {
+    await this.onUnmap?.(request);
+    for (const map of request.maps) {
+      const index = this.maps.indexOf(map);
+      if (index === -1) throw new Error("unmap of what is not mapped");
+      this.maps.splice(index, 1);
+    }
   }
 
   async setIrqs(request: IrqSetRequest): Promise<void> {

@@ -162,14 +162,40 @@ test("misaligned entries are refused", async (t) => {
 
 test("addresses that no memory can have are refused", async (t) => {
   const dma = memory();
-  const top = 2 ** 64 - PAGE;
+  const top = 2 ** 62;
   t.is((await resolve(t, dma, top, 0, 512)).status, DATA_TRANSFER_ERROR);
   t.is((await resolve(t, dma, BASE, top, 2 * PAGE)).status, DATA_TRANSFER_ERROR);
   t.is((await resolve(t, dma, BASE, top, 3 * PAGE)).status, DATA_TRANSFER_ERROR);
-  list(dma, PAGE, [BASE, 0xffff_ffff_ffff_f000n]);
+  list(dma, PAGE, [BASE, 0x7fff_ffff_ffff_f000n]);
   t.is((await resolve(t, dma, BASE, BASE + PAGE, 3 * PAGE)).status, DATA_TRANSFER_ERROR);
   list(dma, PAGE, [BASE, 2n ** 53n - 4096n]);
   t.is((await resolve(t, dma, BASE, BASE + PAGE, 3 * PAGE)).status, DATA_TRANSFER_ERROR);
+});
+
+test("addresses right below 2^64, where an IOMMU's allocator begins", async (t) => {
+  const dma = memory();
+  const base = -dma.memory.byteLength;
+  dma.maps = [{ address: base, size: dma.memory.byteLength, offset: 0 }];
+  t.deepEqual(await resolve(t, dma, -PAGE + 12, 0, 512), { status: SUCCESS, ranges: [[-PAGE + 12, 512]] });
+  t.deepEqual(await resolve(t, dma, -PAGE + 12, base, PAGE), {
+    status: SUCCESS,
+    ranges: [
+      [-PAGE + 12, PAGE - 12],
+      [base, 12],
+    ],
+  });
+  t.is((await resolve(t, dma, base + 2, 0, 512)).status, OFFSET_INVALID);
+  t.is((await resolve(t, dma, base, -PAGE + 8, 2 * PAGE)).status, OFFSET_INVALID);
+  const entries = [-2 * PAGE, -PAGE, base + PAGE].map((address) => BigInt.asUintN(64, BigInt(address)));
+  list(dma, PAGE, entries);
+  t.deepEqual(await resolve(t, dma, base, base + PAGE, 4 * PAGE), {
+    status: SUCCESS,
+    ranges: [
+      [base, PAGE],
+      [-2 * PAGE, 2 * PAGE],
+      [base + PAGE, PAGE],
+    ],
+  });
 });
 
 test("a list that is not mapped, or not readable, or ends within", async (t) => {

@@ -102,6 +102,22 @@ test("a segment of more than a page, read piece by piece", async (t) => {
   );
 });
 
+test("addresses right below 2^64, where an IOMMU's allocator begins; none far from both ends", async (t) => {
+  const dma = memory();
+  const base = -dma.memory.byteLength;
+  dma.maps = [{ address: base, size: dma.memory.byteLength, offset: 0 }];
+  write(dma.data, 0x1000, [data(-512, 512), data(base + 4, 1536)]);
+  t.deepEqual(await resolve(t, dma, last(base + 0x1000, 32), 2048), {
+    status: SUCCESS,
+    ranges: [
+      [-512, 512],
+      [base + 4, 1536],
+    ],
+  });
+  t.is((await resolve(t, dma, data(2n ** 62n, 512), 512)).status, DATA_TRANSFER_ERROR);
+  t.is((await resolve(t, dma, last(2n ** 63n, 16), 512)).status, DATA_TRANSFER_ERROR);
+});
+
 test("what is refused", async (t) => {
   const dma = memory();
   write(dma.data, 0x1000, [data(BASE + 0x10_000, 512), segment(BASE + 0x1000, 32)]);
