@@ -189,12 +189,7 @@ export const IO_REQUEST = {
   POSITION_LOW: 3,
   POSITION_HIGH: 4,
   PIECES: 5,
-  /**
-   * Of a file that was opened with O_DIRECT: a power of two up to 65536, to which position and length are aligned; memory that is not
-   * goes by a buffer. Else 0.
-   */
-  ALIGNMENT: 6,
-  SIZE: 7,
+  SIZE: 6,
 } as const;
 export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
 /** COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position. */

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -18,12 +17,11 @@ namespace {
 
 constexpr uint32_t kMaxRequests = 4096;
 constexpr unsigned kMaxThreads = 64;
-constexpr uint32_t kMaxAlignment = 1 << 16;
 constexpr uint32_t kMaxWords = 1 << 20;
 
 // As index.ts describes them.
 struct Head {
-  uint32_t number, operation, fd, position_low, position_high, pieces, alignment;
+  uint32_t number, operation, fd, position_low, position_high, pieces;
 };
 struct Piece {
   uint32_t buffer, offset, length;
@@ -69,8 +67,7 @@ size_t Take(Pool& pool, const uint32_t* words, size_t left) {
   if (left < kHead) return 0;
   const Head& head = *reinterpret_cast<const Head*>(words);
   if (head.number >= pool.threads->most() || head.operation > IoRequest::kCopy || head.fd > INT32_MAX ||
-      head.position_high > INT32_MAX || head.pieces > (left - kHead) / kPiece || head.alignment > kMaxAlignment ||
-      (head.alignment & (head.alignment - 1)) != 0) {
+      head.position_high > INT32_MAX || head.pieces > (left - kHead) / kPiece) {
     return 0;
   }
   IoRequest& request = pool.threads->request(head.number);
@@ -92,7 +89,6 @@ size_t Take(Pool& pool, const uint32_t* words, size_t left) {
   request.operation = static_cast<IoRequest::Operation>(head.operation);
   request.fd = static_cast<int>(head.fd);
   request.position = off_t{head.position_high} << 32 | head.position_low;
-  request.alignment = std::max(head.alignment, 1u);
   request.busy.store(true, std::memory_order_relaxed);
   pool.threads->Add(head.number);
   return kHead + head.pieces * kPiece;

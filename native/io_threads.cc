@@ -40,8 +40,14 @@ void Copy(const IoRequest& request) {
   }
 }
 
-// Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends. Changes the pieces.
-int Move(const IoRequest& request, iovec* next, iovec* end) {
+// Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends.
+int Perform(IoRequest& request) {
+  if (request.operation == IoRequest::kCopy) {
+    Copy(request);
+    return 0;
+  }
+  iovec* next = request.pieces.data();
+  iovec* end = next + request.pieces.size();
   off_t position = request.position;
   while (next < end) {
     int count = static_cast<int>(std::min<ptrdiff_t>(end - next, IOV_MAX));
@@ -59,43 +65,6 @@ int Move(const IoRequest& request, iovec* next, iovec* end) {
     }
   }
   return 0;
-}
-
-bool IsAligned(const IoRequest& request) {
-  uintptr_t bits = 0;
-  for (const iovec& piece : request.pieces) bits |= reinterpret_cast<uintptr_t>(piece.iov_base) | piece.iov_len;
-  return (bits & (request.alignment - 1)) == 0;
-}
-
-// The same by memory that is aligned. A piece that vanished meanwhile is zeros (guard.h).
-int MoveByBuffer(const IoRequest& request) {
-  size_t length = 0;
-  for (const iovec& piece : request.pieces) length += piece.iov_len;
-  if (length % request.alignment != 0) return EINVAL;
-  void* memory = nullptr;
-  int error = posix_memalign(&memory, std::max<size_t>(request.alignment, sizeof(void*)), length);
-  if (error != 0) return error;
-  std::unique_ptr<void, decltype(&free)> owner(memory, free);
-  iovec whole = {memory, length};
-  uint8_t* at = static_cast<uint8_t*>(memory);
-  bool is_read = request.operation == IoRequest::kRead;
-  if (is_read) error = Move(request, &whole, &whole + 1);
-  for (const iovec& piece : request.pieces) {
-    if (error != 0) return error;
-    memcpy(is_read ? piece.iov_base : at, is_read ? at : piece.iov_base, piece.iov_len);
-    at += piece.iov_len;
-  }
-  return is_read ? 0 : Move(request, &whole, &whole + 1);
-}
-
-int Perform(IoRequest& request) {
-  if (request.operation == IoRequest::kCopy) {
-    Copy(request);
-    return 0;
-  }
-  if (!IsAligned(request)) return MoveByBuffer(request);
-  iovec* first = request.pieces.data();
-  return Move(request, first, first + request.pieces.size());
 }
 
 }  // namespace

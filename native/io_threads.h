@@ -18,8 +18,6 @@ struct IoRequest {
   Operation operation;
   int fd;
   off_t position;
-  // Of a file that was opened with O_DIRECT: what its memory has to be aligned to, as position and length are; else 1.
-  uint32_t alignment;
   // Of a copy in pairs of one length, from the first to the second. Kept from one use to the next, so that they need no memory of
   // their own each time.
   std::vector<iovec> pieces;

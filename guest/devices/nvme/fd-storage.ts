@@ -86,7 +86,7 @@ export class FdStorage implements Storage {
     }
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
     if (Number.isInteger(kept)) this.blockSize = kept;
-    this.#file = new PooledFile(fd, directSize);
+    this.#file = new PooledFile(fd);
   }
 
   read(pieces: Pieces, position: number, done: Ended): void {

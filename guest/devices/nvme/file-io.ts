@@ -137,7 +137,6 @@ export class FileIo {
     words[at + Request.POSITION_LOW] = position >>> 0;
     words[at + Request.POSITION_HIGH] = Math.floor(position / 0x1_0000_0000);
     words[at + Request.PIECES] = count;
-    words[at + Request.ALIGNMENT] = file.alignment;
     at += Request.SIZE;
     for (let n = 0; n < count; n++) {
       const { bytes, offset, length } = segments[n];
@@ -210,8 +209,6 @@ export class PooledFile {
   constructor(
     /** Stays the caller's. */
     readonly fd: number,
-    /** Of a file that was opened with O_DIRECT: positions and lengths are multiples of it; else 0. */
-    readonly alignment = 0,
     io = fileIo(),
   ) {
     this.#io = io;

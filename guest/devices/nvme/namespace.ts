@@ -8,6 +8,7 @@
  */
 
 import { KiB, MiB } from "../../../shared/limits.js";
+import { pageAligned } from "../../page-aligned.js";
 import { AtomicIo } from "./atomic-io.js";
 import { DiskBuffers } from "./buffers.js";
 import type { StorageError } from "./file-io.js";
@@ -24,7 +25,7 @@ export const LBA_FORMATS: readonly number[] = [512, 4096];
 const MAX_SIZE = Number.MAX_SAFE_INTEGER;
 
 /** One write of zeros moves this much at most, in bytes: a piece, and how many of it. */
-const ZEROS = new Uint8Array(256 * KiB);
+const ZEROS = pageAligned(256 * KiB);
 const ZERO_PIECES = 4;
 /** What the storage makes zeros of in one go, in bytes: as much as takes about so long. */
 const MIN_ZERO_SIZE = 64 * KiB;

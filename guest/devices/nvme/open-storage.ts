@@ -4,9 +4,10 @@
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
-import { addressOf, createMemory, directAlignment, lockFile, close as nativeClose } from "../../../native/index.js";
+import { createMemory, directAlignment, lockFile, close as nativeClose } from "../../../native/index.js";
 import { UserError } from "../../../shared/errors.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
+import { pageAligned } from "../../page-aligned.js";
 import { isReadOnlyDevice, sectorSizes } from "./block-device.js";
 import { FdStorage, MemoryStorage } from "./fd-storage.js";
 import type { StorageError } from "./file-io.js";
@@ -69,9 +70,7 @@ export async function openStorage(path: string, options: StorageOptions = {}): P
 function directSizeOf(fd: number): number {
   const told = directAlignment(fd);
   if (told !== undefined && told > 0) return Math.max(told, SECTOR);
-  // Tried out, then. Memory must be aligned too, as a page is.
-  const memory = new ArrayBuffer(2 * PAGE_SIZE);
-  const bytes = new Uint8Array(memory, PAGE_SIZE - (addressOf(memory) % PAGE_SIZE), PAGE_SIZE);
+  const bytes = pageAligned(PAGE_SIZE);
   for (let size = SECTOR; size < PAGE_SIZE; size *= 2) {
     try {
       fs.readSync(fd, bytes, 0, size, 0);

@@ -29,7 +29,10 @@ export interface Storage {
   readonly allocated: number;
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
-  /** The smallest block that can be read and written by itself. */
+  /**
+   * The smallest block that can be read and written by itself. Where that is what O_DIRECT wants, memory begins at a multiple of it, as
+   * pages do.
+   */
   readonly smallestBlock: number;
   /** What is best read, written and given back as one; a power of two, at least a page. */
   readonly preferredSize: number;

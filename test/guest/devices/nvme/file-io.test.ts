@@ -176,7 +176,7 @@ async function pooled(t: ExecutionContext, requests: number, threads: number) {
   const [name] = await files(t, 1);
   const handle = await open(name, "r+");
   const io = new FileIo(requests, threads);
-  const file = new PooledFile(handle.fd, 0, io);
+  const file = new PooledFile(handle.fd, io);
   t.teardown(async () => {
     file.close();
     io.close();
@@ -247,7 +247,7 @@ test("a write that takes long keeps none of another file", async (t) => {
   const { io, move } = await pooled(t, 8, 2);
   // Of a whole GiB, which nobody writes at once.
   const slowFile = createMemory("slow", GiB, false);
-  const slow = new PooledFile(slowFile, 0, io);
+  const slow = new PooledFile(slowFile, io);
   t.teardown(() => {
     slow.close();
     close(slowFile);

@@ -4,6 +4,7 @@
  */
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
+import { pageAligned } from "../../../../guest/page-aligned.js";
 import type { ScatterList } from "../../../../guest/scatter-list.js";
 import { quietLog } from "../../../../shared/log.js";
 import type { DmaMemory, NvmeTransport } from "../../../drivers/nvme.js";
@@ -59,7 +60,7 @@ export class FakeDma implements Dma {
   }
 
   allocate(length: number): Uint8Array<ArrayBuffer> {
-    return new Uint8Array(length);
+    return pageAligned(length);
   }
 
   async read(address: number, target: Uint8Array): Promise<void> {
