@@ -118,7 +118,7 @@ Options:
 
 SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of itself.
 
-Exit codes: 0 ended by SIGINT or SIGTERM, 1 the machine is not as needed, 2 wrong usage.
+Exit codes: 0 ended by SIGINT, SIGTERM or SIGHUP, 1 the machine is not as needed, 2 wrong usage.
 `;
 }
 

@@ -1,44 +1,74 @@
 /**
  * Runs a device on a link until it is told to stop or the link is lost: the order in which a device, its endpoint and its
- * link start and end. Meanwhile SIGUSR1 shows its state.
+ * link start and end. Meanwhile its state can be shown.
  */
+import { once } from "node:events";
+import { startDeadline } from "../shared/deadline.js";
+import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
+import { placeOf } from "./author-error.js";
 import type { Device } from "./device.js";
 import { DeviceEndpoint } from "./endpoint.js";
 import type { Link } from "./link/link.js";
+
+/** After so long something that the author's code has not finished is said. */
+const SLOW_START_MS = 5000;
+
+/** Has the state shown, whenever somebody asks for it, until what it returns is called. */
+export type ShowState = (inspect: () => unknown) => () => void;
 
 /**
  * Resolves when everything is closed: true when `stop` was aborted, false when the link was lost. Rejects with what the
  * start threw, everything closed.
  */
-export async function runDevice(device: Device, link: Link, log: Log, stop: AbortSignal): Promise<boolean> {
+export async function runDevice(
+  device: Device,
+  link: Link,
+  log: Log,
+  stop: AbortSignal,
+  showState: ShowState,
+): Promise<boolean> {
   const endpoint = new DeviceEndpoint(device, link, log);
-  const show = () => showState(endpoint, log);
-  process.on("SIGUSR1", show);
+  const hideState = showState(() => endpoint.inspect());
+  const stopped = whenAborted(stop);
   try {
-    await endpoint.start();
-    await link.open(endpoint);
+    if (await Promise.race([stopped, begin(endpoint, link, log)])) return true;
     log.info("the device is ready");
-    const stopped = new Promise<boolean>((resolve) => {
-      if (stop.aborted) resolve(true);
-      stop.addEventListener("abort", () => resolve(true), { once: true });
-    });
     return await Promise.race([stopped, link.closed.then(() => false)]);
   } finally {
-    process.off("SIGUSR1", show);
+    hideState();
     await link.close();
     await endpoint.close();
     log.info("the device has ended");
   }
 }
 
-/** Writes the state as a line of JSON like the log's to fd 2, whatever the log's level: it was asked for. */
-function showState(endpoint: DeviceEndpoint, log: Log): void {
+/** What `work` does, with a line in the log when it takes long. */
+export async function notSilently<T>(what: string, log: Log, work: Promise<T>): Promise<T> {
+  const stop = startDeadline(SLOW_START_MS, () => {
+    log.error(`${what} has not finished after ${SLOW_START_MS / 1000} seconds: until it has, no driver VM is served`);
+  });
   try {
-    const line = { time: Date.now(), msg: "state", state: endpoint.inspect() };
-    const text = JSON.stringify(line, (_, value) => (typeof value === "bigint" ? `0x${value.toString(16)}` : value));
-    process.stderr.write(`${text}\n`);
-  } catch (error) {
-    log.error({ err: error }, "the device's inspect failed");
+    return await work;
+  } finally {
+    stop();
   }
+}
+
+/** Resolves with true. */
+export async function whenAborted(signal: AbortSignal): Promise<true> {
+  if (!signal.aborted) await once(signal, "abort");
+  return true;
+}
+
+/** Resolves with false, when clients can connect. */
+async function begin(endpoint: DeviceEndpoint, link: Link, log: Log): Promise<false> {
+  try {
+    await notSilently("the device's start()", log, endpoint.start());
+  } catch (error) {
+    if (error instanceof UserError) throw error;
+    throw new UserError(`the device's start() failed: ${placeOf(error)}`, 1, { cause: error });
+  }
+  await link.open(endpoint);
+  return false;
 }

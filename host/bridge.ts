@@ -1,5 +1,6 @@
 /** The bridge: any number of sessions in one process, which end together. */
 import { basename } from "node:path";
+import * as limits from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import type { BridgeOptions } from "./options.js";
 import { Session } from "./session.js";
@@ -35,6 +36,11 @@ export class Bridge {
       await this.close();
       throw error;
     }
+  }
+
+  /** All sessions' state, and what bounds them, for people. */
+  inspect(): object {
+    return { sessions: this.#sessions.map((session) => session.inspect()), limits };
   }
 
   /** Ends all sessions and takes their sockets away. */

@@ -1,38 +1,32 @@
 #!/usr/bin/env node
 /** vfio-user-bridge: reads the command line, runs the bridge until a signal, cleans up. */
+import "../shared/no-debugger.js";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
-import { UserError } from "../shared/errors.js";
-import { createLog } from "../shared/log.js";
+import { Program } from "../shared/program.js";
 import { Bridge } from "./bridge.js";
 import { HELP, parseOptions } from "./options.js";
 
-async function main(): Promise<void> {
+async function main(program: Program): Promise<number> {
   const options = parseOptions(process.argv.slice(2));
   if (options === "help") {
     process.stdout.write(HELP);
-    return;
+    return 0;
   }
   if (options === "version") {
     const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8"));
     process.stdout.write(`vfio-user-bridge ${version}\n`);
-    return;
+    return 0;
   }
-  const log = createLog("vfio-user-bridge", options.logLevel);
+  const log = program.log(options.logLevel);
+  const end = program.endSignal();
   const bridge = new Bridge(options, log);
-  const signal = new Promise<NodeJS.Signals>((resolve) => {
-    process.once("SIGTERM", resolve);
-    process.once("SIGINT", resolve);
-  });
+  program.showState(log, () => bridge.inspect());
   await bridge.open();
-  log.info({ signal: await signal }, "ending");
+  if (!end.aborted) await once(end, "abort");
+  log.info({ signal: end.reason }, "ending");
   await bridge.close();
+  return 0;
 }
 
-main().then(
-  () => process.exit(0),
-  (error) => {
-    if (!(error instanceof UserError)) throw error;
-    process.stderr.write(`vfio-user-bridge: ${error.message}\n`);
-    process.exit(error.exitCode);
-  },
-);
+Program.run("vfio-user-bridge", main);

@@ -35,7 +35,8 @@ times, in pairs, to serve several devices.
   --help                         print this text
   --version                      print the version
 
-The process stays in the foreground, logs to standard error, and ends on SIGTERM or SIGINT.
+The process stays in the foreground, logs to standard error, and ends on SIGTERM, SIGINT or SIGHUP.
+SIGUSR1 makes it write its state to standard error: sessions, DMA maps, doorbells, queues, limits.
 `;
 
 const MIN_WINDOW_SIZE = 1 * MiB;

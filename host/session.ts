@@ -109,31 +109,45 @@ export class Session {
     this.#link.attach(backEnd);
   }
 
+  /** The session's state, for people. */
+  inspect(): object {
+    return {
+      socketPath: this.#options.socketPath,
+      vhostUserSocketPath: this.#options.vhostUserSocketPath,
+      server: this.#server.stats,
+      link: this.#link.inspect(),
+      window: this.#window.inspect(),
+      frontEnd: this.#backEnd?.inspect(),
+      statistics: this.#statistics(),
+    };
+  }
+
   /** What the session did so far, in one line of the log. */
   #report(): void {
+    this.#log.info(this.#statistics(), "statistics");
+  }
+
+  #statistics(): object {
     const { stats, sharing } = this.#link;
     const { conversation, copies, dma, doorbells } = this.#link.process;
     const { clients, reads, readsFromMemory, writes, timeouts } = this.#server.stats;
-    this.#log.info(
-      {
-        clients,
-        reads,
-        readsFromMemory,
-        writes,
-        timeouts,
-        ...stats,
-        maps: this.#window.maps,
-        unmaps: this.#window.unmaps,
-        doorbells: doorbells.relayed,
-        ioEvents: sharing.forwarded,
-        messagesSent: conversation.channel.sent,
-        messagesReceived: conversation.channel.received,
-        messageSignals: conversation.channel.signals,
-        dmaMessages: dma.transfers,
-        copies: copies.copies,
-        copiedBytes: copies.bytes,
-      },
-      "statistics",
-    );
+    return {
+      clients,
+      reads,
+      readsFromMemory,
+      writes,
+      timeouts,
+      ...stats,
+      maps: this.#window.maps,
+      unmaps: this.#window.unmaps,
+      doorbells: doorbells.relayed,
+      ioEvents: sharing.forwarded,
+      messagesSent: conversation.channel.sent,
+      messagesReceived: conversation.channel.received,
+      messageSignals: conversation.channel.signals,
+      dmaMessages: dma.transfers,
+      copies: copies.copies,
+      copiedBytes: copies.bytes,
+    };
   }
 }

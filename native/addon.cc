@@ -14,6 +14,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitMmio(env, exports);
   InitCopy(env, exports);
   InitIoPool(env, exports);
+  InitLineWriter(env, exports);
   return exports;
 }
 

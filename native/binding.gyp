@@ -20,7 +20,8 @@
         "mmio.cc",
         "copy.cc",
         "io_threads.cc",
-        "io_pool.cc"
+        "io_pool.cc",
+        "line_writer.cc"
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],

@@ -231,6 +231,17 @@ export interface IoPool {
   close(): void;
 }
 
+/** Writes lines of text to a file descriptor from a thread of its own, so that no reader and no disk holds the caller up. */
+export interface LineWriter {
+  /**
+   * Whole lines, each with its newline. They are lost when too much waits already; they are counted, as are those that could not be
+   * written, and a line says so as soon as one can be written again.
+   */
+  write(lines: string): void;
+  /** Blocks until all is written (or lost), but at most so long. Returns whether it is. */
+  flush(milliseconds: number): boolean;
+}
+
 /** fstat's part that matters for memory handed over by a peer. */
 export interface FileStatus {
   readonly device: number;
@@ -288,6 +299,7 @@ interface Addon {
   addressOf(buffer: ArrayBuffer): number;
   createCopyList(capacity: number): CopyList;
   createIoPool(requests: number, threads: number, words: number, signal: number): IoPool;
+  LineWriter: new (fd: number, capacity: number, notice: string) => LineWriter;
   load8(buffer: ArrayBuffer, offset: number): number;
   load16(buffer: ArrayBuffer, offset: number): number;
   load32(buffer: ArrayBuffer, offset: number): number;
@@ -400,6 +412,11 @@ export const {
    * Ends are signalled on the eventfd `signal`, which stays the caller's.
    */
   createIoPool,
+  /**
+   * new LineWriter(fd, capacity, notice): at most `capacity` bytes wait, or one line. `notice` is the line that says what was lost, as a
+   * JSON object without its end: time, lost and reason are added. The fd stays the caller's, and open; it may be blocking.
+   */
+  LineWriter,
   /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
   load8,
   load16,

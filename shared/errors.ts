@@ -50,7 +50,9 @@ export class UserError extends Error {
     message: string,
     /** 1: the machine is not as needed. 2: wrong usage. */
     readonly exitCode: 1 | 2 = 1,
+    /** `cause`: the error that it was made from, if it was. */
+    options?: ErrorOptions,
   ) {
-    super(message);
+    super(message, options);
   }
 }

@@ -74,6 +74,9 @@ export const MAX_QUEUE_SIZE = 1024;
 export const LOG_PERIOD_MS = 30_000;
 export const LOG_LINES_PER_KIND = 20;
 export const LOG_LINES_PER_LEVEL = 100;
+/** Bytes of the log that wait for whoever reads it, above which lines are lost; and how long the end of a process waits for them. */
+export const MAX_LOG_BACKLOG = 1 * MiB;
+export const LOG_FLUSH_MS = 500;
 
 /** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
 export const REPLY_DEADLINE_MS = 4000;

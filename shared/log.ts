@@ -1,10 +1,10 @@
 /**
- * The log: lines of JSON (pino's) to fd 2. error = the operator acts; warn = a peer misbehaved; info = connect, negotiate,
+ * The log: lines of JSON (pino's). error = the operator acts; warn = a peer misbehaved; info = connect, negotiate,
  * reset; debug = control messages; trace = each I/O. Guard trace lines on hot paths with `isLevelEnabled`.
  *
  * A line's message is a constant that names its kind, and what a peer chose is in the details: log-limit.ts counts by message.
  */
-import { destination, pino } from "pino";
+import { pino } from "pino";
 
 export const LEVELS = ["silent", "error", "warn", "info", "debug", "trace"] as const;
 export type Level = (typeof LEVELS)[number];
@@ -27,9 +27,9 @@ export interface Log {
   child(fields: Readonly<Record<string, unknown>>): Log;
 }
 
-/** The process's root logger; parts take child loggers that carry {session, queue}. */
-export function createLog(name: string, level: Level): Log {
-  return pino({ name, level }, destination({ dest: 2, sync: true }));
+/** The process's root logger; parts take child loggers that carry {session, queue}. `output` is given whole lines. */
+export function createLog(name: string, level: Level, output: { write(line: string): void }): Log {
+  return pino({ name, level }, output);
 }
 
 /** A log that says nothing, for tests and embedding. */

@@ -3,7 +3,9 @@
  * vfio-user-check: tells whether a vfio-user server, ours or any other, does what the specification demands. See
  * docs/conformance.md.
  */
+import "../../shared/no-debugger.js";
 import { UserError } from "../../shared/errors.js";
+import { Program } from "../../shared/program.js";
 import { ALL_CHECKS } from "./all.js";
 import { type Options, parseOptions, USAGE } from "./options.js";
 import { count, formatCheck, formatJson, formatResult, formatSummary } from "./report.js";
@@ -28,12 +30,9 @@ async function check(options: Options): Promise<number> {
   return count(results, "fail") > 0 ? 1 : 0;
 }
 
-try {
+Program.run("vfio-user-check", async () => {
   const options = parseOptions(process.argv.slice(2));
-  if (options.help) console.log(USAGE);
-  else process.exitCode = await check(options);
-} catch (error) {
-  if (!(error instanceof UserError)) throw error;
-  console.error(`vfio-user-check: ${error.message}`);
-  process.exitCode = error.exitCode;
-}
+  if (!options.help) return check(options);
+  console.log(USAGE);
+  return 0;
+});

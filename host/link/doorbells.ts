@@ -152,6 +152,18 @@ export class Doorbells {
     return Array.from({ length: count }, (_, i) => this.doorbell(index, start + i));
   }
 
+  /** Which vector has which doorbell, by interrupt index, for people. */
+  inspect(): object {
+    const indices = Object.entries({ intx: Irq.INTX, msi: Irq.MSI, msix: Irq.MSIX, err: Irq.ERR, req: Irq.REQ });
+    const bound = indices.map(([name, index]) => {
+      const vectors = [...this.#bindings[index]].map(([vector, { doorbell }]) => {
+        return [vector, doorbell === NO_DOORBELL ? "none" : doorbell];
+      });
+      return [name, Object.fromEntries(vectors)];
+    });
+    return { attached: this.#attached, doorbells: this.#taken.length, free: this.#free, ...Object.fromEntries(bound) };
+  }
+
   /** Ends the relay's thread. */
   close(): void {
     this.detach();

@@ -37,6 +37,9 @@ import { Sharing } from "./sharing.js";
 import { Showing, type ShownClient } from "./showing.js";
 import { allDirty, Unmapping } from "./unmapping.js";
 
+/** A client may have many thousands. */
+const MAX_MAPS_SHOWN = 64;
+
 interface Client extends ShownClient {
   readonly memory: ClientMemory;
   readonly reads: RegisterReads;
@@ -114,6 +117,29 @@ export class VirtioLink implements Backend {
     );
     this.#showing = new Showing(this.process, this.#places, log);
     this.#unmapping = new Unmapping(this.process.conversation, log, (reason) => this.process.break(reason));
+  }
+
+  /** For people; of many maps the first ones. */
+  inspect(): object {
+    const { state, isolated, summary, doorbells } = this.process;
+    const client = this.#client;
+    const maps = [...(client?.maps ?? [])];
+    return {
+      state,
+      isolated,
+      device: summary,
+      announced: client !== undefined && this.#told === client,
+      client: client && {
+        generation: client.generation,
+        ...client.version,
+        maps: maps.length,
+        mapsInWindow: maps.filter(({ windowOffset }) => windowOffset >= 0).length,
+        firstMaps: maps.slice(0, MAX_MAPS_SHOWN).map(({ address, size, readable, writable, windowOffset }) => {
+          return { address: `0x${address.toString(16)}`, size, readable, writable, windowOffset };
+        }),
+      },
+      doorbells: doorbells.inspect(),
+    };
   }
 
   get stats(): LinkStats {

@@ -110,6 +110,16 @@ export class BackEnd {
     );
   }
 
+  /** For people. */
+  inspect(): object {
+    return {
+      running: this.#running,
+      eventIndex: this.#vrings.eventIndex,
+      memoryRegions: this.#memory.regions,
+      queues: this.#vrings.inspect(),
+    };
+  }
+
   /** Queues that the front-end has shown so far; after realization, all that the device has. */
   get queues(): number {
     return this.#vrings.length;

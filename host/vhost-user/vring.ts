@@ -117,6 +117,11 @@ export class Vring {
     if (this.#fds.error >= 0) eventfdWrite(this.#fds.error);
   }
 
+  inspect(): object {
+    const { kick, call, error } = this.#fds;
+    return { enabled: this.enabled, kick: kick >= 0, call: call >= 0, error: error >= 0, ...this.queue.inspect() };
+  }
+
   /** The front-end is gone. */
   release(): void {
     this.queue.stop();

@@ -44,6 +44,10 @@ export class Vrings {
     return this.#vrings[index];
   }
 
+  inspect(): object[] {
+    return this.#vrings.map((vring) => vring.inspect());
+  }
+
   /** The front-end is gone. */
   release(): void {
     for (const vring of this.#vrings) vring.release();

@@ -100,6 +100,20 @@ export class Window {
     return this.#permitted;
   }
 
+  /** For people. */
+  inspect(): object {
+    return {
+      size: this.size,
+      channel: this.#channel !== undefined,
+      permitted: this.#permitted,
+      maps: this.maps,
+      unmaps: this.unmaps,
+      sent: this.#sent !== undefined,
+      committing: this.#committing !== undefined,
+      waiting: this.#waiting.length,
+    };
+  }
+
   /** From now on requests may be sent: the device runs. */
   permit(): void {
     this.#permitted = this.#channel !== undefined;

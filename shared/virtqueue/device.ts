@@ -84,6 +84,12 @@ export class DeviceQueue {
     return this.#running;
   }
 
+  /** Where the ring is, for people. */
+  inspect(): object {
+    const waiting = this.#running ? (Atomics.load(this.#available, INDEX) - this.#nextAvailable) & 0xffff : 0;
+    return { running: this.#running, size: this.#size, available: this.#nextAvailable, used: this.#nextUsed, waiting };
+  }
+
   /** Bytes of the chain under way that the device may read. */
   get readable(): number {
     return this.chain.readable;

@@ -1,0 +1,92 @@
+/**
+ * What each of our programs is to its process: what it writes to standard error, the signals that end it, and the exit code.
+ * Nothing of it waits for whoever reads standard error.
+ */
+import { hostname } from "node:os";
+import { LineWriter } from "../native/index.js";
+import { UserError } from "./errors.js";
+import { LOG_FLUSH_MS, MAX_LOG_BACKLOG } from "./limits.js";
+import { createLog, type Level, type Log } from "./log.js";
+
+const STDERR = 2;
+/** pino's number of the level. */
+const ERROR_LEVEL = 50;
+/** SIGHUP: the terminal is gone. */
+const END_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
+export class Program {
+  readonly #name: string;
+  readonly #stderr: LineWriter;
+
+  private constructor(name: string) {
+    this.#name = name;
+    const notice = {
+      level: ERROR_LEVEL,
+      pid: process.pid,
+      hostname: hostname(),
+      name,
+      msg: "lines of the log are lost",
+    };
+    this.#stderr = new LineWriter(STDERR, MAX_LOG_BACKLOG, JSON.stringify(notice).slice(0, -1));
+    process.on("exit", () => this.#stderr.flush(LOG_FLUSH_MS));
+    process.on("uncaughtException", (error) => this.#fail(error));
+  }
+
+  /** Runs `main`, and ends the process with the code that it resolves with; or, for an error, with that of the error. */
+  static run(name: string, main: (program: Program) => Promise<number>): void {
+    const program = new Program(name);
+    main(program).then(
+      (code) => process.exit(code),
+      (error) => program.#fail(error),
+    );
+  }
+
+  log(level: Level): Log {
+    return createLog(this.#name, level, this.#stderr);
+  }
+
+  /** Aborted, with the signal as the reason, when the process is to end. The same signal once more ends it at once. */
+  endSignal(): AbortSignal {
+    const end = new AbortController();
+    for (const signal of END_SIGNALS) process.once(signal, () => end.abort(signal));
+    return end.signal;
+  }
+
+  /**
+   * Whenever SIGUSR1 asks for it, writes what `inspect` returns as a line of JSON like the log's, whatever the log's level. Returns what
+   * ends that.
+   */
+  showState(log: Log, inspect: () => unknown): () => void {
+    const show = () => {
+      try {
+        const line = { time: Date.now(), msg: "state", state: inspect() };
+        const text = JSON.stringify(line, (_, value) =>
+          typeof value === "bigint" ? `0x${value.toString(16)}` : value,
+        );
+        this.#stderr.write(`${text}\n`);
+      } catch (error) {
+        log.error({ err: error }, "the state cannot be shown");
+      }
+    };
+    process.on("SIGUSR1", show);
+    return () => process.off("SIGUSR1", show);
+  }
+
+  /** A user's mistake is one sentence, a bug of ours a stack trace. */
+  #fail(error: unknown): void {
+    const isUsers = error instanceof UserError;
+    const what = isUsers ? error.message : error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#stderr.write(`${this.#name}: ${what}\n`);
+    if (isUsers && error.cause instanceof SyntaxError) showSource(error.cause, () => this.#stderr.flush(LOG_FLUSH_MS));
+    else process.exit(isUsers ? error.exitCode : 1);
+  }
+}
+
+/** Node alone knows the file and the line of what is not JavaScript, and writes them as it ends for that error. */
+function showSource(error: SyntaxError, flush: () => void): void {
+  flush();
+  process.removeAllListeners("uncaughtException");
+  setImmediate(() => {
+    throw error;
+  });
+}
