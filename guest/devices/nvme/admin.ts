@@ -15,7 +15,7 @@ import type { Namespaces } from "./namespaces.js";
 import { CompletionQueue, MAX_RING_SIZE, SubmissionQueue } from "./queues.js";
 import { Cc, MAX_QUEUE_ENTRIES, type RegisterName } from "./registers.js";
 import { ShadowDoorbells } from "./shadow.js";
-import { AdminOpcode, CQES, Feature, SQES, Status, Timestamp } from "./spec.js";
+import { AdminOpcode, CQES, Feature, NSID_ALL, SQES, Status, Timestamp } from "./spec.js";
 import { Cns, CSI_NVM, IDENTIFY_SIZE, Oacs } from "./spec-identify.js";
 
 /** What admin commands work on. */
@@ -150,6 +150,11 @@ export class AdminCommands {
     const identifier = command.cdw10 & 0xff;
     const length = ((command.cdw10 >>> 16) + (command.cdw11 & 0xffff) * 0x1_0000 + 1) * 4;
     const offset = command.cdw12 + command.cdw13 * 0x1_0000_0000;
+    // 5.14: none of them is of one namespace (LPA bit 0).
+    if (!isAllOrNone(command.namespaceId)) {
+      command.complete(Status.INVALID_FIELD);
+      return;
+    }
     const page = logPages.page(identifier);
     if (page === undefined) {
       command.complete(Status.INVALID_LOG_PAGE);
@@ -182,8 +187,10 @@ export class AdminCommands {
 
   /** 5.13 */
   #getFeature(command: Command): void {
-    const { features } = this.#sources;
-    const status = features.get(command.cdw10, command.cdw11);
+    const { features, namespaces } = this.#sources;
+    const { namespaceId } = command;
+    const isThere = isAllOrNone(namespaceId) || namespaces.find(namespaceId) !== undefined;
+    const status = isThere ? features.get(command.cdw10, command.cdw11) : Status.INVALID_NAMESPACE_OR_FORMAT;
     if (status === Status.SUCCESS && features.isData(command.cdw10)) void this.#answer(command, features.clock.get());
     else this.#finishFeature(command, status);
   }
@@ -200,7 +207,13 @@ export class AdminCommands {
 
   /** 5.21: a write cache that is switched off is written out first. */
   #setFeature(command: Command): void {
-    const { features, namespaces, keepAlive } = this.#sources;
+    const { events, features, logPages, namespaces, keepAlive } = this.#sources;
+    // 7.8: all features are the controller's.
+    if (!isAllOrNone(command.namespaceId)) {
+      const isThere = namespaces.find(command.namespaceId) !== undefined;
+      command.complete(isThere ? Status.FEATURE_NOT_NAMESPACE_SPECIFIC : Status.INVALID_NAMESPACE_OR_FORMAT);
+      return;
+    }
     const hadCache = features.writeCache;
     const status = features.set(command.cdw10, command.cdw11, this.#hasQueues());
     if (status === Status.SUCCESS && (command.cdw10 & 0xff) === Feature.KEEP_ALIVE_TIMER) {
@@ -210,6 +223,7 @@ export class AdminCommands {
     if (isTimestamp) void this.#setTimestamp(command);
     else if (hadCache && !features.writeCache) namespaces.sync(command.complete);
     else this.#finishFeature(command, status);
+    events.warn(logPages.criticalWarning & features.events);
   }
 
   #finishFeature(command: Command, status: number): void {
@@ -328,4 +342,9 @@ export class AdminCommands {
     const isIo = (queue: unknown, id: number): boolean => id > 0 && queue !== undefined;
     return submissionQueues.some(isIo) || completionQueues.some(isIo);
   }
+}
+
+/** Whether an NSID is that of no namespace in particular. */
+function isAllOrNone(namespaceId: number): boolean {
+  return namespaceId === 0 || namespaceId === NSID_ALL;
 }

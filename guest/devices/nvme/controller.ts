@@ -30,16 +30,7 @@ import {
 } from "./registers.js";
 import { SharedDoorbells } from "./shared-doorbells.js";
 import type { Polling } from "./shared-poll.js";
-import {
-  CRITICAL_WARNING_RELIABILITY,
-  ErrorEvent,
-  EventType,
-  LogPage,
-  NoticeEvent,
-  Psdt,
-  SmartEvent,
-  Status,
-} from "./spec.js";
+import { ErrorEvent, EventType, LogPage, NoticeEvent, Psdt, Status } from "./spec.js";
 import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
 import type { Storage } from "./storage.js";
 
@@ -170,7 +161,7 @@ export class NvmeController implements Device {
       identity: this.#options,
       maxTransfer,
     });
-    this.#started = { context, engine, events, io, admin, keepAlive, lifecycle, counters };
+    this.#started = { context, engine, events, io, admin, keepAlive, lifecycle, logPages, counters };
     log.info({ namespaces: this.#sizes(), queues: this.#options.queues, sharedDoorbells }, "NVMe controller");
   }
 
@@ -266,7 +257,8 @@ export class NvmeController implements Device {
   }
 
   #onSyncFailed(id: number, error: StorageError | null): void {
-    const { context, events } = this.#parts;
+    const { context, events, logPages } = this.#parts;
+    events.warn(logPages.criticalWarning & this.#features.events);
     if (error === null) {
       context.log.info({ namespace: id }, "the disk can be synced again");
       return;
@@ -277,8 +269,6 @@ export class NvmeController implements Device {
         : "every flush fails until the disk is formatted or the device is started again";
     const message = `the disk could not be synced: what was written since its last flush may be lost, and ${until}`;
     context.log.error({ namespace: id, err: error }, message);
-    if ((this.#features.events & CRITICAL_WARNING_RELIABILITY) === 0) return;
-    events.raise(EventType.SMART, SmartEvent.RELIABILITY, LogPage.SMART);
   }
 }
 
@@ -296,5 +286,6 @@ interface Parts {
   readonly admin: AdminCommands;
   readonly keepAlive: KeepAlive;
   readonly lifecycle: Lifecycle;
+  readonly logPages: LogPages;
   readonly counters: Counters;
 }

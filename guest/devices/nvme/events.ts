@@ -3,10 +3,22 @@
  * a type was reported, further ones of the type wait until the driver has read its log page.
  */
 import type { QueueEngine } from "./engine.js";
-import { Status } from "./spec.js";
+import {
+  CRITICAL_WARNING_RELIABILITY,
+  CRITICAL_WARNING_TEMPERATURE,
+  EventType,
+  LogPage,
+  SmartEvent,
+  Status,
+} from "./spec.js";
 
 /** Requests under way at most (Identify's AERL plus one). */
 export const MAX_EVENT_REQUESTS = 4;
+
+const WARNING_EVENTS = [
+  [CRITICAL_WARNING_RELIABILITY, SmartEvent.RELIABILITY],
+  [CRITICAL_WARNING_TEMPERATURE, SmartEvent.TEMPERATURE],
+] as const;
 
 interface Event {
   readonly type: number;
@@ -22,6 +34,9 @@ export class AsyncEvents {
   #events: Event[] = [];
   /** Types that were reported and whose log page was not read since, with that log page. */
   readonly #reported = new Map<number, number>();
+
+  /** See `warn`. */
+  #warnings = 0;
 
   constructor(engine: QueueEngine) {
     this.#engine = engine;
@@ -41,6 +56,18 @@ export class AsyncEvents {
     if (this.#events.some((event) => event.type === type && event.information === information)) return;
     this.#events.push({ type, information, logPage });
     this.deliver();
+  }
+
+  /**
+   * The SMART critical warnings that there are and that the driver wants to hear of, as bits: each is an event when it begins, or when
+   * the driver begins to want it.
+   */
+  warn(warnings: number): void {
+    const begun = warnings & ~this.#warnings;
+    this.#warnings = warnings;
+    for (const [warning, information] of WARNING_EVENTS) {
+      if ((begun & warning) !== 0) this.raise(EventType.SMART, information, LogPage.SMART);
+    }
   }
 
   /** The driver read the log page and did not ask to retain its event: the next event of the type may be reported. */
@@ -68,5 +95,6 @@ export class AsyncEvents {
     this.#requests.length = 0;
     this.#events = [];
     this.#reported.clear();
+    this.#warnings = 0;
   }
 }

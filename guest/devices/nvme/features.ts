@@ -11,6 +11,8 @@ import { Clock } from "./timestamp.js";
 interface FeatureValue {
   readonly reset: number;
   readonly mask: number;
+  /** Bits that ask for what is not there. The others beyond the mask have no meaning, and are ignored. */
+  readonly refused?: number;
   /** Get Features' Supported Capabilities: bit 1 namespace specific, bit 2 changeable. */
   readonly changeable: boolean;
 }
@@ -23,18 +25,23 @@ const ALL = 0xffff_ffff;
 /** What setTimeout takes. */
 const MAX_KEEP_ALIVE_MS = 0x7fff_ffff;
 
+/** Error Recovery, DULBE: an error for reads of deallocated blocks. */
+const DEALLOCATED_BLOCK_ERROR = 1 << 16;
+/** SMART's critical warnings, and the notices of OAES. */
+const EVENTS = 0xff | OAES_NAMESPACE_ATTRIBUTE;
+
 const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
   [Feature.ARBITRATION, { reset: 4, mask: ALL, changeable: true }],
   // One power state, number 0.
   [Feature.POWER_MANAGEMENT, { reset: 0, mask: 0xff, changeable: true }],
   [Feature.TEMPERATURE_THRESHOLD, { reset: WARNING_TEMPERATURE, mask: 0xffff, changeable: true }],
-  [Feature.ERROR_RECOVERY, { reset: 0, mask: 0xffff, changeable: true }],
+  [Feature.ERROR_RECOVERY, { reset: 0, mask: 0xffff, refused: DEALLOCATED_BLOCK_ERROR, changeable: true }],
   [Feature.VOLATILE_WRITE_CACHE, { reset: 1, mask: 1, changeable: true }],
   [Feature.NUMBER_OF_QUEUES, { reset: 0, mask: 0, changeable: true }],
   [Feature.INTERRUPT_COALESCING, { reset: 0, mask: 0xffff, changeable: true }],
   [Feature.INTERRUPT_VECTOR_CONFIGURATION, { reset: 0, mask: 0, changeable: true }],
   [Feature.WRITE_ATOMICITY_NORMAL, { reset: 0, mask: 1, changeable: true }],
-  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: 0xff | OAES_NAMESPACE_ATTRIBUTE, changeable: true }],
+  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: EVENTS, refused: ~EVENTS, changeable: true }],
   // Its value is data: `clock`.
   [Feature.TIMESTAMP, { reset: 0, mask: 0, changeable: true }],
   // Milliseconds.
@@ -49,6 +56,10 @@ const CAPABILITY_CHANGEABLE = 1 << 2;
 /** Temperature Threshold: the sensor and which of its two thresholds. */
 const THRESHOLD_SELECT = 0x003f_0000;
 const THRESHOLD_UNDER = 0x0010_0000;
+const THRESHOLD_RESERVED = 0x0020_0000;
+const THRESHOLD_SENSOR = 0x000f_0000;
+/** Of Set Features alone. */
+const THRESHOLD_ALL_SENSORS = 0x000f_0000;
 /** Interrupt Vector Configuration: Coalescing Disable. */
 const COALESCING_DISABLE = 0x1_0000;
 
@@ -130,6 +141,7 @@ export class Features {
     const feature = FEATURES.get(identifier);
     if (feature === undefined) return Status.INVALID_FIELD;
     if ((cdw10 & SAVE) !== 0) return Status.FEATURE_NOT_SAVEABLE;
+    if ((cdw11 & (feature.refused ?? 0)) !== 0) return Status.INVALID_FIELD;
     switch (identifier) {
       case Feature.NUMBER_OF_QUEUES:
         if ((cdw11 & 0xffff) === 0xffff || cdw11 >>> 16 === 0xffff) return Status.INVALID_FIELD;
@@ -169,7 +181,9 @@ export class Features {
   }
 
   #setThreshold(cdw11: number): number {
-    const select = cdw11 & THRESHOLD_SELECT;
+    const isAll = (cdw11 & THRESHOLD_SENSOR) === THRESHOLD_ALL_SENSORS;
+    const select = cdw11 & (isAll ? THRESHOLD_UNDER : THRESHOLD_SELECT);
+    if ((cdw11 & THRESHOLD_RESERVED) !== 0) return Status.INVALID_FIELD;
     if (select === 0) this.#values.set(Feature.TEMPERATURE_THRESHOLD, cdw11 & 0xffff);
     else if (select === THRESHOLD_UNDER) this.#temperatureUnder = cdw11 & 0xffff;
     else return Status.INVALID_FIELD;

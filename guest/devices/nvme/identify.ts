@@ -40,6 +40,8 @@ export interface Identity {
   readonly mdts: number;
 }
 
+/** How long a shutdown may take, which syncs all disks, in microseconds: as long as Linux waits for one at most. */
+const SHUTDOWN_US = 60_000_000;
 /** Kelvin. */
 const CRITICAL_TEMPERATURE = 353;
 
@@ -51,6 +53,7 @@ export function identifyController(identity: Identity, namespaces: readonly Name
     SSVID: identity.subsystemVendorId,
     MDTS: identity.mdts,
     VER: VERSION,
+    RTD3E: SHUTDOWN_US,
     OAES: OAES_NAMESPACE_ATTRIBUTE,
     CNTRLTYPE: CNTRLTYPE_IO,
     OACS: oacs,

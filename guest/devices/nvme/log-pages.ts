@@ -7,6 +7,7 @@ import type { Namespaces } from "./namespaces.js";
 import {
   AdminOpcode,
   CRITICAL_WARNING_RELIABILITY,
+  CRITICAL_WARNING_TEMPERATURE,
   DO_NOT_RETRY,
   ErrorEntry,
   isFinal,
@@ -51,7 +52,6 @@ const ERROR_LOCATIONS: ReadonlyMap<number, number> = new Map([
   [Status.INVALID_FORMAT, 40],
 ]);
 const LOCATION_UNKNOWN = 0xffff;
-const CRITICAL_WARNING_TEMPERATURE = 1 << 1;
 const MS_PER_HOUR = 3_600_000;
 const MS_PER_MINUTE = 60_000;
 
@@ -140,13 +140,18 @@ export class LogPages {
     return bytes;
   }
 
-  #smart(): Uint8Array {
-    const counters = this.#counters;
+  /** SMART's critical warnings, as bits. */
+  get criticalWarning(): number {
     const syncFailed = this.#namespaces.all.some((namespace) => namespace.syncFailed);
     const reliability = syncFailed ? CRITICAL_WARNING_RELIABILITY : 0;
     const temperature = this.#features.temperatureWarning ? CRITICAL_WARNING_TEMPERATURE : 0;
+    return reliability | temperature;
+  }
+
+  #smart(): Uint8Array {
+    const counters = this.#counters;
     return Smart.encode({
-      CRITICAL_WARNING: reliability | temperature,
+      CRITICAL_WARNING: this.criticalWarning,
       COMPOSITE_TEMPERATURE: TEMPERATURE,
       AVAILABLE_SPARE: 100,
       AVAILABLE_SPARE_THRESHOLD: 10,

@@ -160,6 +160,7 @@ export const Status = {
   INVALID_QUEUE_DELETION: 0x10c,
   FEATURE_NOT_SAVEABLE: 0x10d,
   FEATURE_NOT_CHANGEABLE: 0x10e,
+  FEATURE_NOT_NAMESPACE_SPECIFIC: 0x10f,
   COMMAND_SIZE_LIMIT_EXCEEDED: 0x183,
   WRITE_FAULT: 0x280,
   UNRECOVERED_READ_ERROR: 0x281,
@@ -239,6 +240,8 @@ export const Smart = struct({
   reserved184: 8,
   reserved192: 320,
 });
+/** CRITICAL_WARNING bit 1: a temperature is beyond its threshold. */
+export const CRITICAL_WARNING_TEMPERATURE = 1 << 1;
 /** CRITICAL_WARNING bit 2: reliability is degraded due to media or internal errors. */
 export const CRITICAL_WARNING_RELIABILITY = 1 << 2;
 
@@ -268,5 +271,5 @@ export const TIMESTAMP_SET_BY_HOST = 1 << 1;
 /** 5.2: Asynchronous Event Type and the Asynchronous Event Information values that this controller reports. */
 export const EventType = { ERROR: 0, SMART: 1, NOTICE: 2 } as const;
 export const ErrorEvent = { INVALID_DOORBELL_REGISTER: 0, INVALID_DOORBELL_VALUE: 1 } as const;
-export const SmartEvent = { RELIABILITY: 0 } as const;
+export const SmartEvent = { RELIABILITY: 0, TEMPERATURE: 1 } as const;
 export const NoticeEvent = { NAMESPACE_ATTRIBUTE_CHANGED: 0 } as const;

@@ -175,11 +175,11 @@ test("features have values, defaults and capabilities, and are reset with the co
     [0x01, 4, 0x0102_0307, 0x0102_0307],
     [0x02, 0, 0x20, 0x20],
     [0x04, 343, 350, 350],
-    [0x05, 0, 0xffff_1234, 0x1234],
+    [0x05, 0, 0xfffe_1234, 0x1234],
     [0x06, 1, 0, 0],
     [0x08, 0, 0x5_0203, 0x0203],
     [0x0a, 0, 3, 1],
-    [0x0b, 0, 0xffff_ff1f, 0x11f],
+    [0x0b, 0, 0x11f, 0x11f],
     [0x0f, 0, 3_600_000, 3_600_000],
   ]) {
     t.like(await get(feature), { status: 0, result: initial }, `feature ${feature}`);
@@ -196,8 +196,27 @@ test("features have values, defaults and capabilities, and are reset with the co
     t.is(await set(feature, 0), 0x02, `feature ${feature}`);
   }
   t.is(await set(0x02, 1), 0x02, "there is one power state");
+  t.is(await set(0x05, 1 << 16), 0x02, "no error for deallocated blocks");
+  for (const bit of [9, 11, 14, 31]) t.is(await set(0x0b, 0x100 | (2 ** bit)), 0x02, `no event of bit ${bit}`);
+  t.is((await get(0x0b)).result, 0x11f, "what is refused changes nothing");
   t.is(await set(0x0f, 0x8000_0000), 0x19, "longer than a timer can be");
   t.is((await driver.admin({ opcode: SET_FEATURES, dwords: [0x8000_0006, 0] })).status, 0x10d);
+});
+
+test("features are the controller's, and so are log pages", async (t) => {
+  const { machine, driver } = await bringUp(t);
+  const { address } = scratch(machine);
+  for (const [opcode, dwords, statuses] of [
+    [GET_FEATURES, [0x06], { 0: 0, 1: 0, 2: 0x0b, 77: 0x0b, 4294967295: 0 }],
+    [SET_FEATURES, [0x06, 1], { 0: 0, 1: 0x10f, 2: 0x0b, 77: 0x0b, 4294967295: 0 }],
+    [GET_LOG_PAGE, [0x02 | (127 << 16)], { 0: 0, 1: 0x02, 2: 0x02, 4294967295: 0 }],
+    [GET_LOG_PAGE, [0x01 | (127 << 16)], { 0: 0, 1: 0x02, 2: 0x02, 4294967295: 0 }],
+  ] as const) {
+    for (const [namespaceId, expected] of Object.entries(statuses)) {
+      const { status } = await driver.admin({ opcode, namespaceId: Number(namespaceId), prp1: address, dwords });
+      t.is(status, expected, `opcode ${opcode}, namespace ${namespaceId}`);
+    }
+  }
 });
 
 test("the number of queues is settled before queues are created", async (t) => {
@@ -222,6 +241,12 @@ test("temperature thresholds and interrupt vectors are features with an index", 
   t.like(await get(0x04, 0), { status: 0, result: 343 });
   t.is(await set(0x04, 0x0001_0000 | 300), 0x02, "a sensor that is not there");
   t.is((await get(0x04, 0x0001_0000)).status, 0x02);
+  t.is(await set(0x04, 0x000f_0000 | 345), 0, "all sensors that there are");
+  t.like(await get(0x04, 0), { status: 0, result: 345 });
+  t.is(await set(0x04, 0x001f_0000 | 281), 0);
+  t.like(await get(0x04, 0x0010_0000), { status: 0, result: 281 });
+  t.is((await get(0x04, 0x000f_0000)).status, 0x02);
+  t.is(await set(0x04, 0x002f_0000 | 281), 0x02, "a threshold that is neither");
   const critical = async (): Promise<number> =>
     (await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x02 | (127 << 16)] }, 512))[0];
   t.is(await critical(), 0);
@@ -232,6 +257,29 @@ test("temperature thresholds and interrupt vectors are features with an index", 
   t.like(await get(0x09, 1), { status: 0, result: 1 });
   t.is(await set(0x09, 3), 0x02);
   t.is((await get(0x09, 3)).status, 0x02);
+});
+
+test("a temperature beyond its threshold is an event, once, to a driver that wants it", async (t) => {
+  const { driver } = await bringUp(t);
+  const set = (feature: number, cdw11: number) => driver.checkAdmin({ opcode: SET_FEATURES, dwords: [feature, cdw11] });
+  const readLog = () => driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x02 | (127 << 16)] }, 512);
+  const answered: number[] = [];
+  for (let n = 0; n < 4; n++) void driver.admin({ opcode: EVENT_REQUEST }).then(({ result }) => answered.push(result));
+  await set(0x04, 300);
+  await settle();
+  t.deepEqual(answered, [], "nobody asked");
+  await set(0x0b, 0x02);
+  await settle();
+  t.deepEqual(answered.splice(0), [0x0002_0101], "it is so already");
+  t.is((await readLog())[0], 2);
+  await set(0x04, 301);
+  await settle();
+  t.deepEqual(answered, [], "as it was");
+  await set(0x04, 343);
+  t.is((await readLog())[0], 0);
+  await set(0x04, 0x0010_0000 | 320);
+  await settle();
+  t.deepEqual(answered.splice(0), [0x0002_0101], "below the other threshold");
 });
 
 test("Get Log Page: lengths, offsets and pages that are not there", async (t) => {

@@ -81,6 +81,7 @@ test("Identify Controller, byte for byte", async (t) => {
   expected.write("1.0     ", 64, "ascii");
   expected[77] = 8; // MDTS
   expected.writeUInt32LE(0x10400, 80);
+  expected.writeUInt32LE(60_000_000, 88); // RTD3E
   expected.writeUInt32LE(0x100, 92); // OAES
   expected[111] = 1; // CNTRLTYPE
   expected.writeUInt16LE(0x102, 256); // OACS
