@@ -1,12 +1,16 @@
+/// <reference types="node" preserve="true" />
 /** What a device's author imports: the interface to implement, and parts to build from. */
 export { dmaAddress } from "../shared/address.js";
-export type { Log } from "../shared/log.js";
+export { inBounds } from "../shared/bits.js";
+export type { Level, Log, LogMethod } from "../shared/log.js";
 export {
   type BarOptions,
   type Device,
   type DeviceContext,
+  type DeviceRegion,
   type Dma,
   DmaError,
+  FIRST_DEVICE_REGION,
   type Interrupts,
   type IoEventFdOptions,
   type Migration,

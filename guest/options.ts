@@ -53,9 +53,8 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
   const isModule = isModulePath(device);
   const entry = Object.hasOwn(devices, device) ? devices[device] : undefined;
   if (entry === undefined && !isModule) {
-    throw usage(
-      `no such device: ${device} (there is: ${Object.keys(devices).join(", ")}; or a path such as ./${device}.js)`,
-    );
+    const path = /\.[cm]?[jt]s$/.test(device) ? `./${device}` : `./${device}.js`;
+    throw usage(`no such device: ${device} (there is: ${Object.keys(devices).join(", ")}; or a path such as ${path})`);
   }
   const names = isModule ? unknownNames(rest) : Object.keys(entry?.options ?? {});
   const values = parse(rest, names, entry?.options);

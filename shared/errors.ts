@@ -5,7 +5,28 @@ import { constants } from "node:os";
 import { getSystemErrorName } from "node:util";
 
 /** Errno values that are put on the wire (Linux numbers, as the vfio-user header's error field wants them). */
-export const Errno = constants.errno;
+export const Errno: Readonly<Record<ErrnoName, number>> = constants.errno;
+
+export type ErrnoName =
+  | "E2BIG"
+  | "EACCES"
+  | "EAGAIN"
+  | "EBUSY"
+  | "EEXIST"
+  | "EFAULT"
+  | "EINVAL"
+  | "EIO"
+  | "ENODEV"
+  | "ENOENT"
+  | "ENOMEM"
+  | "ENOSPC"
+  | "ENOTCONN"
+  | "ENOTSUP"
+  | "ENOTTY"
+  | "EOVERFLOW"
+  | "EPERM"
+  | "EPROTO"
+  | "ETIMEDOUT";
 
 /** A peer broke the protocol in one message: becomes an error reply with `errno`, and the session goes on. */
 export class ProtocolError extends Error {

@@ -54,7 +54,7 @@ export function encodeMap({ address, size, fdOffset = 0, readable = true, writab
 }
 
 /** DMA_UNMAP that asks for a bitmap of `length` bytes, which the reply has behind the same body. */
-export function encodeDirtyUnmap(range: UnmapRange, pageSize: number, length: number): Buffer {
+export function encodeDirtyUnmap(range: UnmapRange, pageSize: number, length: number): Uint8Array {
   const fixed = encodeUnmapRange(range, DmaUnmap.size + Bitmap.size + length, DmaUnmapFlags.GET_DIRTY_BITMAP);
   return Buffer.concat([fixed, Bitmap.encode({ pageSize, size: length })]);
 }

@@ -1,0 +1,155 @@
+/**
+ * The package as its users have it: packed, unpacked beside nothing but what it depends on, and used by modules that are compiled
+ * against its types alone. All code of the README and of docs/writing-a-device.md is among them.
+ */
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import test from "ava";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const read = (path: string) => readFileSync(join(ROOT, path), "utf8");
+const directory = mkdtempSync(join(tmpdir(), "package-"));
+const installed = join(directory, "node_modules");
+test.after.always(() => rmSync(directory, { recursive: true }));
+
+interface Manifest {
+  readonly dependencies?: Readonly<Record<string, string>>;
+  readonly bin: Readonly<Record<string, string>>;
+}
+
+/** Puts a module of ours, and all that it depends on, where node finds it; there is no other in there. */
+function link(name: string): void {
+  const target = join(installed, name);
+  mkdirSync(dirname(target), { recursive: true });
+  try {
+    symlinkSync(join(ROOT, "node_modules", name), target);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") return;
+    throw error;
+  }
+  const { dependencies = {} }: Manifest = JSON.parse(read(join("node_modules", name, "package.json")));
+  for (const each of Object.keys(dependencies)) link(each);
+}
+
+test.before(() => {
+  const packed = execFileSync("npm", ["pack", "--silent", "--pack-destination", directory], {
+    cwd: ROOT,
+    encoding: "utf8",
+  });
+  execFileSync("tar", ["-xzf", packed.trim()], { cwd: directory });
+  mkdirSync(installed);
+  cpSync(join(directory, "package"), join(installed, "virtio-vfio-user"), { recursive: true });
+  const { dependencies = {} }: Manifest = JSON.parse(read("package.json"));
+  for (const name of Object.keys(dependencies)) link(name);
+  writeFileSync(join(directory, "package.json"), JSON.stringify({ type: "module" }));
+});
+
+/** Compiles files beside the installed package; `types` are the ambient ones. */
+function compile(name: string, files: Readonly<Record<string, string>>, types: readonly string[] = []): string {
+  const project = join(directory, name);
+  mkdirSync(project);
+  for (const [file, source] of Object.entries(files)) writeFileSync(join(project, file), source);
+  const compilerOptions = {
+    target: "es2023",
+    lib: ["es2023"],
+    module: "nodenext",
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    skipLibCheck: false,
+    types,
+    outDir: "out",
+  };
+  writeFileSync(join(project, "tsconfig.json"), JSON.stringify({ compilerOptions, include: ["*.ts"] }));
+  try {
+    execFileSync(join(ROOT, "node_modules/.bin/tsc"), ["-p", project], { encoding: "utf8" });
+  } catch (error) {
+    throw new Error((error as { stdout: string }).stdout);
+  }
+  return join(project, "out");
+}
+
+/** The code of a page, by language. */
+function blocks(page: string, language: string): string[] {
+  return [...read(page).matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, code]) => code);
+}
+
+const [readme, ...others] = blocks("README.md", "ts");
+const guide = blocks("docs/writing-a-device.md", "ts");
+const EDU = "guest/devices/edu/index.ts";
+
+test("the README's device compiles against the package's types, with nothing else there, and runs", async (t) => {
+  t.deepEqual(others, []);
+  const out = compile("readme", { "byte-sum.ts": readme });
+  const socket = join(directory, "sum.sock");
+  const program = join(installed, "virtio-vfio-user/build/guest/main.js");
+  const child = spawn(process.execPath, [program, "run", join(out, "byte-sum.js"), "--socket-path", socket], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  t.teardown(() => child.kill("SIGKILL"));
+  let log = "";
+  child.stderr.setEncoding("utf8").on("data", (text) => {
+    log += text;
+  });
+  while (!log.includes("the device is ready") && child.exitCode === null) await once(child.stderr, "data");
+  t.regex(log, /the device is ready/);
+});
+
+test("the guide's code is edu's, which compiles against the package's types, or a use of the client, which runs", async (t) => {
+  const source = read(EDU);
+  const rest = guide.filter((code) => !source.includes(code));
+  t.is(rest.length, 1, rest.join("\n"));
+  const edu = source.replace(/^import .* from "(\.\.\/)+.*;\n/gm, "");
+  const imports = 'import { type Device, type DeviceContext, inBounds, pair, RegisterFile } from "virtio-vfio-user";\n';
+  const made = "export default () => createEdu();\n";
+  const socket = join(directory, "edu.sock");
+  t.true(rest[0].includes("/run/edu.sock"));
+  link("@types/node");
+  const test = rest[0].replace("/run/edu.sock", socket);
+  const out = compile("guide", { "edu.ts": imports + edu + made, "test.ts": test }, ["node"]);
+  const program = join(installed, "virtio-vfio-user/build/guest/main.js");
+  const child = spawn(process.execPath, [program, "run", join(out, "edu.js"), "--socket-path", socket], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  t.teardown(() => child.kill("SIGKILL"));
+  await once(child.stderr, "data");
+  t.regex(execFileSync(process.execPath, [join(out, "test.js")], { encoding: "utf8" }), /254, 253, 252, 251/);
+});
+
+test("the guide's declarations compile, and what else the package exports", (t) => {
+  const parts = blocks("docs/writing-a-device.md", "js");
+  t.is(parts.length, 2);
+  const [bars, regions] = parts;
+  const source = `
+    import { type Device, type DeviceRegion, FIRST_DEVICE_REGION, type Log, type PciIdentity, RegisterFile } from "virtio-vfio-user";
+    import { Client, type ClientOptions, createMemory, Errno, eventfd, Irq, ProtocolError } from "virtio-vfio-user/client";
+    export const identity: Pick<PciIdentity, "bars"> = {\n${bars}};
+    export const own: Pick<Device, "regions" | "registers"> = {
+      registers: { [FIRST_DEVICE_REGION]: new RegisterFile(4, {}) },\n${regions}};
+    export const region: DeviceRegion | undefined = own.regions?.[0];
+    export function log(to: Log): void {
+      to.warn({ region: 9 }, "a line");
+      to.info("another");
+    }
+    export async function interrupts(options: ClientOptions): Promise<number> {
+      const client = await Client.connect("/nowhere", options);
+      await client.setIrqs({ index: Irq.MSIX, start: 0, eventfds: [eventfd(0)] });
+      await client.mapMemory({ address: 0, size: 4096, fd: createMemory("test", 4096, false) });
+      return new ProtocolError("", Errno.EINVAL).errno;
+    }`;
+  t.notThrows(() => compile("rest", { "rest.ts": source }));
+});
+
+test("each program of the package says what it is for, from where it is installed", (t) => {
+  const { bin }: Manifest = JSON.parse(read("package.json"));
+  for (const [name, path] of Object.entries(bin)) {
+    const program = join(installed, "virtio-vfio-user", path);
+    t.regex(
+      execFileSync(process.execPath, [program, "--help"], { encoding: "utf8" }),
+      new RegExp(`^usage: ${name}`, "i"),
+    );
+  }
+});
