@@ -191,9 +191,22 @@ export const IO_REQUEST = {
   PIECES: 5,
   SIZE: 6,
 } as const;
+/** What follows a request that is ALLOCATE, in place of one piece; MODE is fallocate's. */
+export const IO_RANGE = { MODE: 0, LENGTH_LOW: 1, LENGTH_HIGH: 2, SIZE: 3 } as const;
 export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
-/** COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position. */
-export const IO_OPERATION = { READ: 0, WRITE: 1, COPY: 2 } as const;
+/**
+ * SYNC is fdatasync, SYNC_ALL fsync; neither has pieces. SET_ATTRIBUTE has two: the extended attribute's name, with a zero at its end,
+ * and the value. COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position.
+ */
+export const IO_OPERATION = {
+  READ: 0,
+  WRITE: 1,
+  COPY: 2,
+  SYNC: 3,
+  SYNC_ALL: 4,
+  ALLOCATE: 5,
+  SET_ATTRIBUTE: 6,
+} as const;
 /** Numbers of an IoPool's `ends`; from FIRST on two for each end: the request's number, and 0 or a positive errno. */
 export const IO_ENDS = {
   /** Ends so far, modulo 2^32. The place of an end is its count, modulo the number of requests. */
@@ -205,7 +218,7 @@ export const IO_ENDS = {
 } as const;
 
 /**
- * A few threads that read and write files and copy memory, for work that has to wait; they start when they are needed. Requests begin in the order
+ * A few threads that read, write and sync files and copy memory, for work that has to wait; they start when they are needed. Requests begin in the order
  * in which they come, and end in any. All of a request's bytes are moved, or it ends with an errno; where the file ends, that is
  * EIO. Until it has ended its fd has to stay open, and its memory in place.
  */
@@ -273,18 +286,10 @@ interface Addon {
   isWritable(fd: number): boolean;
   memoryStatus(fd: number, status: Float64Array): void;
   createMemory(name: string, size: number, hugePages: boolean): number;
-  fallocate(
-    fd: number,
-    mode: number,
-    offset: number,
-    length: number,
-    done: (error: SystemFailure | null) => void,
-  ): void;
   lockFile(fd: number, shared: boolean): boolean;
   unlockFile(fd: number): void;
   directAlignment(fd: number): number | undefined;
   getAttribute(fd: number, name: string): string | undefined;
-  setAttribute(fd: number, name: string, value: string): void;
   Reservation: new (size: number, pieceSize: number, stray?: number) => Reservation;
   eventfd(count: number): number;
   eventfdRead(fd: number): number;
@@ -352,11 +357,6 @@ export const {
   /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
   createMemory,
   /**
-   * fallocate on libuv's thread pool. The fd has to stay open until `done` is called, in a later turn of the event loop, with
-   * null or with what went wrong: code ENOTSUP where the file system has no such mode.
-   */
-  fallocate,
-  /**
    * Takes a lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the file gets one, not
    * even in this process, unless both are shared. False when somebody else's lock is in the way. An exclusive lock needs an fd that may
    * write, a shared one an fd that may read. The last close, or the end of the process, gives it back.
@@ -374,7 +374,6 @@ export const {
   directAlignment,
   /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes. */
   getAttribute,
-  setAttribute,
   /** new Reservation(size, pieceSize, stray): `stray`, if any, is an eventfd, the caller's, which stays open until `release`. */
   Reservation,
   /** A non-blocking eventfd with that initial count. */

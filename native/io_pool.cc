@@ -26,6 +26,10 @@ struct Head {
 struct Piece {
   uint32_t buffer, offset, length;
 };
+struct Range {
+  uint32_t mode, length_low, length_high;
+};
+static_assert(sizeof(Range) == sizeof(Piece));
 
 struct Pool {
   struct Buffer {
@@ -66,19 +70,33 @@ size_t Take(Pool& pool, const uint32_t* words, size_t left) {
   constexpr size_t kPiece = sizeof(Piece) / 4;
   if (left < kHead) return 0;
   const Head& head = *reinterpret_cast<const Head*>(words);
-  if (head.number >= pool.threads->most() || head.operation > IoRequest::kCopy || head.fd > INT32_MAX ||
+  if (head.number >= pool.threads->most() || head.operation > IoRequest::kSetAttribute || head.fd > INT32_MAX ||
       head.position_high > INT32_MAX || head.pieces > (left - kHead) / kPiece) {
     return 0;
   }
   IoRequest& request = pool.threads->request(head.number);
   if (request.busy.load(std::memory_order_acquire)) return 0;
   request.pieces.clear();
-  for (uint32_t n = 0; n < head.pieces; n++) {
+  bool is_range = head.operation == IoRequest::kAllocate;
+  if (is_range) {
+    const Range& range = *reinterpret_cast<const Range*>(words + kHead);
+    if (head.pieces != 1 || range.mode > INT32_MAX || range.length_high > INT32_MAX) return 0;
+    request.mode = static_cast<int>(range.mode);
+    request.length = off_t{range.length_high} << 32 | range.length_low;
+  }
+  bool is_sync = head.operation == IoRequest::kSync || head.operation == IoRequest::kSyncAll;
+  if (is_sync && head.pieces != 0) return 0;
+  for (uint32_t n = 0; n < head.pieces && !is_range; n++) {
     const Piece& piece = *reinterpret_cast<const Piece*>(words + kHead + n * kPiece);
     if (piece.buffer >= pool.buffers.size()) return 0;
     const Bytes& bytes = pool.buffers[piece.buffer].bytes;
     if (uint64_t{piece.offset} + piece.length > bytes.length) return 0;
     request.pieces.push_back({bytes.data + piece.offset, piece.length});
+  }
+  if (head.operation == IoRequest::kSetAttribute) {
+    if (head.pieces != 2) return 0;
+    const iovec& name = request.pieces[0];
+    if (name.iov_len == 0 || static_cast<const char*>(name.iov_base)[name.iov_len - 1] != 0) return 0;
   }
   if (head.operation == IoRequest::kCopy) {
     if (head.pieces % 2 != 0) return 0;

@@ -5,9 +5,11 @@
 // wait for a device, so each may have a thread of its own, and its end is told at once.
 #include "io_threads.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,11 +43,7 @@ void Copy(const IoRequest& request) {
 }
 
 // Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends.
-int Perform(IoRequest& request) {
-  if (request.operation == IoRequest::kCopy) {
-    Copy(request);
-    return 0;
-  }
+int Move(IoRequest& request) {
   iovec* next = request.pieces.data();
   iovec* end = next + request.pieces.size();
   off_t position = request.position;
@@ -65,6 +63,49 @@ int Perform(IoRequest& request) {
     }
   }
   return 0;
+}
+
+int Sync(const IoRequest& request) {
+  int result;
+  do {
+    result = request.operation == IoRequest::kSync ? fdatasync(request.fd) : fsync(request.fd);
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
+int Allocate(const IoRequest& request) {
+  int result;
+  do {
+    result = fallocate(request.fd, request.mode, request.position, request.length);
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
+// Of two pieces, the name, which ends with a zero, and the value.
+int SetAttribute(const IoRequest& request) {
+  const iovec& value = request.pieces[1];
+  return fsetxattr(request.fd, static_cast<const char*>(request.pieces[0].iov_base), value.iov_base, value.iov_len, 0) == 0
+             ? 0
+             : errno;
+}
+
+int Perform(IoRequest& request) {
+  switch (request.operation) {
+    case IoRequest::kRead:
+    case IoRequest::kWrite:
+      return Move(request);
+    case IoRequest::kCopy:
+      Copy(request);
+      return 0;
+    case IoRequest::kSync:
+    case IoRequest::kSyncAll:
+      return Sync(request);
+    case IoRequest::kAllocate:
+      return Allocate(request);
+    case IoRequest::kSetAttribute:
+      return SetAttribute(request);
+  }
+  return EINVAL;
 }
 
 }  // namespace

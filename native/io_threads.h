@@ -1,4 +1,4 @@
-// A few threads that read and write files and copy memory for one that must not wait: requests in, ends out, a wake-up for many of
+// A few threads that read, write and sync files and copy memory for one that must not wait: requests in, ends out, a wake-up for many of
 // either.
 #pragma once
 
@@ -13,11 +13,14 @@
 #include <vector>
 
 struct IoRequest {
-  enum Operation : uint32_t { kRead, kWrite, kCopy };
+  enum Operation : uint32_t { kRead, kWrite, kCopy, kSync, kSyncAll, kAllocate, kSetAttribute };
 
   Operation operation;
   int fd;
   off_t position;
+  // Of kAllocate: fallocate's.
+  int mode;
+  off_t length;
   // Of a copy in pairs of one length, from the first to the second. Kept from one use to the next, so that they need no memory of
   // their own each time.
   std::vector<iovec> pieces;

@@ -51,11 +51,14 @@ export class AtomicIo {
   #writes = 0;
   #waiting = 0;
   #count = 0;
+  readonly #onBug: (error: unknown) => void;
   /** Called when something has ended. */
   #onProgress: (() => void)[] = [];
 
-  constructor(storage: Pick<Storage, "read" | "write" | "zero">) {
+  /** `onBug`: a `done` threw. */
+  constructor(storage: Pick<Storage, "read" | "write" | "zero">, onBug: (error: unknown) => void) {
     this.#storage = storage;
+    this.#onBug = onBug;
   }
 
   /** Whether a transfer of these bytes would begin at once. */
@@ -148,7 +151,11 @@ export class AtomicIo {
     ended.task = NO_TASK;
     this.#unused.push(ended);
     for (const resolve of this.#onProgress.splice(0)) resolve();
-    done(error);
+    try {
+      done(error);
+    } catch (bug) {
+      this.#onBug(bug);
+    }
   };
 
   /** Each waits for earlier ones alone, so that none waits for ever. */

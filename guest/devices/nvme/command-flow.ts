@@ -5,8 +5,8 @@
 import { KiB, MiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
 import { Command } from "./command.js";
-import type { FileIo } from "./file-io.js";
 import { InFlight } from "./in-flight.js";
+import type { IoBatch } from "./io-batch.js";
 import { fetchByMessages, type RingUser, writeByMessages } from "./message-rings.js";
 import type { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { MINIMUM_PAGE_SIZE } from "./registers.js";
@@ -30,7 +30,7 @@ export interface CommandFlowHooks {
   /** Commands that can be done at once. */
   readonly direct: DirectCommands;
   /** File I/O in between goes to its threads together. */
-  readonly files: Pick<FileIo, "cork" | "uncork" | "defer">;
+  readonly files: Pick<IoBatch, "cork" | "uncork" | "defer">;
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;

@@ -11,9 +11,10 @@ import { ringDoorbell, wroteDoorbell } from "./doorbells.js";
 import { QueueEngine } from "./engine.js";
 import { AsyncEvents } from "./events.js";
 import { Features } from "./features.js";
-import { fileIo, type StorageError } from "./file-io.js";
+import type { StorageError } from "./file-io.js";
 import type { Identity } from "./identify.js";
 import { type Counters, IoCommands } from "./io.js";
+import { ioBatch } from "./io-batch.js";
 import { KeepAlive } from "./keep-alive.js";
 import { Lifecycle } from "./lifecycle.js";
 import { LogPages } from "./log-pages.js";
@@ -87,7 +88,13 @@ export class NvmeController implements Device {
     this.#features = new Features(options.queues, vectors);
     const namespaces = options.disks.map(
       ({ storage, blockSize }, n) =>
-        new Namespace(n + 1, storage, blockSize, (error) => this.#onSyncFailed(n + 1, error)),
+        new Namespace(
+          n + 1,
+          storage,
+          blockSize,
+          (error) => this.#onSyncFailed(n + 1, error),
+          (error) => this.#onBug(error),
+        ),
     );
     this.#namespaces = new Namespaces(namespaces, (namespace) => this.#onSizeChanged(namespace));
     const table = registerTable(layout, {
@@ -116,7 +123,7 @@ export class NvmeController implements Device {
       context,
       {
         direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
-        files: fileIo(),
+        files: ioBatch,
         execute: (command) => this.#execute(command),
         onError: (command, status) => logPages.recordError(command, status),
         onInvalidDoorbell: () =>

@@ -1,5 +1,5 @@
 /**
- * A disk that is a file, a block device or memory. Data is moved by threads of our own (file-io.ts), the rest is done by Node.js's.
+ * A disk that is a file, a block device or memory. Whatever may wait for a device is done by threads of its own (file-io.ts).
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
@@ -7,21 +7,18 @@ import {
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
   FALLOC_FL_ZERO_RANGE,
-  fallocate,
   getAttribute,
-  IO_OPERATION,
   close as nativeClose,
   PROT_READ,
   PROT_WRITE,
   Reservation,
   RWF_NOWAIT,
-  setAttribute,
   unlockFile,
 } from "../../../native/index.js";
 import { alignUp, isPowerOfTwo } from "../../../shared/bits.js";
 import { GiB, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { deviceSize, sectorSizes } from "./block-device.js";
-import { type Ended, type Pieces, PooledFile } from "./file-io.js";
+import { type Ended, FileIo, type Pieces, type StorageError } from "./file-io.js";
 import type { DirectAccess, Storage } from "./storage.js";
 
 /** Kept with a file, so that a formatted disk has the same blocks whoever serves it next. */
@@ -57,7 +54,7 @@ export class FdStorage implements Storage {
   readonly kind: Kind;
   readonly readOnly: boolean;
   readonly direct: DirectAccess | undefined;
-  readonly #file: PooledFile;
+  readonly #io: FileIo;
   /** fdatasync need not write attributes. */
   #attributesChanged = false;
 
@@ -69,7 +66,9 @@ export class FdStorage implements Storage {
     this.kind = kind;
     this.readOnly = readOnly;
     const flags = inMemory ? 0 : RWF_NOWAIT;
-    const writeFlags = readOnly ? undefined : flags;
+    // A write to a file waits for a file system that is frozen (fsfreeze, a snapshot), whatever its flags.
+    const mayWrite = !readOnly && (kind !== "file" || inMemory);
+    const writeFlags = mayWrite ? flags : undefined;
     // What the page cache does not have would have to be waited for.
     if (kind !== "memory" && directSize === undefined) this.direct = { kind: "file", fd, readFlags: flags, writeFlags };
     if (kind === "device") {
@@ -86,18 +85,18 @@ export class FdStorage implements Storage {
     }
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
     if (Number.isInteger(kept)) this.blockSize = kept;
-    this.#file = new PooledFile(fd);
+    this.#io = new FileIo(fd);
   }
 
   read(pieces: Pieces, position: number, done: Ended): void {
-    this.#file.move(IO_OPERATION.READ, pieces, position, done);
+    this.#io.read(pieces, position, done);
   }
   write(pieces: Pieces, position: number, done: Ended): void {
-    this.#file.move(IO_OPERATION.WRITE, pieces, position, done);
+    this.#io.write(pieces, position, done);
   }
   zero(position: number, length: number, deallocate: boolean, done: Ended): void {
     const mode = FALLOC_FL_KEEP_SIZE | (deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
-    fallocate(this.fd, mode, position, length, done);
+    this.#io.allocate(mode, position, length, done);
   }
   sync(done: Ended): void {
     if (this.readOnly) {
@@ -105,11 +104,11 @@ export class FdStorage implements Storage {
       return;
     }
     if (!this.#attributesChanged) {
-      fs.fdatasync(this.fd, done);
+      this.#io.sync("data", done);
       return;
     }
     this.#attributesChanged = false;
-    fs.fsync(this.fd, (error) => {
+    this.#io.sync("all", (error) => {
       if (error !== null) this.#attributesChanged = true;
       done(error);
     });
@@ -130,19 +129,24 @@ export class FdStorage implements Storage {
     });
   }
   setBlockSize(bytes: number, done: Ended): void {
-    try {
-      if (this.kind === "device")
-        throw Object.assign(new Error("a block device keeps no block size"), { code: "ENOTSUP" });
-      if (this.kind === "file") setAttribute(this.fd, BLOCK_SIZE_ATTRIBUTE, String(bytes));
-      this.#attributesChanged = this.kind === "file";
-      this.blockSize = bytes;
-      process.nextTick(done, null);
-    } catch (error) {
-      process.nextTick(done, error);
+    const kept = (error: StorageError | null): void => {
+      if (error === null) this.blockSize = bytes;
+      done(error);
+    };
+    switch (this.kind) {
+      case "device":
+        process.nextTick(kept, Object.assign(new Error("a block device keeps no block size"), { code: "ENOTSUP" }));
+        return;
+      case "memory":
+        process.nextTick(kept, null);
+        return;
+      case "file":
+        this.#attributesChanged = true;
+        this.#io.setAttribute(BLOCK_SIZE_ATTRIBUTE, String(bytes), kept);
     }
   }
   async close(): Promise<void> {
-    this.#file.close();
+    this.#io.close();
     if (this.kind === "memory") {
       nativeClose(this.fd);
       return;

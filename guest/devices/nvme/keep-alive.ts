@@ -1,7 +1,9 @@
 /** NVM Express 1.4, section 7.12: the Keep Alive Timer. Without a Keep Alive command in time the controller fails. */
+import { startDeadline } from "../../../shared/deadline.js";
+
 export class KeepAlive {
   readonly #onExpired: () => void;
-  #timer: NodeJS.Timeout | undefined;
+  #stop = (): void => {};
   #timeoutMs = 0;
 
   constructor(onExpired: () => void) {
@@ -16,7 +18,7 @@ export class KeepAlive {
 
   /** A Keep Alive command came. */
   restart(): void {
-    clearTimeout(this.#timer);
-    this.#timer = this.#timeoutMs === 0 ? undefined : setTimeout(this.#onExpired, this.#timeoutMs).unref();
+    this.#stop();
+    this.#stop = this.#timeoutMs === 0 ? () => {} : startDeadline(this.#timeoutMs, this.#onExpired);
   }
 }

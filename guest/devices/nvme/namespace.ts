@@ -50,6 +50,8 @@ export class Namespace {
   /** Callers that came while a sync was under way: what they want synced may have been written after it began. */
   #waiting: StatusDone[] = [];
 
+  readonly #refreshing: ((changed: boolean) => void)[] = [];
+
   constructor(
     /** NSID. */
     readonly id: number,
@@ -58,8 +60,10 @@ export class Namespace {
     blockSize: number,
     /** Syncs fail from now on, or no longer. */
     readonly onSyncFailed: (error: StorageError | null) => void,
+    /** Who waited for the storage threw. */
+    readonly onBug: (error: unknown) => void,
   ) {
-    this.io = new AtomicIo(storage);
+    this.io = new AtomicIo(storage, onBug);
     this.#blockSize = blockSize;
     this.#blockCount = this.#countBlocks();
   }
@@ -108,9 +112,17 @@ export class Namespace {
       this.#syncing = false;
       this.#noteSync(error);
       const status = this.#syncFailure;
-      for (const done of callers) done(status);
+      for (const done of callers) this.#tell(done, status);
       if (this.#waiting.length > 0 && !this.#syncing) this.#startSync();
     });
+  }
+
+  #tell(done: StatusDone, status: number): void {
+    try {
+      done(status);
+    } catch (error) {
+      this.onBug(error);
+    }
   }
 
   #noteSync(error: StorageError | null): void {
@@ -244,13 +256,22 @@ export class Namespace {
     });
   }
 
+  /** Whether a look at the storage's size is in flight. */
+  get isRefreshing(): boolean {
+    return this.#refreshing.length > 0;
+  }
+
   /** Looks how large the storage is now. `done` is told whether the number of blocks changed. */
   refresh(done: (changed: boolean) => void): void {
+    this.#refreshing.push(done);
+    if (this.#refreshing.length > 1) return;
     this.storage.refresh((error) => {
       const before = this.#blockCount;
       // A format under way settles it at its end.
       if (error === null && !this.formatting) this.#blockCount = this.#countBlocks();
-      done(this.#blockCount !== before);
+      const changed = this.#blockCount !== before;
+      // The first of them tells; a file system that hangs is asked once.
+      for (const [n, waits] of this.#refreshing.splice(0).entries()) waits(changed && n === 0);
     });
   }
 

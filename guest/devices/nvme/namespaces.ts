@@ -75,7 +75,7 @@ export class Namespaces {
   /** A driver is there: sizes are looked at again and again. */
   watch(): void {
     this.#timer ??= setInterval(() => {
-      for (const namespace of this.all) this.refresh(namespace, () => {});
+      for (const namespace of this.all) if (!namespace.isRefreshing) this.refresh(namespace, () => {});
     }, SIZE_CHECK_MS).unref();
   }
 

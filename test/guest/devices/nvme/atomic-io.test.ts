@@ -9,6 +9,10 @@ import { bringUp, scratch, settle } from "./setup.js";
 /** One that does not end before its time. */
 const TASK = { ended: false };
 
+const rethrow = (error: unknown): never => {
+  throw error;
+};
+
 const COMMANDS = {
   read: { opcode: 2, namespaceId: 1 },
   write: { opcode: 1, namespaceId: 1 },
@@ -45,11 +49,14 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
     begun.push({ start, end: start + length, writes, ended });
   };
   const sum = ({ segments }: ReturnType<typeof pieces>): number => segments[0].length + segments[1].length;
-  const io = new AtomicIo({
-    read: (given, position, ended) => begin(position, sum(given as ReturnType<typeof pieces>), false, ended),
-    write: (given, position, ended) => begin(position, sum(given as ReturnType<typeof pieces>), true, ended),
-    zero: (position, length, _deallocate, ended) => begin(position, length, true, ended),
-  });
+  const io = new AtomicIo(
+    {
+      read: (given, position, ended) => begin(position, sum(given as ReturnType<typeof pieces>), false, ended),
+      write: (given, position, ended) => begin(position, sum(given as ReturnType<typeof pieces>), true, ended),
+      zero: (position, length, _deallocate, ended) => begin(position, length, true, ended),
+    },
+    rethrow,
+  );
   let [asked, ended, failed] = [0, 0, 0];
   const done: Ended = (error) => {
     ended++;
@@ -78,11 +85,15 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
 
 test("they begin in the order in which they came, so that no write waits for ever behind reads", (t) => {
   const begun: [string, Ended][] = [];
-  const io = new AtomicIo({
-    read: (_, position, ended) => begun.push([`read ${position}`, ended]),
-    write: (_, position, ended) => begun.push([`write ${position}`, ended]),
-    zero: (position, _length, deallocate, ended) => begun.push([`${deallocate ? "hole" : "zero"} ${position}`, ended]),
-  });
+  const io = new AtomicIo(
+    {
+      read: (_, position, ended) => begun.push([`read ${position}`, ended]),
+      write: (_, position, ended) => begun.push([`write ${position}`, ended]),
+      zero: (position, _length, deallocate, ended) =>
+        begun.push([`${deallocate ? "hole" : "zero"} ${position}`, ended]),
+    },
+    rethrow,
+  );
   const order = (): string[] => begun.map(([name]) => name);
   const end = (): void => begun.shift()?.[1](null);
   io.read(pieces(16), 0, TASK, () => {});
@@ -153,11 +164,14 @@ for (const first of ["pooled", "bounced"] as const) {
 
 test("a task that ends: what has begun goes on and is waited for, what has not never begins", async (t) => {
   const begun: [string, Ended][] = [];
-  const io = new AtomicIo({
-    read: (_, position, ended) => begun.push([`read ${position}`, ended]),
-    write: (_, position, ended) => begun.push([`write ${position}`, ended]),
-    zero: () => t.fail(),
-  });
+  const io = new AtomicIo(
+    {
+      read: (_, position, ended) => begun.push([`read ${position}`, ended]),
+      write: (_, position, ended) => begun.push([`write ${position}`, ended]),
+      zero: () => t.fail(),
+    },
+    rethrow,
+  );
   const events: string[] = [];
   const done = (name: string) => (error: Error | null) => events.push(`${name} ${error && Reflect.get(error, "code")}`);
   const old = { ended: false };

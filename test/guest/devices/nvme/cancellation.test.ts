@@ -177,6 +177,23 @@ test("a queue that is deleted while its vector is masked leaves nothing behind",
   t.is(machine.interrupts.count, count);
 });
 
+test("a bug where a disk's data comes back stops the controller until it is reset, and nothing else", async (t) => {
+  const { machine, storages, driver, prp1 } = await withTwoDisks(t);
+  storages[0].hold();
+  void driver.io({ opcode: READ, namespaceId: 1, prp1 });
+  await storages[0].whenHeld(1);
+  const { locate } = machine.dma;
+  machine.dma.locate = () => {
+    throw new Error("a bug");
+  };
+  storages[0].release();
+  while (machine.read(0x1c) === 1) await settle();
+  t.is(machine.read(0x1c), 3);
+  machine.dma.locate = locate;
+  const again = await NvmeDriver.open(machine);
+  for (const namespaceId of [1, 2]) t.is((await again.io({ opcode: READ, namespaceId, prp1 })).status, 0);
+});
+
 /** Two disks, and an I/O queue with room for all that a controller works on. */
 async function withTwoDisks(t: ExecutionContext) {
   const up = await bringUp(t, { moreSizes: [MiB], queues: 2, entries: 1024 });

@@ -2,14 +2,23 @@
  * Real files under the controller, whose bytes the pool's threads move: two at once, what goes wrong, and the ends of a driver
  * VM with I/O under way. The directory is a file system whose writes have to wait, where the machine has one.
  */
+import { execFile } from "node:child_process";
 import { readFileSync, truncateSync } from "node:fs";
 import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import test, { type ExecutionContext } from "ava";
-import { FileIo, PooledFile, type StorageError } from "../../../../guest/devices/nvme/file-io.js";
+import { FileIo, type StorageError } from "../../../../guest/devices/nvme/file-io.js";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { close, createMemory, IO_OPERATION } from "../../../../native/index.js";
+import { ioBatch } from "../../../../guest/devices/nvme/io-batch.js";
+import {
+  close,
+  createMemory,
+  FALLOC_FL_KEEP_SIZE,
+  FALLOC_FL_PUNCH_HOLE,
+  getAttribute,
+} from "../../../../native/index.js";
 import { GiB, MiB } from "../../../../shared/limits.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
 import type { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
@@ -175,10 +184,8 @@ test("a client that truncates the memory of its data: it reads as zeros, and the
 async function pooled(t: ExecutionContext, requests: number, threads: number) {
   const [name] = await files(t, 1);
   const handle = await open(name, "r+");
-  const io = new FileIo(requests, threads);
-  const file = new PooledFile(handle.fd, io);
+  const io = new FileIo(handle.fd, { requests, threads });
   t.teardown(async () => {
-    file.close();
     io.close();
     await handle.close();
   });
@@ -188,9 +195,10 @@ async function pooled(t: ExecutionContext, requests: number, threads: number) {
         { bytes, offset: 0, length: bytes.length - 10 },
         { bytes, offset: bytes.length - 10, length: 10 },
       ];
-      file.move(IO_OPERATION[operation], { count: 2, segments }, position, resolve);
+      if (operation === "READ") io.read({ count: 2, segments }, position, resolve);
+      else io.write({ count: 2, segments }, position, resolve);
     });
-  return { name, io, file, move };
+  return { name, io, move };
 }
 
 test("more requests than there are places wait, in their order, corked or not", async (t) => {
@@ -199,17 +207,17 @@ test("more requests than there are places wait, in their order, corked or not", 
     [4, 2],
     [64, 16],
   ] as const) {
-    const { name, io, move } = await pooled(t, requests, threads);
+    const { name, move } = await pooled(t, requests, threads);
     const model = new Random(requests).filled(1000 * 600);
     for (const corks of [0, 1]) {
-      if (corks > 0) io.cork();
+      if (corks > 0) ioBatch.cork();
       const order: number[] = [];
       const ends = Array.from({ length: 1000 }, async (_, n) => {
         const error = await move("WRITE", model.slice(n * 600, (n + 1) * 600), n * 600);
         order.push(n);
         return error;
       });
-      if (corks > 0) io.uncork();
+      if (corks > 0) ioBatch.uncork();
       t.true((await Promise.all(ends)).every((error) => error === null));
       if (threads === 1)
         t.deepEqual(
@@ -226,11 +234,15 @@ test("an error has the code of its errno, and the next request works", async (t)
   truncateSync(name, 100);
   t.like(await move("READ", new Uint8Array(200), 0), { code: "EIO" });
   t.is(await move("READ", new Uint8Array(100), 0), null);
-  const { move: bad, file } = await pooled(t, 4, 2);
   const readOnly = await open(name, "r");
-  t.teardown(() => readOnly.close());
-  Object.defineProperty(file, "fd", { value: readOnly.fd });
-  t.like(await bad("WRITE", new Uint8Array(200), 0), { code: "EBADF" });
+  const bad = new FileIo(readOnly.fd);
+  t.teardown(async () => {
+    bad.close();
+    await readOnly.close();
+  });
+  const segments = [{ bytes: new Uint8Array(200), offset: 0, length: 200 }];
+  const error = await new Promise((resolve) => bad.write({ count: 1, segments }, 0, resolve));
+  t.like(error, { code: "EBADF" });
 });
 
 test("what is asked for while others end is done as well", async (t) => {
@@ -244,10 +256,10 @@ test("what is asked for while others end is done as well", async (t) => {
 });
 
 test("a write that takes long keeps none of another file", async (t) => {
-  const { io, move } = await pooled(t, 8, 2);
+  const { move } = await pooled(t, 8, 2);
   // Of a whole GiB, which nobody writes at once.
   const slowFile = createMemory("slow", GiB, false);
-  const slow = new PooledFile(slowFile, io);
+  const slow = new FileIo(slowFile);
   t.teardown(() => {
     slow.close();
     close(slowFile);
@@ -255,9 +267,58 @@ test("a write that takes long keeps none of another file", async (t) => {
   const segments = new Array(64).fill({ bytes: new Uint8Array(16 * MiB).fill(1), offset: 0, length: 16 * MiB });
   const order: string[] = [];
   const slowEnd = new Promise<StorageError | null>((resolve) => {
-    slow.move(IO_OPERATION.WRITE, { count: segments.length, segments }, 0, resolve);
+    slow.write({ count: segments.length, segments }, 0, resolve);
   }).then((error) => order.push(`slow ${error}`));
   const others = [1, 2, 3].map(async (n) => order.push(`${await move("WRITE", new Uint8Array(600), n * 600)}`));
   await Promise.all([slowEnd, ...others]);
   t.deepEqual(order, ["null", "null", "null", "slow null"]);
+});
+
+test("syncs, holes, zeros and attributes, and what goes wrong with them", async (t) => {
+  const { name, io } = await pooled(t, 2, 1);
+  await writeFile(name, new Uint8Array(MiB).fill(7));
+  const did = (act: (done: (error: StorageError | null) => void) => void) => new Promise(act);
+  const [KEEP, HOLE] = [FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE];
+  // More at once than there are places.
+  const all = [
+    did((done) => io.allocate(HOLE, 4096, 65536, done)),
+    did((done) => io.sync("data", done)),
+    did((done) => io.sync("all", done)),
+    did((done) => io.allocate(HOLE, 2 ** 33, 2 ** 32 + 4096, done)),
+    did((done) => io.setAttribute("user.some", "größe", done)),
+  ];
+  t.deepEqual(await Promise.all(all), [null, null, null, null, null]);
+  const expected = new Uint8Array(MiB).fill(7).fill(0, 4096, 4096 + 65536);
+  t.is(Buffer.compare(readFileSync(name), expected), 0);
+  const handle = await open(name);
+  t.is(getAttribute(handle.fd, "user.some"), "größe");
+  await handle.close();
+  t.like(await did((done) => io.allocate(HOLE, 0, 0, done)), { code: "EINVAL" });
+  t.like(await did((done) => io.allocate(KEEP | 0x4000_0000, 0, 4096, done)), { code: "ENOTSUP" });
+  t.like(await did((done) => io.setAttribute("nonsense", "1", done)), { code: "ENOTSUP" });
+});
+
+test("a callback that throws takes nothing else along", async (t) => {
+  const [name] = await files(t, 1);
+  const imported = (path: string) => JSON.stringify(new URL(`../../../../guest/devices/nvme/${path}`, import.meta.url));
+  const script = `
+    import { openSync } from "node:fs";
+    const { FileIo } = await import(${imported("file-io.js")});
+    const { ioBatch } = await import(${imported("io-batch.js")});
+    process.on("uncaughtException", ({ message }) => console.log(message));
+    const io = new FileIo(openSync(${JSON.stringify(name)}, "r+"), { threads: 1 });
+    const synced = (n) => new Promise((resolve) => io.sync("data", (error) => resolve(console.log(n, error))));
+    ioBatch.cork();
+    io.sync("data", () => {
+      throw new Error("a bug");
+    });
+    const others = [synced(1), synced(2)];
+    ioBatch.uncork();
+    await Promise.all(others);
+    await synced(3);
+    await new Promise((resolve) => ioBatch.defer(resolve));
+    io.close();
+  `;
+  const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "-e", script]);
+  t.deepEqual(stdout.trim().split("\n").sort(), ["1 null", "2 null", "3 null", "a bug"]);
 });
