@@ -96,7 +96,10 @@ export class Session {
       share: this.#share,
       events: {
         enabled: (index) => this.#link.enabled(index),
-        stopping: (reason) => this.#link.stopped(reason),
+        pausing: () => this.#link.paused(),
+        resumed: () => this.#link.resumed(),
+        failed: (reason) => this.#link.startFailed(reason),
+        reset: (reason) => this.#link.stopped(reason),
         gone: (reason) => {
           this.#log.info({ reason }, "front-end gone");
           this.#report();

@@ -6,13 +6,16 @@
 const TURNS = 8;
 
 /**
- * Calls `late` once, when `milliseconds` have passed in which the event loop went round several times; 0 is its next turn.
- * Returns what takes that back.
+ * Calls `late` once, when `milliseconds` have passed in which the event loop went round several times; 0 is its next turn. Time in
+ * which the other side `isPaused` does not count, and afterwards it has all of it again. Returns what takes that back.
  */
-export function startDeadline(milliseconds: number, late: () => void): () => void {
-  let left = milliseconds > 0 ? TURNS : 1;
+export function startDeadline(milliseconds: number, late: () => void, isPaused = () => false): () => void {
+  const turns = milliseconds > 0 ? TURNS : 1;
+  let left = turns;
   const clock = setInterval(() => {
-    if (--left > 0) return;
+    if (isPaused()) left = turns;
+    else left--;
+    if (left > 0) return;
     clearInterval(clock);
     late();
   }, milliseconds / TURNS);

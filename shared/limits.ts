@@ -84,6 +84,12 @@ export const REPLY_DEADLINE_MS = 4000;
 export const QUIESCE_DEADLINE_MS = 2000;
 /** The same as seen by the bridge: the device process answers in time, or it does not answer at all. */
 export const UNMAP_DEADLINE_MS = 3000;
+/** How long the device VM's VMM may take for a change of the window; the driver VM's waits for it. */
+export const WINDOW_DEADLINE_MS = 2000;
+/** How long after a pause of the device VM began a command may wait for its end. */
+export const PAUSE_GRACE_MS = 2000;
+/** Pause between attempts to give a device process its client. */
+export const RETRY_MS = 500;
 /** How long VERSION's reply waits for a device to be there. */
 export const DEVICE_WAIT_MS = 4000;
 /** Jobs of a device's that may be under way, or wait for the end of a pause. */

@@ -26,6 +26,8 @@ export interface ChannelEvents {
   message(bytes: Uint8Array, data: DataView, length: number): void;
   /** Waiting messages fell below the mark. */
   drained(): void;
+  /** So much waits that a message was dropped. */
+  full(): void;
   /** The driver broke a ring or a message; the channel has stopped. */
   broken(reason: string): void;
 }
@@ -54,6 +56,7 @@ export class Channel {
   readonly #inHeader = Header.view(this.#inData);
   #have = 0;
   #paused = false;
+  #halted = false;
   #held = false;
   #owesCall = false;
   readonly #receiving: Turn;
@@ -88,12 +91,50 @@ export class Channel {
     this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
   }
 
-  /** Forgets everything under way. */
-  stop(): void {
+  /** The rings are about to stand still, and may go on. What is sent waits, and nothing is received. */
+  halt(): void {
     this.#receiving.close();
     this.#sending.close();
     for (const poll of this.#polls) poll.close();
     this.#polls.length = 0;
+    this.#halted = true;
+  }
+
+  /** The rings go on, with other kicks. */
+  goOn(): void {
+    const backEnd = this.#backEnd;
+    if (!backEnd) return;
+    this.halt();
+    this.#halted = false;
+    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
+    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
+    this.#flush();
+    this.#receiving.goOn();
+  }
+
+  /**
+   * Takes back messages that the driver has not been given any part of. `isWanted` says of each, by its id, command and flags,
+   * whether it stays.
+   */
+  withdraw(isWanted: (id: number, command: number, flags: number) => boolean): void {
+    let from = this.#head + this.#left;
+    let to = from;
+    while (from < this.#tail) {
+      const { id, command, flags, size } = this.#outHeader.at(this.#outData, from);
+      if (isWanted(id, command, flags)) {
+        this.#out.copyWithin(to, from, from + size);
+        to += size;
+      }
+      from += size;
+    }
+    const wasCongested = this.congested;
+    this.#tail = to;
+    if (wasCongested && !this.congested) this.#events.drained();
+  }
+
+  /** Forgets everything under way. */
+  stop(): void {
+    this.halt();
     this.#backEnd = undefined;
     this.#toDevice = idleQueue;
     this.#fromDevice = idleQueue;
@@ -102,10 +143,14 @@ export class Channel {
     this.#left = 0;
     this.#have = 0;
     this.#paused = false;
+    this.#halted = false;
     this.#owesCall = false;
   }
 
-  /** Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. */
+  /**
+   * Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. False when it
+   * was dropped, because too much waits.
+   */
   send(
     id: number,
     command: number,
@@ -114,12 +159,12 @@ export class Channel {
     bytes: Uint8Array,
     offset = 0,
     length = bytes.length,
-  ) {
-    if (!this.#backEnd) return;
+  ): boolean {
+    if (!this.#backEnd) return true;
     const size = Header.size + length;
     if (!this.#makeRoom(size)) {
-      this.#break("the driver takes no messages");
-      return;
+      this.#events.full();
+      return false;
     }
     const header = this.#outHeader.at(this.#outData, this.#tail);
     header.id = id;
@@ -131,6 +176,7 @@ export class Channel {
     this.#tail += size;
     this.sent++;
     this.#flush();
+    return true;
   }
 
   /**
@@ -183,7 +229,7 @@ export class Channel {
   /** Writes what waits into the buffers that the driver offers. */
   #flush(): void {
     const turn = this.#sending;
-    if (this.#head === this.#tail || !turn.begin()) return;
+    if (this.#halted || this.#head === this.#tail || !turn.begin()) return;
     const queue = this.#toDevice;
     const wasCongested = this.congested;
     let wrote = false;
@@ -220,7 +266,7 @@ export class Channel {
 
   #receive(): void {
     const turn = this.#receiving;
-    if (this.#paused || !turn.begin()) return;
+    if (this.#halted || this.#paused || !turn.begin()) return;
     const queue = this.#fromDevice;
     let goesOn = true;
     let took = false;

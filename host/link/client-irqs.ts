@@ -45,7 +45,7 @@ export class ClientIrqs {
     }
   }
 
-  /** The bodies of the SET_IRQS commands that say all this to a device with `irqCounts` vectors. */
+  /** The bodies of the SET_IRQS commands that say all this to a device with `irqCounts` vectors, all of which are disabled. */
   bodies(doorbells: Doorbells, irqCounts: readonly number[]): Uint8Array[] {
     const bodies: Uint8Array[] = [];
     for (const [index, { enabled, vectors, masked }] of this.#indices.entries()) {
@@ -62,6 +62,24 @@ export class ClientIrqs {
         bodies.push(doorbellBody(Flags.DATA_EVENTFD | Flags.ACTION_TRIGGER, index, 0, numbers));
       }
     }
+    return bodies;
+  }
+
+  /** The same for one index, to a device that has the interrupts as they were some time ago. */
+  changes(index: number, doorbells: Doorbells, irqCounts: readonly number[]): Uint8Array[] {
+    const count = irqCounts[index] ?? 0;
+    if (count === 0) return [];
+    const { enabled, masked } = this.#indices[index];
+    const none = { index, start: 0, count: 0 };
+    if (!enabled) return [plainIrqBody({ ...none, flags: Flags.DATA_NONE | Flags.ACTION_TRIGGER })];
+    const bodies: Uint8Array[] = [];
+    for (const action of [Flags.ACTION_MASK, Flags.ACTION_UNMASK]) {
+      const isMask = action === Flags.ACTION_MASK;
+      const bools = Uint8Array.from({ length: count }, (_, vector) => (masked.has(vector) === isMask ? 1 : 0));
+      bodies.push(plainIrqBody({ flags: Flags.DATA_BOOL | action, index, start: 0, count, bools }));
+    }
+    const numbers = doorbells.numbers(index, 0, count);
+    bodies.push(doorbellBody(Flags.DATA_EVENTFD | Flags.ACTION_TRIGGER, index, 0, numbers));
     return bodies;
   }
 }

@@ -26,10 +26,16 @@ export class ConfigSpace {
 
   clientConnected(generation: number): void {
     this.#view.generation = generation;
-    this.#view.status = ConfigStatus.BRIDGE_UP | ConfigStatus.CLIENT_CONNECTED;
+    this.#view.status |= ConfigStatus.CLIENT_CONNECTED;
   }
 
   clientGone(): void {
-    this.#view.status = ConfigStatus.BRIDGE_UP;
+    this.#view.status &= ~ConfigStatus.CLIENT_CONNECTED;
+  }
+
+  /** The link is broken, and the driver has to reset the device. */
+  set needsReset(needsReset: boolean) {
+    if (needsReset) this.#view.status |= ConfigStatus.NEEDS_RESET;
+    else this.#view.status &= ~ConfigStatus.NEEDS_RESET;
   }
 }

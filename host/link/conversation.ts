@@ -10,6 +10,7 @@ import { takesHandles } from "../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { Share } from "../../shared/turn.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import { isWrite } from "../../shared/vfio-user/register-memory.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { answerWithoutDevice } from "./answers.js";
 import { handlesAt } from "./bodies.js";
@@ -28,6 +29,10 @@ export interface ConversationEvents {
   fds(command: number, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): readonly number[];
   /** What waited to be sent is no longer too much. */
   drained(): void;
+  /** The device process did not answer, or take messages, in time. */
+  silent(reason: string): void;
+  /** The rings stand still: no deadline counts. */
+  isPaused(): boolean;
   /** The device process broke the rules. */
   broken(reason: string): void;
 }
@@ -49,6 +54,7 @@ export class Conversation {
       {
         message: (bytes, data, length) => this.#message(bytes, data, length),
         drained: () => events.drained(),
+        full: () => events.silent("it takes no messages"),
         broken: (reason) => events.broken(reason),
       },
       share,
@@ -60,15 +66,27 @@ export class Conversation {
     const id = posted ? 0 : this.#requests.take(command.command, command, undefined);
     if (id < 0) return false;
     const flags = HeaderFlags.TYPE_COMMAND | (posted ? HeaderFlags.NO_REPLY : 0);
-    this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
+    const isSent = this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
+    if (!isSent && !posted) {
+      const waits = this.#requests.relayed(id) === command;
+      this.#requests.free(id);
+      if (waits) answerWithoutDevice(command);
+    }
     return true;
   }
 
-  /** Sends a command of the bridge's own; the link is broken if no reply comes in time. Rejects with ProtocolError or PeerGone. */
+  /** Sends a command of the client's that was answered already. */
+  post(command: number, body: Uint8Array): void {
+    this.channel.send(0, command, HeaderFlags.TYPE_COMMAND | HeaderFlags.NO_REPLY, 0, body);
+  }
+
+  /** Sends a command of the bridge's own, whose reply is to come in time. Rejects with ProtocolError or PeerGone. */
   async request(command: number, body: Uint8Array): Promise<void> {
-    const answered = startDeadline(REPLY_DEADLINE_MS, () => {
-      this.#events.broken(`the device process did not answer command ${command} in time`);
-    });
+    const answered = startDeadline(
+      REPLY_DEADLINE_MS,
+      () => this.#events.silent(`it did not answer command ${command} in time`),
+      this.#events.isPaused,
+    );
     try {
       await this.send(command, body);
     } finally {
@@ -83,10 +101,12 @@ export class Conversation {
       const id = this.#requests.take(command, undefined, { resolve, reject });
       if (id < 0) {
         reject(new PeerGone("the device process answers nothing"));
-        this.#events.broken("the device process answers nothing");
+        this.#events.silent("it answers nothing");
         return;
       }
-      this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body);
+      if (this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body)) return;
+      this.#requests.free(id);
+      reject(new PeerGone("the device process takes no messages"));
     });
   }
 
@@ -105,6 +125,43 @@ export class Conversation {
    */
   drop(reason: string, mayCome: boolean): void {
     this.#requests.dropAll(reason, answerWithoutDevice, mayCome);
+  }
+
+  /** The same, the channel staying; and what the process was not given yet it is not given any more. */
+  abandon(reason: string): void {
+    const ids = this.#withdraw(() => true);
+    this.drop(reason, true);
+    for (const id of ids) this.#requests.free(id);
+  }
+
+  /**
+   * The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent. Returns how
+   * many writes those were.
+   */
+  abandonRelayed(answer: (command: PendingCommand) => void): number {
+    const ids = this.#withdraw((id) => this.#requests.relayed(id) !== undefined);
+    const writes = ids.filter((id) => isWrite(this.#requests.relayed(id)?.command ?? 0)).length;
+    this.#requests.dropRelayed(answer);
+    for (const id of ids) this.#requests.free(id);
+    return writes;
+  }
+
+  /** The client's posted writes that the process was not given yet are not carried out. */
+  withdrawPosted(): void {
+    this.channel.withdraw((_id, _command, flags) => (flags & HeaderFlags.NO_REPLY) === 0);
+  }
+
+  /** Takes back commands that were not sent: posted ones too where all `isDropped`. Returns the ids of those that wanted a reply. */
+  #withdraw(isDropped: (id: number) => boolean): number[] {
+    const ids: number[] = [];
+    this.channel.withdraw((id, _command, flags) => {
+      if ((flags & HeaderFlags.TYPE_MASK) !== HeaderFlags.TYPE_COMMAND) return true;
+      if ((flags & HeaderFlags.NO_REPLY) !== 0) return !isDropped(-1);
+      if (!isDropped(id)) return true;
+      ids.push(id);
+      return false;
+    });
+    return ids;
   }
 
   #message(bytes: Uint8Array, data: DataView, length: number): void {

@@ -37,6 +37,10 @@ export class Doorbells {
   #taken: (Binding | undefined)[] = [];
   #kickOf: KickOf = () => -1;
   #attached = false;
+  /** The device VM is paused: doorbells are bound as ever, and nothing is relayed. */
+  #halted = false;
+  /** Which doorbells the driver has set up. */
+  #usable: boolean[] = [];
 
   /** Signals moved so far. */
   get relayed(): number {
@@ -48,7 +52,35 @@ export class Doorbells {
     this.detach();
     this.#taken = new Array(Math.max(0, count)).fill(undefined);
     this.#kickOf = kickOf;
+    this.#usable = Array.from(this.#taken, (_, n) => kickOf(Queue.FIRST_DOORBELL + n) >= 0);
     this.#attached = true;
+  }
+
+  /** The rings stand still, and may go on. To be called while their kick eventfds are still open: what was rung is passed on. */
+  halt(): void {
+    if (this.#halted) return;
+    this.#halted = true;
+    for (const [n, binding] of this.#taken.entries()) {
+      if (!binding || binding.relay < 0) continue;
+      // What is in there was relayed already, or was not: a spurious interrupt is harmless, and one that is lost is not.
+      const rang = native.eventfdRead(this.#kickOf(Queue.FIRST_DOORBELL + n)) > 0;
+      this.#relay.remove(binding.relay);
+      binding.relay = -1;
+      if (rang) native.eventfdWrite(binding.fd);
+    }
+  }
+
+  /** The rings go on, with other kicks, in which nothing is that may be lost. @throws SystemError; then they do not go on */
+  goOn(): void {
+    this.#halted = false;
+    for (const [n, binding] of this.#taken.entries()) {
+      if (binding) binding.relay = this.#relay.add(this.#kickOf(Queue.FIRST_DOORBELL + n), binding.fd);
+    }
+  }
+
+  /** Signals all vectors, one of which may have missed something. */
+  signalAll(): void {
+    for (const binding of this.#taken) if (binding) native.eventfdWrite(binding.fd);
   }
 
   /** The device is gone; the client's eventfds stay. To be called while its kick eventfds are still open. */
@@ -56,7 +88,9 @@ export class Doorbells {
     for (const bindings of this.#bindings) for (const binding of bindings.values()) this.#release(binding);
     this.#taken = [];
     this.#kickOf = () => -1;
+    this.#usable = [];
     this.#attached = false;
+    this.#halted = false;
   }
 
   /** Whether vectors that have a doorbell are to lose their eventfd. */
@@ -173,18 +207,19 @@ export class Doorbells {
 
   /** Doorbells that can be taken: not in use, and set up by the driver. */
   get #free(): number {
-    return this.#taken.filter((binding, n) => !binding && this.#kickOf(Queue.FIRST_DOORBELL + n) >= 0).length;
+    return this.#taken.filter((binding, n) => !binding && this.#usable[n]).length;
   }
 
   #take(binding: Binding): boolean {
     if (binding.doorbell !== NO_DOORBELL) return true;
     for (let doorbell = 0; doorbell < this.#taken.length; doorbell++) {
-      if (this.#taken[doorbell]) continue;
-      const kick = this.#kickOf(Queue.FIRST_DOORBELL + doorbell);
-      if (kick < 0) continue;
-      // What was kicked before the binding is not for this vector; QEMU even leaves a count of its own there.
-      native.eventfdRead(kick);
-      binding.relay = this.#relay.add(kick, binding.fd);
+      if (this.#taken[doorbell] || !this.#usable[doorbell]) continue;
+      if (!this.#halted) {
+        const kick = this.#kickOf(Queue.FIRST_DOORBELL + doorbell);
+        // What was kicked before the binding is not for this vector; QEMU even leaves a count of its own there.
+        native.eventfdRead(kick);
+        binding.relay = this.#relay.add(kick, binding.fd);
+      }
       binding.doorbell = doorbell;
       this.#taken[doorbell] = binding;
       return true;

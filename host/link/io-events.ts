@@ -18,6 +18,8 @@ interface IoEvent {
   /** NO_HANDLE while no device process has asked for it. */
   handle: number;
   poll: native.Poll | undefined;
+  /** The device process has not answered the last one. */
+  isForwarded: boolean;
 }
 
 export class IoEvents {
@@ -51,7 +53,7 @@ export class IoEvents {
       throw new ProtocolError(`${count} more eventfds of at most ${MAX_IOEVENTFDS}`, Errno.ENOSPC);
     }
     while (known.length < count) {
-      const event = { region, fd: native.eventfd(0), handle: NO_HANDLE, poll: undefined };
+      const event = { region, fd: native.eventfd(0), handle: NO_HANDLE, poll: undefined, isForwarded: false };
       known.push(event);
       this.#events.push(event);
     }
@@ -69,9 +71,12 @@ export class IoEvents {
 
   /** The device process has the client: signals are forwarded, those that waited too. */
   start(): void {
+    this.stop();
     this.#polling = true;
     for (const event of this.#events) this.#watch(event);
   }
+
+  /** What is signalled waits in the eventfds until `start`. */
 
   stop(): void {
     this.#polling = false;
@@ -84,7 +89,10 @@ export class IoEvents {
   /** The device process is gone. Eventfds that no client has go. */
   forget(keep: boolean): void {
     this.stop();
-    for (const event of this.#events) event.handle = NO_HANDLE;
+    for (const event of this.#events) {
+      event.handle = NO_HANDLE;
+      event.isForwarded = false;
+    }
     if (!keep) this.#drop();
   }
 
@@ -114,17 +122,18 @@ export class IoEvents {
     const signalled = () => {
       poll.stop();
       this.forwarded++;
-      this.#forward(handle).then(
-        () => {
-          if (event.poll === poll && this.#polling) poll.start(native.POLL_READABLE);
-        },
-        // The device process is gone: its successor is told by `start`.
-        () => {},
-      );
+      event.isForwarded = true;
+      const answered = () => {
+        if (event.handle !== handle) return;
+        event.isForwarded = false;
+        if (this.#polling) event.poll?.start(native.POLL_READABLE);
+      };
+      // When the device process is gone its successor has another handle; one that was given up is told by `start`.
+      this.#forward(handle).then(answered, answered);
     };
     const poll = new native.Poll(fd, signalled, "eventfd");
     event.poll = poll;
-    poll.start(native.POLL_READABLE);
+    if (!event.isForwarded) poll.start(native.POLL_READABLE);
   }
 }
 

@@ -81,7 +81,7 @@ export class IrqSetUp {
   /** A device process that is not there, or leaves, is told when it says HELLO again. Rejects with ProtocolError. */
   async #tell(body: Uint8Array): Promise<void> {
     const { conversation, state } = this.#process;
-    if (state !== "connected") return;
+    if (state.name !== "connected") return;
     try {
       await conversation.request(Command.DEVICE_SET_IRQS, body);
     } catch (error) {

@@ -2,15 +2,17 @@
  * The bridge's half of the virtio link: the `Backend` behind a vfio-user session whose device lives in a device VM
  * (docs/virtio-vfio-user.md).
  *
- * What belongs to the client (its DMA maps, its eventfds) is kept as plain data here, and shown to the device process again
- * whenever one says HELLO: the driver VM lives on when the device process restarts. What belongs to the device process is
- * in process.ts. Changes of the maps and interrupts are made one after the other (serial.ts); each step waits for the
- * device process, and every wait ends when the process answers, stops, or lets its deadline pass.
+ * What belongs to the client (its DMA maps, its eventfds) is kept as plain data here, beside what of it the device process has been
+ * told. `#update` makes the two the same: when a process says HELLO, when it was given up for a time, and after a pause of its VM,
+ * during which the client is answered at once. So the driver VM lives on whatever becomes of the device process. What belongs to
+ * the process is in process.ts. Changes of the maps and interrupts are made one after the other (serial.ts); each step waits for
+ * the device process, and every wait ends when the process answers, is reset, or lets its deadline pass.
  */
 import { close } from "../../native/index.js";
-import { PeerGone, ProtocolError } from "../../shared/errors.js";
+import { isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { RETRY_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { IoEvent, LinkCommand } from "../../shared/spec/link.js";
+import { ClientGone, IoEvent, LinkCommand } from "../../shared/spec/link.js";
 import { Command } from "../../shared/spec/vfio-user.js";
 import { Share } from "../../shared/turn.js";
 import type {
@@ -28,6 +30,7 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 import type { Window } from "../vhost-user/window.js";
 import { ClientIrqs } from "./client-irqs.js";
 import { ConfigSpace } from "./config.js";
+import type { Cause } from "./device-state.js";
 import { IrqSetUp } from "./irq-set-up.js";
 import { Places } from "./places.js";
 import { DeviceProcess } from "./process.js";
@@ -40,12 +43,20 @@ import { allDirty, Unmapping } from "./unmapping.js";
 /** A client may have many thousands. */
 const MAX_MAPS_SHOWN = 64;
 
-interface Client extends ShownClient {
-  readonly memory: ClientMemory;
-  readonly reads: RegisterReads;
-  readonly maps: Set<MemoryMap>;
+class Client implements ShownClient {
+  readonly maps = new Set<MemoryMap>();
+  readonly irqs = new ClientIrqs();
+  readonly shownMaps = new Set<MemoryMap>();
+  readonly changedIrqs = new Set<number>();
   /** Resolves `connect`; undefined when that was done. */
   introduced: { resolve(): void; reject(error: Error): void } | undefined;
+
+  constructor(
+    readonly version: ClientVersion,
+    readonly memory: ClientMemory,
+    readonly reads: RegisterReads,
+    readonly generation: number,
+  ) {}
 }
 
 /** What the link did so far. */
@@ -79,6 +90,15 @@ export class VirtioLink implements Backend {
   #client: Client | undefined;
   /** The client that the device process was told of. */
   #told: Client | undefined;
+  /** The device process is to let go of that client, even if it is there still, and to be told anew. */
+  #isStale = false;
+  /** Maps that their client gave up while the device VM was paused: they are still in the window. */
+  readonly #orphans = new Set<MemoryMap>();
+  /** Those who wait for the device process, and do not wait for the end of a pause. */
+  readonly #impatient = new Set<() => void>();
+  #retry: NodeJS.Timeout | undefined;
+  /** Why the last attempt to give the device process its client failed. */
+  #failure: string | undefined;
   #generation = 0;
 
   constructor({ window, log, uuid, name, share = new Share() }: LinkOptions) {
@@ -95,11 +115,22 @@ export class VirtioLink implements Backend {
         get client() {
           return client();
         },
-        ready: () => this.#introduce(),
+        ready: () => this.#update(),
         left: () => {
-          this.#told = undefined;
+          const { cause } = this.process.state;
+          if (cause === undefined || cause === "violated") this.#told = undefined;
           this.#client?.reads.from(undefined);
           this.#relay.processLeft();
+        },
+        paused: () => {
+          this.sharing.stop();
+          for (const answer of this.#impatient) answer();
+          this.#impatient.clear();
+        },
+        pausedLong: () => this.#relay.pausedLong(),
+        gaveUp: (cause) => this.#gaveUp(cause),
+        needsReset: (needsReset) => {
+          this.#config.needsReset = needsReset;
         },
         drained: () => this.#relay.drained(),
         takeBack: () => this.#takeBackAll(),
@@ -111,12 +142,20 @@ export class VirtioLink implements Backend {
       log,
       share,
     });
-    this.#relay = new CommandRelay(this.process);
+    this.#relay = new CommandRelay(this.process, () => {
+      this.#isStale = true;
+      this.#client?.reads.from(undefined);
+    });
     this.#irqs = new IrqSetUp(this.process, (request) =>
       this.setIrqs(request).catch((error) => log.warn({ reason: error.message }, "interrupts were not set up again")),
     );
     this.#showing = new Showing(this.process, this.#places, log);
-    this.#unmapping = new Unmapping(this.process.conversation, log, (reason) => this.process.break(reason));
+    this.#unmapping = new Unmapping(
+      this.process.conversation,
+      log,
+      (reason) => this.process.break(reason),
+      () => this.#isPaused,
+    );
   }
 
   /** For people; of many maps the first ones. */
@@ -125,7 +164,7 @@ export class VirtioLink implements Backend {
     const client = this.#client;
     const maps = [...(client?.maps ?? [])];
     return {
-      state,
+      state: state.name,
       isolated,
       device: summary,
       announced: client !== undefined && this.#told === client,
@@ -169,10 +208,29 @@ export class VirtioLink implements Backend {
     this.process.enabled(index);
   }
 
-  /** The device stops; QEMU drops all that is mapped. */
+  /** The device VM is paused, or the device was reset: which of them, `resumed` or `stopped` says. */
+  paused(): void {
+    this.process.pause();
+  }
+
+  /** The device VM goes on. */
+  resumed(): void {
+    this.process.resume();
+  }
+
+  /** The front-end wanted to start the device again, and could not. */
+  startFailed(reason: string): void {
+    this.process.break(reason);
+  }
+
+  /** The device was reset, or its front-end is gone; QEMU dropped all that was mapped. */
   stopped(reason: string): void {
-    this.process.stop(reason);
-    this.#places.forgetAll(this.#client?.maps ?? []);
+    this.process.reset(reason);
+    this.#told = undefined;
+    this.#isStale = false;
+    clearTimeout(this.#retry);
+    this.#places.forgetAll([...(this.#client?.maps ?? []), ...this.#orphans]);
+    this.#orphans.clear();
     this.sharing.forget(this.#client !== undefined);
   }
 
@@ -193,7 +251,7 @@ export class VirtioLink implements Backend {
 
   get device(): DeviceSummary | undefined {
     const { state, summary } = this.process;
-    return state === "connected" || state === "ready" ? summary : undefined;
+    return state.command === "without the device" ? undefined : summary;
   }
 
   get irqCounts(): readonly number[] | undefined {
@@ -201,93 +259,94 @@ export class VirtioLink implements Backend {
   }
 
   connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void> {
-    const generation = ++this.#generation;
-    const maps = new Set<MemoryMap>();
-    const irqs = new ClientIrqs();
+    const client = new Client(version, memory, reads, ++this.#generation);
     return new Promise((resolve, reject) => {
-      this.#client = { version, memory, reads, generation, maps, irqs, introduced: { resolve, reject } };
-      this.#config.clientConnected(generation);
-      this.#introduce();
+      client.introduced = { resolve, reject };
+      this.#client = client;
+      this.#config.clientConnected(client.generation);
+      this.#update();
     });
   }
 
-  async disconnect(): Promise<void> {
+  disconnect(): Promise<void> {
     const client = this.#client;
-    if (!client) return;
+    if (!client) return Promise.resolve();
     this.#client = undefined;
     this.#config.clientGone();
     client.introduced?.reject(new PeerGone("the client is gone"));
     client.introduced = undefined;
     this.#relay.clientGone();
-    if (this.process.state === "connected") this.process.state = "ready";
-    this.process.dma.drop();
-    await this.#serial.run(async () => {
-      // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
-      this.#irqs.clear();
-      this.sharing.clientGone();
-      const wasTold = this.#told === client;
-      this.#told = undefined;
-      if (this.process.state === "ready") await this.#tellGone(client.generation, wasTold);
-      await this.#places.takeBack(client.maps);
-    });
-  }
-
-  /**
-   * Tells the device process that a client is gone, if it knew of that client, or has memory that the client had. The memory
-   * is made anew before, since the device prepares it for the next client when it hears of it.
-   */
-  async #tellGone(generation: number, wasTold: boolean): Promise<void> {
-    const hadMemory = this.sharing.stale;
-    if (hadMemory) {
-      try {
-        await this.sharing.renew();
-      } catch (error) {
-        if (!(error instanceof PeerGone))
-          this.process.break(`its memory cannot be made anew: ${(error as Error).message}`);
-        return;
-      }
-    }
-    if (wasTold || hadMemory) await this.#showing.gone(generation);
+    this.process.clientGone();
+    // Before anything is waited for: a device that is told late must not ring doorbells of a client that is gone.
+    this.#irqs.clear();
+    this.sharing.clientGone();
+    for (const map of client.maps) this.#orphan(map);
+    client.maps.clear();
+    this.#update();
+    return this.#orPaused(this.#serial.run(() => this.#releaseOrphans(false)));
   }
 
   map(map: MemoryMap): Promise<void> {
-    return this.#serial.run(async () => {
-      const client = this.#client;
-      if (!client) throw new PeerGone("no client is connected");
-      client.maps.add(map);
-      if (this.process.state !== "connected") return;
+    const client = this.#client;
+    if (!client) return Promise.reject(new PeerGone("no client is connected"));
+    client.maps.add(map);
+    if (this.#isPaused) return Promise.resolve();
+    let isAnswered = false;
+    const work = this.#serial.run(async () => {
+      // When the device process is not there, or is told later, the map is for then.
+      if (!this.#isServed(client) || !client.maps.has(map) || client.shownMaps.has(map)) return;
       try {
-        await this.#showing.map(map);
+        await this.#showing.map(client, map);
       } catch (error) {
         // When the device process is gone, the map is for the next one.
         if (error instanceof PeerGone) return;
-        client.maps.delete(map);
+        if (!isAnswered) client.maps.delete(map);
         throw error;
       }
+    });
+    return this.#orPaused(work, () => {
+      isAnswered = true;
     });
   }
 
   unmap(request: UnmapRequest): Promise<void> {
-    return this.#serial.run(async () => {
-      const { maps } = request;
-      const isTold = this.process.state === "connected";
+    const client = this.#client;
+    const { maps } = request;
+    if (this.#isPaused) {
+      for (const map of maps) {
+        client?.maps.delete(map);
+        this.#orphan(map);
+      }
+      allDirty(request);
+      return Promise.resolve();
+    }
+    const work = this.#serial.run(async () => {
+      const isTold = client !== undefined && this.#isServed(client);
       if (!isTold) allDirty(request);
       const isFree = !isTold || (await this.#unmapping.letGo(request));
-      for (const map of maps) this.#client?.maps.delete(map);
+      for (const map of maps) {
+        client?.maps.delete(map);
+        client?.shownMaps.delete(map);
+      }
       await this.#places.takeBack(maps, !isFree);
     });
+    return this.#orPaused(work, () => allDirty(request));
   }
 
   /** Without a device process it is kept for the next one. */
   setIrqs(request: IrqSetRequest): Promise<void> {
-    return this.#serial.run(async () => {
-      const client = this.#client;
-      if (!client) {
+    const client = this.#client;
+    const apply = async () => {
+      if (!client || this.#client !== client) {
         for (const fd of request.eventfds ?? []) if (fd >= 0) close(fd);
         throw new PeerGone("no client is connected");
       }
-      if (await this.#irqs.apply(request)) client.irqs.note(request);
-    });
+      const isForDevice = await this.#irqs.apply(request);
+      if (!isForDevice) return;
+      client.irqs.note(request);
+      if (!this.#isServed(client)) client.changedIrqs.add(request.index);
+    };
+    return this.#isPaused ? apply() : this.#orPaused(this.#serial.run(apply));
   }
 
   handle(command: PendingCommand): void {
@@ -295,33 +354,160 @@ export class VirtioLink implements Backend {
     this.#relay.handle(command);
   }
 
-  // What the device process is shown.
+  // What the device process is told.
 
-  /** Shows the client, its maps and its interrupts to a device process that is ready, when there are both. */
-  #introduce(): void {
-    this.#serial.background(async () => {
-      const client = this.#client;
-      if (!client || this.process.state !== "ready") return;
-      const { generation, maps } = client;
-      if (this.sharing.stale) await this.#tellGone(generation - 1, false);
-      this.#told = client;
-      try {
-        await this.#showing.client(client, () => this.#client === client);
-      } catch (error) {
-        this.#log.warn({ reason: (error as Error).message }, "the device did not take the client");
-        if (error instanceof ProtocolError) this.process.break("the device refused the client");
-        return;
-      }
-      if (this.#client !== client || this.process.state !== "ready") return;
-      this.process.state = "connected";
-      this.sharing.start();
-      this.process.registers?.begin();
-      client.reads.from(this.process.registers);
-      this.#log.info({ generation, maps: maps.size }, "the device has the client");
-      client.introduced?.resolve();
-      client.introduced = undefined;
-      this.#relay.connected();
+  get #isPaused(): boolean {
+    return this.process.state.name === "paused";
+  }
+
+  /** Whether the device process knows that client, and is told of each change. */
+  #isServed(client: Client): boolean {
+    return this.process.state.name === "connected" && this.#told === client;
+  }
+
+  /**
+   * Resolves as `work` does, or at once when the device VM is paused: then `work` goes on when it does, and `answered` says what the
+   * client is told now.
+   */
+  #orPaused(work: Promise<void>, answered = () => {}): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const early = () => {
+        answered();
+        resolve();
+      };
+      const settle = () => this.#impatient.delete(early);
+      work.then(
+        () => {
+          settle();
+          resolve();
+        },
+        (error) => {
+          // The client was told that it is done.
+          if (!settle()) this.#failed(error);
+          reject(error);
+        },
+      );
+      if (this.#isPaused) early();
+      else this.#impatient.add(early);
     });
+  }
+
+  /** Makes what the device process knows of the client, and has of its memory, what it is to be, in its turn. */
+  #update(): void {
+    this.#serial.background(async () => {
+      try {
+        await this.#bringUpToDate();
+      } catch (error) {
+        this.#failed(error);
+      }
+    });
+  }
+
+  async #bringUpToDate(): Promise<void> {
+    const isReady = () => this.process.state.name === "ready";
+    if (!isReady()) return;
+    const told = this.#told;
+    const client = this.#client;
+    if (told && (told !== client || this.#isStale)) {
+      // After a pause the client's memory is no more the device's, whatever it does when it is told.
+      if (this.#isStale) await this.#places.takeBack(told.maps, true);
+      await this.#tellGone(told.generation);
+    } else {
+      // Given up during a pause: out of reach first, since the client goes on already.
+      await this.#releaseOrphans(true);
+      if (this.sharing.stale) await this.#tellGone(this.#generation - (client ? 1 : 0));
+    }
+    if (!client || this.#client !== client || !isReady()) return;
+    const isNew = this.#told !== client;
+    this.#told = client;
+    if (isNew) await this.#showing.client(client);
+    await this.#showing.changes(client, () => this.#client === client);
+    if (this.#client !== client || !isReady()) return;
+    this.process.introduced();
+    this.#failure = undefined;
+    if (isNew) this.process.registers?.begin();
+    this.sharing.start();
+    client.reads.from(this.process.registers);
+    this.#log.info({ generation: client.generation, maps: client.maps.size }, "the device has the client");
+    client.introduced?.resolve();
+    client.introduced = undefined;
+    this.#relay.connected();
+  }
+
+  /** A change was not made, or not all of them: the device process lets go of the client, and is told anew after a while. */
+  #failed(error: unknown): void {
+    // The device process left, or the client: nothing has failed.
+    if (error instanceof PeerGone) return;
+    const reason = error instanceof Error ? error.message : String(error);
+    if (reason !== this.#failure) {
+      if (error instanceof ProtocolError) this.#log.warn({ reason }, "the device did not take the client");
+      else if (isSystemError(error)) this.#log.error({ err: error }, "the device cannot be given the client");
+      else this.#log.error({ err: error }, "unexpected");
+    }
+    this.#failure = reason;
+    this.process.giveUp("failed", reason);
+  }
+
+  /**
+   * The device process is asked to let go of the client, for as long as it takes. Meanwhile the client's memory is taken from it. When
+   * it has, it is given the client again.
+   */
+  #gaveUp(cause: Cause): void {
+    this.#isStale = true;
+    this.#serial.background(() => this.#places.takeBack(this.#client?.maps ?? [], true));
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.#askToLetGo(), cause === "failed" ? RETRY_MS : 0);
+  }
+
+  async #askToLetGo(): Promise<void> {
+    const generation = this.#told?.generation ?? this.#generation;
+    try {
+      await this.process.conversation.send(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation }));
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) return;
+      this.#log.warn({ reason: error.message }, "the device did not let go of its client in time");
+    }
+    this.#told = undefined;
+    this.#isStale = false;
+    this.process.letGo();
+  }
+
+  /**
+   * Tells the device process that a client is gone. Memory that the client had is recreated before, since the device prepares it for
+   * the next client when it hears of it.
+   */
+  async #tellGone(generation: number): Promise<void> {
+    if (this.sharing.stale) await this.#renew();
+    await this.#showing.gone(generation);
+    this.#told = undefined;
+    this.#isStale = false;
+  }
+
+  async #renew(): Promise<void> {
+    try {
+      await this.sharing.renew();
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.process.break(`its memory cannot be recreated: ${error.message}`);
+      throw new PeerGone(error.message);
+    }
+  }
+
+  /** Its client has given it up, and it is to be taken out of the window. */
+  #orphan(map: MemoryMap): void {
+    this.#places.copied.remove(map);
+    this.#orphans.add(map);
+  }
+
+  /** Takes memory of clients that gave it up out of the window. The device process is asked to let go of what `isShown` to it. */
+  async #releaseOrphans(isShown: boolean): Promise<void> {
+    const maps = [...this.#orphans];
+    await this.#places.takeBack(maps, isShown);
+    for (const map of maps) {
+      this.#orphans.delete(map);
+      if (!isShown || !this.#told?.shownMaps.delete(map)) continue;
+      await this.#unmapping.letGo({ address: map.address, size: map.size, maps: [map] });
+    }
   }
 
   /** Out of the window with all that the client has to do with. */

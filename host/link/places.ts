@@ -4,7 +4,7 @@
  * process reaches that memory by DMA messages.
  */
 import { CopiedMemory } from "../../shared/copied-memory.js";
-import { PeerGone, ProtocolError } from "../../shared/errors.js";
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_WINDOW_MAPS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import type { MemoryMap } from "../../shared/vfio-user/backend.js";
@@ -23,7 +23,10 @@ export class Places {
   /** There was no room for the last map; memory could not be in the window, being unsealed: each was logged. */
   #isFull = false;
   #isUnsealed = false;
-  /** Window offsets that a device which did not let go may still use: zeros are there, and nothing else is put there. */
+  /**
+   * Window offsets that a device which did not let go may still use, or that QEMU has not given back: nothing else is put
+   * there.
+   */
   readonly #kept: number[] = [];
 
   constructor(window: Window, log: Log) {
@@ -64,7 +67,8 @@ export class Places {
     try {
       await this.#window.map(fd, fdOffset, offset, size);
     } catch (error) {
-      this.#forget(map);
+      if (error instanceof ProtocolError && error.errno === Errno.ETIMEDOUT) this.#keep(map);
+      else this.#forget(map);
       if (!(error instanceof ProtocolError)) throw error;
       this.#log.warn({ address, size, reason: error.message }, "not mapped in the window: DMA by copies");
     }
@@ -87,13 +91,9 @@ export class Places {
   }
 
   async #takeOut(map: MemoryMap, keep: boolean): Promise<void> {
-    await this.unmap(map.windowOffset, map.size);
-    if (keep && this.#window.permitted && map.windowOffset >= 0) {
-      this.#kept.push(map.windowOffset);
-      map.windowOffset = -1;
-    } else {
-      this.#forget(map);
-    }
+    const isOut = await this.unmap(map.windowOffset, map.size);
+    if ((keep || !isOut) && this.#window.permitted && map.windowOffset >= 0) this.#keep(map);
+    else this.#forget(map);
   }
 
   /** The device lets go of everything that it had. */
@@ -111,13 +111,16 @@ export class Places {
     this.#allocator.free(windowOffset);
   }
 
-  /** Takes what is mapped at a place out of the window. Never rejects. */
-  async unmap(windowOffset: number, size: number): Promise<void> {
+  /** Takes what is mapped at a place out of the window; whether it is out. Never rejects. */
+  async unmap(windowOffset: number, size: number): Promise<boolean> {
     try {
       await this.#window.unmap(windowOffset, size);
+      return true;
     } catch (error) {
       // The device stopped meanwhile, and with it all maps went.
-      if (!(error instanceof PeerGone)) this.#log.error({ err: error }, "a map stays in the window");
+      if (error instanceof PeerGone) return true;
+      this.#log.error({ err: error }, "a map stays in the window");
+      return false;
     }
   }
 
@@ -133,6 +136,11 @@ export class Places {
   /** The bridge ends. */
   close(): void {
     this.copied.close();
+  }
+
+  #keep(map: MemoryMap): void {
+    this.#kept.push(map.windowOffset);
+    map.windowOffset = -1;
   }
 
   #forget(map: MemoryMap): void {

@@ -130,13 +130,14 @@ export class RegionMemories {
       const old = memory.fd;
       memory.fd = createSealed(memory.size);
       native.close(old);
+      // From now on: the client that comes next may go again before all of it is in the window.
+      memory.stale = false;
       for (const area of memory.areas) {
         const { windowOffset, size } = area;
         if (windowOffset < 0) continue;
         await this.#window.unmap(windowOffset, size);
         await this.#map(memory, area, windowOffset);
       }
-      memory.stale = false;
     }
   }
 

@@ -7,6 +7,8 @@ import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 
 /** More than a session ever has: one at a time, and those that it gave up on. */
 const SLOTS = 256;
+/** Kept for what the bridge itself asks: that a process is to let go of a client whose commands it has not answered. */
+const RESERVED = 16;
 
 /** A command of the bridge's own. */
 export interface OwnRequest {
@@ -31,7 +33,7 @@ export class Requests {
 
   /** Takes an id for `command`; -1 when none is free. One of `relayed` and `own` waits for the reply. */
   take(command: number, relayed: PendingCommand | undefined, own: OwnRequest | undefined): number {
-    if (this.#freeCount === 0) return -1;
+    if (this.#freeCount <= (relayed ? RESERVED : 0)) return -1;
     const id = this.#free[--this.#freeCount];
     this.#commands[id] = command;
     this.#relayed[id] = relayed;
@@ -70,6 +72,17 @@ export class Requests {
     if (mayCome) this.#abandon();
     else this.#reset();
     for (const request of own) request.reject(new PeerGone(reason));
+    for (const command of relayed) orphaned(command);
+  }
+
+  /** The same for relayed commands alone: the channel stays, and their replies go to nobody. */
+  dropRelayed(orphaned: (command: PendingCommand) => void): void {
+    const relayed = this.#relayed.filter((command) => command !== undefined);
+    for (let id = 0; id < SLOTS; id++) {
+      if (this.#relayed[id] === undefined) continue;
+      this.#relayed[id] = undefined;
+      this.#own[id] = NOBODY;
+    }
     for (const command of relayed) orphaned(command);
   }
 

@@ -67,6 +67,11 @@ export class Sharing {
     this.#events.start();
   }
 
+  /** What the client signals waits until `start`. */
+  stop(): void {
+    this.#events.stop();
+  }
+
   /** The device process no longer answers. */
   left(hasClient: boolean): void {
     this.#events.forget(hasClient);

@@ -1,6 +1,6 @@
 /**
- * Showing the device process a client, its maps and its interrupts, and telling it that one is gone. All of it waits for the
- * process, and rejects with ProtocolError when that refuses, with PeerGone when it is not there any more.
+ * What the device process is told of a client: that it is there, its maps and its interrupts, and that it is gone. All of it waits
+ * for the process, and rejects with ProtocolError when that refuses, with PeerGone when it is not there any more.
  */
 import { PeerGone } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
@@ -12,12 +12,16 @@ import type { ClientIrqs } from "./client-irqs.js";
 import type { Places } from "./places.js";
 import type { DeviceProcess } from "./process.js";
 
-/** What of a client is shown. */
+/** What the device process is told of. */
 export interface ShownClient {
   readonly version: ClientVersion;
   readonly generation: number;
   readonly maps: ReadonlySet<MemoryMap>;
   readonly irqs: ClientIrqs;
+  /** Maps that the process has been told of. */
+  readonly shownMaps: Set<MemoryMap>;
+  /** Interrupt indices that were changed without its being told. */
+  readonly changedIrqs: Set<number>;
 }
 
 export class Showing {
@@ -31,28 +35,50 @@ export class Showing {
     this.#log = log;
   }
 
-  /** All of a client; maps only as long as it `isThere`. */
-  async client({ generation, version, maps, irqs }: ShownClient, isThere: () => boolean): Promise<void> {
+  /** That a client is there. It knows nothing of it yet. */
+  async client(client: ShownClient): Promise<void> {
     const { conversation, doorbells, summary } = this.#process;
-    const { major, minor, maxDataXferSize, maxMessageFds } = version;
+    const { major, minor, maxDataXferSize, maxMessageFds } = client.version;
+    const { generation } = client;
+    client.shownMaps.clear();
     await conversation.request(
       LinkCommand.CLIENT_CONNECTED,
       ClientConnected.encode({ generation, major, minor, maxDataXferSize, maxMessageFds }),
     );
     this.#places.releaseKept();
-    for (const map of maps) if (isThere()) await this.map(map);
     if (!doorbells.rebind()) this.#log.warn("the device has fewer doorbells than the client has vectors");
-    for (const body of irqs.bodies(doorbells, summary?.irqCounts ?? [])) {
+    client.changedIrqs.clear();
+    for (const body of client.irqs.bodies(doorbells, summary?.irqCounts ?? [])) {
       await conversation.request(Command.DEVICE_SET_IRQS, body);
     }
   }
 
+  /** What it does not know of a client: maps, only as long as the client `isThere`, and interrupts. */
+  async changes(client: ShownClient, isThere: () => boolean): Promise<void> {
+    const { conversation, doorbells, summary } = this.#process;
+    for (const map of client.maps) {
+      if (!isThere()) return;
+      if (!client.shownMaps.has(map)) await this.map(client, map);
+    }
+    const changed = [...client.changedIrqs];
+    client.changedIrqs.clear();
+    for (const index of changed) {
+      for (const body of client.irqs.changes(index, doorbells, summary?.irqCounts ?? [])) {
+        await conversation.request(Command.DEVICE_SET_IRQS, body);
+      }
+    }
+    // Until then it may have rung what had become another vector's doorbell.
+    if (changed.length > 0) doorbells.signalAll();
+  }
+
   /** Puts a map where it can be reached, and tells the device process of it. */
-  async map(map: MemoryMap): Promise<void> {
+  async map(client: ShownClient, map: MemoryMap): Promise<void> {
     await this.#places.put(map, this.#process.isolated);
+    client.shownMaps.add(map);
     try {
       await this.#process.conversation.request(Command.DMA_MAP, mapBody(map, this.#places.copied.has(map)));
     } catch (error) {
+      client.shownMaps.delete(map);
       await this.#places.takeBack([map]);
       throw error;
     }

@@ -17,13 +17,15 @@ export class Unmapping {
   readonly #conversation: Conversation;
   readonly #log: Log;
   readonly #broken: (reason: string) => void;
+  readonly #isPaused: () => boolean;
   /** Unmaps that the device process has not answered, and that are done all the same. */
   #late = 0;
 
-  constructor(conversation: Conversation, log: Log, broken: (reason: string) => void) {
+  constructor(conversation: Conversation, log: Log, broken: (reason: string) => void, isPaused: () => boolean) {
     this.#conversation = conversation;
     this.#log = log;
     this.#broken = broken;
+    this.#isPaused = isPaused;
   }
 
   /**
@@ -39,12 +41,13 @@ export class Unmapping {
     const late = new Promise<never>((_, reject) => {
       // One that is late already is not waited for again: the client's deadline is for all of its unmaps together.
       const deadline = this.#late > 0 ? 0 : UNMAP_DEADLINE_MS;
-      stop = startDeadline(deadline, () => {
+      const giveUp = () => {
         this.#late++;
         const answered = () => this.#late--;
         answer.then(answered, answered);
         reject(new ProtocolError("the device process does not answer", Errno.ETIMEDOUT));
-      });
+      };
+      stop = startDeadline(deadline, giveUp, this.#isPaused);
     });
     try {
       const reply = await Promise.race([answer, late]);

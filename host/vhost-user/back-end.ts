@@ -9,6 +9,7 @@
 
 import * as native from "../../native/index.js";
 import { close } from "../../native/index.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_QUEUES } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -46,8 +47,14 @@ const PROTOCOL_FEATURES =
 export interface BackEndEvents {
   /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
   enabled(index: number): void;
-  /** The device stops: called before the first queue of a running device goes, and when the front-end is gone. */
-  stopping(reason: string): void;
+  /** Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does. */
+  pausing(): void;
+  /** All queues that ran go on where they were, with other kicks. */
+  resumed(): void;
+  /** The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the same. */
+  failed(reason: string): void;
+  /** The device was reset, or the front-end is gone: nothing of before goes on. */
+  reset(reason: string): void;
   /** The front-end is gone; everything of it is closed. */
   gone(reason: string): void;
 }
@@ -63,6 +70,9 @@ export interface BackEndOptions {
   /** What the front-end has of the event loop, with others of its session. */
   readonly share?: Share;
 }
+
+/** How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at once. */
+const TABLE_DEADLINE_MS = 500;
 
 interface Handler {
   /** Bytes that the payload must have; -1 when the handler checks. */
@@ -80,7 +90,10 @@ export class BackEnd {
   readonly #events: BackEndEvents;
   readonly #log: Log;
   readonly #vrings: Vrings;
-  #running = false;
+  /** Since the device was started, until it is reset. */
+  #started = false;
+  /** Takes back the deadline for the memory table of a start. */
+  #tableCame = () => {};
   #replyAck = false;
   readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
   readonly #outView = new DataView(this.#out.buffer);
@@ -95,11 +108,19 @@ export class BackEnd {
     this.#vrings = new Vrings(
       options.memory,
       {
-        running: () => {
-          this.#running = true;
+        pausing: () => {
+          this.#window.hold();
+          options.events.pausing();
         },
-        stopping: () => this.#stopping("the device was stopped"),
-        enabled: (index) => options.events.enabled(index),
+        resumed: () => {
+          options.events.resumed();
+          this.#window.release();
+        },
+        reset: () => this.#reset("the device was reset"),
+        enabled: (index) => {
+          this.#started = true;
+          options.events.enabled(index);
+        },
       },
       options.log,
     );
@@ -113,7 +134,7 @@ export class BackEnd {
   /** For people. */
   inspect(): object {
     return {
-      running: this.#running,
+      running: this.#started && !this.#vrings.stopped,
       eventIndex: this.#vrings.eventIndex,
       memoryRegions: this.#memory.regions,
       queues: this.#vrings.inspect(),
@@ -158,17 +179,18 @@ export class BackEnd {
   }
 
   #release(reason: string): void {
-    this.#stopping(reason);
+    this.#tableCame();
+    this.#reset(reason);
     this.#window.detach(reason);
     this.#vrings.release();
     this.#memory.clear();
   }
 
-  #stopping(reason: string): void {
+  #reset(reason: string): void {
     this.#window.forbid(reason);
-    if (!this.#running) return;
-    this.#running = false;
-    this.#events.stopping(reason);
+    if (!this.#started) return;
+    this.#started = false;
+    this.#events.reset(reason);
   }
 
   #handle(message: Message): void {
@@ -209,6 +231,18 @@ export class BackEnd {
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
     this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
     this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
+    if (!this.#vrings.stopped) return;
+    // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not start.
+    this.#tableCame();
+    this.#tableCame = startDeadline(TABLE_DEADLINE_MS, () => {
+      if (this.#vrings.stopped) this.#failed();
+    });
+  }
+
+  #failed(): void {
+    const reason = "the front-end did not start the device again: its memory has more regions than fit into one table";
+    this.#events.failed(reason);
+    this.#window.release();
   }
 
   #setProtocolFeatures(message: Message): void {
@@ -235,6 +269,7 @@ export class BackEnd {
   }
 
   #setMemTable(message: Message): void {
+    this.#tableCame();
     this.#window.beforeTable();
     const entries = parseMemTable(message);
     try {

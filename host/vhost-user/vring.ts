@@ -1,6 +1,7 @@
 /**
  * One virtqueue as the back-end keeps it: what the SET_VRING requests said of it, its three eventfds, and the ring itself,
- * which runs from the time that it is enabled and has a kick until GET_VRING_BASE.
+ * which runs from the time that it is enabled and has a kick until GET_VRING_BASE. A queue that is set up again as it was
+ * when it stopped goes on: see Vrings.
  */
 import { close, eventfdWrite, isEventfd } from "../../native/index.js";
 import { ProtocolError } from "../../shared/errors.js";
@@ -19,6 +20,12 @@ export interface VringAddresses {
   readonly used: number;
 }
 
+/** How a queue that ran was set up, and the base that GET_VRING_BASE was answered. */
+interface Stopped extends VringAddresses {
+  readonly size: number;
+  readonly base: number;
+}
+
 const NOWHERE: VringAddresses = { descriptors: 0, available: 0, used: 0 };
 
 export class Vring {
@@ -31,6 +38,8 @@ export class Vring {
   #base = 0;
   /** An interrupt for which there is no call yet. */
   #owesCall = false;
+  /** Since it was stopped, having run. */
+  #stopped: Stopped | undefined;
 
   constructor(memory: DeviceVmMemory) {
     this.#memory = memory;
@@ -46,6 +55,10 @@ export class Vring {
   set size(count: number) {
     if (count === 0 || count > MAX_QUEUE_SIZE) throw new ProtocolError(`a queue of ${count} descriptors`);
     this.#size = count;
+  }
+
+  get base(): number {
+    return this.#base;
   }
 
   /** The available index to go on from. @throws ProtocolError */
@@ -91,14 +104,44 @@ export class Vring {
     if (this.queue.running) this.#base = this.queue.stop();
   }
 
-  /** GET_VRING_BASE: ends the queue, and returns the available index that it came to. */
-  stop(): number {
+  /**
+   * GET_VRING_BASE: ends the queue, and returns the available index that it came to; or `token` where it is given, for a queue
+   * that has none.
+   */
+  stop(token?: number): number {
+    const ran = this.queue.running;
     this.halt();
+    const base = token ?? this.#base;
+    if (ran) this.#stopped = { ...this.addresses, size: this.#size, base };
     this.enabled = false;
     this.#owesCall = false;
     this.setFd("kick", -1);
     this.addresses = NOWHERE;
-    return this.#base;
+    return base;
+  }
+
+  /** Whether it ran when it was stopped. */
+  get hasStopped(): boolean {
+    return this.#stopped !== undefined;
+  }
+
+  /** Whether it is set up now as it was when it was stopped, to go on there. */
+  get isAsBefore(): boolean {
+    const before = this.#stopped;
+    if (!before) return false;
+    const { descriptors, available, used } = this.addresses;
+    return (
+      before.size === this.#size &&
+      before.base === this.#base &&
+      before.descriptors === descriptors &&
+      before.available === available &&
+      before.used === used
+    );
+  }
+
+  /** What came before the stop is of no interest any more. */
+  forget(): void {
+    this.#stopped = undefined;
   }
 
   /** Interrupts the driver, if it wants that; whether it did. Call it after each batch of completed buffers. */
@@ -125,6 +168,7 @@ export class Vring {
   /** The front-end is gone. */
   release(): void {
     this.queue.stop();
+    this.#stopped = undefined;
     this.enabled = false;
     this.#owesCall = false;
     for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);

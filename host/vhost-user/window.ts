@@ -5,17 +5,18 @@
  * Two things about stock QEMU 11.1 shape this file.
  * - A request outside the time between the device process's HELLO and the device's stop kills QEMU. So nothing is sent
  *   unless `permit` was called, and `forbid` rejects what waits. Requests go one at a time: whatever is queued when the
- *   stop comes was never sent.
+ *   stop comes was never sent. While the device VM is paused (`hold`) it waits, and what was sent before may still be answered.
  * - The reply comes before the memory is committed. QEMU handles a request, replies, commits, and as part of the commit
  *   sends SET_MEM_TABLE and waits for its reply, all without letting go of its big lock; so the table that follows the
  *   reply says that the commit is done. When RAM and maps do not fit into one table any more, none is sent. The next
  *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
  *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
  */
+import { close, duplicate } from "../../native/index.js";
 import { inBounds, isAligned, isPowerOfTwo } from "../../shared/bits.js";
 import { startDeadline } from "../../shared/deadline.js";
-import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
+import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, WINDOW_DEADLINE_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { WINDOW_SHMID } from "../../shared/spec/link.js";
 import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../shared/spec/vhost-user.js";
@@ -29,7 +30,9 @@ const TABLE_DUE_MS = 1000;
 
 interface WindowRequest {
   readonly request: number;
-  readonly fd: number;
+  fd: number;
+  /** The fd is a copy, and this file's to close. */
+  ownsFd: boolean;
   readonly fdOffset: number;
   readonly offset: number;
   readonly size: number;
@@ -45,6 +48,8 @@ export class Window {
   readonly #share: Share;
   #channel: Connection | undefined;
   #permitted = false;
+  /** The device VM is paused. */
+  #held = false;
   readonly #waiting: WindowRequest[] = [];
   /** Sent and not answered. */
   #sent: WindowRequest | undefined;
@@ -56,6 +61,8 @@ export class Window {
   #tablesCome = true;
   /** Regions of the last table; before the first one it is taken to be full. */
   #regions = MAX_VHOST_USER_REGIONS;
+  /** The reply to #sent is overdue: who waited for it has been told. */
+  #overdue = false;
   /** Ends the deadline that is under way. */
   #stopWaiting = () => {};
   /** Resolve when nothing is on its way. */
@@ -94,6 +101,7 @@ export class Window {
     this.#channel = undefined;
     this.#abandoned = 0;
     this.#regions = MAX_VHOST_USER_REGIONS;
+    this.#held = false;
   }
 
   get permitted(): boolean {
@@ -123,14 +131,49 @@ export class Window {
   /** The device stops: sends nothing more, and rejects what is under way. QEMU drops all maps by itself. */
   forbid(reason: string): void {
     this.#permitted = false;
+    this.#held = false;
+    this.#overdue = false;
     this.#stopWaiting();
     if (this.#sent) this.#abandoned++;
     const given = [this.#committing, this.#sent, ...this.#waiting];
     this.#committing = undefined;
     this.#sent = undefined;
     this.#waiting.length = 0;
-    for (const request of given) request?.reject(new PeerGone(reason));
+    for (const request of given) {
+      if (!request) continue;
+      closeCopy(request);
+      request.reject(new PeerGone(reason));
+    }
     this.#sentNothing();
+  }
+
+  /** The device VM is paused: nothing is sent until `release`, and no deadline counts. */
+  hold(): void {
+    this.#held = true;
+    this.#stopWaiting();
+    // Whoever has the fds may close them meanwhile.
+    for (const request of this.#waiting) {
+      if (request.fd < 0 || request.ownsFd) continue;
+      try {
+        request.fd = duplicate(request.fd);
+        request.ownsFd = true;
+      } catch (error) {
+        if (!isSystemError(error)) throw error;
+        request.fd = -1;
+        request.reject(error);
+      }
+    }
+    const lost = (request: WindowRequest) => request.request === BackendRequest.SHMEM_MAP && request.fd < 0;
+    this.#waiting.splice(0, this.#waiting.length, ...this.#waiting.filter((request) => !lost(request)));
+  }
+
+  /** The device VM goes on. */
+  release(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    if (this.#sent) this.#waitForReply();
+    else if (this.#committing) this.#waitForTable(this.#committing);
+    this.#next();
   }
 
   /**
@@ -158,6 +201,12 @@ export class Window {
     return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
   }
 
+  /** Interrupts the driver: the device's config space has changed. Nothing happens where that is not possible. */
+  configChanged(): void {
+    // Somebody else's affair when the device stops.
+    this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE).catch(() => {});
+  }
+
   /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */
   beforeTable(): void {
     this.#channel?.drain(this.#abandoned + 1);
@@ -179,18 +228,20 @@ export class Window {
     if (!inBounds(offset, size, this.size) || fdOffset < 0)
       return Promise.reject(new ProtocolError("a map outside the window"));
     if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
+    if (this.#overdue && request === BackendRequest.SHMEM_MAP)
+      return Promise.reject(new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT));
     if (this.#waiting.length >= MAX_WINDOW_REQUESTS) {
       return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
     }
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ request, fd, fdOffset, offset, size, resolve, reject });
+      this.#waiting.push({ request, fd, ownsFd: false, fdOffset, offset, size, resolve, reject });
       this.#next();
     });
   }
 
   /** Sends what is to be sent next, if anything. */
   #next(): void {
-    if (!this.#permitted || this.#sent) return;
+    if (!this.#permitted || this.#held || this.#sent) return;
     if (this.#committing && this.#tablesCome) return;
     const request = this.#waiting.shift() ?? (this.#committing ? probe : undefined);
     if (request) this.#send(request);
@@ -205,18 +256,44 @@ export class Window {
     view.shmOffset = request.offset;
     view.length = request.size;
     view.flags = isMap ? ShmemMapFlags.READ_WRITE : 0;
-    this.#wait(REPLY_DEADLINE_MS, () => this.detach("the front-end does not answer on the backend request channel"));
+    this.#waitForReply();
     try {
       this.#channel?.send(
         request.request,
         HeaderFlags.NEED_REPLY,
         this.#payload,
-        ShmemMap.size,
+        request.request === BackendRequest.CONFIG_CHANGE_MSG ? 0 : ShmemMap.size,
         isMap ? request.fd : -1,
       );
     } catch {
       // The connection's `gone` rejected everything already.
+    } finally {
+      closeCopy(request);
     }
+  }
+
+  /** A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it is told in time. */
+  #waitForReply(): void {
+    this.#wait(WINDOW_DEADLINE_MS, () => {
+      this.#overdue = true;
+      this.log.warn("the front-end does not answer on the backend request channel");
+      const late = new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT);
+      this.#sent?.reject(late);
+      // What is to be taken out of the window still is, when it answers.
+      for (const request of this.#waiting) request.reject(late);
+      const unmaps = this.#waiting.filter(({ request }) => request === BackendRequest.SHMEM_UNMAP);
+      this.#waiting.splice(0, this.#waiting.length, ...unmaps);
+    });
+  }
+
+  #waitForTable({ request }: WindowRequest): void {
+    const isMap = request === BackendRequest.SHMEM_MAP;
+    const isDue = this.#regions + (isMap ? 1 : 0) <= MAX_VHOST_USER_REGIONS;
+    this.#wait(isDue ? TABLE_DUE_MS : TABLE_WAIT_MS, () => {
+      this.log.debug("no memory table came after a change of the window: asking for its state");
+      this.#tablesCome = false;
+      this.#next();
+    });
   }
 
   #replied(message: Message): void {
@@ -235,20 +312,24 @@ export class Window {
     this.#committed();
     if (this.#reply.at(message.data).value !== 0) {
       if (request !== probe) request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
+    } else if (request.request === BackendRequest.CONFIG_CHANGE_MSG) {
+      request.resolve();
     } else if (request !== probe) {
       this.#committing = request;
-      if (this.#tablesCome) {
-        const isMap = request.request === BackendRequest.SHMEM_MAP;
-        const isDue = this.#regions + (isMap ? 1 : 0) <= MAX_VHOST_USER_REGIONS;
-        this.#wait(isDue ? TABLE_DUE_MS : TABLE_WAIT_MS, () => {
-          this.log.debug("no memory table came after a change of the window: asking for its state");
-          this.#tablesCome = false;
-          this.#next();
-        });
-      }
+      if (this.#tablesCome && !this.#held) this.#waitForTable(request);
+    }
+    if (this.#overdue) {
+      this.#overdue = false;
+      // Nobody wants what it mapped any more, and its place in the window is not given to anything else before.
+      if (request.request === BackendRequest.SHMEM_MAP && request === this.#committing) this.#undo(request);
     }
     this.#next();
     if (!this.#sent) this.#sentNothing();
+  }
+
+  #undo({ offset, size }: WindowRequest): void {
+    const request = BackendRequest.SHMEM_UNMAP;
+    this.#waiting.unshift({ ...probe, request, offset, size });
   }
 
   #committed(): void {
@@ -278,6 +359,12 @@ const probe: WindowRequest = {
   fdOffset: 0,
   offset: 1,
   size: 1,
+  ownsFd: false,
   resolve() {},
   reject() {},
 };
+
+function closeCopy(request: WindowRequest): void {
+  if (request.ownsFd) close(request.fd);
+  request.ownsFd = false;
+}

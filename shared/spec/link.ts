@@ -32,7 +32,7 @@ export const Config = struct({
   /** UTF-8, NUL-padded. */
   name: 32,
 });
-export const ConfigStatus = { BRIDGE_UP: 1, CLIENT_CONNECTED: 2 } as const;
+export const ConfigStatus = { BRIDGE_UP: 1, CLIENT_CONNECTED: 2, NEEDS_RESET: 4 } as const;
 
 export const Queue = {
   /** Bridge to device process; the driver offers writable buffers. */

@@ -6,6 +6,7 @@
  * A read must see what the writes ahead of it did. So the termination's side counts the writes that it passes on to the
  * device, and the device those that it has dealt with; while the counts differ, reads go to the device, behind the writes.
  */
+import { inBounds } from "../bits.js";
 import { RegisterMemoryHead } from "../spec/link.js";
 import { Command } from "../spec/vfio-user.js";
 
@@ -57,6 +58,23 @@ export class RegisterMemory {
   /** A write is passed on to the device. */
   writeSent(): void {
     this.#head[WRITES_SENT]++;
+  }
+
+  /** Writes that were counted are not passed on after all. */
+  writesWithdrawn(count: number): void {
+    this.#head[WRITES_SENT] -= count;
+  }
+
+  /**
+   * Where in `bytes` the `size` bytes at `offset` of a region are, as they are now, whatever writes are under way; -1 where they
+   * are not, or are not valid.
+   */
+  find(region: number, offset: number, size: number): number {
+    if (Atomics.load(this.#head, VALID) !== 1) return -1;
+    const found = this.#registers.find(
+      (area) => area.region === region && inBounds(offset - area.offset, size, area.size),
+    );
+    return found ? found.place + (offset - found.offset) : -1;
   }
 }
 

@@ -12,6 +12,8 @@ export interface BridgeProcessOptions {
   readonly windowSize?: string;
   readonly sessions?: number;
   readonly args?: readonly string[];
+  /** RLIMIT_NOFILE. */
+  readonly maxFds?: number;
 }
 
 export class BridgeProcess {
@@ -29,9 +31,22 @@ export class BridgeProcess {
       ...["--vhost-user-socket-path", this.path("vhost-user", i)],
     ]);
     const size = options.windowSize ?? "1G";
+    const limit = options.maxFds === undefined ? "" : `ulimit -n ${options.maxFds}; `;
     this.process = spawn(
-      process.execPath,
-      [MAIN, ...pairs.flat(), "--window-size", size, "--log-level", "debug", ...(options.args ?? [])],
+      "bash",
+      [
+        "-c",
+        `${limit}exec "$@"`,
+        "bash",
+        process.execPath,
+        MAIN,
+        ...pairs.flat(),
+        "--window-size",
+        size,
+        "--log-level",
+        "debug",
+        ...(options.args ?? []),
+      ],
       { stdio: ["ignore", "ignore", "pipe"] },
     );
     this.process.stderr?.setEncoding("utf8").on("data", (text: string) => {

@@ -8,7 +8,8 @@ import { Wire, type WireMessage } from "./front-end-wire.js";
 
 /** The machine, as far as the back-end's requests touch it. */
 export interface ChannelOwner {
-  readonly started: boolean;
+  /** The device runs, or what QEMU keeps of that is there. */
+  readonly takesRequests: boolean;
   /** QEMU's main loop is busy elsewhere. */
   readonly busy: boolean;
   readonly window: FakeWindow;
@@ -58,7 +59,7 @@ export class BackendChannel {
     const owner = this.#owner;
     const { request, flags } = message;
     const name = Object.entries(BackendRequest).find(([, number]) => number === request)?.[0] ?? String(request);
-    if (!owner.started) {
+    if (!owner.takesRequests) {
       owner.die(`the backend request ${name} came while the device was stopped`);
       return;
     }

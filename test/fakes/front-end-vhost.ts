@@ -108,8 +108,13 @@ export class Vhost {
     this.send(Request.SET_CONFIG, payload, [], true);
   }
 
-  start(driverFeatures: bigint, table: readonly TableEntry[]): void {
+  /** The first step of a start. */
+  setFeatures(driverFeatures: bigint): void {
     this.send(Request.SET_FEATURES, Features.encode({ value: driverFeatures | F_PROTOCOL_FEATURES }));
+  }
+
+  start(driverFeatures: bigint, table: readonly TableEntry[]): void {
+    this.setFeatures(driverFeatures);
     this.setMemTable(table);
     this.queues.forEach((queue, index) => {
       if (!queue.enabled) return;

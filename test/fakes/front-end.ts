@@ -60,6 +60,9 @@ export class FrontEnd implements PciFunction {
   readonly #registers: Registers;
   #status = 0;
   #started = false;
+  /** The last start failed; QEMU has the device's end of the channel all the same. */
+  #startFailed = false;
+  #isDecoding = true;
   #interrupt: (() => void) | undefined;
   #open = true;
 
@@ -129,6 +132,11 @@ export class FrontEnd implements PciFunction {
     return this.#started;
   }
 
+  /** Whether a request of the back-end's is one that QEMU survives. */
+  get takesRequests(): boolean {
+    return this.#started || this.#startFailed;
+  }
+
   // PciFunction.
 
   registers(bar: number): Registers {
@@ -187,10 +195,27 @@ export class FrontEnd implements PciFunction {
   /** Status 0, FLR, system_reset. */
   reset(): void {
     this.#stop();
+    this.#startFailed = false;
     this.#status = 0;
     this.common.driverFeatures = 0n;
     this.window.clear();
     for (const queue of this.queues) queue.reset();
+  }
+
+  /** QMP `stop`: the rings stop, and what is mapped stays. */
+  pause(): void {
+    this.#stop();
+  }
+
+  /** QMP `cont`. With more regions than fit into a table QEMU begins, and does not get there. */
+  resume(): void {
+    if (this.#status & Status.DRIVER_OK) this.#start();
+  }
+
+  /** Memory decoding is switched off or on, or the function goes to D3hot and back: the table is without the window's maps meanwhile. */
+  setDecoding(on: boolean): void {
+    this.#isDecoding = on;
+    this.commit();
   }
 
   /** The eventfd that a notification of the queue signals, while the device runs; -1 otherwise. */
@@ -267,7 +292,14 @@ export class FrontEnd implements PciFunction {
 
   #start(): void {
     if (this.#started) return;
-    this.#vhost.start(this.common.driverFeatures, this.#memTable());
+    const table = this.#memTable();
+    this.#startFailed = table.length > MAX_REGIONS;
+    if (this.#startFailed) {
+      this.#vhost.setFeatures(this.common.driverFeatures);
+      this.complain("vhost_set_mem_table failed: No buffer space available (105)");
+      return;
+    }
+    this.#vhost.start(this.common.driverFeatures, table);
     this.#started = true;
     this.#vhost.started();
   }
@@ -281,7 +313,7 @@ export class FrontEnd implements PciFunction {
   #memTable(): TableEntry[] {
     return [
       ...ramRegions(this.#ram, this.#options.ramSize),
-      ...this.maps.map(({ offset, length, fd, fdOffset }) => ({
+      ...(this.#isDecoding ? this.maps : []).map(({ offset, length, fd, fdOffset }) => ({
         region: {
           guestAddress: WINDOW_GUEST_ADDRESS + offset,
           size: length,

@@ -46,7 +46,7 @@ test.serial("set up while no device process is there: the next one hears of it, 
   const [first, second, error, old] = [eventfd(t), eventfd(t), eventfd(t), eventfd(t)];
   await client.setIrqs({ index: Irq.INTX, eventfds: [old.fd] });
   frontEnd.reset();
-  await bridge.logged(/"msg":"the device process left"/);
+  await bridge.logged(/"msg":"the device VM is paused, or the device was reset"/);
   t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
 
   await client.setIrqs({ index: Irq.INTX, count: 0 });
@@ -119,7 +119,7 @@ test.serial("an eventfd that unmasks reaches the device process, and the next on
   await client.setIrqs({ index: Irq.INTX, action: "mask", count: 1 });
   for (let restart = 1; restart <= 2; restart++) {
     frontEnd.reset();
-    await bridge.logged(/"msg":"the device process left"/, restart);
+    await bridge.logged(/"msg":"the device VM is paused, or the device was reset"/, restart);
     if (restart === 2) {
       native.eventfdWrite(unmask);
       // It is the bridge that takes the count.
@@ -202,7 +202,7 @@ test.serial("another device with fewer vectors is told of those that it has", as
   await client.setIrqs({ index: Irq.MSIX, eventfds: bells.map(({ fd }) => fd) });
   await client.setIrqs({ index: Irq.MSIX, action: "mask", start: 1, count: 3 });
   frontEnd.reset();
-  await bridge.logged(/"msg":"the device process left"/);
+  await bridge.logged(/"msg":"the device VM is paused, or the device was reset"/);
   const other = new TestDevice(frontEnd, { msixVectors: 2 });
   await other.startAndGreet();
   await bridge.logged(/"msg":"the device has the client"/, 2);
@@ -230,7 +230,7 @@ test.serial("eventfds of every kind are closed when the client leaves, with a de
     await client.setIrqs({ index: Irq.MSIX, eventfds: fds });
     if (turn % 2 === 0) {
       frontEnd.reset();
-      await bridge.logged(/"msg":"the device process left"/, turn / 2);
+      await bridge.logged(/"msg":"the device VM is paused, or the device was reset"/, turn / 2);
     }
     await client.setIrqs({ index: Irq.MSIX, start: 2, eventfds: fds });
     for (const action of ["mask", "unmask", "unmask"] as const) {

@@ -87,7 +87,6 @@ test.serial("a device process that names what it does not have: an error for the
   const shared = await share(frontEnd, device);
   const client = await connect();
   const fds = bridge.fds();
-  let count = 0;
   for (const [name, lie] of Object.entries(lies)) {
     const [command, body, handles] = lie(shared, before);
     device.onCommand = (received) => {
@@ -96,8 +95,8 @@ test.serial("a device process that names what it does not have: an error for the
     };
     const request = command === IO_FDS ? RegionIoFds.encode({ argsz: 4096 }) : RegionInfo.encode({ argsz: 4096 });
     await t.throwsAsync(client.request(command, request, { maxFds: 16 }), refusal(Errno.EIO), name);
-    await bridge.logged(/"level":40.*"msg":"refused a reply of the device process"/, ++count);
   }
+  await bridge.logged(/"level":40.*"msg":"refused a reply of the device process"/);
   t.notRegex(bridge.log, /broke the link/);
   t.deepEqual(bridge.fds(), fds);
   answer(device, shared);
