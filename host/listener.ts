@@ -1,7 +1,8 @@
 /** A listening AF_UNIX socket whose connections are handed out one by one, and whose file goes when it is closed. */
 import { statSync, unlinkSync } from "node:fs";
-import { accept, close, listen, POLL_READABLE, Poll } from "../native/index.js";
-import { isSystemError, UserError } from "../shared/errors.js";
+import { accept, close, POLL_READABLE, Poll } from "../native/index.js";
+import { isSystemError } from "../shared/errors.js";
+import { listenAt } from "../shared/listen.js";
 import type { Log } from "../shared/log.js";
 
 const BACKLOG = 4;
@@ -20,16 +21,8 @@ export class Listener {
   constructor(path: string, log: Log, connected: (fd: number) => void) {
     this.#path = path;
     this.#log = log;
-    try {
-      this.#fd = listen(path, BACKLOG);
-      this.#inode = statSync(path).ino;
-    } catch (error) {
-      if (!isSystemError(error)) throw error;
-      if (error.code === "EADDRINUSE") {
-        throw new UserError(`${path} is served already: stop the process that serves it, or choose another path`);
-      }
-      throw new UserError(`cannot listen on ${path}: ${error.message}`);
-    }
+    this.#fd = listenAt(path, BACKLOG);
+    this.#inode = statSync(path).ino;
     this.#poll = new Poll(this.#fd, () => this.#accept(connected));
     this.#poll.start(POLL_READABLE);
   }

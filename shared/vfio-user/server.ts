@@ -3,9 +3,10 @@
  * Disconnection"). A second client waits in the socket's backlog until the first is gone and all its memory is let go.
  */
 import { statSync, unlinkSync } from "node:fs";
-import { accept, close, listen, POLL_READABLE, Poll } from "../../native/index.js";
-import { isSystemError, UserError } from "../errors.js";
+import { accept, close, POLL_READABLE, Poll } from "../../native/index.js";
+import { isSystemError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
+import { listenAt } from "../listen.js";
 import { type Log, quietLog } from "../log.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
@@ -88,17 +89,9 @@ export class Server {
   }
 
   private listenAt(path: string): number {
-    try {
-      const fd = listen(path, BACKLOG);
-      this.inode = statSync(path).ino;
-      return fd;
-    } catch (error) {
-      if (!isSystemError(error)) throw error;
-      if (error.code === "EADDRINUSE") {
-        throw new UserError(`${path} is served already: stop the process that serves it, or choose another path`);
-      }
-      throw new UserError(`cannot listen on ${path}: ${error.message}`);
-    }
+    const fd = listenAt(path, BACKLOG);
+    this.inode = statSync(path).ino;
+    return fd;
   }
 
   /** Somebody may have replaced the file meanwhile; then it is theirs. */

@@ -1,6 +1,6 @@
 /** The bridge as a process: exit codes, what it prints, and what it leaves behind. */
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -55,6 +55,17 @@ test("a socket that is served already is refused, and stays", async (t) => {
     t.is(result.status, 1);
     t.regex(result.stderr, /^vfio-user-bridge: .* is served already: stop the process that serves it.*\n$/m);
   }
+  const file = join(dir, "disk.img");
+  writeFileSync(file, "precious");
+  for (const args of [
+    ["--socket-path", file, "--vhost-user-socket-path", join(dir, "b")],
+    ["--socket-path", join(dir, "a"), "--vhost-user-socket-path", file],
+  ]) {
+    const result = run(...args);
+    t.is(result.status, 1);
+    t.true(result.stderr.endsWith(`: ${file} is there and is no socket: remove it, or choose another path\n`));
+  }
+  t.is(readFileSync(file, "utf8"), "precious");
   t.true(existsSync(bridge.socketPath));
   t.true(existsSync(bridge.vhostUserSocketPath));
   closeFd(native.connect(bridge.vhostUserSocketPath));

@@ -17,6 +17,14 @@ export interface MachineOptions {
   readonly reboots?: boolean;
 }
 
+/** A block device of the device VM's own, /dev/vda there. */
+export interface Drive {
+  /** What it is made of. */
+  readonly file: string;
+  /** Bytes of its sectors. */
+  readonly sector: number;
+}
+
 export interface DeviceVmOptions extends MachineOptions {
   /** The bridge's vhost-user socket, which must be listening; without it the VM has no such device. */
   readonly vhostUserSocket?: string;
@@ -30,6 +38,7 @@ export interface DeviceVmOptions extends MachineOptions {
   readonly configSize?: number;
   /** 2 MiB pages set aside at boot. */
   readonly hugePages?: number;
+  readonly drive?: Drive | undefined;
 }
 
 export interface DriverVmOptions extends MachineOptions {
@@ -44,10 +53,15 @@ export const DEVICE_ID = "device0";
 const ROOT_PORT_ID = "port0";
 
 export function deviceVmArguments(options: DeviceVmOptions): string[] {
-  const { vhostUserSocket, moreVhostUserSockets = [] } = options;
+  const { vhostUserSocket, moreVhostUserSockets = [], drive } = options;
   const { queues = 4, virtioId = 39, configSize = 256, hugePages = 16 } = options;
   const append = `intel_iommu=on hugepages=${hugePages} ${options.append ?? ""}`;
   const args = machineArguments({ ...options, append }, ["-device", "intel-iommu"]);
+  if (drive !== undefined) {
+    const sizes = `logical_block_size=${drive.sector},physical_block_size=${drive.sector}`;
+    args.push("-drive", `file=${escapeCommas(drive.file)},format=raw,if=none,id=drive,discard=unmap`);
+    args.push("-device", `virtio-blk-pci,drive=drive,${sizes}`);
+  }
   const sockets = vhostUserSocket === undefined ? [] : [vhostUserSocket, ...moreVhostUserSockets];
   sockets.forEach((socket, n) => {
     if (n > 0) args.push("-device", rootPort(n));

@@ -1,7 +1,7 @@
 /**
  * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with their test.
  */
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
@@ -9,12 +9,16 @@ import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
 import type { Vm } from "./qemu.js";
 import * as vms from "./two-vms.js";
 
+const MiB = 2 ** 20;
+
 export interface ProductOptions {
   readonly diskMiB: number;
   /** One when left out; each has a socket, and a process in the device VM. */
   readonly disks?: number;
   /** What is on the first disk. */
   readonly image?: Buffer;
+  /** A block device of the device VM's own, /dev/vda there: its size, and that of its sectors in bytes. */
+  readonly drive?: { readonly sizeMiB: number; readonly sector: number };
 }
 
 export class Product {
@@ -26,7 +30,7 @@ export class Product {
   ) {}
 
   /** Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection. */
-  static async start({ diskMiB, disks = 1, image }: ProductOptions): Promise<Product> {
+  static async start({ diskMiB, disks = 1, image, drive }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
     const bridge = new vms.BridgeProcess(directory, disks);
@@ -35,7 +39,13 @@ export class Product {
       await bridge.listening();
       const [first, ...more] = bridge.sockets.map(({ vhostUser }) => vhostUser);
       const entries = image === undefined ? [] : [{ path: "/disk.img", data: image }];
-      const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries);
+      const file = join(directory, "drive.img");
+      if (drive !== undefined) {
+        await writeFile(file, "");
+        await truncate(file, drive.sizeMiB * MiB);
+      }
+      const own = drive && { file, sector: drive.sector };
+      const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries, own);
       product = new Product(environment, directory, bridge, deviceVm);
       await vms.booted(deviceVm);
       if (image !== undefined) await deviceVm.check(`mv /disk.img ${vms.disk(0).file}`, vms.COMMAND_MS);

@@ -3,7 +3,7 @@
  * a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
  */
 import { join } from "node:path";
-import { deviceVmArguments, driverVmArguments } from "./arguments.js";
+import { type Drive, deviceVmArguments, driverVmArguments } from "./arguments.js";
 import { type LogLine, parseLogLine } from "./bridge-process.js";
 import type { Entry } from "./cpio.js";
 import type { GuestKernel, VmEnvironment } from "./environment.js";
@@ -50,6 +50,7 @@ export async function startDeviceVm(
   vhostUserSocket: string,
   moreVhostUserSockets: readonly string[] = [],
   entries: readonly Entry[] = [],
+  drive?: Drive,
 ): Promise<Vm> {
   const initrd = join(directory, "device.cpio");
   const own = [...(await projectEntries()), ...initScript({ afterwards: "commands" })];
@@ -57,7 +58,7 @@ export async function startDeviceVm(
   const queues = 3 + DOORBELLS;
   const hugePages = 8 * (1 + moreVhostUserSockets.length);
   const machine = { kernel: environment.kernel, initrd, memoryMiB: 1536, hugePages };
-  const devices = { vhostUserSocket, moreVhostUserSockets, queues };
+  const devices = { vhostUserSocket, moreVhostUserSockets, queues, drive };
   return new Vm(environment, "device VM", deviceVmArguments({ ...machine, ...devices }));
 }
 
