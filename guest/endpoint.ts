@@ -21,6 +21,7 @@ import {
 } from "../shared/spec/vfio-user.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../shared/vfio-user/backend.js";
 import { isWrite } from "../shared/vfio-user/register-memory.js";
+import { checkDeclaration } from "./declaration.js";
 import type { Device } from "./device.js";
 import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
@@ -82,8 +83,9 @@ export class DeviceEndpoint implements Endpoint {
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
 
-  /** @throws RangeError when the device's identity contradicts itself: an author's bug */
+  /** @throws DeclarationError or RangeError when the device is none, or contradicts itself: an author's bug */
   constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
+    checkDeclaration(device);
     this.#device = device;
     this.#link = link;
     this.#log = log;

@@ -7,6 +7,7 @@ import { startDeadline } from "../shared/deadline.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 import { placeOf } from "./author-error.js";
+import { DeclarationError } from "./declaration.js";
 import type { Device } from "./device.js";
 import { DeviceEndpoint } from "./endpoint.js";
 import type { Link } from "./link/link.js";
@@ -28,7 +29,7 @@ export async function runDevice(
   stop: AbortSignal,
   showState: ShowState,
 ): Promise<boolean> {
-  const endpoint = new DeviceEndpoint(device, link, log);
+  const endpoint = createEndpoint(device, link, log);
   const hideState = showState(() => endpoint.inspect());
   const stopped = whenAborted(stop);
   try {
@@ -44,14 +45,23 @@ export async function runDevice(
 }
 
 /** What `work` does, with a line in the log when it takes long. */
-export async function notSilently<T>(what: string, log: Log, work: Promise<T>): Promise<T> {
-  const stop = startDeadline(SLOW_START_MS, () => {
-    log.error(`${what} has not finished after ${SLOW_START_MS / 1000} seconds: until it has, no driver VM is served`);
+export async function notSilently<T>(what: string, log: Log, work: Promise<T>, afterMs = SLOW_START_MS): Promise<T> {
+  const stop = startDeadline(afterMs, () => {
+    log.error(`${what} has not finished after ${afterMs / 1000} seconds: until it has, no driver VM is served`);
   });
   try {
     return await work;
   } finally {
     stop();
+  }
+}
+
+function createEndpoint(device: Device, link: Link, log: Log): DeviceEndpoint {
+  try {
+    return new DeviceEndpoint(device, link, log);
+  } catch (error) {
+    if (!(error instanceof DeclarationError || error instanceof RangeError)) throw error;
+    throw new UserError(`the device cannot be: ${error.message}`, 1, { cause: error });
   }
 }
 

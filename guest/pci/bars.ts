@@ -27,9 +27,13 @@ export function allBars(identity: PciIdentity, layout: MsixLayout | undefined): 
   for (const [key, bar] of Object.entries(bars)) {
     const index = Number(key);
     const last = bar.is64Bit ? index + 1 : index;
-    if (!Number.isInteger(index) || index < 0 || last >= NUM_BARS) throw new RangeError(`there is no BAR ${key}`);
-    if (bar.is64Bit && bars[last] !== undefined) throw new RangeError(`BAR ${last} is the upper half of BAR ${index}`);
-    if (bar.io && (bar.is64Bit || bar.prefetchable)) throw new RangeError(`BAR ${index} is of two kinds`);
+    if (!Number.isInteger(index) || index < 0 || last >= NUM_BARS) throw noBar(key, bar);
+    if (bar.is64Bit && bars[last] !== undefined) {
+      throw new RangeError(`BAR ${last} is the upper half of BAR ${index}, which is of 64 bits, and cannot be another`);
+    }
+    if (bar.io && (bar.is64Bit || bar.prefetchable)) {
+      throw new RangeError(`BAR ${index} is an I/O BAR, which can be neither of 64 bits nor prefetchable`);
+    }
     const least = bar.io ? MIN_IO_SIZE : MIN_MEMORY_SIZE;
     const most = bar.io ? MAX_IO_SIZE : bar.is64Bit ? Number.MAX_SAFE_INTEGER : MAX_MEMORY_SIZE_32;
     if (!isPowerOfTwo(bar.size) || bar.size < least || bar.size > most) {
@@ -37,9 +41,19 @@ export function allBars(identity: PciIdentity, layout: MsixLayout | undefined): 
     }
   }
   if (layout !== undefined && (bars[layout.bar].io || layout.end > bars[layout.bar].size)) {
-    throw new RangeError(`the MSI-X table and pending bits do not fit into BAR ${layout.bar}`);
+    const room = bars[layout.bar].io ? "an I/O BAR" : `of ${bars[layout.bar].size} bytes`;
+    throw new RangeError(
+      `the MSI-X table and pending bits of ${layout.vectors} vectors, which end at 0x${layout.end.toString(16)}, do not fit into BAR ${layout.bar}, ${room}`,
+    );
   }
   return bars;
+}
+
+function noBar(key: string, { is64Bit }: BarOptions): RangeError {
+  const why = is64Bit && Number(key) === NUM_BARS - 1 ? ", which one of 64 bits would need as its upper half" : "";
+  return new RangeError(
+    `there is no BAR ${why === "" ? key : NUM_BARS}${why}: a function has BARs 0 to ${NUM_BARS - 1}`,
+  );
 }
 
 /** A BAR's register, or two for 64 bits. */

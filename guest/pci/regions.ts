@@ -38,17 +38,35 @@ export class Regions {
     this.sizes = [...sizes, ...own.map(({ size }) => size)];
     const files = device.registers ?? {};
     this.#files = this.sizes.map((_, region) => files[region]);
-    for (const [key, { size }] of Object.entries(files)) {
-      const region = Number(key);
-      const isAuthors = region <= Region.BAR5 || region >= FIRST_DEVICE_REGION;
-      const room = isAuthors ? (this.sizes[region] ?? 0) : 0;
-      if (size > room || size % MAX_PIECE !== 0) {
-        throw new RangeError(
-          `${size} bytes of registers do not go into region ${key} of ${room} bytes, or end within four`,
-        );
-      }
-      if (size > sharing.lowestPart(region)) throw new RangeError(`region ${key}: registers in a shared part`);
+    for (const [key, file] of Object.entries(files)) this.#checkFile(key, file);
+  }
+
+  #checkFile(key: string, file: RegisterFile): void {
+    const region = Number(key);
+    const isAuthors = region <= Region.BAR5 || region >= FIRST_DEVICE_REGION;
+    if (!isAuthors)
+      throw new RangeError(`registers[${key}]: registers go into BARs, and into regions of the device's own`);
+    const room = this.sizes[region] ?? 0;
+    const name = region <= Region.BAR5 ? `BAR ${key}` : `region ${key}`;
+    const { size } = file;
+    if (room === 0) throw new RangeError(`registers[${key}]: the device has no ${name} for them`);
+    if (size > room) throw new RangeError(`${name} of ${room} bytes is too small for its ${size} bytes of registers`);
+    if (size % MAX_PIECE !== 0) {
+      throw new RangeError(`${name}: its ${size} bytes of registers must be a multiple of ${MAX_PIECE}`);
     }
+    const part = this.sharing.lowestPart(region);
+    if (size > part) {
+      throw new RangeError(
+        `${name}: its ${size} bytes of registers reach into the shared part at 0x${part.toString(16)}`,
+      );
+    }
+    const layout = this.msix?.layout;
+    if (layout?.bar !== region) return;
+    const hidden = file.nameWithin(layout.tableOffset, layout.end);
+    if (hidden === undefined) return;
+    throw new RangeError(
+      `${name}: the MSI-X table and pending bits, 0x${layout.tableOffset.toString(16)} to 0x${layout.end.toString(16)}, lie over register ${hidden}`,
+    );
   }
 
   /** The author's registers. */

@@ -32,6 +32,9 @@ type Paired<Name extends string> = Name extends `${infer Whole}_LOW` ? Whole : n
 export type RegisterTable<Name extends string = string> = Readonly<Record<Name, Register>>;
 
 const NONE = -1;
+/** An index of each is kept for every byte. */
+const MAX_REGISTERS = 0x7fff;
+const MAX_SIZE = 0x1000_0000;
 
 export class RegisterFile<Name extends string = string> {
   readonly #registers: readonly Register[];
@@ -47,21 +50,30 @@ export class RegisterFile<Name extends string = string> {
     readonly size: number,
     table: RegisterTable<Name>,
   ) {
+    if (!Number.isInteger(size) || size < 0 || size > MAX_SIZE) {
+      throw new RangeError(`a register file of ${size} bytes: a whole number up to ${MAX_SIZE} is possible`);
+    }
     this.#registers = Object.values<Register>(table);
+    if (this.#registers.length > MAX_REGISTERS) {
+      throw new RangeError(`a register file of ${this.#registers.length} registers: at most ${MAX_REGISTERS}`);
+    }
     this.#indexOf = Object.fromEntries(Object.keys(table).map((name, index) => [name, index]));
     this.#values = new Uint32Array(this.#registers.length);
     this.#at = new Int16Array(size).fill(NONE);
     for (const [name, register] of Object.entries<Register>(table)) {
+      checkRegister(name, register, size);
       const end = register.offset + register.size;
-      if (register.offset % register.size !== 0 || register.offset < 0 || end > size) {
-        throw new RangeError(`register ${name} at 0x${register.offset.toString(16)} is misplaced`);
-      }
-      if (this.#at.subarray(register.offset, end).some((index) => index !== NONE)) {
-        throw new RangeError(`register ${name} at 0x${register.offset.toString(16)} overlaps another`);
-      }
+      const other = this.nameWithin(register.offset, end);
+      if (other !== undefined) throw new RangeError(`${placed(name, register)} overlaps register ${other}`);
       this.#at.fill(this.#indexOf[name], register.offset, end);
     }
     this.reset();
+  }
+
+  /** The first register that has a byte in [start, end). */
+  nameWithin(start: number, end: number): string | undefined {
+    const index = this.#at.subarray(start, end).find((each) => each !== NONE);
+    return index === undefined ? undefined : Object.keys(this.#indexOf)[index];
   }
 
   /** Puts every register to its reset value; calls no hooks. */
@@ -251,6 +263,34 @@ export function bytesAsRegisters(
     table[`0x${at.toString(16)}`] = { offset: at, size: 1, reset, writable: writable?.[n] ?? 0, ...hook };
   }
   return table;
+}
+
+function placed(name: string, { offset, size }: Register): string {
+  return `register ${name} of ${size} bytes at 0x${offset.toString(16)}`;
+}
+
+/** @throws RangeError for a line of the table that cannot be */
+function checkRegister(name: string, register: Register, fileSize: number): void {
+  const { offset, size, reset = 0, writable = 0, writeOneToClear = 0, onRead, accept, onWrite } = register;
+  if (![1, 2, 4].includes(size)) {
+    throw new RangeError(`register ${name} is of ${size} bytes: 1, 2 and 4 are possible, and pair() makes two for 8`);
+  }
+  if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || offset + size > fileSize) {
+    throw new RangeError(
+      `register ${name} of ${size} bytes at ${offset}: its offset must be a multiple of its size, within the ${fileSize} bytes of the file`,
+    );
+  }
+  for (const [what, value] of Object.entries({ reset, writable, writeOneToClear })) {
+    if (Number.isInteger(value) && value >= -(2 ** 31) && value < 2 ** 32) continue;
+    throw new RangeError(`register ${name}: ${what} is ${value}, which is no number of 32 bits`);
+  }
+  if (reset >= 256 ** size) {
+    throw new RangeError(`register ${name}: reset is 0x${reset.toString(16)}, which does not fit into ${size} bytes`);
+  }
+  for (const [what, hook] of Object.entries({ onRead, accept, onWrite })) {
+    if (hook === undefined || typeof hook === "function") continue;
+    throw new RangeError(`register ${name}: ${what} is no function`);
+  }
 }
 
 function valueIn(image: Uint8Array, { offset, size }: Register): number {

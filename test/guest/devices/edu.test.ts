@@ -63,13 +63,6 @@ test("it is as short as it says", (t) => {
   t.true(lines(source("guest/devices/edu/index.ts").trimEnd()) + lines(entry[0]) <= 100);
 });
 
-test("the code in docs/writing-a-device.md is the device's", (t) => {
-  const blocks = [...source("docs/writing-a-device.md").matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => code);
-  t.true(blocks.length > 5);
-  const device = source("guest/devices/edu/index.ts");
-  for (const block of blocks) t.true(device.includes(block), block);
-});
-
 test("config space: QEMU's numbers, one memory BAR of 1 MiB, INTx and one MSI vector", async (t) => {
   const { client } = await setUp(t);
   const config = Buffer.from(await client.regionRead(Region.CONFIG, 0, 64));
