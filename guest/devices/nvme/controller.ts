@@ -93,6 +93,7 @@ export class NvmeController implements Device {
           storage,
           blockSize,
           (error) => this.#onSyncFailed(n + 1, error),
+          (error, direction) => this.#onDiskFailed(n + 1, error, direction),
           (error) => this.#onBug(error),
         ),
     );
@@ -261,6 +262,16 @@ export class NvmeController implements Device {
     context.log.info({ namespace: id, blockCount }, "a namespace's size has changed");
     if ((this.#features.events & OAES_NAMESPACE_ATTRIBUTE) === 0) return;
     events.raise(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogPage.CHANGED_NAMESPACE_LIST);
+  }
+
+  #onDiskFailed(id: number, error: StorageError, direction: "read" | "write"): void {
+    const details = { namespace: id, err: error };
+    const { log } = this.#parts.context;
+    if (statusOf(error, "write") === Status.CAPACITY_EXCEEDED) {
+      log.error(details, "the disk's file system is full, so the driver VM's writes fail: make room there");
+    } else {
+      log.error(details, direction === "read" ? "the disk could not be read" : "the disk could not be written");
+    }
   }
 
   #onSyncFailed(id: number, error: StorageError | null): void {

@@ -60,6 +60,8 @@ export class Namespace {
     blockSize: number,
     /** Syncs fail from now on, or no longer. */
     readonly onSyncFailed: (error: StorageError | null) => void,
+    /** The disk did not read or write: for the operator. */
+    readonly onFailed: (error: StorageError, direction: "read" | "write") => void,
     /** Who waited for the storage threw. */
     readonly onBug: (error: unknown) => void,
   ) {
@@ -96,6 +98,12 @@ export class Namespace {
     const onIdle = this.#onIdle;
     this.#onIdle = undefined;
     onIdle?.();
+  }
+
+  /** The status of an I/O that failed. What is not the driver VM's doing is told. */
+  failed(error: StorageError, direction: "read" | "write"): number {
+    if (error.code !== "EFAULT" && error.code !== "ECANCELED") this.onFailed(error, direction);
+    return statusOf(error, direction);
   }
 
   /** Flush: everything that was written before is on stable storage when `done` gets SUCCESS. */
@@ -143,7 +151,7 @@ export class Namespace {
     const end = position + length;
     this.#zero(position, end, deallocate, task, (error, at) => {
       if (error === null || task.ended) done(Status.SUCCESS);
-      else if (error.code === "EIO") done(Status.WRITE_FAULT);
+      else if (error.code === "EIO") done(this.failed(error, "write"));
       else this.#writeZeros(at, end, task, done);
     });
   }
@@ -180,7 +188,7 @@ export class Namespace {
         next += length;
       }
       this.io.write({ count: segments.length, segments }, at, task, (error) => {
-        if (error !== null) done(statusOf(error, "write"));
+        if (error !== null) done(this.failed(error, "write"));
         else if (next === end || task.ended) done(Status.SUCCESS);
         else step(next);
       });
@@ -191,7 +199,7 @@ export class Namespace {
   /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space is not given back, whatever keeps it. */
   deallocate(position: number, length: number, task: Task, done: StatusDone): void {
     this.#zero(position, position + length, true, task, (error) => {
-      done(error?.code === "EIO" ? Status.WRITE_FAULT : Status.SUCCESS);
+      done(error?.code === "EIO" ? this.failed(error, "write") : Status.SUCCESS);
     });
   }
 

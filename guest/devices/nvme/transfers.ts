@@ -9,7 +9,7 @@ import type { Dma } from "../../device.js";
 import { type DiskBuffer, PIECE_SIZE } from "./buffers.js";
 import type { Command } from "./command.js";
 import type { Pieces } from "./file-io.js";
-import { type Namespace, type StatusDone, statusOf } from "./namespace.js";
+import type { Namespace, StatusDone } from "./namespace.js";
 import { Status } from "./spec.js";
 
 /** A stretch of storage, in bytes. */
@@ -112,12 +112,16 @@ export class Transfers {
     });
   }
 
-  #fromDisk(pieces: Pieces, position: number, command: Command, { io }: Namespace, done: StatusDone): void {
-    io.read(pieces, position, command, (error) => done(error === null ? Status.SUCCESS : statusOf(error, "read")));
+  #fromDisk(pieces: Pieces, position: number, command: Command, disk: Namespace, done: StatusDone): void {
+    disk.io.read(pieces, position, command, (error) => {
+      done(error === null ? Status.SUCCESS : disk.failed(error, "read"));
+    });
   }
 
-  #toDisk(pieces: Pieces, position: number, command: Command, { io }: Namespace, done: StatusDone): void {
-    io.write(pieces, position, command, (error) => done(error === null ? Status.SUCCESS : statusOf(error, "write")));
+  #toDisk(pieces: Pieces, position: number, command: Command, disk: Namespace, done: StatusDone): void {
+    disk.io.write(pieces, position, command, (error) => {
+      done(error === null ? Status.SUCCESS : disk.failed(error, "write"));
+    });
   }
 
   /** At once where the memory is in the window. */

@@ -1,5 +1,7 @@
 /** The NVM command set: what each command does to the disk, and the status of each mistake and failure. */
+
 import test from "ava";
+import { pino } from "pino";
 import type { CommandFields } from "../../../drivers/nvme.js";
 import { bringUp, scratch, settle } from "./setup.js";
 
@@ -198,6 +200,30 @@ test("after a failed sync the disk is not trusted again", async (t) => {
   t.is((await driver.io(data(WRITE, address, 0, 1, FUA))).status, 0x280);
   const smart = await driver.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512);
   t.is(smart[0], 4);
+});
+
+test("what a disk fails in is the operator's to know; what the driver VM takes away is not", async (t) => {
+  const lines: { level: number; namespace: number; msg: string; err: { code: string } }[] = [];
+  const log = pino({ level: "warn" }, { write: (line: string) => void lines.push(JSON.parse(line)) });
+  const { machine, storage, driver } = await bringUp(t, { log });
+  const { address } = scratch(machine);
+  for (const [operation, code, opcode, message] of [
+    ["write", "ENOSPC", WRITE, /file system is full.*make room/],
+    ["write", "EIO", WRITE, /could not be written/],
+    ["read", "EIO", READ, /could not be read/],
+    ["zero", "EIO", WRITE_ZEROES, /could not be written/],
+    ["read", "EFAULT", READ, undefined],
+  ] as const) {
+    storage.errors[operation] = code;
+    t.not((await driver.io(data(opcode, address, 0))).status, 0);
+    delete storage.errors[operation];
+    const written = lines.splice(0);
+    t.is(written.length, message === undefined ? 0 : 1);
+    for (const line of written) {
+      t.like(line, { level: 50, namespace: 1, err: { code } });
+      t.regex(line.msg, message ?? /^$/);
+    }
+  }
 });
 
 test("a file system that is full at the time of a flush, until there is space again", async (t) => {

@@ -6,7 +6,7 @@ import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../g
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { pageAligned } from "../../../../guest/page-aligned.js";
 import type { ScatterList } from "../../../../guest/scatter-list.js";
-import { quietLog } from "../../../../shared/log.js";
+import { type Log, quietLog } from "../../../../shared/log.js";
 import type { DmaMemory, NvmeTransport } from "../../../drivers/nvme.js";
 
 export interface FakeMap {
@@ -233,7 +233,7 @@ export class Machine implements NvmeTransport {
   }
 
   /** Starts the device in a machine with `size` bytes of memory, all of it mapped and in the window. */
-  static async start(device: NvmeController, size = 8 * 1024 * 1024): Promise<Machine> {
+  static async start(device: NvmeController, size = 8 * 1024 * 1024, log: Log = quietLog): Promise<Machine> {
     const machine = new Machine(device, size);
     const { dma, interrupts } = machine;
     const run = () => {
@@ -241,7 +241,7 @@ export class Machine implements NvmeTransport {
     };
     const { words } = machine.shared ?? {};
     const shared = words === undefined ? nothingShared : () => new Uint8Array(words.buffer);
-    device.start({ dma, interrupts, log: quietLog, run, shared });
+    device.start({ dma, interrupts, log, run, shared });
     return machine;
   }
 

@@ -3,6 +3,7 @@ import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../../guest/devices/nvme/open-storage.js";
 import type { DirectAccess } from "../../../../guest/devices/nvme/storage.js";
+import type { Log } from "../../../../shared/log.js";
 import { type CompletionFields, NvmeDriver, type NvmeDriverOptions, QueuePair } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
@@ -24,6 +25,8 @@ export interface SetupOptions extends Partial<ControllerChoices> {
   readonly moreSizes?: readonly number[];
   /** How the bytes of the first disk can be had at once. */
   readonly direct?: DirectAccess;
+  /** Where the device logs to. */
+  readonly log?: Log;
 }
 
 /** A controller as after power-on. It is stopped when the test ends. */
@@ -31,7 +34,7 @@ export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): 
   const storages = [options.size ?? 1024 * 1024, ...(options.moreSizes ?? [])].map((size) => new FakeStorage(size));
   storages[0].direct = options.direct;
   const named = storages.map((storage) => ({ name: "a disk", storage }));
-  const machine = await Machine.start(createController(named, { serial: "S1", ...options }));
+  const machine = await Machine.start(createController(named, { serial: "S1", ...options }), undefined, options.log);
   t.teardown(async () => {
     for (const storage of storages) storage.release();
     await machine.stop();
