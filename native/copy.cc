@@ -13,6 +13,7 @@
 
 #include "addon.h"
 #include "arguments.h"
+#include "file_end.h"
 
 namespace {
 
@@ -58,13 +59,17 @@ void Prefetch(const List& list, const Entry& entry) {
 }
 
 // Returns 0 or an errno; what is moved in part only is EIO.
-int Copy(const Entry& entry, const Place& source, const Place& target) {
+int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& file_end) {
   if (!source.is_file() && !target.is_file()) {
     memmove(target.data + entry.target_offset, source.data + entry.source_offset, entry.length);
     return 0;
   }
   if (source.is_file() && target.is_file()) return EINVAL;
   off_t high = off_t{entry.file_offset_high} << 32;
+  if (target.is_file()) {
+    int error = file_end.Check(target.fd, (high | entry.target_offset) + entry.length);
+    if (error != 0) return error;
+  }
   ssize_t moved;
   do {
     if (source.is_file()) {
@@ -91,6 +96,7 @@ napi_value Run(napi_env env, napi_callback_info info) {
     return nullptr;
   }
   uint32_t failures = 0;
+  FileEnd file_end;
   for (uint32_t n = 0; n < count; n++) {
     const Entry entry = list.entries[n];
     if (!Within(list, entry.source, entry.source_offset, entry.length) ||
@@ -99,7 +105,7 @@ napi_value Run(napi_env env, napi_callback_info info) {
       return nullptr;
     }
     if (n + 1 < count) Prefetch(list, list.entries[n + 1]);
-    list.results[n] = Copy(entry, list.places[entry.source], list.places[entry.target]);
+    list.results[n] = Copy(entry, list.places[entry.source], list.places[entry.target], file_end);
     if (list.results[n] != 0) failures++;
   }
   napi_value result;

@@ -164,7 +164,7 @@ export const RWF_NOWAIT = 8;
 export interface CopyList {
   /** COPY_ENTRY.SIZE numbers for each copy: sources and targets by number, offsets and lengths in bytes. */
   readonly entries: Uint32Array;
-  /** What became of each copy: 0, or a positive errno. A file that moves less than asked for is EIO (5). */
+  /** What became of each copy: 0, or a positive errno. A file that moves less than asked for is EIO, a write beyond its end ENOSPC. */
   readonly results: Int32Array;
   /** Makes a buffer known and returns its number, from 0 on. It is kept for as long as the list. */
   add(buffer: ArrayBuffer): number;
@@ -220,7 +220,7 @@ export const IO_ENDS = {
 /**
  * A few threads that read, write and sync files and copy memory, for work that has to wait; they start when they are needed. Requests begin in the order
  * in which they come, and end in any. All of a request's bytes are moved, or it ends with an errno; where the file ends, that is
- * EIO. Until it has ended its fd has to stay open, and its memory in place.
+ * EIO, or ENOSPC for a write: no file grows. Until it has ended its fd has to stay open, and its memory in place.
  */
 export interface IoPool {
   /** Where requests are written for `submit`, one behind the other. */

@@ -20,6 +20,8 @@
 #include <new>
 #include <system_error>
 
+#include "file_end.h"
+
 namespace {
 
 // A write that takes longer waits for something.
@@ -42,11 +44,17 @@ void Copy(const IoRequest& request) {
   }
 }
 
-// Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO where the file ends.
+// Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO or ENOSPC where the file ends.
 int Move(IoRequest& request) {
   iovec* next = request.pieces.data();
   iovec* end = next + request.pieces.size();
   off_t position = request.position;
+  if (request.operation == IoRequest::kWrite) {
+    off_t last = position;
+    for (const iovec& piece : request.pieces) last += static_cast<off_t>(piece.iov_len);
+    int error = FileEnd().Check(request.fd, last);
+    if (error != 0) return error;
+  }
   while (next < end) {
     int count = static_cast<int>(std::min<ptrdiff_t>(end - next, IOV_MAX));
     ssize_t moved = request.operation == IoRequest::kRead ? preadv(request.fd, next, count, position)

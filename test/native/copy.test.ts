@@ -61,23 +61,24 @@ test("between files and buffers, also above 4 GiB", (t) => {
 });
 
 test("copies that a file fails are told, and the others are done", (t) => {
-  const fd = createMemory("copies", 6, false);
+  const fd = createMemory("copies", 12, false);
   const closed = createMemory("closed", 4096, false);
   close(closed);
   t.teardown(() => close(fd));
-  const list = createCopyList(5);
+  const list = createCopyList(6);
   const bytes = new Uint8Array(16).fill(1);
   const buffer = list.add(bytes.buffer);
   const [file, gone, odd] = [list.addFile(fd, 0), list.addFile(closed, 0), list.addFile(fd, 0x4000_0000)];
-  put(list, 0, file, 0, buffer, 0, 8, 0);
+  put(list, 0, file, 6, buffer, 0, 8, 0);
   put(list, 1, gone, 0, buffer, 0, 8, 0);
   put(list, 2, buffer, 0, odd, 0, 8, 0);
   put(list, 3, file, 0, file, 0, 4, 0);
   put(list, 4, file, 0, buffer, 8, 4, 0);
+  put(list, 5, buffer, 0, file, 5, 8, 0);
   list.results.fill(99);
-  t.is(list.run(5), 4);
-  const [EIO, EBADF, EOPNOTSUPP, EINVAL] = [5, 9, 95, 22];
-  t.deepEqual([...list.results], [EIO, EBADF, EOPNOTSUPP, EINVAL, 0]);
+  t.is(list.run(6), 5);
+  const [EIO, EBADF, EOPNOTSUPP, EINVAL, ENOSPC] = [5, 9, 95, 22, 28];
+  t.deepEqual([...list.results], [EIO, EBADF, EOPNOTSUPP, EINVAL, 0, ENOSPC]);
   t.deepEqual([...bytes.subarray(8)], [0, 0, 0, 0, 1, 1, 1, 1]);
   put(list, 0, file, 0, buffer, 9, 8, 0);
   t.throws(() => list.run(1), { instanceOf: RangeError });

@@ -1,10 +1,12 @@
 /** Disks that are block devices: the sizes of their sectors, what they cannot do, and sizes that change under load. */
-import { readFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
 import { UserError } from "../../../../shared/errors.js";
 import { NvmeDriver } from "../../../drivers/nvme.js";
-import { loopDevice } from "./loop.js";
+import { directory, type LoopDevice, loopDevice } from "./loop.js";
 import { Machine } from "./machine.js";
 import { Random } from "./random.js";
 import { bringUp, scratch } from "./setup.js";
@@ -86,37 +88,57 @@ test("a device whose physical sectors are large says so", async (t) => {
   t.deepEqual([...new Uint16Array(bytes.buffer, bytes.byteOffset + 64, 5)], Array(5).fill(127));
 });
 
-test("a device that shrinks to nothing and grows again under load", async (t) => {
-  const random = new Random();
-  t.log(`seed ${random.seed}`);
-  const device = loopDevice(t, 8 * MiB);
-  const { machine, driver } = await run(t, { files: [device.path] });
-  const { address } = scratch(machine);
-  let stopped = false;
-  const statuses = new Set<number>();
-  const loads = Array.from({ length: 16 }, async (_, n) => {
-    while (!stopped) {
-      // What is done at once would leave no turn of the event loop to others.
-      await new Promise((resolve) => setImmediate(resolve));
-      const opcode = random.below(2) === 0 ? READ : WRITE;
-      const dwords = [random.below(16384 - 8), 0, 7];
-      statuses.add((await driver.io({ opcode, namespaceId: 1, prp1: address + n * 4096, dwords })).status);
+/** Disks that somebody makes smaller and larger: their paths, and how. */
+const RESIZABLE: Readonly<Record<string, (t: ExecutionContext) => LoopDevice>> = {
+  "a device": (t) => loopDevice(t, 8 * MiB),
+  "a file": (t) => fileIn(directory(t)),
+  "a file in memory": (t) => {
+    const place = directory(t);
+    execFileSync("mount", ["-t", "tmpfs", "none", place]);
+    t.teardown(() => execFileSync("umount", [place]));
+    return fileIn(place);
+  },
+};
+
+function fileIn(place: string): LoopDevice {
+  const path = join(place, "disk.img");
+  writeFileSync(path, "");
+  truncateSync(path, 8 * MiB);
+  return { path, resize: (size) => truncateSync(path, size) };
+}
+
+for (const [kind, make] of Object.entries(RESIZABLE))
+  test(`${kind} that shrinks to nothing and grows again under load`, async (t) => {
+    const random = new Random();
+    t.log(`seed ${random.seed}`);
+    const device = make(t);
+    const { machine, driver } = await run(t, { files: [device.path] });
+    const { address } = scratch(machine);
+    let stopped = false;
+    const statuses = new Set<number>();
+    const loads = Array.from({ length: 16 }, async (_, n) => {
+      while (!stopped) {
+        // What is done at once would leave no turn of the event loop to others.
+        await new Promise((resolve) => setImmediate(resolve));
+        const opcode = random.below(2) === 0 ? READ : WRITE;
+        const dwords = [random.below(16384 - 8), 0, 7];
+        statuses.add((await driver.io({ opcode, namespaceId: 1, prp1: address + n * 4096, dwords })).status);
+      }
+    });
+    for (const size of [4 * MiB, 0, 2 * MiB + 512, 0, 16 * MiB, 8 * MiB]) {
+      device.resize(size);
+      const bytes = await driver.adminRead({ opcode: IDENTIFY, namespaceId: 1, dwords: [0] }, 8);
+      t.is(Number(new DataView(bytes.buffer).getBigUint64(0, true)), size / 512);
     }
+    stopped = true;
+    await Promise.all(loads);
+    // What was under way when the end came nearer may find it: out of range, no space, or an error of the medium.
+    for (const status of statuses)
+      t.true([0, 0x80, 0x81, 0x280, 0x281].includes(status), `status ${status.toString(16)}`);
+    await driver.rescan();
+    const source = random.filled(4096);
+    await driver.write(16384 - 8, source);
+    const target = new Uint8Array(4096);
+    await driver.read(16384 - 8, target);
+    t.is(Buffer.compare(target, source), 0);
   });
-  for (const size of [4 * MiB, 0, 2 * MiB + 512, 0, 16 * MiB, 8 * MiB]) {
-    device.resize(size);
-    const bytes = await driver.adminRead({ opcode: IDENTIFY, namespaceId: 1, dwords: [0] }, 8);
-    t.is(Number(new DataView(bytes.buffer).getBigUint64(0, true)), size / 512);
-  }
-  stopped = true;
-  await Promise.all(loads);
-  // What was under way when the end came nearer may find it: out of range, no space, or an error of the medium.
-  for (const status of statuses)
-    t.true([0, 0x80, 0x81, 0x280, 0x281].includes(status), `status ${status.toString(16)}`);
-  await driver.rescan();
-  const source = random.filled(4096);
-  await driver.write(16384 - 8, source);
-  const target = new Uint8Array(4096);
-  await driver.read(16384 - 8, target);
-  t.is(Buffer.compare(target, source), 0);
-});

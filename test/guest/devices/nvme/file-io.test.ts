@@ -240,7 +240,7 @@ test("an error has the code of its errno, and the next request works", async (t)
     bad.close();
     await readOnly.close();
   });
-  const segments = [{ bytes: new Uint8Array(200), offset: 0, length: 200 }];
+  const segments = [{ bytes: new Uint8Array(100), offset: 0, length: 100 }];
   const error = await new Promise((resolve) => bad.write({ count: 1, segments }, 0, resolve));
   t.like(error, { code: "EBADF" });
 });
