@@ -15,6 +15,8 @@ export interface MachineOptions {
   readonly append?: string;
   /** Whether a reboot of the guest starts it again, where otherwise it ends QEMU. */
   readonly reboots?: boolean;
+  /** QEMU's object for the VM's memory, but for its id and size; memory-backend-memfd,share=on when left out. */
+  readonly memoryBackend?: string;
 }
 
 /** A block device of the device VM's own, /dev/vda there. */
@@ -46,6 +48,8 @@ export interface DriverVmOptions extends MachineOptions {
   readonly vfioUserSocket?: string;
   /** Whether the firmware boots from it. */
   readonly bootsFromIt?: boolean;
+  /** An IOMMU, in which Linux maps the data of each request, and unmaps it before the request is done. */
+  readonly iommu?: boolean;
 }
 
 /** The QMP id of each VM's device under test (for device_del), and of its root port (for device_add). */
@@ -90,8 +94,9 @@ function rootPort(n: number): string {
 }
 
 export function driverVmArguments(options: DriverVmOptions): string[] {
-  const args = machineArguments(options, []);
-  const { vfioUserSocket, bootsFromIt = false } = options;
+  const { vfioUserSocket, bootsFromIt = false, iommu = false } = options;
+  const append = `${options.append ?? ""} ${iommu ? "intel_iommu=on iommu.strict=1" : ""}`;
+  const args = machineArguments({ ...options, append }, iommu ? ["-device", "intel-iommu,caching-mode=on"] : []);
   if (vfioUserSocket !== undefined) {
     const device = vfioUserDevice(vfioUserSocket);
     args.push("-device", JSON.stringify(bootsFromIt ? { ...device, bootindex: 0 } : device));
@@ -107,12 +112,13 @@ export function vfioUserDevice(path: string): Record<string, unknown> {
 /** `early` goes in front of all other devices, where QEMU wants an IOMMU. */
 function machineArguments(options: MachineOptions, early: readonly string[]): string[] {
   const { kernel, initrd, memoryMiB, append = "", cpus = 1, reboots = false } = options;
+  const { memoryBackend = "memory-backend-memfd,share=on" } = options;
   // When an emulated timer is late, on a busy machine, Linux takes it for broken and panics, unless it does not look.
   const commandLine = `console=ttyS0 quiet panic=-1 no_timer_check ${append}`.trim();
   const kvm = accelerator() === "kvm";
   return [
     ...["-accel", kvm ? "kvm" : "tcg", ...(kvm ? ["-cpu", "host"] : [])],
-    ...["-object", `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
+    ...["-object", `${memoryBackend},id=mem,size=${memoryMiB}M`],
     // Under KVM the IOMMU's interrupt remapping needs the split interrupt controller.
     ...[
       "-machine",

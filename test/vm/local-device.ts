@@ -25,6 +25,7 @@ class CountingLink extends LocalLink {
 
 export interface LocalDevice {
   readonly link: CountingLink;
+  readonly endpoint: DeviceEndpoint;
   /** It takes commands. */
   readonly vm: Vm;
   stop(): Promise<void>;
@@ -51,7 +52,7 @@ export async function startLocalDevice(
     await link.open(endpoint);
     vm = await startDriverVm(environment, directory, socket, choices);
     await booted(vm);
-    return { link, vm, stop };
+    return { link, endpoint, vm, stop };
   } catch (error) {
     await stop();
     throw error;

@@ -123,6 +123,9 @@ export interface DriverVmChoices {
   readonly plugged?: boolean;
   /** Whether it boots from the disk: all that it runs is there. */
   readonly bootsFromIt?: boolean;
+  /** As in DriverVmOptions. */
+  readonly iommu?: boolean;
+  readonly memoryBackend?: string;
 }
 
 /** Starts the driver VM; `booted` waits for its shell. */
@@ -133,8 +136,8 @@ export async function startDriverVm(
   choices: DriverVmChoices = {},
 ): Promise<Vm> {
   const { name = "driver VM", memoryMiB = 512, cpus = 1, append = "" } = choices;
-  const { reboots = false, plugged = true, bootsFromIt = false } = choices;
-  const machine = { memoryMiB, cpus, append, reboots };
+  const { reboots = false, plugged = true, bootsFromIt = false, iommu = false, memoryBackend } = choices;
+  const machine = { memoryMiB, cpus, append, reboots, iommu, ...(memoryBackend !== undefined && { memoryBackend }) };
   if (bootsFromIt) return new Vm(environment, name, driverVmArguments({ ...machine, vfioUserSocket, bootsFromIt }));
   const initrd = join(directory, `${name.replaceAll(" ", "-")}.cpio`);
   const base = choices.base ?? (await driverVmBase(environment));
