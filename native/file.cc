@@ -4,10 +4,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
 #include "eventfd.h"
+#include "huge_pages.h"
 
 #ifndef MFD_HUGE_2MB
 #define MFD_HUGE_2MB (21U << 26)
@@ -74,8 +77,8 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   size_t length;
   void* data;
   if (napi_get_typedarray_info(env, info[1], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_float64_array || length < 3) {
-    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 3");
+      type != napi_float64_array || length < 4) {
+    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 4");
   }
   double* status = static_cast<double*>(data);
   struct stat file;
@@ -86,6 +89,7 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   status[0] = S_ISREG(file.st_mode) ? static_cast<double>(file.st_size) : -1;
   status[1] = (flags & O_ACCMODE) != O_RDONLY;
   status[2] = seals;
+  status[3] = static_cast<double>(std::max(HugePageSize(fd), size_t{4096}));
   return env.Undefined();
 }
 

@@ -5,7 +5,6 @@
 // of any, which vm.overcommit_memory=2 counts.
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
 #include <algorithm>
 #include <memory>
@@ -16,6 +15,7 @@
 #include "arguments.h"
 #include "error.h"
 #include "guard.h"
+#include "huge_pages.h"
 
 namespace {
 
@@ -229,14 +229,6 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
       else part.region.guard->Unmapped(part.offset, part.length);
     });
     return error;
-  }
-
-  // 0 for a file that has none.
-  static size_t HugePageSize(int fd) {
-    constexpr unsigned kHugetlbfs = 0x958458f6;
-    struct statfs status;
-    bool has = fstatfs(fd, &status) == 0 && static_cast<unsigned>(status.f_type) == kHugetlbfs;
-    return has ? static_cast<size_t>(status.f_bsize) : 0;
   }
 
   size_t size_ = 0;

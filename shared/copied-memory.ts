@@ -23,6 +23,9 @@ const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / WINDOW_PIECE_SIZE;
  */
 const OPENED_EARLY = 16;
 
+/** What has to be known of a map. */
+export type CopiedMap = Pick<MemoryMap, "address" | "size" | "readable" | "writable" | "fd" | "fdOffset">;
+
 /** A GiB of a file, at a multiple of that in the file and in the reservation. */
 interface Chunk {
   readonly key: string;
@@ -53,7 +56,7 @@ export class CopiedMemory {
   /** Called before a map goes away: whoever uses it beside JavaScript sets this, and ends that use. */
   beforeUnmap: (() => void) | undefined;
   readonly #log: Log;
-  readonly #entries = new Map<MemoryMap, Entry>();
+  readonly #entries = new Map<CopiedMap, Entry>();
   readonly #table = new DmaTable<Entry>();
   /** By file, access, and number in the file. */
   readonly #chunks = new Map<string, Chunk>();
@@ -70,12 +73,12 @@ export class CopiedMemory {
     this.#log = log;
   }
 
-  has(map: MemoryMap): boolean {
+  has(map: CopiedMap): boolean {
     return this.#entries.has(map);
   }
 
   /** Maps it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address */
-  put(map: MemoryMap): void {
+  put(map: CopiedMap): void {
     const { address, size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
     const chunks: Chunk[] = [];
@@ -108,7 +111,7 @@ export class CopiedMemory {
   }
 
   /** When it returns nothing reaches the map from here. Nothing happens where it is not mapped. */
-  remove(map: MemoryMap): void {
+  remove(map: CopiedMap): void {
     const entry = this.#entries.get(map);
     if (!entry) return;
     this.beforeUnmap?.();
@@ -145,7 +148,7 @@ export class CopiedMemory {
    * One more user of [begin, end) of the map's file. Undefined when there is no room. A chunk that is there already is mapped anew when
    * the file has grown since, or zeros are where memory may be again. @throws SystemError
    */
-  #chunk(key: string, begin: number, end: number, { fd, writable }: MemoryMap): Chunk | undefined {
+  #chunk(key: string, begin: number, end: number, { fd, writable }: CopiedMap): Chunk | undefined {
     this.#reservation ??= new Reservation(DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE);
     const reservation = this.#reservation;
     const known = this.#chunks.get(key);

@@ -33,14 +33,14 @@ export class WindowAllocator {
    * Takes `size` bytes (rounded up to pages) and returns their window offset, or -1 when no place is left.
    *
    * A size from LARGE_PAGE_SIZE on is aligned to that, plus `phase`: give the offset of the memory in its file, since the
-   * kernel uses large pages only where address and file offset agree modulo their size.
+   * kernel uses large pages only where address and file offset agree modulo their size. `pageSize` is that of the file's
+   * pages, to which the place is aligned at least.
    */
-  allocate(size: number, phase = 0): number {
+  allocate(size: number, phase = 0, pageSize = PAGE_SIZE): number {
     if (!(size > 0 && size <= this.size)) return -1;
     const length = alignUp(size, PAGE_SIZE);
-    const large = length >= LARGE_PAGE_SIZE;
-    const alignment = large ? LARGE_PAGE_SIZE : PAGE_SIZE;
-    const shift = large && isAligned(phase, PAGE_SIZE) ? phase % LARGE_PAGE_SIZE : 0;
+    const alignment = Math.max(length >= LARGE_PAGE_SIZE ? LARGE_PAGE_SIZE : PAGE_SIZE, pageSize);
+    const shift = isAligned(phase, PAGE_SIZE) ? phase % alignment : 0;
     // A shifted map of almost a piece fits in no piece.
     const fits = length > this.pieceSize || shift + length <= this.pieceSize;
     const offset = shift !== 0 && fits ? this.place(length, alignment, shift) : -1;

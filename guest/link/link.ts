@@ -3,6 +3,7 @@
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { MapPart } from "../../shared/vfio-user/map-parts.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 
 /** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
@@ -14,18 +15,11 @@ export interface Window {
   piece(index: number): ArrayBuffer;
 }
 
-/** A DMA map as the device sees it. */
-export interface DmaMapping {
-  /** The address that the driver VM uses (IOVA; see shared/address.ts), and the size, in bytes. */
-  readonly address: number;
-  readonly size: number;
-  readonly readable: boolean;
-  readonly writable: boolean;
-  /** Where it is in the window, or -1: then it is reached by `readMemory` and `writeMemory`. */
-  readonly windowOffset: number;
-  /** It is not in the window, and the bridge copies to and from it. */
-  readonly isCopied: boolean;
-}
+/**
+ * A DMA map as the device sees it, or a part of one. The address is the one that the driver VM uses (IOVA; see shared/address.ts). What
+ * has no window offset is reached by `readMemory` and `writeMemory`.
+ */
+export type { MapPart as DmaMapping } from "../../shared/vfio-user/map-parts.js";
 
 /**
  * An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. DATA_EVENTFD comes with
@@ -75,7 +69,7 @@ export interface Endpoint {
    * with Overdue when that takes too long: the link takes the memory away by force.
    */
   disconnected(): Promise<void>;
-  map(mapping: DmaMapping): void;
+  map(mapping: MapPart): void;
   /**
    * Takes away all maps in a range. Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in then. Rejects with
    * Overdue, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map is only partly in the range, or

@@ -12,8 +12,10 @@ import {
   PROT_WRITE,
   type Reservation,
 } from "../../native/index.js";
+import { formatAddress } from "../../shared/address.js";
 import { reserveAddressSpace } from "../../shared/address-space.js";
 import { isPowerOfTwo } from "../../shared/bits.js";
+import { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -30,9 +32,11 @@ import type {
   UnmapRequest,
 } from "../../shared/vfio-user/backend.js";
 import { IrqEventfds } from "../../shared/vfio-user/irq-eventfds.js";
+import { mapParts } from "../../shared/vfio-user/map-parts.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../shared/vfio-user/register-memory.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { UntakenSignals } from "../../shared/vfio-user/untaken-signals.js";
+import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { WindowAllocator } from "../../shared/window-allocator.js";
 import { pageAligned } from "../page-aligned.js";
 import { Overdue } from "../patience.js";
@@ -65,8 +69,11 @@ export class LocalLink implements Link, Backend {
   #strays = 0;
   readonly #places: WindowAllocator;
   readonly #sharing: LocalSharing;
-  /** The maps that are in the window, and where: by map, as a late answer may come when its place is another's already. */
-  readonly #mapped = new Map<MemoryMap, number>();
+  readonly #maps = new Set<MemoryMap>();
+  /** What the window cannot have. */
+  readonly #copied: CopiedMemory;
+  /** There was no room for the last map: it was logged. */
+  #isFull = false;
   /** By interrupt index, the eventfd of each vector, or UNBOUND. */
   #eventfds: readonly Int32Array[] = [];
   readonly #untaken = new UntakenSignals();
@@ -85,6 +92,7 @@ export class LocalLink implements Link, Backend {
     this.#log = log;
     this.#reservation = reservation;
     this.#places = new WindowAllocator(windowSize, WINDOW_PIECE_SIZE);
+    this.#copied = new CopiedMemory(log);
     this.window = {
       size: windowSize,
       pieceSize: WINDOW_PIECE_SIZE,
@@ -121,6 +129,7 @@ export class LocalLink implements Link, Backend {
   async close(): Promise<void> {
     await this.#server.close();
     this.#sharing.close();
+    this.#copied.close();
     this.#reservation.release();
     this.#strayPoll.close();
     close(this.#stray);
@@ -133,11 +142,13 @@ export class LocalLink implements Link, Backend {
     eventfdWrite(eventfd);
   }
 
-  readMemory(address: number, target: Uint8Array): Promise<void> {
+  readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void> {
+    if (isCopied) return this.#copy(address, target, false);
     return this.#memory?.read(address, target) ?? Promise.reject(new PeerGone("the client is gone"));
   }
 
-  writeMemory(address: number, source: Uint8Array): Promise<void> {
+  writeMemory(address: number, source: Uint8Array, isCopied: boolean): Promise<void> {
+    if (isCopied) return this.#copy(address, source, true);
     return this.#memory?.write(address, source) ?? Promise.reject(new PeerGone("the client is gone"));
   }
 
@@ -166,22 +177,26 @@ export class LocalLink implements Link, Backend {
     // No other client is served before the device is done; until then it has zeros.
     await this.#open().disconnected().catch(ignoreOverdue);
     this.#memory = undefined;
-    for (const map of [...this.#mapped.keys()]) this.#release(map);
+    for (const map of [...this.#maps]) this.#release(map);
     for (const index of this.#eventfds.keys()) this.#unbind(index);
     this.#irqEventfds.clear();
     this.#untaken.clear();
   }
 
   map(map: MemoryMap): undefined {
-    const { address, size, readable, writable } = map;
-    const windowOffset = this.#place(map);
+    const endpoint = this.#open();
+    const { begin, end } = map.windowPart;
+    this.#maps.add(map);
+    this.#place(map);
     try {
-      this.#open().map({ address, size, readable, writable, windowOffset, isCopied: false });
+      if (map.windowOffset < 0 || end - begin < map.size) this.#copied.put(map);
+      for (const part of mapParts(map, this.#copied.has(map))) endpoint.map(part);
     } catch (error) {
+      // Nothing has used it yet, so there is nothing to wait for.
+      endpoint.unmap(map.address, map.size)?.catch(ignoreOverdue);
       this.#release(map);
       throw error;
     }
-    map.windowOffset = windowOffset;
   }
 
   unmap({ address, size, maps, dirty }: UnmapRequest): Promise<void> | undefined {
@@ -232,30 +247,46 @@ export class LocalLink implements Link, Backend {
     return this.#endpoint;
   }
 
-  /** Maps the memory into the window. -1 where that may not be, or the window is full: then it goes by messages. */
-  #place(map: MemoryMap): number {
-    const { fd, size, fdOffset } = map;
-    if (fd === -1) return -1;
-    const offset = this.#places.allocate(size, fdOffset);
+  /** Maps the memory into the window, as far as it can be; and sets its `windowOffset`. */
+  #place(map: MemoryMap): void {
+    const { begin, end } = map.windowPart;
+    if (map.fd === -1 || begin === end) return;
+    const offset = this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize);
     if (offset === -1) {
-      this.#log.warn({ size }, "the window is full: this memory is reached by messages");
-      return -1;
+      if (!this.#isFull) this.#log.warn({ size: map.size }, "the window is full: DMA by copies");
+      this.#isFull = true;
+      return;
     }
     try {
       this.#mapAt(offset, map);
     } catch (error) {
       this.#places.free(offset);
       if (!isSystemError(error)) throw error;
-      this.#log.warn({ size, reason: error.message }, "it cannot be mapped: this memory is reached by messages");
-      return -1;
+      if (!this.#isFull) this.#log.warn({ size: map.size, reason: error.message }, "not in the window: DMA by copies");
+      this.#isFull = true;
+      return;
     }
-    this.#mapped.set(map, offset);
-    return offset;
+    map.windowOffset = offset;
   }
 
   /** In this process read-only is what it says, and memory that its owner shrinks reads as zeros. */
-  #mapAt(offset: number, { fd, fdOffset, size, writable }: MemoryMap): void {
-    this.#reservation.map(offset, size, fd, fdOffset, writable ? PROT_READ | PROT_WRITE : PROT_READ);
+  #mapAt(offset: number, { fd, fdOffset, writable, windowPart: { begin, end } }: MemoryMap): void {
+    const protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    this.#reservation.map(offset, end - begin, fd, fdOffset + begin, protection);
+  }
+
+  /** Between what is mapped outside the window and the device's bytes. */
+  async #copy(address: number, bytes: Uint8Array, isWrite: boolean): Promise<void> {
+    const memory = this.#copied;
+    if (!memory.reaches(address, bytes.length, isWrite)) {
+      throw new ProtocolError(`no memory at ${formatAddress(address)} of ${bytes.length}`, Errno.EFAULT);
+    }
+    for (let done = 0; done < bytes.length; ) {
+      const length = memory.locate(address + done, bytes.length - done);
+      if (isWrite) copyBytes(bytes, done, memory.bytes, memory.offset, length);
+      else copyBytes(memory.bytes, memory.offset, bytes, done, length);
+      done += length;
+    }
   }
 
   /**
@@ -269,9 +300,9 @@ export class LocalLink implements Link, Backend {
         "the device wrote to memory that the driver VM mapped read-only: the write is undone (a bug of the device's)";
       this.#log.error({ writes: this.#strays }, message);
     }
-    for (const [map, offset] of this.#mapped) {
+    for (const map of this.#maps) {
       try {
-        if (!map.writable) this.#mapAt(offset, map);
+        if (!map.writable && map.windowOffset >= 0) this.#mapAt(map.windowOffset, map);
       } catch (error) {
         if (!isSystemError(error)) throw error;
         this.#log.error({ size: map.size, reason: error.message }, "driver-VM memory is lost to the device");
@@ -279,15 +310,21 @@ export class LocalLink implements Link, Backend {
     }
   }
 
-  /** Takes the memory out of the window; other memory may be there once `kept` has resolved. */
+  /**
+   * Takes the memory out of reach; other memory may be at its place once `kept` has resolved. Nothing happens a second time: a late
+   * answer may come when the client is gone.
+   */
   #release(map: MemoryMap, kept?: Promise<void>): void {
-    const offset = this.#mapped.get(map);
-    if (offset === undefined) return;
-    this.#mapped.delete(map);
-    this.#reservation.unmap(offset, map.size);
+    if (!this.#maps.delete(map)) return;
+    this.#copied.remove(map);
+    const offset = map.windowOffset;
+    if (offset < 0) return;
+    const { begin, end } = map.windowPart;
+    this.#reservation.unmap(offset, end - begin);
+    map.windowOffset = -1;
+    this.#isFull = false;
     if (kept === undefined) this.#places.free(offset);
     else void kept.then(() => this.#places.free(offset));
-    map.windowOffset = -1;
   }
 
   /** Takes the eventfds over. */

@@ -1,12 +1,12 @@
 /** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
 import { DmaMap, DmaMapFlags, IrqSet } from "../../shared/spec/vfio-user.js";
-import type { IrqSetRequest, MemoryMap, UnmapRequest } from "../../shared/vfio-user/backend.js";
+import type { IrqSetRequest, UnmapRequest } from "../../shared/vfio-user/backend.js";
 import { encodeDirtyUnmap } from "../../shared/vfio-user/client-bodies.js";
+import type { MapPart } from "../../shared/vfio-user/map-parts.js";
 import { encodeUnmapRange } from "../../shared/vfio-user/unmap-range.js";
 
-/** DMA_MAP: with its window offset where it has one; `isCopied`: it is reached by the copy queue. */
-export function mapBody(map: MemoryMap, isCopied: boolean): Uint8Array {
-  const { address, size, readable, writable, windowOffset } = map;
+/** DMA_MAP: with its window offset where it has one. */
+export function mapBody({ address, size, readable, writable, windowOffset, isCopied }: MapPart): Uint8Array {
   const access = (readable ? DmaMapFlags.READ : 0) | (writable ? DmaMapFlags.WRITE : 0);
   const inWindow = windowOffset >= 0;
   const flags = access | (inWindow ? DmaMapFlags.MMAP : 0) | (isCopied ? DmaMapFlags.FILE_IO : 0);

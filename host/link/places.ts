@@ -37,12 +37,13 @@ export class Places {
   }
 
   /**
-   * Puts a map into the window where that is possible, and sets its `windowOffset`; else, or for a device process that is
+   * Puts a map into the window as far as that is possible, and sets its `windowOffset`; the rest, or all for a device process that is
    * `isolated`, within reach of the copy queue. Rejects with PeerGone when the device stops.
    */
   async put(map: MemoryMap, isolated: boolean): Promise<void> {
     if (!isolated) await this.#putIntoWindow(map);
-    if (map.windowOffset >= 0) return;
+    const { begin, end } = map.windowPart;
+    if (map.windowOffset >= 0 && end - begin === map.size) return;
     this.copied.put(map);
     if (isolated || map.isShareable || !map.writable || map.fd < 0 || this.#isUnsealed) return;
     this.#isUnsealed = true;
@@ -54,10 +55,13 @@ export class Places {
   }
 
   async #putIntoWindow(map: MemoryMap): Promise<void> {
-    const { address, size, readable, writable, fd, fdOffset, isShareable } = map;
+    const { address, readable, writable, fd, fdOffset, isShareable, pageSize } = map;
+    const { begin, end } = map.windowPart;
+    const size = end - begin;
     // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.
-    if (fd < 0 || !isShareable || !readable || !writable || !this.#window.permitted) return;
-    const offset = this.#allocator.count < MAX_WINDOW_MAPS ? this.#allocator.allocate(size, fdOffset) : -1;
+    if (fd < 0 || !isShareable || !readable || !writable || size === 0 || !this.#window.permitted) return;
+    const hasRoom = this.#allocator.count < MAX_WINDOW_MAPS;
+    const offset = hasRoom ? this.#allocator.allocate(size, fdOffset + begin, pageSize) : -1;
     if (offset < 0) {
       if (!this.#isFull) this.#log.warn({ address, size }, "the window is full: DMA by copies");
       this.#isFull = true;
@@ -65,7 +69,7 @@ export class Places {
     }
     map.windowOffset = offset;
     try {
-      await this.#window.map(fd, fdOffset, offset, size);
+      await this.#window.map(fd, fdOffset + begin, offset, size);
     } catch (error) {
       if (error instanceof ProtocolError && error.errno === Errno.ETIMEDOUT) this.#keep(map);
       else this.#forget(map);
@@ -91,7 +95,8 @@ export class Places {
   }
 
   async #takeOut(map: MemoryMap, keep: boolean): Promise<void> {
-    const isOut = await this.unmap(map.windowOffset, map.size);
+    const { begin, end } = map.windowPart;
+    const isOut = await this.unmap(map.windowOffset, end - begin);
     if ((keep || !isOut) && this.#window.permitted && map.windowOffset >= 0) this.#keep(map);
     else this.#forget(map);
   }

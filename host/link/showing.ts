@@ -7,6 +7,8 @@ import type { Log } from "../../shared/log.js";
 import { ClientConnected, ClientGone, LinkCommand } from "../../shared/spec/link.js";
 import { Command } from "../../shared/spec/vfio-user.js";
 import type { ClientVersion, MemoryMap } from "../../shared/vfio-user/backend.js";
+import { mapParts } from "../../shared/vfio-user/map-parts.js";
+import { encodeUnmapRange } from "../../shared/vfio-user/unmap-range.js";
 import { mapBody } from "./bodies.js";
 import type { ClientIrqs } from "./client-irqs.js";
 import type { Places } from "./places.js";
@@ -71,12 +73,20 @@ export class Showing {
     if (changed.length > 0) doorbells.signalAll();
   }
 
-  /** Puts a map where it can be reached, and tells the device process of it. */
+  /** Puts a map where it can be reached, and tells the device process of it, part by part. */
   async map(client: ShownClient, map: MemoryMap): Promise<void> {
     await this.#places.put(map, this.#process.isolated);
     client.shownMaps.add(map);
+    const { conversation } = this.#process;
+    const { address, size } = map;
     try {
-      await this.#process.conversation.request(Command.DMA_MAP, mapBody(map, this.#places.copied.has(map)));
+      const parts = mapParts(map, this.#places.copied.has(map));
+      for (const [n, part] of parts.entries()) {
+        await conversation.request(Command.DMA_MAP, mapBody(part)).catch(async (error) => {
+          if (n > 0) await conversation.request(Command.DMA_UNMAP, encodeUnmapRange({ address, size }));
+          throw error;
+        });
+      }
     } catch (error) {
       client.shownMaps.delete(map);
       await this.#places.takeBack([map]);

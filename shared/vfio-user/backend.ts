@@ -4,6 +4,7 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
+import type { WindowPart } from "./map-parts.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { UnmapRange } from "./unmap-range.js";
 
@@ -37,7 +38,10 @@ export interface MemoryMap {
    */
   readonly isShareable: boolean;
   readonly fdOffset: number;
-  /** Where the backend put it in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
+  /** The size of the file's pages, which can only be mapped whole; and what of the map is whole pages. */
+  readonly pageSize: number;
+  readonly windowPart: WindowPart;
+  /** Where the backend put `windowPart` in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
   windowOffset: number;
 }
 

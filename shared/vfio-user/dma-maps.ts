@@ -11,6 +11,7 @@ import type { Backend, DirtyRequest, MemoryMap, UnmapRequest } from "./backend.j
 import { bitmapSize } from "./bitmap.js";
 import type { Frame } from "./connection.js";
 import { DmaTable } from "./dma-table.js";
+import { type WindowPart, windowPart } from "./map-parts.js";
 import { type UnmapRange, unmapRange } from "./unmap-range.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
@@ -32,7 +33,12 @@ class Entry implements MemoryMap {
     readonly fd: number,
     readonly fdOffset: number,
     readonly isShareable: boolean,
+    readonly pageSize: number = PAGE_SIZE,
   ) {}
+
+  get windowPart(): WindowPart {
+    return windowPart(this.fdOffset, this.size, this.pageSize);
+  }
 }
 
 export interface DmaMapsOptions {
@@ -59,7 +65,7 @@ const bitmapView = Bitmap.view();
 /** What is in front of the bitmap in a reply: the request. */
 const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
 /** What memoryStatus said last. */
-const status = new Float64Array(3);
+const status = new Float64Array(4);
 const NO_BITMAP = new Uint8Array(0);
 
 interface Release extends UnmapRequest {
@@ -214,7 +220,7 @@ export class DmaMaps {
     const use = fd === -1 ? Use.NONE : this.useOf(fd, offset, size, writable);
     if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
-    return new Entry(address, size, readable, writable, fd, offset, use === Use.SHARED);
+    return new Entry(address, size, readable, writable, fd, offset, use === Use.SHARED, status[3]);
   }
 
   /** What may be done with good memory. */

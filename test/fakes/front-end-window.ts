@@ -13,6 +13,8 @@ export interface Mapping {
 
 export class FakeWindow {
   readonly maps: Mapping[] = [];
+  /** Why every map is refused. */
+  refusal: string | undefined;
   readonly #reservation: native.Reservation;
   readonly #die: (reason: string) => void;
 
@@ -35,11 +37,16 @@ export class FakeWindow {
 
   /** Why QEMU refuses a map within the region, or undefined. */
   refuses(offset: number, length: number, fdOffset: number, fds: readonly number[]): string | undefined {
+    if (this.refusal !== undefined) return this.refusal;
     if (fds.length !== 1) return "Bad fd for map";
     if (length === 0) return "Shared memory mapping size cannot be zero";
     if (fdOffset % PAGE_SIZE !== 0) return "the file offset is not page-aligned";
     if (offset % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0) this.#die("a map that is not page-aligned");
     if (!inBounds(fdOffset, length, native.fileStatus(fds[0]).size)) return "the file is too short";
+    const status = new Float64Array(4);
+    native.memoryStatus(fds[0], status);
+    // As of any file, QEMU maps whole pages of its size.
+    if (fdOffset % status[3] !== 0 || length % status[3] !== 0) return "the map is no whole pages of the file";
     if (!native.isWritable(fds[0])) return "the file is not writable";
     const overlaps = this.maps.some((map) => offset < map.offset + map.length && map.offset < offset + length);
     return overlaps ? "VIRTIO Shared Memory mapping overlap" : undefined;

@@ -6,12 +6,11 @@ import { copyThreads } from "../../host/link/copy-threads.js";
 import type { BackEnd } from "../../host/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../host/vhost-user/memory.js";
 import * as native from "../../native/index.js";
-import { CopiedMemory } from "../../shared/copied-memory.js";
+import { type CopiedMap, CopiedMemory } from "../../shared/copied-memory.js";
 import { KiB, MAX_COPY_SIZE, MiB } from "../../shared/limits.js";
 import { quietLog } from "../../shared/log.js";
 import { CopyFlags, CopyRequest, Queue } from "../../shared/spec/link.js";
 import { Share } from "../../shared/turn.js";
-import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { TestRing } from "../fakes/front-end-ring.js";
 
@@ -38,15 +37,13 @@ function session(t: ExecutionContext, ringSize = RING) {
   const guestMemory = new DeviceVmMemory();
   guestMemory.set([table]);
   const copied = new CopiedMemory(quietLog);
-  const map: MemoryMap = {
+  const map: CopiedMap = {
     address: DRIVER,
     size: DRIVER_SIZE,
     readable: true,
     writable: true,
     fd: driver.fd,
-    isShareable: true,
     fdOffset: 0,
-    windowOffset: -1,
   };
   copied.put(map);
   const ring = new TestRing(guest.buffer, GUEST, 0, ringSize);

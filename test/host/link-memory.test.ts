@@ -1,5 +1,6 @@
 /** Driver-VM memory in the window of the device VM, through the bridge. */
 import test from "ava";
+import * as native from "../../native/index.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { Command, DmaMap, DmaMapFlags } from "../../shared/spec/vfio-user.js";
@@ -41,6 +42,55 @@ test.serial("memory that cannot be in the window is told without it", async (t) 
   const { READ, WRITE, FILE_IO } = DmaMapFlags;
   t.deepEqual(maps, [READ | WRITE, READ | FILE_IO], "no fd: messages; read-only: copies");
   t.is(frontEnd.maps.length, 0);
+});
+
+test.serial("a map from the middle of a huge page: the edges are for copies, the rest is in the window", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const fd = native.createMemory("huge", 8 * MiB, true);
+  t.teardown(() => native.close(fd));
+  native.addSeals(fd, native.F_SEAL_SHRINK);
+  await client.mapMemory({ address: 0x10_0000, size: 6 * MiB, fd, fdOffset: MiB });
+  const received = (wanted: number) => device.received.filter(({ command }) => command === wanted);
+  const maps = received(Command.DMA_MAP).map(({ data }) => {
+    const { address, size, flags } = DmaMap.view(data);
+    return [address / MiB, size / MiB, flags];
+  });
+  const { READ, WRITE, MMAP, FILE_IO } = DmaMapFlags;
+  t.deepEqual(maps, [
+    [1, 1, READ | WRITE | FILE_IO],
+    [2, 4, READ | WRITE | MMAP],
+    [6, 1, READ | WRITE | FILE_IO],
+  ]);
+  t.deepEqual(
+    frontEnd.maps.map(({ length, fdOffset }) => [length, fdOffset]),
+    [[4 * MiB, 2 * MiB]],
+  );
+  await client.unmapMemory(0x10_0000, 6 * MiB);
+  t.is(received(Command.DMA_UNMAP).length, 1, "one message for all of it");
+  t.is(frontEnd.maps.length, 0);
+
+  device.onCommand = (message) => {
+    if (message.command !== Command.DMA_MAP || DmaMap.view(message.data).address !== 2 * MiB) return false;
+    device.reply(message, undefined, Errno.ENOMEM);
+    return true;
+  };
+  await t.throwsAsync(client.mapMemory({ address: 0x10_0000, size: 6 * MiB, fd, fdOffset: MiB }));
+  t.is(received(Command.DMA_UNMAP).length, 2, "the part that it took is taken back");
+  t.is(frontEnd.maps.length, 0);
+});
+
+test.serial("what the front-end refuses is for copies", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  frontEnd.window.refusal = "no";
+  await client.mapMemory({ address: 0, size: MiB, fd });
+  frontEnd.window.refusal = undefined;
+  await client.mapMemory({ address: MiB, size: MiB, fd });
+  const flags = device.received.filter(({ command }) => command === Command.DMA_MAP).map(({ data }) => mapFlags(data));
+  const { READ, WRITE, MMAP, FILE_IO } = DmaMapFlags;
+  t.deepEqual(flags, [READ | WRITE | FILE_IO, READ | WRITE | MMAP]);
 });
 
 test.serial("more maps than a memory table holds, and a window that is full", async (t) => {

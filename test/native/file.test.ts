@@ -67,14 +67,15 @@ test("an eventfd is told from every other file", (t) => {
 
 test("an fd is writable when it was opened so", (t) => {
   const memory = owned(t, native.createMemory("rw", 4096, false));
-  const status = new Float64Array(3);
+  const status = new Float64Array(4);
   const memoryStatus = (fd: number) => {
     native.memoryStatus(fd, status);
     return [...status];
   };
-  t.deepEqual(memoryStatus(memory).slice(1), [1, native.getSeals(memory)]);
+  t.deepEqual(memoryStatus(memory).slice(1), [1, native.getSeals(memory), 4096]);
   t.is(memoryStatus(memory)[0], native.fileStatus(memory).size);
   t.true(native.isWritable(memory));
+  t.is(memoryStatus(owned(t, native.createMemory("huge", 0, true)))[3], 2 * MiB);
   const reading = fs.openSync(`/proc/self/fd/${memory}`, "r");
   t.teardown(() => fs.closeSync(reading));
   t.is(memoryStatus(reading)[1], 0);
@@ -82,7 +83,7 @@ test("an fd is writable when it was opened so", (t) => {
   const writing = fs.openSync("/dev/null", "w");
   t.teardown(() => fs.closeSync(writing));
   t.true(native.isWritable(writing));
-  t.deepEqual(memoryStatus(writing), [-1, 1, -1]);
+  t.deepEqual(memoryStatus(writing), [-1, 1, -1, 4096]);
 });
 
 test("a duplicate outlives the original", (t) => {

@@ -2,10 +2,9 @@
 import fs from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { close, createMemory, duplicate } from "../../native/index.js";
-import { CopiedMemory } from "../../shared/copied-memory.js";
+import { type CopiedMap, CopiedMemory } from "../../shared/copied-memory.js";
 import { GiB, MAX_DMA_MAPS, MiB, PAGE_SIZE } from "../../shared/limits.js";
 import { quietLog } from "../../shared/log.js";
-import type { MemoryMap } from "../../shared/vfio-user/backend.js";
 
 function copied(t: ExecutionContext): CopiedMemory {
   const made = new CopiedMemory(quietLog);
@@ -19,8 +18,8 @@ function file(t: ExecutionContext, size: number, hugePages = false): number {
   return fd;
 }
 
-function map(fd: number, address: number, size: number, fdOffset = 0, writable = true): MemoryMap {
-  return { address, size, fd, fdOffset, writable, readable: true, isShareable: true, windowOffset: -1 };
+function map(fd: number, address: number, size: number, fdOffset = 0, writable = true): CopiedMap {
+  return { address, size, fd, fdOffset, writable, readable: true };
 }
 
 /** The byte at a driver-VM address. */

@@ -50,6 +50,14 @@ test("large maps are aligned so that large pages can be used, and agree with the
   t.is(window.allocate(GiB, 1 * MiB), GiB, "where that cannot be, anything is better than nothing");
 });
 
+test("pages of a file that are huge are at multiples of their size", (t) => {
+  const window = new WindowAllocator(8 * GiB, GiB);
+  t.is(window.allocate(PAGE), 0);
+  t.is(window.allocate(3 * GiB, 5 * GiB, GiB), GiB);
+  t.is(window.allocate(2 * MiB, 4 * MiB, 2 * MiB), 2 * MiB);
+  t.is(window.allocate(GiB, GiB, GiB), 4 * GiB);
+});
+
 test("what is no size gets no place", (t) => {
   const window = new WindowAllocator(GiB, GiB);
   for (const size of [0, -1, Number.NaN, Number.POSITIVE_INFINITY, GiB + 1]) t.is(window.allocate(size), -1);
