@@ -6,6 +6,7 @@
  */
 
 import { formatAddress } from "../shared/address.js";
+import { Errno, ProtocolError } from "../shared/errors.js";
 import { DmaTable } from "../shared/vfio-user/dma-table.js";
 import { copyBytes } from "../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "./device.js";
@@ -43,6 +44,10 @@ export class WindowDma implements Dma {
   readonly #data: DataView[] = [];
   readonly #lists = new ListCopies(this);
   readonly #transfers = new Set<Transfer>();
+  /** Messages that the client has not answered, and how many it had when that was looked at. */
+  #messages = 0;
+  #answers = 0;
+  #seenAnswers = -1;
   readonly #segment: Segment = {
     bytes: new Uint8Array(0),
     data: new DataView(new ArrayBuffer(0)),
@@ -141,6 +146,32 @@ export class WindowDma implements Dma {
     }
   }
 
+  /** Whether answers of the client's are waited for, and none has come since the last look. */
+  clientIsSilent(): boolean {
+    const isSilent = this.#messages > 0 && this.#answers === this.#seenAnswers;
+    this.#seenAnswers = this.#answers;
+    return isSilent;
+  }
+
+  /** Gives up the messages that concern the range, or all. */
+  abandonMessages(address?: number, length?: number): void {
+    this.#link.abandonMessages(address, length);
+  }
+
+  /** @throws DmaError when it was given up, since the memory goes or the function is reset */
+  async #answered(moved: Promise<void>, address: number, length: number, access: Access): Promise<void> {
+    this.#messages++;
+    try {
+      await moved;
+    } catch (error) {
+      const isGivenUp = error instanceof ProtocolError && error.errno === Errno.ECANCELED;
+      throw isGivenUp ? new DmaError(address, length, access) : error;
+    } finally {
+      this.#messages--;
+      this.#answers++;
+    }
+  }
+
   async #readParts(address: number, target: Uint8Array, from: number): Promise<void> {
     for (let done = from; done < target.length; ) {
       const copied = this.#copyFrom(address + done, target, done);
@@ -149,7 +180,8 @@ export class WindowDma implements Dma {
         continue;
       }
       const { mapping, length } = this.#outsideWindow(address + done, target.length - done, "read");
-      await this.#link.readMemory(address + done, part(target, done, length), mapping.isCopied);
+      const moved = this.#link.readMemory(address + done, part(target, done, length), mapping.isCopied);
+      await (mapping.isCopied ? moved : this.#answered(moved, address + done, length, "read"));
       this.#accountFor(mapping, length);
       done += length;
     }
@@ -165,7 +197,8 @@ export class WindowDma implements Dma {
       const { mapping, length } = this.#outsideWindow(address + done, source.length - done, "write");
       // Marked before and after: a report in between has it once, and it may not have been written yet by then.
       this.dirtyLog?.mark(address + done, length);
-      await this.#link.writeMemory(address + done, part(source, done, length), mapping.isCopied);
+      const moved = this.#link.writeMemory(address + done, part(source, done, length), mapping.isCopied);
+      await (mapping.isCopied ? moved : this.#answered(moved, address + done, length, "write"));
       this.dirtyLog?.mark(address + done, length);
       this.#accountFor(mapping, length);
       done += length;

@@ -130,7 +130,7 @@ export class DeviceEndpoint implements Endpoint {
       dma: this.dma,
       migration: this.#migration,
       exclusive: (work) => this.#exclusive(work),
-      quiesce: () => this.promises.inTime("quiesce", this.#quiesce()),
+      quiesce: () => this.promises.inTime("quiesce", this.#quiesce(), () => this.dma.clientIsSilent()),
       log,
     });
   }
@@ -181,7 +181,12 @@ export class DeviceEndpoint implements Endpoint {
     // Also of a device that is late: whatever it may still have written to is in the log.
     const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
     const quiesced = this.#quiesce(address, size);
-    if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced).finally(report);
+    const isFutile = () => {
+      if (!this.dma.clientIsSilent()) return false;
+      this.dma.abandonMessages(address, size);
+      return true;
+    };
+    if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced, isFutile).finally(report);
     report();
     return undefined;
   }
@@ -277,9 +282,15 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   async #replyAfterDma(command: PendingCommand, length: number): Promise<void> {
-    await this.promises.inTime("quiesce", this.#quiesce());
+    await this.promises.inTime("quiesce", this.#quiesce(), this.#cutOff);
     command.reply(length);
   }
+
+  /** The device is to do no DMA any more: what the client has not answered by now is given up. */
+  readonly #cutOff = (): boolean => {
+    if (this.dma.clientIsSilent()) this.dma.abandonMessages();
+    return false;
+  };
 
   /** Waits for the device's DMA that is in flight, and for its transfers to and from a range; at once where there is none. */
   #quiesce(address?: number, size?: number): boolean | Promise<boolean> {
@@ -321,7 +332,7 @@ export class DeviceEndpoint implements Endpoint {
       await this.promises.resume();
     });
     try {
-      await this.#patience.wait("reset", finished);
+      await this.#patience.wait("reset", finished, this.#cutOff);
     } catch (error) {
       isLate = true;
       this.#resetFunction();
@@ -359,7 +370,7 @@ export class DeviceEndpoint implements Endpoint {
       interrupts: this.interrupts,
       mirror: this.#mirror,
       log: this.#log,
-      pause: () => this.promises.inTime("pause", this.#pause()),
+      pause: () => this.promises.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
       resume: () => this.promises.inTime("resume", this.promises.resume()),
       jobsWait: () => this.#jobs.held > 0,
     };

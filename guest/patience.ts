@@ -5,6 +5,7 @@
  */
 import { startDeadline } from "../shared/deadline.js";
 import { Errno, ProtocolError } from "../shared/errors.js";
+import { DMA_ANSWER_MS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 
 /** The device did not finish in time. */
@@ -29,12 +30,16 @@ export class Patience {
   }
 
   /**
-   * Waits for `work`, which never rejects, until the deadline; not at all while other work is overdue, lest deadlines add up.
+   * Waits for `work`, which never rejects, until the deadline; not at all while other work is overdue, lest deadlines add up. `isFutile`
+   * is asked now and then: whether the work waits for the client, which waits for us.
    * @throws Overdue
    */
-  async wait(what: string, work: Promise<unknown>): Promise<void> {
+  async wait(what: string, work: Promise<unknown>, isFutile?: () => boolean): Promise<void> {
     const finished = work.then(() => {});
-    if (await this.#inTime(finished)) return;
+    const outcome = await this.#outcome(finished, isFutile);
+    if (outcome === "done") return;
+    // The client cannot do both: that is nobody's fault.
+    if (outcome === "futile") throw new Overdue(what, finished);
     this.#log.warn(`the device did not finish its ${what} in time`);
     this.#overdue.add(finished);
     void finished.then(() => {
@@ -49,13 +54,23 @@ export class Patience {
     while (this.#overdue.size > 0) await Promise.all(this.#overdue);
   }
 
-  #inTime(finished: Promise<void>): Promise<boolean> {
+  #outcome(finished: Promise<void>, isFutile?: () => boolean): Promise<"done" | "late" | "futile"> {
     return new Promise((resolve) => {
-      const stop = startDeadline(this.#overdue.size > 0 ? 0 : this.#deadlineMs, () => resolve(false));
-      void finished.then(() => {
+      let stopLook = () => {};
+      const end = (outcome: "done" | "late" | "futile") => {
         stop();
-        resolve(true);
-      });
+        stopLook();
+        resolve(outcome);
+      };
+      const look = () => {
+        if (isFutile?.()) end("futile");
+        else stopLook = startDeadline(DMA_ANSWER_MS, look);
+      };
+      const stop = startDeadline(this.#overdue.size > 0 ? 0 : this.#deadlineMs, () =>
+        end(isFutile?.() ? "futile" : "late"),
+      );
+      if (isFutile !== undefined) stopLook = startDeadline(DMA_ANSWER_MS, look);
+      void finished.then(() => end("done"));
     });
   }
 }

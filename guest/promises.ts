@@ -54,10 +54,10 @@ export class DevicePromises {
   }
 
   /** Whether `work` came to a good end before its deadline. */
-  async inTime(what: string, work: boolean | Promise<boolean>): Promise<boolean> {
+  async inTime(what: string, work: boolean | Promise<boolean>, isFutile?: () => boolean): Promise<boolean> {
     try {
       const done = Promise.resolve(work);
-      await this.#patience.wait(what, done);
+      await this.#patience.wait(what, done, isFutile);
       return await done;
     } catch {
       return false;

@@ -12,6 +12,7 @@ export type ErrnoName =
   | "EACCES"
   | "EAGAIN"
   | "EBUSY"
+  | "ECANCELED"
   | "EEXIST"
   | "EFAULT"
   | "EINVAL"

@@ -80,6 +80,11 @@ export const LOG_FLUSH_MS = 500;
 
 /** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
 export const REPLY_DEADLINE_MS = 4000;
+/**
+ * How long what the client waits for waits for the client's answers to DMA messages. Stock QEMU cannot answer any meanwhile, so then it
+ * goes on without them.
+ */
+export const DMA_ANSWER_MS = 25;
 /** How long a device may take to let go of memory, or to reset, before the memory is taken away by force. */
 export const QUIESCE_DEADLINE_MS = 2000;
 /** The same as seen by the bridge: the device process answers in time, or it does not answer at all. */

@@ -107,6 +107,8 @@ export interface Link {
    */
   readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void>;
   writeMemory(address: number, source: Uint8Array, isCopied: boolean): Promise<void>;
+  /** Gives up the messages that were not answered and concern the range, or all: see ClientMemory. */
+  abandonMessages(address?: number, length?: number): void;
   /** Memory, zeros, that `readMemory` and `writeMemory` need not copy once more. It is never given back. */
   allocate(length: number): Uint8Array<ArrayBuffer>;
   /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left. */

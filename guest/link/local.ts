@@ -152,6 +152,10 @@ export class LocalLink implements Link, Backend {
     return this.#memory?.write(address, source) ?? Promise.reject(new PeerGone("the client is gone"));
   }
 
+  abandonMessages(address?: number, length?: number): void {
+    this.#memory?.abandon(address, length);
+  }
+
   allocate(length: number): Uint8Array<ArrayBuffer> {
     return pageAligned(length);
   }

@@ -19,6 +19,7 @@ interface Request {
   readonly target: Uint8Array | undefined;
   /** DMA: bytes asked for. */
   readonly count: number;
+  readonly address: number;
   readonly timer: NodeJS.Timeout;
   resolve(body: Uint8Array): void;
   reject(error: Error): void;
@@ -39,17 +40,17 @@ export class Requests {
 
   /** A request of the link's own. Resolves with the reply's body; rejects with ProtocolError or PeerGone. */
   send(command: number, body: Uint8Array): Promise<Uint8Array> {
-    return this.#send(command, body, NOTHING, undefined, 0);
+    return this.#send(command, body, NOTHING, undefined, 0, 0);
   }
 
   async read(address: number, target: Uint8Array): Promise<void> {
     const body = DmaAccess.encode({ address, count: target.length });
-    await this.#send(Command.DMA_READ, body, NOTHING, target, target.length);
+    await this.#send(Command.DMA_READ, body, NOTHING, target, address, target.length);
   }
 
   async write(address: number, source: Uint8Array): Promise<void> {
     const body = DmaAccess.encode({ address, count: source.length });
-    await this.#send(Command.DMA_WRITE, body, source, undefined, source.length);
+    await this.#send(Command.DMA_WRITE, body, source, undefined, address, source.length);
   }
 
   /** Nobody is to wait any longer: every request rejects with `error`. */
@@ -57,9 +58,13 @@ export class Requests {
     for (const request of this.#requests.values()) this.#giveUp(request, error);
   }
 
-  /** As abandon, but only of DMA, which the client answers. What the bridge itself answers it still does. */
-  abandonDma(error: Error): void {
-    for (const request of this.#requests.values()) if (isDma(request.command)) this.#giveUp(request, error);
+  /** As abandon, but only of DMA that concerns a range, or all, which the client answers. What the bridge itself answers it still does. */
+  abandonDma(error: Error, address = -(2 ** 63), length = 2 ** 64): void {
+    const end = address + length;
+    for (const request of this.#requests.values()) {
+      if (!isDma(request.command) || request.address >= end || request.address + request.count <= address) continue;
+      this.#giveUp(request, error);
+    }
   }
 
   /** Takes a reply of `size` bytes, header included. @throws PeerGone when it answers nothing that was asked */
@@ -90,7 +95,14 @@ export class Requests {
     return this.#access.at(data, Header.size).count === request.count;
   }
 
-  #send(command: number, body: Uint8Array, payload: Uint8Array, target: Uint8Array | undefined, count: number) {
+  #send(
+    command: number,
+    body: Uint8Array,
+    payload: Uint8Array,
+    target: Uint8Array | undefined,
+    address: number,
+    count: number,
+  ): Promise<Uint8Array> {
     return new Promise<Uint8Array>((resolve, reject) => {
       const size = Header.size + body.length + payload.length;
       const id = this.#freeId();
@@ -101,7 +113,7 @@ export class Requests {
       const timer = setTimeout(() => {
         this.#giveUp(request, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
       }, REPLY_DEADLINE_MS);
-      const request: Request = { command, target, count, timer, resolve, reject, abandoned: false };
+      const request: Request = { command, target, address, count, timer, resolve, reject, abandoned: false };
       this.#requests.set(id, request);
       const header = Header.encode({ id, command, size, flags: HeaderFlags.TYPE_COMMAND });
       this.#messages.sendParts([header, body, payload], size);

@@ -200,6 +200,10 @@ export class VirtioLink implements Link {
     return isCopied ? this.#copies.write(address, source) : this.#requests.write(address, source);
   }
 
+  abandonMessages(address?: number, length?: number): void {
+    this.#requests.abandonDma(new ProtocolError("a DMA was given up", Errno.ECANCELED), address, length);
+  }
+
   /** Where the window is used hardly anything is copied, and huge pages are few. */
   allocate(length: number): Uint8Array<ArrayBuffer> {
     return this.#isolated ? this.#buffers.allocate(length) : pageAligned(length);

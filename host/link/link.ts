@@ -324,6 +324,8 @@ export class VirtioLink implements Backend {
       const isTold = client !== undefined && this.#isServed(client);
       if (!isTold) allDirty(request);
       const isFree = !isTold || (await this.#unmapping.letGo(request));
+      // What the device process gave up is not sent to the client any more.
+      client?.memory.abandon(request.address, request.size);
       for (const map of maps) {
         client?.maps.delete(map);
         client?.shownMaps.delete(map);
@@ -350,7 +352,11 @@ export class VirtioLink implements Backend {
   }
 
   handle(command: PendingCommand): void {
-    if (command.command === Command.DEVICE_RESET) this.process.doorbells.forgetPending();
+    if (command.command === Command.DEVICE_RESET) {
+      this.process.doorbells.forgetPending();
+      // What was not sent yet would come after the reply.
+      this.#client?.memory.abandon();
+    }
     this.#relay.handle(command);
   }
 

@@ -117,6 +117,11 @@ export interface ClientVersion {
 export interface ClientMemory {
   read(address: number, target: Uint8Array): Promise<void>;
   write(address: number, source: Uint8Array): Promise<void>;
+  /**
+   * Gives up what was not answered and concerns the range, or all: it rejects with ECANCELED, and a late answer changes nothing. A
+   * write that was sent may still be carried out.
+   */
+  abandon(address?: number, length?: number): void;
 }
 
 /** By which a client's reads are answered without the backend. */

@@ -29,10 +29,19 @@ const MAX_SENT = 1024;
 const MAX_READ_COUNT = 32 * KiB;
 const NO_BYTES = new Uint8Array(0);
 
-interface Request {
-  readonly command: number;
+interface Range {
   readonly address: number;
   readonly count: number;
+}
+
+/** A transfer before it is made into requests. */
+interface Early extends Range {
+  readonly command: number;
+  readonly reject: (error: Error) => void;
+}
+
+interface Request extends Range {
+  readonly command: number;
   /** A read's target, a write's source. */
   readonly bytes: Uint8Array;
   readonly startedAt: number;
@@ -55,6 +64,8 @@ export class DmaMessages implements ClientMemory {
   private gone: Error | undefined;
   private layout: DmaLayout | undefined;
   private probing: Promise<void> | undefined;
+  /** What waits for the end of that. */
+  private readonly early = new Set<Early>();
   private out = new Uint8Array(4 * KiB);
   private outData = new DataView(this.out.buffer);
 
@@ -104,6 +115,23 @@ export class DmaMessages implements ClientMemory {
     this.sendWaiting();
   }
 
+  abandon(address = -(2 ** 63), length = 2 ** 64): void {
+    const end = address + length;
+    const concerns = (request: Range) => request.address < end && request.address + request.count > address;
+    const reason = (command: number) => new ProtocolError("a DMA was given up", Errno.ECANCELED, command);
+    for (const request of this.sent.values()) {
+      if (request.abandoned || request.bytes === NO_BYTES || !concerns(request)) continue;
+      this.drop(request, reason(request.command));
+      this.release(request);
+    }
+    for (const request of this.waiting.splice(0)) {
+      if (request.bytes !== NO_BYTES && concerns(request)) this.drop(request, reason(request.command));
+      else this.waiting.push(request);
+    }
+    for (const early of this.early) if (concerns(early)) early.reject(reason(early.command));
+    this.sendWaiting();
+  }
+
   /** The client cannot be reached any more: everything rejects with `reason`. */
   close(reason: Error): void {
     if (this.gone !== undefined) return;
@@ -120,8 +148,7 @@ export class DmaMessages implements ClientMemory {
       throw new ProtocolError(`no DMA address: ${formatAddress(address)}`, Errno.EINVAL, command);
     }
     if (this.layout === undefined) {
-      this.probing ??= this.probe();
-      await this.probing;
+      await this.probed(command, address, bytes.length);
     }
     const most = command === Command.DMA_READ ? Math.min(this.maxDataXferSize, MAX_READ_COUNT) : this.maxDataXferSize;
     if (bytes.length <= most) return this.request(command, address, bytes.length, bytes);
@@ -130,7 +157,24 @@ export class DmaMessages implements ClientMemory {
       const part = bytes.subarray(at, at + most);
       parts.push(this.request(command, address + at, part.length, part));
     }
-    await Promise.all(parts);
+    // All have to end before the bytes are the caller's again, also when one fails.
+    for (const part of await Promise.allSettled(parts)) if (part.status === "rejected") throw part.reason;
+  }
+
+  /** Resolves when the layout is known, or cannot be found out. */
+  private async probed(command: number, address: number, count: number): Promise<void> {
+    this.probing ??= this.probe();
+    const { probing } = this;
+    let early: Early | undefined;
+    try {
+      await new Promise<void>((resolve, reject) => {
+        early = { command, address, count, reject };
+        this.early.add(early);
+        probing.then(resolve, reject);
+      });
+    } finally {
+      if (early !== undefined) this.early.delete(early);
+    }
   }
 
   private async probe(): Promise<void> {

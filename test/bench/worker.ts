@@ -34,6 +34,7 @@ const link: Link = {
   trigger: notUsed,
   readMemory: notUsed,
   writeMemory: notUsed,
+  abandonMessages: notUsed,
   allocate: notUsed,
   close: notUsed,
 };

@@ -24,7 +24,7 @@ test("transfers of before a reset count as long as the client has not answered t
   };
   const unanswered: (() => void)[] = [];
   const never = () => new Promise<void>((resolve) => unanswered.push(resolve));
-  const memory: ClientMemory = { read: never, write: never };
+  const memory: ClientMemory = { read: never, write: never, abandon: () => {} };
   const relay = new DmaRelay(channel as unknown as Channel);
   const bytes = message(1, Command.DMA_READ, 0, DmaAccess.encode({ address: 0x1000, count: 64 }));
   const data = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);

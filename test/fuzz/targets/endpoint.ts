@@ -101,6 +101,7 @@ function fakeLink(random: () => Choices): { link: Link; window: Uint8Array } {
     trigger: (index, vector) => assert.ok(index < 5 && vector < 2048),
     readMemory: (_address, target) => memory(target, true),
     writeMemory: (_address, source) => memory(source, false),
+    abandonMessages: () => {},
     allocate: (length) => new Uint8Array(length),
     closed: new Promise(() => {}),
     close: async () => {},

@@ -200,26 +200,17 @@ both(
     await write(Registers.COMMAND, Commands.COPY, 0, 0, 0);
     while (dmas.length === 0) await request(Command.REGION_READ, access(Registers.STATUS, Region.BAR0, 4));
     t.is((await request(Command.DMA_UNMAP, unmap({ address: MiB, size: PAGE_SIZE }))).flags, HeaderFlags.TYPE_REPLY);
-    t.is((await request(Command.REGION_READ, access(Registers.STATUS, Region.BAR0, 4))).body.at(-4), Statuses.IDLE);
-    // Late, and out of order: what asks for the layout, then the read itself, which finds its map gone.
-    const answer = ({ id, command, body }: RawMessage, ok: boolean) =>
-      raw.send(
-        ok
-          ? message(command, Buffer.concat([body, Buffer.alloc(16)]), { id, flags: HeaderFlags.TYPE_REPLY })
-          : message(command, undefined, { id, flags: 0x21, errno: Errno.EINVAL }),
-      );
+    // Late: what asks for the layout. The read itself is given up, since its map is gone.
     const [probe] = dmas;
     t.is(DmaAccess.view(new DataView(probe.body.buffer, probe.body.byteOffset)).count, 2 ** 32);
-    answer(probe, false);
-    const read = await raw.receive();
-    t.is(read.command, Command.DMA_READ);
-    answer({ ...read, id: read.id + 1 }, true);
-    answer(read, true);
+    const { id, command } = probe;
+    raw.send(message(command, undefined, { id, flags: 0x21, errno: Errno.EINVAL }));
     let status = 0;
     while (status === Statuses.IDLE) {
       status = (await request(Command.REGION_READ, access(Registers.STATUS, Region.BAR0, 4))).body.at(-4) ?? 0;
     }
-    t.is(status, Statuses.DMA_ERROR, "the write finds no map");
+    t.is(status, Statuses.DMA_ERROR);
+    t.is(dmas.length, 1);
   },
   { quiesceDeadlineMs: 80 },
 );
