@@ -2,8 +2,13 @@
 import { basename } from "node:path";
 import * as limits from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
+import { openFileLimit, peerFds } from "../shared/open-files.js";
+import { startCopyThreads } from "./link/copy-threads.js";
 import type { BridgeOptions } from "./options.js";
 import { Session } from "./session.js";
+
+/** A device of some queues, vectors and maps takes as many. */
+const FEW_FDS = 256;
 
 export class Bridge {
   readonly #sessions: Session[] = [];
@@ -18,7 +23,10 @@ export class Bridge {
   /** Listens on all sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(): Promise<void> {
     const { pairs, windowSize, trustUnsealedMemory } = this.#options;
+    const fds = peerFds(openFileLimit(), pairs.length);
+    if (fds < FEW_FDS) this.#log.warn({ fds }, "few file descriptors for each session: raise LimitNOFILE");
     try {
+      startCopyThreads();
       for (const pair of pairs) {
         const name = basename(pair.socketPath);
         const session = new Session({
@@ -26,6 +34,7 @@ export class Bridge {
           name,
           windowSize,
           trustUnsealedMemory,
+          fds,
           log: this.#log.child({ session: name }),
         });
         await session.open();

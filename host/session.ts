@@ -5,8 +5,10 @@
 
 import { randomUUID } from "node:crypto";
 import { close } from "../native/index.js";
+import { DEVICE_VM_FDS } from "../shared/limits.js";
 import type { Log } from "../shared/log.js";
 import { LimitedLog } from "../shared/log-limit.js";
+import { FdShare } from "../shared/peer-fds.js";
 import { Share } from "../shared/turn.js";
 import { Server } from "../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
@@ -25,6 +27,8 @@ export interface SessionOptions {
   /** A short text that the device VM can read. */
   readonly name: string;
   readonly trustUnsealedMemory: boolean;
+  /** How many file descriptors the peers of this session may hand over. */
+  readonly fds: number;
   readonly log: Log;
 }
 
@@ -34,7 +38,8 @@ export class Session {
   /** What all of the session has of the event loop. */
   readonly #share = new Share();
   readonly #window: Window;
-  readonly #memory = new DeviceVmMemory();
+  readonly #memory: DeviceVmMemory;
+  readonly #deviceVmFds: FdShare;
   readonly #link: VirtioLink;
   readonly #server: Server;
   #listener: Listener | undefined;
@@ -45,7 +50,12 @@ export class Session {
     this.#log = LimitedLog.of(options.log);
     const log = this.#log;
     const share = this.#share;
-    const { windowSize, name, socketPath, trustUnsealedMemory } = options;
+    const { windowSize, name, socketPath, trustUnsealedMemory, fds } = options;
+    // Whatever the driver VM's VMM hands over, the device VM's can go on.
+    const kept = Math.min(DEVICE_VM_FDS, Math.floor(fds / 2));
+    this.#deviceVmFds = new FdShare(() => fds - clientFds.used);
+    const clientFds = new FdShare(() => fds - Math.max(kept, this.#deviceVmFds.used));
+    this.#memory = new DeviceVmMemory(trustUnsealedMemory);
     this.#window = new Window(windowSize, log, share);
     this.#link = new VirtioLink({
       window: this.#window,
@@ -54,7 +64,14 @@ export class Session {
       share,
       uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
     });
-    this.#server = new Server({ backend: this.#link, socket: socketPath, log, trustUnsealedMemory, share });
+    this.#server = new Server({
+      backend: this.#link,
+      socket: socketPath,
+      log,
+      trustUnsealedMemory,
+      share,
+      fds: clientFds,
+    });
   }
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
@@ -94,6 +111,7 @@ export class Session {
       config: () => this.#link.config(),
       log: this.#log,
       share: this.#share,
+      fds: this.#deviceVmFds,
       events: {
         enabled: (index) => this.#link.enabled(index),
         pausing: () => this.#link.paused(),

@@ -4,6 +4,7 @@
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSocket(env, exports);
   InitFile(env, exports);
+  InitDiscard(env, exports);
   InitDisk(env, exports);
   InitMemory(env, exports);
   InitEventfd(env, exports);

@@ -6,6 +6,7 @@
 
 void InitSocket(Napi::Env env, Napi::Object exports);
 void InitFile(Napi::Env env, Napi::Object exports);
+void InitDiscard(Napi::Env env, Napi::Object exports);
 void InitDisk(Napi::Env env, Napi::Object exports);
 void InitMemory(Napi::Env env, Napi::Object exports);
 void InitEventfd(Napi::Env env, Napi::Object exports);

@@ -6,6 +6,7 @@
         "addon.cc",
         "socket.cc",
         "file.cc",
+        "discard.cc",
         "disk.cc",
         "memory.cc",
         "guard.cc",

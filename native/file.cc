@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "arguments.h"
 #include "error.h"
 #include "eventfd.h"
+#include "file_status.h"
 #include "huge_pages.h"
 
 #ifndef MFD_HUGE_2MB
@@ -32,13 +34,17 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
 
 Napi::Value FileStatus(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  struct stat status;
-  Check(env, fstat(Fd(info[0]), &status), "fstat");
-  const char* kind = S_ISREG(status.st_mode) ? "file" : S_ISSOCK(status.st_mode) ? "socket" : "other";
+  int fd = Fd(info[0]);
+  struct statx status;
+  Check(env, StatusWithoutWaiting(fd, &status), "statx");
+  bool is_memory = fcntl(fd, F_GET_SEALS) != -1 || (status.stx_attributes & STATX_ATTR_DAX) != 0;
+  const char* kind = "other";
+  if (S_ISREG(status.stx_mode)) kind = is_memory ? "memory" : "file";
+  else if (S_ISSOCK(status.stx_mode)) kind = "socket";
   Napi::Object result = Napi::Object::New(env);
-  result.Set("device", Napi::Number::New(env, static_cast<double>(status.st_dev)));
-  result.Set("inode", Napi::Number::New(env, static_cast<double>(status.st_ino)));
-  result.Set("size", Napi::Number::New(env, static_cast<double>(status.st_size)));
+  result.Set("device", Napi::Number::New(env, static_cast<double>(makedev(status.stx_dev_major, status.stx_dev_minor))));
+  result.Set("inode", Napi::Number::New(env, static_cast<double>(status.stx_ino)));
+  result.Set("size", Napi::Number::New(env, static_cast<double>(status.stx_size)));
   result.Set("kind", Napi::String::New(env, kind));
   return result;
 }
@@ -81,12 +87,12 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
     throw Napi::TypeError::New(env, "status must be a Float64Array of at least 4");
   }
   double* status = static_cast<double*>(data);
-  struct stat file;
-  Check(env, fstat(fd, &file), "fstat");
+  struct statx file;
+  Check(env, StatusWithoutWaiting(fd, &file), "statx");
   int flags = Check(env, fcntl(fd, F_GETFL), "fcntl");
   int seals = fcntl(fd, F_GET_SEALS);
   if (seals == -1 && errno != EINVAL) throw SystemError(env, errno, "fcntl");
-  status[0] = S_ISREG(file.st_mode) ? static_cast<double>(file.st_size) : -1;
+  status[0] = S_ISREG(file.stx_mode) ? static_cast<double>(file.stx_size) : -1;
   status[1] = (flags & O_ACCMODE) != O_RDONLY;
   status[2] = seals;
   status[3] = static_cast<double>(std::max(HugePageSize(fd), size_t{4096}));

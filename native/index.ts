@@ -34,8 +34,12 @@ export const StreamWord = {
   READS: 5,
   /** The Stream: how many were so far, which the owner may set back. */
   SERVED: 6,
+  /** The owner: how many fds may come with the next bytes. */
+  MOST_FDS: 7,
 } as const;
-export const STREAM_WORDS = 7;
+export const STREAM_WORDS = 8;
+/** In fds[0], where fds are received: some were lost, and the others are closed. */
+export const LOST_FDS = -1;
 export const NOTHING_RECEIVED = -(2 ** 31);
 
 /** Seals of a memfd (fcntl F_GET_SEALS). */
@@ -255,12 +259,13 @@ export interface LineWriter {
   flush(milliseconds: number): boolean;
 }
 
-/** fstat's part that matters for memory handed over by a peer. */
+/** What matters of a file that a peer handed over. */
 export interface FileStatus {
   readonly device: number;
   readonly inode: number;
   readonly size: number;
-  readonly kind: "file" | "socket" | "other";
+  /** "memory" is a file whose pages are there: a memfd, one of tmpfs or hugetlbfs, or one with DAX. Others may take for ever. */
+  readonly kind: "memory" | "file" | "socket" | "other";
 }
 
 /** A system call's failure, where it is handed to a callback. */
@@ -275,10 +280,12 @@ interface Addon {
   connect(path: string): number;
   accept(fd: number): number;
   socketPair(): [number, number];
-  receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array): number;
+  receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array, most?: number): number;
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   duplicate(fd: number): number;
   close(fd: number): void;
+  discard(fd: number): number;
+  takeDiscarded(): number[];
   fileStatus(fd: number): FileStatus;
   getSeals(fd: number): number;
   addSeals(fd: number, seals: number): void;
@@ -327,8 +334,8 @@ export const {
   socketPair,
   /**
    * recvmsg into bytes[offset, offset + length), at least one byte: the byte count, 0 at the end of the stream, -1 when nothing waits.
-   * fds[0] becomes the count of fds that came along, which follow from fds[1] on; fds that do not fit are closed by the
-   * kernel or here and the call throws EMSGSIZE after closing the rest too.
+   * fds[0] becomes the count of fds that came along, at most `most` (as many as `fds` has room for, if it is left out), which
+   * follow; or LOST_FDS, when there were more, or the process has no room for them: then all of them are closed.
    */
   receive,
   /**
@@ -340,6 +347,14 @@ export const {
   duplicate,
   /** Closes an fd that came from here. (In a worker fs.closeSync warns of fds that Node did not open.) */
   close,
+  /**
+   * Closes an fd that a peer handed over, without waiting: 0 when it is closed. Otherwise a thread closes it, however long that
+   * takes, and the result is the number by which `takeDiscarded` says when it has.
+   */
+  discard,
+  /** What threads have closed since this was asked last. */
+  takeDiscarded,
+  /** Of what a file system says without asking a server (AT_STATX_DONT_SYNC): sizes of files other than memory may be old. */
   fileStatus,
   /** fcntl F_GET_SEALS; 0 for a file that cannot be sealed. */
   getSeals,

@@ -6,16 +6,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "addon.h"
 #include "arguments.h"
+#include "discard.h"
 #include "error.h"
 #include "socket.h"
 
 namespace {
 
-constexpr size_t kMaxFds = 253;  // SCM_MAX_FD
 constexpr time_t kConnectSeconds = 5;
 
 // Closes its descriptor unless it was handed on.
@@ -145,7 +146,8 @@ Napi::Value Receive(const Napi::CallbackInfo& info) {
     throw Napi::TypeError::New(env, "fds must be an Int32Array");
   }
   if (capacity == 0) throw Napi::RangeError::New(env, "fds has no room for the count");
-  ssize_t received = ReceiveMessage(fd, bytes, static_cast<int32_t*>(data), capacity);
+  size_t most = info[5].IsUndefined() ? capacity - 1 : Integer(info[5], "most", 0, static_cast<double>(capacity - 1));
+  ssize_t received = ReceiveMessage(fd, bytes, static_cast<int32_t*>(data), most);
   if (received < 0 && received != -EAGAIN) throw SystemError(env, static_cast<int>(-received), "recvmsg");
   return Napi::Number::New(env, received < 0 ? -1 : static_cast<double>(received));
 }
@@ -188,15 +190,19 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t capacity) {
+ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
   fds[0] = 0;
   ControlBuffer control;
   iovec vector{bytes.data, bytes.length};
   msghdr message{};
   message.msg_iov = &vector;
   message.msg_iovlen = 1;
-  message.msg_control = control.bytes;
-  message.msg_controllen = sizeof control.bytes;
+  // The kernel drops what finds no room, without closing it as a process does.
+  most = std::min(most, kMaxFds);
+  if (most > 0) {
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_LEN(sizeof(int) * most);
+  }
   ssize_t received;
   do {
     received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -204,26 +210,20 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t capacity) {
   if (received < 0) return -errno;
 
   size_t count = 0;
-  bool truncated = (message.msg_flags & MSG_CTRUNC) != 0;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     size_t arrived = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < arrived; i++) {
       int one;
       memcpy(&one, CMSG_DATA(part) + i * sizeof(int), sizeof one);
-      if (count + 1 < capacity) {
-        fds[++count] = one;
-      } else {
-        close(one);
-        truncated = true;
-      }
+      fds[++count] = one;
     }
   }
-  if (truncated) {
-    for (size_t i = 1; i <= count; i++) close(fds[i]);
-    return -EMSGSIZE;
-  }
   fds[0] = static_cast<int32_t>(count);
+  if ((message.msg_flags & MSG_CTRUNC) != 0) {
+    for (size_t i = 1; i <= count; i++) Discard(fds[i]);
+    fds[0] = kLostFds;
+  }
   return received;
 }
 

@@ -9,5 +9,9 @@
 #include "arguments.h"
 
 // Receives into `bytes`: the byte count, 0 at the end of the stream, or a negative errno (EAGAIN when nothing waits). fds[0]
-// becomes the count of descriptors that came along, which follow. Those that do not fit are closed, and the rest too: EMSGSIZE.
-ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t capacity);
+// becomes the count of descriptors that came along, which follow; at most `most`. When some are lost, because there were more or
+// the process has no room for them, it becomes kLostFds and the others are closed, too.
+ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most);
+constexpr int32_t kLostFds = -1;
+// As many as one message can carry (SCM_MAX_FD).
+constexpr size_t kMaxFds = 253;

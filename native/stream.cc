@@ -5,6 +5,7 @@
 // JavaScript and C++ tell each other by an Int32Array, the control words, which cost no call either.
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "addon.h"
@@ -17,7 +18,7 @@
 namespace {
 
 // The control words; native/index.ts has the same.
-enum Word : size_t { kOffset, kRoom, kReceived, kReply, kReplied, kReads, kServed, kWords };
+enum Word : size_t { kOffset, kRoom, kReceived, kReply, kReplied, kReads, kServed, kMostFds, kWords };
 
 // In kReceived: nothing was received. Others are byte counts, 0 for the end, or negative errnos.
 constexpr int32_t kNothing = INT32_MIN;
@@ -52,7 +53,8 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     int32_t room = words_[kRoom];
     if (room <= 0) return events & UV_DISCONNECT;
     if (offset < 0 || static_cast<size_t>(offset) + static_cast<size_t>(room) > receive_.length) return UV_READABLE;
-    ssize_t received = ReceiveMessage(fd_, {receive_.data + offset, static_cast<size_t>(room)}, fds_.data, fds_.length);
+    size_t most = std::min(static_cast<size_t>(std::max(words_[kMostFds], 0)), fds_.length - 1);
+    ssize_t received = ReceiveMessage(fd_, {receive_.data + offset, static_cast<size_t>(room)}, fds_.data, most);
     if (received == -EAGAIN) return events & UV_DISCONNECT;
     // At the start of the buffer nothing that came before is under way or waits.
     if (offset == 0 && words_[kReads] != 0 && received > 0 && fds_.data[0] == 0) {

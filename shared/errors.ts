@@ -17,6 +17,7 @@ export type ErrnoName =
   | "EFAULT"
   | "EINVAL"
   | "EIO"
+  | "EMFILE"
   | "ENODEV"
   | "ENOENT"
   | "ENOMEM"

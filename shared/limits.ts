@@ -13,6 +13,8 @@ export const MAX_MESSAGE_SIZE = MAX_DATA_XFER_SIZE + 4 * KiB;
 export const MAX_VERSION_JSON_SIZE = 4 * KiB;
 /** File descriptors on one message: what Linux's SCM_RIGHTS carries. */
 export const MAX_MESSAGE_FDS = 253;
+/** File descriptors that are kept for a device VM's VMM, whatever the client takes: kicks, calls and errors of its queues, memory. */
+export const DEVICE_VM_FDS = 256;
 /** DMA maps of one session. */
 export const MAX_DMA_MAPS = 65535;
 /** Commands that a client may have sent before the reply to the first; reading stops above it. */

@@ -19,6 +19,8 @@ import { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
+import { openFileLimit, peerFds } from "../../shared/open-files.js";
+import { closePeerFd, FdShare } from "../../shared/peer-fds.js";
 import { Command, IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type {
   Backend,
@@ -54,6 +56,12 @@ export interface LocalLinkOptions {
 }
 
 const UNBOUND = -1;
+
+/**
+ * Maps that are in the window, of those that a client may have: each takes two of the mappings that Linux grants a process (65530,
+ * vm.max_map_count), and one that has none left cannot go on.
+ */
+const MAX_MAPPED = 16 * 1024;
 
 export class LocalLink implements Link, Backend {
   readonly window: Window;
@@ -99,7 +107,14 @@ export class LocalLink implements Link, Backend {
       piece: (index) => reservation.piece(index),
     };
     this.#sharing = new LocalSharing(this.window, reservation, this.#places, log);
-    this.#server = new Server({ backend: this, socket, log, trustUnsealedMemory });
+    const most = peerFds(openFileLimit(), 1);
+    this.#server = new Server({
+      backend: this,
+      socket,
+      log,
+      trustUnsealedMemory,
+      fds: new FdShare(() => most),
+    });
     this.#strayPoll = new Poll(this.#stray, () => this.#undoStray(), "eventfd");
     this.#strayPoll.start(POLL_READABLE);
     this.#strayPoll.unref();
@@ -255,7 +270,8 @@ export class LocalLink implements Link, Backend {
   #place(map: MemoryMap): void {
     const { begin, end } = map.windowPart;
     if (map.fd === -1 || begin === end) return;
-    const offset = this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize);
+    const offset =
+      this.#mapped.size < MAX_MAPPED ? this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize) : -1;
     if (offset === -1) {
       if (!this.#isFull) this.#log.warn({ size: map.size }, "the window is full: DMA by copies");
       this.#isFull = true;
@@ -338,7 +354,7 @@ export class LocalLink implements Link, Backend {
       const old = vectors[start + n];
       vectors[start + n] = fd;
       this.#untaken.replace(index, start + n, old, fd);
-      if (old !== UNBOUND) close(old);
+      if (old !== UNBOUND) closePeerFd(old);
     }
   }
 
@@ -347,7 +363,7 @@ export class LocalLink implements Link, Backend {
     for (const [vector, fd] of vectors.entries()) {
       if (fd === UNBOUND) continue;
       this.#untaken.replace(index, vector, fd, UNBOUND);
-      close(fd);
+      closePeerFd(fd);
     }
     vectors.fill(UNBOUND);
   }

@@ -13,6 +13,7 @@ import {
   Poll,
   IO_REQUEST as Request,
 } from "../../native/index.js";
+import { isSystemError, UserError } from "../../shared/errors.js";
 import type { IoBuffers } from "../../shared/io-buffers.js";
 
 const THREADS = 2;
@@ -105,6 +106,16 @@ export class CopyThreads {
 }
 
 let shared: CopyThreads | undefined;
+
+/** Makes them when the process starts: later there may be no file descriptors left for them. @throws UserError */
+export function startCopyThreads(): void {
+  try {
+    copyThreads();
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    throw new UserError(`cannot make threads for copies: ${error.message}: raise LimitNOFILE`);
+  }
+}
 
 /** Those of this process. */
 export function copyThreads(): CopyThreads {

@@ -10,8 +10,8 @@
  */
 
 import * as native from "../../native/index.js";
-import { close } from "../../native/index.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
+import { closePeerFd } from "../../shared/peer-fds.js";
 import { NO_DOORBELL, Queue } from "../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../shared/spec/vfio-user.js";
 import { UntakenSignals } from "../../shared/vfio-user/untaken-signals.js";
@@ -131,7 +131,7 @@ export class Doorbells {
       });
     } catch (error) {
       for (const binding of fresh.values()) this.#release(binding);
-      for (const fd of eventfds) if (fd >= 0) close(fd);
+      for (const fd of eventfds) if (fd >= 0) closePeerFd(fd);
       throw error;
     }
     // From here on nothing can fail.
@@ -146,7 +146,7 @@ export class Doorbells {
       binding.fd = fd;
       bindings.set(vector, binding);
       this.#untaken.replace(index, vector, old, fd);
-      if (old >= 0) close(old);
+      if (old >= 0) closePeerFd(old);
     });
   }
 
@@ -246,6 +246,6 @@ export class Doorbells {
     bindings.delete(vector);
     this.#release(binding);
     this.#untaken.replace(index, vector, binding.fd, -1);
-    close(binding.fd);
+    closePeerFd(binding.fd);
   }
 }

@@ -2,8 +2,8 @@
  * SET_IRQS at the bridge: eventfds that the client waits on become doorbells, eventfds that it masks and unmasks with stay
  * here, and the device process is told the rest (docs/virtio-vfio-user.md, "DEVICE_SET_IRQS").
  */
-import { close } from "../../native/index.js";
 import { PeerGone } from "../../shared/errors.js";
+import { closePeerFd } from "../../shared/peer-fds.js";
 import { NO_DOORBELL } from "../../shared/spec/link.js";
 import { Command, IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type { IrqSetRequest } from "../../shared/vfio-user/backend.js";
@@ -56,7 +56,7 @@ export class IrqSetUp {
         await this.#tell(doorbellBody(flags, index, start, numbers));
       }
     } catch (error) {
-      for (const fd of eventfds) if (fd >= 0) close(fd);
+      for (const fd of eventfds) if (fd >= 0) closePeerFd(fd);
       throw error;
     }
     doorbells.bind(index, start, eventfds);

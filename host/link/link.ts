@@ -8,10 +8,10 @@
  * the process is in process.ts. Changes of the maps and interrupts are made one after the other (serial.ts); each step waits for
  * the device process, and every wait ends when the process answers, is reset, or lets its deadline pass.
  */
-import { close } from "../../native/index.js";
 import { isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { RETRY_MS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
+import { closePeerFd } from "../../shared/peer-fds.js";
 import { ClientGone, IoEvent, LinkCommand } from "../../shared/spec/link.js";
 import { Command } from "../../shared/spec/vfio-user.js";
 import { Share } from "../../shared/turn.js";
@@ -340,7 +340,7 @@ export class VirtioLink implements Backend {
     const client = this.#client;
     const apply = async () => {
       if (!client || this.#client !== client) {
-        for (const fd of request.eventfds ?? []) if (fd >= 0) close(fd);
+        for (const fd of request.eventfds ?? []) if (fd >= 0) closePeerFd(fd);
         throw new PeerGone("no client is connected");
       }
       const isForDevice = await this.#irqs.apply(request);

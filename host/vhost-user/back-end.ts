@@ -8,11 +8,11 @@
  */
 
 import * as native from "../../native/index.js";
-import { close } from "../../native/index.js";
 import { startDeadline } from "../../shared/deadline.js";
-import { PeerGone, ProtocolError } from "../../shared/errors.js";
+import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_QUEUES } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
+import { closePeerFd, type FdShare } from "../../shared/peer-fds.js";
 import {
   DeviceConfig,
   F_PROTOCOL_FEATURES,
@@ -69,6 +69,8 @@ export interface BackEndOptions {
   readonly log: Log;
   /** What the front-end has of the event loop, with others of its session. */
   readonly share?: Share;
+  /** Where the front-end's fds are counted. */
+  readonly fds?: FdShare;
 }
 
 /** How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at once. */
@@ -128,6 +130,7 @@ export class BackEnd {
       fd,
       { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
       options.share ?? new Share(),
+      options.fds,
     );
   }
 
@@ -200,6 +203,10 @@ export class BackEnd {
     let failure = 0;
     try {
       if (!handler) throw new ProtocolError(`vhost-user request ${request} is not supported`);
+      if (message.lostFds) {
+        this.#log.error({ request }, "out of file descriptors for the front-end: raise LimitNOFILE");
+        throw new ProtocolError("file descriptors are missing", Errno.EMFILE);
+      }
       if (message.flags & HeaderFlags.REPLY) throw new ProtocolError(`an unexpected reply to request ${request}`);
       if (handler.size >= 0 && message.size !== handler.size) {
         throw new ProtocolError(`vhost-user request ${request} has ${message.size} bytes, not ${handler.size}`);
@@ -262,7 +269,7 @@ export class BackEnd {
     const fd = takeFd(message);
     if (fd < 0) throw new ProtocolError("SET_BACKEND_REQ_FD without an fd");
     if (native.fileStatus(fd).kind !== "socket") {
-      close(fd);
+      closePeerFd(fd);
       throw new ProtocolError("the backend request channel is not a socket");
     }
     this.#window.attach(fd);

@@ -8,9 +8,9 @@
  */
 
 import * as native from "../../native/index.js";
-import { close } from "../../native/index.js";
 import { PeerGone } from "../../shared/errors.js";
 import { MAX_VHOST_USER_MESSAGE_SIZE, MAX_VHOST_USER_REGIONS } from "../../shared/limits.js";
+import { closePeerFd, FdShare } from "../../shared/peer-fds.js";
 import { Header, HeaderFlags } from "../../shared/spec/vhost-user.js";
 import { Rest, type Share, Turn } from "../../shared/turn.js";
 
@@ -27,6 +27,8 @@ export interface Message {
   readonly bytes: Uint8Array;
   /** The fds that came along; the handler takes what it keeps with `takeFd`, the rest is closed after it returns. */
   fds: number[];
+  /** There was no room for all that came. */
+  lostFds: boolean;
 }
 
 export interface ConnectionEvents {
@@ -51,15 +53,18 @@ export class Connection {
   readonly #outBytes = new Uint8Array(MAX_VHOST_USER_MESSAGE_SIZE);
   readonly #outHeader = Header.view(new DataView(this.#outBytes.buffer));
   readonly #turn: Turn;
+  /** Where the fds are counted that the peer hands over. */
+  readonly #share: FdShare;
   /** Bytes of the message under way, header included. */
   #received = 0;
   #open = true;
   #isPolled = false;
 
   /** Takes the connected socket `fd` over, also when it throws. @throws SystemError when it is nothing that can be polled */
-  constructor(fd: number, events: ConnectionEvents, share: Share) {
+  constructor(fd: number, events: ConnectionEvents, share: Share, fds = new FdShare()) {
     this.#fd = fd;
     this.#events = events;
+    this.#share = fds;
     this.#turn = new Turn(share, Rest.CONTROL, () => this.#serve());
     const payload = new ArrayBuffer(MAX_VHOST_USER_MESSAGE_SIZE - Header.size);
     this.#message = {
@@ -69,11 +74,12 @@ export class Connection {
       data: new DataView(payload),
       bytes: new Uint8Array(payload),
       fds: [],
+      lostFds: false,
     };
     try {
       this.#poll = new native.Poll(fd, () => this.#serve());
     } catch (error) {
-      close(fd);
+      closePeerFd(fd);
       throw error;
     }
     this.#setPolled(true);
@@ -146,25 +152,25 @@ export class Connection {
     this.#turn.close();
     this.#poll.close();
     this.#closeFds();
-    close(this.#fd);
+    closePeerFd(this.#fd);
   }
 
   /** One recvmsg; false when nothing waits. */
   #receive(): boolean {
     const message = this.#message;
     const inHeader = this.#received < Header.size;
-    const count = inHeader
-      ? native.receive(this.#fd, this.#headerBytes, this.#received, Header.size - this.#received, this.#fdSlots)
-      : native.receive(
-          this.#fd,
-          message.bytes,
-          this.#received - Header.size,
-          Header.size + message.size - this.#received,
-          this.#fdSlots,
-        );
+    const [bytes, at, end] = inHeader
+      ? [this.#headerBytes, this.#received, Header.size]
+      : [message.bytes, this.#received - Header.size, message.size];
+    const slots = this.#fdSlots;
+    const most = Math.min(MAX_VHOST_USER_REGIONS - message.fds.length, this.#share.left());
+    const count = native.receive(this.#fd, bytes, at, end - at, slots, most);
     if (count < 0) return false;
-    for (let i = 0; i < this.#fdSlots[0]; i++) message.fds.push(this.#fdSlots[1 + i]);
-    if (message.fds.length > MAX_VHOST_USER_REGIONS) throw new PeerGone("too many fds on one message");
+    if (slots[0] === native.LOST_FDS) message.lostFds = true;
+    for (let n = 1; n <= slots[0]; n++) {
+      this.#share.adopt(slots[n]);
+      message.fds.push(slots[n]);
+    }
     if (count === 0) throw new PeerGone("the peer closed the socket");
     this.#received += count;
     if (this.#received < Header.size) return true;
@@ -188,8 +194,9 @@ export class Connection {
   }
 
   #closeFds(): void {
-    for (const fd of this.#message.fds) close(fd);
+    for (const fd of this.#message.fds) closePeerFd(fd);
     this.#message.fds.length = 0;
+    this.#message.lostFds = false;
   }
 
   #end(reason: string): void {

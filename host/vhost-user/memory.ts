@@ -33,7 +33,13 @@ export class DeviceVmMemory implements RingMemory {
   beforeUnmap: (() => void) | undefined;
   readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
   #regions: Region[] = [];
+  readonly #takesFiles: boolean;
   readonly #bytes: Uint8Array[] = [];
+
+  /** @param takesFiles also takes files of disks, whose pages may take for ever */
+  constructor(takesFiles = false) {
+    this.#takesFiles = takesFiles;
+  }
 
   get regions(): number {
     return this.#regions.length;
@@ -70,7 +76,7 @@ export class DeviceVmMemory implements RingMemory {
     if (entries.length > MAX_VHOST_USER_REGIONS) throw new ProtocolError(`${entries.length} memory regions`);
     const wanted = entries.map((entry, index) => {
       const file = native.fileStatus(entry.fd);
-      check(entry, file, index);
+      check(entry, file, index, this.#takesFiles);
       for (const other of entries.slice(0, index)) {
         const apart =
           entry.guestAddress + entry.size <= other.guestAddress ||
@@ -122,14 +128,20 @@ export class DeviceVmMemory implements RingMemory {
   }
 }
 
-function check(entry: RegionEntry, file: native.FileStatus, index: number): void {
+function check(entry: RegionEntry, file: native.FileStatus, index: number, takesFiles: boolean): void {
   const { guestAddress, size, userAddress, mmapOffset } = entry;
   const sane = [guestAddress + size, userAddress + size, mmapOffset + size].every(Number.isSafeInteger);
   if (!sane || size === 0) throw new ProtocolError(`memory region ${index} has a bad size or address`);
   if (![guestAddress, size, userAddress, mmapOffset].every((value) => isAligned(value, PAGE_SIZE))) {
     throw new ProtocolError(`memory region ${index} is not page-aligned`);
   }
-  if (file.kind !== "file" || !inBounds(mmapOffset, size, file.size)) {
+  // Rings are read by the event loop, and a page of a disk, or of a server's, may take for ever to come.
+  if (file.kind !== "memory" && !(file.kind === "file" && takesFiles)) {
+    throw new ProtocolError(
+      `memory region ${index} of the device VM is not memory: use memory-backend-memfd, or a file of tmpfs, hugetlbfs or DAX`,
+    );
+  }
+  if (!inBounds(mmapOffset, size, file.size)) {
     throw new ProtocolError(`memory region ${index} is larger than its file`);
   }
 }

@@ -3,9 +3,10 @@
  * which runs from the time that it is enabled and has a kick until GET_VRING_BASE. A queue that is set up again as it was
  * when it stopped goes on: see Vrings.
  */
-import { close, eventfdWrite, isEventfd } from "../../native/index.js";
+import { eventfdWrite, isEventfd } from "../../native/index.js";
 import { ProtocolError } from "../../shared/errors.js";
 import { MAX_QUEUE_SIZE } from "../../shared/limits.js";
+import { closePeerFd } from "../../shared/peer-fds.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../shared/spec/virtio.js";
 import { passOn } from "../../shared/vfio-user/untaken-signals.js";
 import { DeviceQueue } from "../../shared/virtqueue/device.js";
@@ -70,11 +71,11 @@ export class Vring {
   /** Takes an eventfd over in place of the one before; -1 for none. @throws ProtocolError */
   setFd(name: VringFd, fd: number): void {
     if (fd >= 0 && !isEventfd(fd)) {
-      close(fd);
+      closePeerFd(fd);
       throw new ProtocolError(`the ${name} fd is not an eventfd`);
     }
     if (name === "kick" && this.enabled && this.kick >= 0) {
-      if (fd >= 0) close(fd);
+      if (fd >= 0) closePeerFd(fd);
       throw new ProtocolError("the kick of a running queue cannot be changed");
     }
     const old = this.#fds[name];
@@ -85,7 +86,7 @@ export class Vring {
       if (this.#owesCall) eventfdWrite(fd);
       this.#owesCall = false;
     }
-    if (old >= 0) close(old);
+    if (old >= 0) closePeerFd(old);
   }
 
   /** Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */

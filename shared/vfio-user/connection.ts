@@ -11,7 +11,8 @@
  */
 import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../native/index.js";
 import { Errno, isSystemError, PeerGone } from "../errors.js";
-import { MAX_SEND_BACKLOG } from "../limits.js";
+import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../limits.js";
+import { FdShare } from "../peer-fds.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../turn.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
@@ -35,6 +36,8 @@ export interface ConnectionOptions {
   readonly maxSendBacklog?: number;
   /** What the connection has of the event loop, with others of its session. */
   readonly share?: Share;
+  /** Where the fds are counted that the peer hands over. */
+  readonly fds?: FdShare;
   /** Called before and after the messages that came together; between them the event loop does not turn. */
   readonly receiving?: (now: boolean) => void;
 }
@@ -65,6 +68,7 @@ export class Connection {
   private readonly sendQueue: SendQueue;
   private readonly socket: SocketIo;
   private readonly turn: Turn;
+  private readonly fds: FdShare;
   private readonly errorReply = new Uint8Array(Header.size);
   private readonly errorReplyData = new DataView(this.errorReply.buffer);
   private readonly commandFrame: Frame;
@@ -88,13 +92,14 @@ export class Connection {
     private readonly options: ConnectionOptions = {},
   ) {
     this.syscalls = options.syscalls ?? systemCalls;
-    this.buffer = new ReceiveBuffer(this.syscalls);
+    this.fds = options.fds ?? new FdShare();
+    this.buffer = new ReceiveBuffer(this.syscalls, this.fds);
     this.turn = new Turn(options.share ?? new Share(), Rest.CONTROL, () => this.run());
     this.socket = this.syscalls.open(fd, (events) => this.onEvents(events));
     this.sendQueue = new SendQueue(this.syscalls, this.socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
     this.commandFrame = this.buffer.newFrame();
     this.replyFrame = this.buffer.newFrame();
-    this.buffer.expect(this.socket, true);
+    this.expect();
     this.updatePoll();
   }
 
@@ -269,7 +274,7 @@ export class Connection {
       return;
     }
     this.paused = !this.buffer.makeRoom(this.busy ? this.commandFrame : undefined);
-    this.buffer.expect(this.socket, !this.paused);
+    this.expect();
     this.updatePoll();
     this.updateReads();
   }
@@ -310,6 +315,12 @@ export class Connection {
       return;
     }
     this.handler.command(frame);
+  }
+
+  /** Makes the next receive call possible, or impossible. */
+  private expect(): void {
+    this.socket.allowFds(Math.min(this.fds.left(), MAX_MESSAGE_FDS));
+    this.buffer.expect(this.socket, !this.paused);
   }
 
   private updatePoll(): void {

@@ -2,10 +2,11 @@
  * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when their
  * map ends, and not before the backend let go of it.
  */
-import { close, F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
+import { F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
 import { Errno, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
+import { closePeerFd } from "../peer-fds.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
 import type { Backend, DirtyRequest, MemoryMap, UnmapRequest } from "./backend.js";
 import { bitmapSize } from "./bitmap.js";
@@ -85,7 +86,7 @@ export class DmaMaps {
 
   constructor(private readonly options: DmaMapsOptions) {
     this.table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
-    this.close = options.syscalls?.close ?? close;
+    this.close = options.syscalls?.close ?? closePeerFd;
   }
 
   get length(): number {

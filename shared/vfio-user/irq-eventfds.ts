@@ -2,8 +2,9 @@
  * Eventfds that mask or unmask an interrupt when they are signalled (SET_IRQS, DATA_EVENTFD with ACTION_MASK or
  * ACTION_UNMASK). KVM unmasks INTx in this way, without its VMM, when the driver VM has dealt with it.
  */
-import { close, eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
+import { eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
 import { MAX_IRQ_VECTORS } from "../limits.js";
+import { closePeerFd } from "../peer-fds.js";
 import { IrqSetFlags } from "../spec/vfio-user.js";
 import type { IrqSetRequest } from "./backend.js";
 
@@ -31,7 +32,7 @@ export class IrqEventfds {
       try {
         this.setOne(action, index, start + n, fd);
       } catch (error) {
-        for (const left of eventfds.slice(n)) if (left !== -1) close(left);
+        for (const left of eventfds.slice(n)) if (left !== -1) closePeerFd(left);
         throw error;
       }
     }
@@ -78,7 +79,7 @@ export class IrqEventfds {
     if (entry === undefined) return;
     this.entries.delete(where);
     entry.poll.close();
-    close(entry.fd);
+    closePeerFd(entry.fd);
   }
 }
 

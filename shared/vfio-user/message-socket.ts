@@ -27,13 +27,15 @@ export class MessageSocket implements SocketIo {
     private readonly callback: (events: number) => void,
   ) {
     this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+    this.words[StreamWord.MOST_FDS] = MAX_MESSAGE_FDS;
     this.stream = new Stream(fd, this.words, this.fds);
     this.pollHandle = new Poll(fd, (events) => this.ready(events), this.stream);
   }
 
   receive(bytes: Uint8Array, offset: number, length: number): number {
     const received = this.words[StreamWord.RECEIVED];
-    if (received === NOTHING_RECEIVED) return receive(this.fd, bytes, offset, length, this.fds);
+    if (received === NOTHING_RECEIVED)
+      return receive(this.fd, bytes, offset, length, this.fds, this.words[StreamWord.MOST_FDS]);
     this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
     if (received < 0) throw systemError("recvmsg", -received);
     return received;
@@ -46,6 +48,10 @@ export class MessageSocket implements SocketIo {
     }
     this.words[StreamWord.OFFSET] = offset;
     this.words[StreamWord.ROOM] = length;
+  }
+
+  allowFds(count: number): void {
+    this.words[StreamWord.MOST_FDS] = count;
   }
 
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number {

@@ -2,8 +2,10 @@
  * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of commands
  * that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a message needs it.
  */
+import { LOST_FDS } from "../../native/index.js";
 import { PeerGone } from "../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
+import type { FdShare } from "../peer-fds.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
 
@@ -11,6 +13,8 @@ const INITIAL_SIZE = 64 * KiB;
 /** Room for the largest message behind as many waiting commands. */
 const MAX_SIZE = 2 * MAX_MESSAGE_SIZE;
 const NO_FDS: number[] = [];
+/** In place of a message's fds: some of them were lost, since there was no room for them here, and none is left. */
+export const LOST: number[] = [];
 
 /** A received message. One object for all commands of a connection and one for all replies: valid during the call only. */
 export interface Frame {
@@ -23,7 +27,7 @@ export interface Frame {
   data: DataView;
   offset: number;
   length: number;
-  /** Who takes one puts -1 in its place; the rest is closed when the message is done. */
+  /** Who takes one puts -1 in its place; the rest is closed when the message is done. LOST when some did not arrive. */
   fds: number[];
 }
 
@@ -62,7 +66,10 @@ export class ReceiveBuffer {
   private queueBytes = 0;
   private queueFdCount = 0;
 
-  constructor(private readonly syscalls: Syscalls) {}
+  constructor(
+    private readonly syscalls: Syscalls,
+    private readonly share: FdShare,
+  ) {}
 
   newFrame(): Frame {
     const { bytes, data } = this;
@@ -84,7 +91,7 @@ export class ReceiveBuffer {
     const count = socket.receive(this.bytes, this.end, this.room);
     if (count > 0) {
       this.end += count;
-      if (socket.fds[0] > 0) this.attachFds(socket.fds);
+      if (socket.fds[0] !== 0) this.attachFds(socket.fds);
     }
     return count;
   }
@@ -202,11 +209,17 @@ export class ReceiveBuffer {
       if (size < Header.size || size >= this.end - at) break;
       at += size;
     }
-    const fds: number[] = [];
-    for (let n = 1; n <= received[0]; n++) fds.push(received[n]);
+    const fds = received[0] === LOST_FDS ? LOST : Array.from(received.subarray(1, 1 + received[0]));
+    for (const fd of fds) this.share.adopt(fd);
     if (at !== this.scan) {
       this.laterFds = fds;
       this.laterFdsAt = at;
+      return;
+    }
+    if (fds === LOST || this.partialFds === LOST) {
+      closeAll(this.syscalls, fds);
+      closeAll(this.syscalls, this.partialFds);
+      this.partialFds = LOST;
       return;
     }
     this.partialFds = this.partialFds.concat(fds);

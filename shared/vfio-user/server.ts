@@ -8,6 +8,7 @@ import { isSystemError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
 import { listenAt } from "../listen.js";
 import { type Log, quietLog } from "../log.js";
+import { FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
 import { Session, type SessionStats, TICKS_PER_DEADLINE } from "./session.js";
@@ -29,6 +30,8 @@ export interface ServerOptions {
   readonly deviceWaitMs?: number;
   /** What clients have of the event loop, with whatever else belongs to the same session. */
   readonly share?: Share;
+  /** Where clients' fds are counted. */
+  readonly fds?: FdShare;
 }
 
 export interface ServerStats extends Readonly<SessionStats> {
@@ -40,6 +43,7 @@ export interface ServerStats extends Readonly<SessionStats> {
 export class Server {
   private readonly log: Log;
   private readonly share: Share;
+  private readonly fds: FdShare;
   private readonly counts: SessionStats = {
     clients: 0,
     commands: 0,
@@ -60,6 +64,7 @@ export class Server {
   constructor(private readonly options: ServerOptions) {
     this.log = options.log ?? quietLog;
     this.share = options.share ?? new Share();
+    this.fds = options.fds ?? new FdShare();
   }
 
   get stats(): ServerStats {
@@ -131,6 +136,7 @@ export class Server {
       deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
       twinSocket: this.options.twinSocket ?? true,
       share: this.share,
+      fds: this.fds,
     });
     this.session = session;
     const tickMs = (this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS) / TICKS_PER_DEADLINE;

@@ -6,6 +6,7 @@
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
+import type { FdShare } from "../peer-fds.js";
 import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
@@ -17,6 +18,7 @@ import { Connection, type ConnectionHandler, type Frame } from "./connection.js"
 import { DmaMaps, type Unmapped } from "./dma-maps.js";
 import { parseIrqSet } from "./irq-set.js";
 import { Pending } from "./pending.js";
+import { LOST } from "./receive-buffer.js";
 import type { RegisterMemory } from "./register-memory.js";
 import { TwinSocket } from "./twin-socket.js";
 import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
@@ -44,6 +46,8 @@ export interface SessionOptions {
   /** Open a twin socket for a client that can have one. */
   readonly twinSocket: boolean;
   readonly share: Share;
+  /** Where the client's fds are counted. */
+  readonly fds: FdShare;
 }
 
 const access = RegionAccess.view();
@@ -76,6 +80,7 @@ export class Session implements ConnectionHandler {
     });
     this.connection = new Connection(fd, this, {
       share: options.share,
+      fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
     });
     this.pending = this.freshPending();
@@ -114,6 +119,15 @@ export class Session implements ConnectionHandler {
     const { pending } = this;
     this.options.stats.commands++;
     pending.begin(frame, this.now);
+    if (frame.fds === LOST) {
+      this.options.stats.errors++;
+      this.options.log.error(
+        { used: this.options.fds.used },
+        "out of file descriptors for a client: raise LimitNOFILE",
+      );
+      pending.fail(Errno.EMFILE);
+      return;
+    }
     try {
       if (this.state === "ready") this.dispatch(frame, pending);
       else this.version(frame, pending);

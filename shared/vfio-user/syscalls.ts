@@ -2,12 +2,14 @@
  * The few system calls that a connection makes, gathered in one object: a test can put EAGAIN, short sends and EPIPE in
  * their place without a socket.
  */
-import { close, duplicate } from "../../native/index.js";
+import { duplicate } from "../../native/index.js";
+import { closePeerFd } from "../peer-fds.js";
 import { MessageSocket } from "./message-socket.js";
 import type { RegisterMemory } from "./register-memory.js";
 
 export interface Syscalls {
   duplicate(fd: number): number;
+  /** Without waiting, whatever it is. */
   close(fd: number): void;
   /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
   open(fd: number, callback: (events: number) => void): SocketIo;
@@ -15,12 +17,14 @@ export interface Syscalls {
 
 /** A connected socket. */
 export interface SocketIo {
-  /** What came along with the bytes that were received last: fds[0] is their count, they follow. */
+  /** What came along with the bytes that were received last: fds[0] is their count or LOST_FDS, they follow. */
   readonly fds: Int32Array;
   /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits. @throws SystemError */
   receive(bytes: Uint8Array, offset: number, length: number): number;
   /** Says where the next `receive` will want its bytes; a length of 0: not before this is called again. */
   expect(bytes: Uint8Array, offset: number, length: number): void;
+  /** How many fds may come with the bytes that are received from now on. */
+  allowFds(count: number): void;
   /** As native `send`: bytes taken, -1 when the socket is full. @throws SystemError */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   /** Leaves bytes[0, length), alone until then, to be sent after this turn of the callback. False when that cannot be. */
@@ -43,7 +47,7 @@ export interface SocketIo {
 
 export const systemCalls: Syscalls = {
   duplicate,
-  close,
+  close: closePeerFd,
   open: (fd, callback) => new MessageSocket(fd, callback),
 };
 

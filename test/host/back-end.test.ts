@@ -1,10 +1,12 @@
 /** The back-end's state machine against raw bytes. */
+import { closeSync, openSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { BackEnd } from "../../host/vhost-user/back-end.js";
 import { DeviceVmMemory, type RegionEntry } from "../../host/vhost-user/memory.js";
 import { Window } from "../../host/vhost-user/window.js";
 import * as native from "../../native/index.js";
 import { quietLog } from "../../shared/log.js";
+import { FdShare } from "../../shared/peer-fds.js";
 import {
   DeviceConfig,
   Features,
@@ -174,6 +176,19 @@ const refusals: Record<string, (setup: SetUp) => Promise<number>> = {
     bytes.set([0, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], MemTable.size);
     return ask(s, Request.SET_MEM_TABLE, bytes, [s.ram]);
   },
+  "nine fds on one message": (s) => ask(s, Request.SET_MEM_TABLE, table({}), new Array(9).fill(s.ram)),
+  "nine fds on its bytes": async (s) => {
+    const bytes = Buffer.concat([Header.encode({ request: Request.SET_OWNER, flags: 9, size: 0 })]);
+    for (const byte of bytes.subarray(0, 9)) s.qemu.sendBytes(Uint8Array.of(byte), [s.ram]);
+    s.qemu.sendBytes(bytes.subarray(9));
+    return U64.view(new DataView((await s.qemu.receive()).payload.buffer)).value;
+  },
+  "a region in a file of a disk": async (s) => {
+    const fd = openSync(process.execPath, "r");
+    const value = await ask(s, Request.SET_MEM_TABLE, table({}), [fd]);
+    closeSync(fd);
+    return value;
+  },
   "a region in an eventfd": async (s) => {
     const fd = native.eventfd(0);
     const value = await ask(s, Request.SET_MEM_TABLE, table({}), [fd]);
@@ -199,10 +214,6 @@ const fatalities: Record<string, (setup: SetUp) => void> = {
   "a request that waits for an answer that cannot be given": ({ qemu }) =>
     qemu.send(Request.GET_CONFIG, 1, DeviceConfig.encode({ offset: 250, size: 7 })),
   "GET_VRING_BASE of queue 300": ({ qemu }) => qemu.send(Request.GET_VRING_BASE, 1, VringState.encode({ index: 300 })),
-  "nine fds on one message": ({ qemu, ram }) => qemu.send(Request.SET_OWNER, 1, undefined, new Array(9).fill(ram)),
-  "fds on each byte": ({ qemu, ram }) => {
-    for (let i = 0; i < 9; i++) qemu.sendBytes(Uint8Array.of(3), [ram]);
-  },
 };
 for (const [name, act] of Object.entries(fatalities)) {
   serial(`${name} ends the connection and leaves no fd`, async (t) => {
@@ -411,3 +422,41 @@ serial("a flood of requests is dealt with in turns, in order", async (t) => {
   }
   for (let n = 1; n <= count; n++) t.is((await qemu.receive()).payload[size], n & 0xff);
 });
+
+serial(
+  "the front-end's fds are counted from their arrival to their end, and those beyond its share refused",
+  async (t) => {
+    const [ours, theirs] = native.socketPair();
+    const fds = new FdShare(() => 3);
+    const backEnd = new BackEnd(ours, {
+      window: new Window(WINDOW_SIZE, quietLog),
+      memory,
+      config: () => new Uint8Array(256),
+      log: quietLog,
+      fds,
+      events: { enabled() {}, pausing() {}, resumed() {}, failed() {}, reset() {}, gone() {} },
+    });
+    const setup = { backEnd, qemu: new RawPeer(theirs), ram: uniqueMemory(RAM_SIZE) } as SetUp;
+    t.teardown(() => {
+      setup.qemu.close();
+      closeFd(setup.ram);
+    });
+    negotiate(setup);
+    const event = native.eventfd(0);
+    const call = (index: number) => ask(setup, Request.SET_VRING_CALL, U64.encode({ value: index }), [event]);
+    t.deepEqual([await call(0), await call(0), await call(1)], [0, 0, 0]);
+    t.is(fds.used, 2);
+    t.is(await ask(setup, Request.SET_MEM_TABLE, table({}), [setup.ram]), 0);
+    t.is(fds.used, 2, "a table's are not kept");
+    const two = table({}, { guestAddress: 4 * GUEST });
+    t.is(await ask(setup, Request.SET_MEM_TABLE, two, [setup.ram, setup.ram]), 1);
+    t.is(memory.regions, 1, "the table before stays");
+    t.is(await call(2), 0);
+    t.is(await call(3), 1);
+    t.is(await ask(setup, Request.SET_OWNER), 0);
+    t.is(openFds(setup.ram), 1);
+    native.close(event);
+    backEnd.close();
+    t.is(fds.used, 0);
+  },
+);

@@ -10,7 +10,7 @@ const { errno } = constants;
 
 test("a memory file has its size and can be sealed", (t) => {
   const memory = owned(t, native.createMemory("sealed", 8192, false));
-  t.like(native.fileStatus(memory), { size: 8192, kind: "file" });
+  t.like(native.fileStatus(memory), { size: 8192, kind: "memory" });
   t.is(native.getSeals(memory), 0);
   native.addSeals(memory, native.F_SEAL_SHRINK | native.F_SEAL_GROW);
   t.is(native.getSeals(memory), native.F_SEAL_SHRINK | native.F_SEAL_GROW);
@@ -43,13 +43,12 @@ test("kinds of files", (t) => {
   const event = owned(t, native.eventfd(0));
   t.is(native.fileStatus(a).kind, "socket");
   t.is(native.fileStatus(event).kind, "other");
-  const file = path.join(folder(t), "file");
-  fs.writeFileSync(file, "12345");
-  const reading = fs.openSync(file, "r");
+  const program = process.execPath;
+  const reading = fs.openSync(program, "r");
   t.teardown(() => fs.closeSync(reading));
-  const status = fs.statSync(file);
-  t.deepEqual(native.fileStatus(reading), { device: status.dev, inode: status.ino, size: 5, kind: "file" });
-  t.throws(() => native.fileStatus(1 << 30), { code: "EBADF", message: /fstat/ });
+  const { dev: device, ino: inode, size } = fs.statSync(program);
+  t.deepEqual(native.fileStatus(reading), { device, inode, size, kind: "file" });
+  t.throws(() => native.fileStatus(1 << 30), { code: "EBADF", message: /statx/ });
 });
 
 test("an eventfd is told from every other file", (t) => {
@@ -111,4 +110,28 @@ test("ioctl: structure in place, number by value, errors", (t) => {
   t.throws(() => native.ioctl(b, 0x80107801, new Uint8Array(15)), { instanceOf: RangeError });
   t.throws(() => native.ioctl(b, FIONREAD, new Uint8Array(0)), { instanceOf: RangeError });
   t.throws(() => native.ioctl(b, 2 ** 32, 0), { instanceOf: RangeError });
+});
+
+test("an fd of a peer's is closed at once where that cannot wait, and otherwise by a thread", async (t) => {
+  const [socket, other] = native.socketPair();
+  const memory = native.createMemory("discarded", 4096, false);
+  for (const fd of [socket, other, memory, native.eventfd(0)]) {
+    t.is(native.discard(fd), 0);
+    t.throws(() => native.fileStatus(fd), { code: "EBADF" });
+  }
+  t.is(fdsOfMemory("discarded"), 0);
+  const files = [0, 1, 2].map(() => fs.openSync(process.execPath, "r"));
+  // The thread closes them, not Node.
+  const tokens = files.map((fd) => native.discard(native.duplicate(fd)));
+  for (const fd of files) fs.closeSync(fd);
+  t.true(tokens.every((token) => token > 0));
+  t.is(new Set(tokens).size, 3);
+  const closed: number[] = [];
+  while (closed.length < 3) {
+    closed.push(...native.takeDiscarded());
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  t.deepEqual(new Set(closed), new Set(tokens));
+  t.deepEqual(native.takeDiscarded(), []);
+  t.throws(() => native.discard(1 << 30), { code: "EBADF" });
 });

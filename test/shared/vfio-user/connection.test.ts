@@ -4,9 +4,11 @@ import test from "ava";
 import { POLL_DISCONNECT, POLL_READABLE, POLL_WRITABLE } from "../../../native/index.js";
 import type { PeerGone } from "../../../shared/errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../../shared/limits.js";
+import { FdShare } from "../../../shared/peer-fds.js";
 import { Command, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import { Share } from "../../../shared/turn.js";
 import { Connection, type ConnectionOptions, type Frame, putHeader } from "../../../shared/vfio-user/connection.js";
+import { LOST } from "../../../shared/vfio-user/receive-buffer.js";
 import { FakeSocket, systemError } from "./fake-socket.js";
 import { message } from "./raw-client.js";
 
@@ -134,6 +136,35 @@ test("fds on any part of a message in progress are the message's", (t) => {
   peer.arrive(bytes.subarray(16, 20), [11, 12]);
   peer.arrive(bytes.subarray(20), [13]);
   t.deepEqual(peer.seen[0].fds, [10, 11, 12, 13]);
+});
+
+test("a message whose fds found no room says so, whatever part of it they came with, and goes on", (t) => {
+  const seen: boolean[] = [];
+  const closed: number[] = [];
+  const bytes = command(1, "body");
+  const next = (parts: readonly [Uint8Array, number[]][]) => {
+    const peer = new Peer({ fds: new FdShare(() => 3) });
+    peer.autoFinish = false;
+    for (const [part, fds] of parts) peer.arrive(part, fds);
+    seen.push(peer.frame?.fds === LOST);
+    peer.connection.finish();
+    peer.arrive(command(2));
+    t.is(peer.frame?.id, 2, "it goes on");
+    closed.push(...peer.socket.closed);
+  };
+  next([[bytes, [10, 11, 12, 13]]]);
+  next([
+    [bytes.subarray(0, 5), [10, 11]],
+    [bytes.subarray(5, 9), [12, 13]],
+    [bytes.subarray(9), []],
+  ]);
+  next([
+    [bytes.subarray(0, 5), [20, 21, 22, 23]],
+    [bytes.subarray(5), [24]],
+  ]);
+  next([[bytes, [30, 31, 32]]]);
+  t.deepEqual(seen, [true, true, true, false]);
+  t.deepEqual(closed, [10, 11, 24, 30, 31, 32]);
 });
 
 test("an fd that was taken is not closed", (t) => {

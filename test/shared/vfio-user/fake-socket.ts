@@ -1,5 +1,5 @@
 /** System calls for a connection without a socket: what arrives and what is taken is said by the test. */
-import { POLL_UNSENT } from "../../../native/index.js";
+import { LOST_FDS, POLL_UNSENT } from "../../../native/index.js";
 import type { SocketIo, Syscalls } from "../../../shared/vfio-user/syscalls.js";
 
 interface Arrival {
@@ -21,6 +21,8 @@ export class FakeSocket {
   readonly sentFds: number[] = [];
   readonly closed: number[] = [];
   readonly duplicated: number[] = [];
+  /** How many fds may come. */
+  allowedFds = 0;
   /** Conditions that the connection polls for; 0 when it does not. */
   events = 0;
   private callback: (events: number) => void = () => {};
@@ -41,14 +43,18 @@ export class FakeSocket {
       if (arrival instanceof Error) throw arrival;
       const count = Math.min(length, arrival.bytes.length);
       bytes.set(arrival.bytes.subarray(0, count), offset);
-      fds[0] = arrival.fds.length;
-      fds.set(arrival.fds, 1);
+      const isLost = arrival.fds.length > this.allowedFds;
+      fds[0] = isLost ? LOST_FDS : arrival.fds.length;
+      if (!isLost) fds.set(arrival.fds, 1);
       arrival.bytes = arrival.bytes.subarray(count);
       arrival.fds = [];
       if (arrival.bytes.length === 0) this.arrivals.shift();
       return count;
     },
     expect: () => {},
+    allowFds: (count) => {
+      this.allowedFds = count;
+    },
     send: (bytes, offset, length, fds = []) => {
       const take = this.takes.shift() ?? length;
       if (take instanceof Error) throw take;

@@ -8,6 +8,8 @@ import test from "ava";
 import { connect, createMemory, eventfd, isEventfd, listen, socketPair } from "../../../native/index.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { MAX_MESSAGE_SIZE } from "../../../shared/limits.js";
+import { type Log, quietLog } from "../../../shared/log.js";
+import { FdShare } from "../../../shared/peer-fds.js";
 import {
   Command,
   DmaMap,
@@ -714,4 +716,29 @@ test("a listening socket from outside is served", async (t) => {
   await server.close();
   raw.close();
   t.true(existsSync(path), "whose file is not ours");
+});
+
+test("a client has its share of file descriptors: what is beyond it fails, and nothing else", async (t) => {
+  const fds = new FdShare(() => 10);
+  const lines: string[] = [];
+  const log = { ...quietLog, error: (_: object, message: string) => lines.push(message) } as unknown as Log;
+  const fixture = new Fixture(t, { fds, log });
+  const client = await fixture.connect();
+  const memory = sealed(1 << 20);
+  const add = (n: number) => client.mapMemory({ address: n << 20, size: 4096, fd: memory, fdOffset: 0 });
+  for (let n = 0; n < 10; n++) await add(n);
+  t.is(fds.used, 10);
+  const outOfFds = { instanceOf: ProtocolError, message: /errno 24/ };
+  await t.throwsAsync(add(10), outOfFds);
+  t.deepEqual(lines, ["out of file descriptors for a client: raise LimitNOFILE"]);
+  t.is((await client.regionRead(0, 0, 4)).length, 4, "the connection goes on");
+  await client.mapMemory({ address: 11 << 20, size: 4096 });
+  await client.unmapMemory(3 << 20, 4096);
+  await add(10);
+  await t.throwsAsync(add(3), outOfFds);
+  client.close();
+  await until(() => fds.used === 0);
+  t.is(copies(memory), 1);
+  const next = await fixture.connect();
+  await next.mapMemory({ address: 0, size: 4096, fd: memory, fdOffset: 0 });
 });

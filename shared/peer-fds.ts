@@ -1,0 +1,67 @@
+/**
+ * File descriptors that peers hand over. A process has only so many (RLIMIT_NOFILE), so each session has a share of them, which
+ * the others cannot take: it is charged with each from its arrival until it is closed. That may be long after it was given up,
+ * since closing waits for a file whose owner does not answer (native `discard`).
+ */
+import { discard, takeDiscarded } from "../native/index.js";
+
+export class FdShare {
+  #used = 0;
+  readonly #most: () => number;
+
+  /** @param most descriptors that its peer may have here at once, asked whenever some are to come */
+  constructor(most: () => number = () => Number.POSITIVE_INFINITY) {
+    this.#most = most;
+  }
+
+  get used(): number {
+    return this.#used;
+  }
+
+  /** How many may still come. */
+  left(): number {
+    if (this.#used >= this.#most()) settle();
+    return Math.max(0, this.#most() - this.#used);
+  }
+
+  /** Charges it with `fd`, which just came. `closePeerFd` ends that. */
+  adopt(fd: number): void {
+    free(fd);
+    owners[fd] = this;
+    this.#used++;
+  }
+
+  /** One of them is closed. */
+  release(): void {
+    this.#used--;
+  }
+}
+
+/** By fd. */
+const owners: (FdShare | undefined)[] = [];
+/** Of those that a thread closes, by the number that it has there. */
+const closing = new Map<number, FdShare>();
+
+/** Closes an fd that a peer handed over, in any case without waiting. */
+export function closePeerFd(fd: number): void {
+  const owner = owners[fd];
+  const token = discard(fd);
+  if (owner === undefined) return;
+  owners[fd] = undefined;
+  if (token === 0) owner.release();
+  else closing.set(token, owner);
+}
+
+function free(fd: number): void {
+  owners[fd]?.release();
+  owners[fd] = undefined;
+}
+
+/** Looks which of those that threads closed are. */
+function settle(): void {
+  if (closing.size === 0) return;
+  for (const token of takeDiscarded()) {
+    closing.get(token)?.release();
+    closing.delete(token);
+  }
+}
