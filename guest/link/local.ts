@@ -271,7 +271,7 @@ export class LocalLink implements Link, Backend {
     const { begin, end } = map.windowPart;
     if (map.fd === -1 || begin === end) return;
     const offset =
-      this.#mapped.size < MAX_MAPPED ? this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize) : -1;
+      this.#places.count < MAX_MAPPED ? this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize) : -1;
     if (offset === -1) {
       if (!this.#isFull) this.#log.warn({ size: map.size }, "the window is full: DMA by copies");
       this.#isFull = true;
