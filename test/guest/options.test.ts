@@ -9,6 +9,7 @@ const kinds: Record<string, DeviceKind> = {
     options: {
       file: { value: "PATH", summary: "its contents", required: true },
       size: { value: "BYTES", summary: "how much" },
+      quiet: { summary: "no noise" },
     },
     create: unused,
   },
@@ -27,6 +28,13 @@ test("a device by name, in a device VM", (t) => {
     deviceOptions: { file: "disk.img" },
     deviceLists: {},
   });
+});
+
+test("an option of a device's that has no value is there or not", (t) => {
+  t.like(parse("run disk --socket-path s --file f --quiet"), { deviceOptions: { file: "f", quiet: "" } });
+  t.throws(() => parse("run disk --socket-path s --file f --quiet=yes"), { message: /--quiet.*does not take/ });
+  t.throws(() => parse("run disk --socket-path s --file f --quiet yes"), { message: /Unexpected argument 'yes'/ });
+  t.regex(helpText(kinds), /^ {6}--quiet +no noise$/m);
 });
 
 test("places: an address without a domain, a path, a handed-down socket", (t) => {

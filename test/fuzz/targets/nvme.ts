@@ -8,6 +8,7 @@ import { createController } from "../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../guest/devices/nvme/open-storage.js";
 import { Cc, DOORBELL_OFFSET, REGISTERS_SIZE } from "../../../guest/devices/nvme/registers.js";
 import { COMPLETION_ENTRY_SIZE, CQES, SQES, SUBMISSION_ENTRY_SIZE } from "../../../guest/devices/nvme/spec.js";
+import { pageAligned } from "../../../guest/page-aligned.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import { NvmeDriver, type NvmeTransport } from "../../drivers/nvme.js";
 import { FakeDma, type FakeMap, nothingShared } from "../../guest/devices/nvme/machine.js";
@@ -19,6 +20,8 @@ import { turn } from "../peer.js";
 import { CANARY, type Context, checkCanary, type Instance } from "../target.js";
 
 const MEMORY_SIZE = 0x20_0000;
+/** At least what two disks make of buffers. */
+const BUFFERS_SIZE = 64 * 1024 * 1024;
 const DISK_SIZE = 0x10_0000;
 const BLOCK_SIZE = 512;
 const QUEUES = 3;
@@ -91,6 +94,14 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
   });
   const dma = new FakeDma(new ArrayBuffer(MEMORY_SIZE));
   const interrupts = new Interrupts();
+  // There from the start, so that buffers which are first needed in a late round are no growth of memory.
+  const buffers = pageAligned(BUFFERS_SIZE);
+  let given = 0;
+  dma.allocate = (length) => {
+    assert.ok(given + length <= BUFFERS_SIZE, "more buffers than two disks have");
+    given += length;
+    return buffers.subarray(given - length, given);
+  };
   dma.maps = [...MAPS];
   dma.bytes.fill(CANARY);
   for (const { offset, size } of WRITABLE) dma.bytes.fill(0, offset, offset + size);
