@@ -6,8 +6,9 @@ import { listenAt } from "../shared/listen.js";
 import type { Log } from "../shared/log.js";
 
 const BACKLOG = 4;
-/** Pause after a failed accept, which is mostly for want of fds. */
+/** Pause after a failed accept, which is mostly for want of fds; and after each, so that connecting again and again takes nothing from others. */
 const ACCEPT_RETRY_MS = 100;
+const ACCEPT_REST_MS = 10;
 
 export class Listener {
   readonly #path: string;
@@ -42,12 +43,20 @@ export class Listener {
   #accept(connected: (fd: number) => void): void {
     try {
       const fd = accept(this.#fd);
-      if (fd >= 0) connected(fd);
+      if (fd < 0) return;
+      this.#rest(ACCEPT_REST_MS);
+      connected(fd);
     } catch (error) {
       if (!isSystemError(error)) throw error;
-      this.#log.error({ err: error }, "cannot accept a connection");
-      this.#poll.stop();
-      this.#retry = setTimeout(() => this.#poll.start(POLL_READABLE), ACCEPT_RETRY_MS);
+      const help = error.code === "EMFILE" ? ": raise LimitNOFILE" : "";
+      this.#log.error({ err: error }, `cannot accept a connection${help}`);
+      this.#rest(ACCEPT_RETRY_MS);
     }
+  }
+
+  #rest(milliseconds: number): void {
+    this.#poll.stop();
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.#poll.start(POLL_READABLE), milliseconds);
   }
 }

@@ -71,7 +71,7 @@ export class DeviceVmMemory implements RingMemory {
     return bytes;
   }
 
-  /** Replaces the table. @throws ProtocolError, and the old table stays; or SystemError, and nothing is mapped any more */
+  /** Replaces the table. @throws ProtocolError or SystemError, and the old table stays */
   set(entries: readonly RegionEntry[]): void {
     if (entries.length > MAX_VHOST_USER_REGIONS) throw new ProtocolError(`${entries.length} memory regions`);
     const wanted = entries.map((entry, index) => {
@@ -86,20 +86,25 @@ export class DeviceVmMemory implements RingMemory {
       return { entry, file, kept: this.#regions.find((region) => same(region, entry, file)) };
     });
 
+    // The new ones first: what cannot be mapped takes nothing away.
+    const fresh: Region[] = [];
+    let regions: Region[];
+    try {
+      regions = wanted.map(({ entry, file, kept }) => {
+        if (kept) return kept;
+        const region = this.#map(entry, file, [...this.#regions, ...fresh]);
+        fresh.push(region);
+        return region;
+      });
+    } catch (error) {
+      for (const region of fresh) this.#reservation.unmap(region.offset, region.size);
+      throw error;
+    }
     this.beforeUnmap?.();
-    const regions = wanted.flatMap(({ kept }) => kept ?? []);
     for (const region of this.#regions) {
       if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
     }
     this.#regions = regions;
-    try {
-      for (const { entry, file, kept } of wanted) {
-        if (!kept) this.#map(entry, file);
-      }
-    } catch (error) {
-      this.clear();
-      throw error;
-    }
   }
 
   clear(): void {
@@ -108,18 +113,18 @@ export class DeviceVmMemory implements RingMemory {
     this.#regions = [];
   }
 
-  #map(entry: RegionEntry, file: native.FileStatus): void {
+  #map(entry: RegionEntry, file: native.FileStatus, others: readonly Region[]): Region {
     const { guestAddress, size, userAddress, mmapOffset } = entry;
-    const offset = this.#place(size);
+    const offset = this.#place(size, others);
     this.#reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
     const { device, inode } = file;
-    this.#regions.push({ guestAddress, size, userAddress, mmapOffset, device, inode, offset });
+    return { guestAddress, size, userAddress, mmapOffset, device, inode, offset };
   }
 
   /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */
-  #place(size: number): number {
+  #place(size: number, others: readonly Region[]): number {
     let offset = 0;
-    for (const region of [...this.#regions].sort((a, b) => a.offset - b.offset)) {
+    for (const region of others.toSorted((a, b) => a.offset - b.offset)) {
       if (offset + size <= region.offset) break;
       offset = Math.ceil((region.offset + region.size) / this.pieceSize) * this.pieceSize;
     }

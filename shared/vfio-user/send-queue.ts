@@ -3,14 +3,23 @@
  * duplicates of its fds, and sent when the socket is writable again, in order.
  */
 import { isSystemError, PeerGone } from "../errors.js";
+import { KiB } from "../limits.js";
 import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
 
 /** Of the largest backlog, what is left to those who cannot wait. */
 const CONGESTED_PART = 4;
 
+/**
+ * What waits is gathered in pieces of so many bytes, or of one message: a call for each of many short ones would keep others waiting.
+ * Small enough that Linux takes them whole or not at all: QEMU wants a header in one read.
+ */
+const CHUNK_SIZE = 16 * KiB;
+
 interface Chunk {
   readonly bytes: Uint8Array;
+  /** Its bytes are bytes[offset, end). */
   offset: number;
+  end: number;
   /** Duplicates that are still to be sent with the first byte. */
   fds: number[];
 }
@@ -71,7 +80,7 @@ export class SendQueue {
   flush(): void {
     let done = 0;
     for (const chunk of this.chunks) {
-      const length = chunk.bytes.length - chunk.offset;
+      const length = chunk.end - chunk.offset;
       const sent = this.write(chunk.bytes, chunk.offset, length, chunk.fds.length > 0 ? chunk.fds : undefined);
       if (sent > 0) {
         closeAll(this.syscalls, chunk.fds);
@@ -95,12 +104,17 @@ export class SendQueue {
   private keep(bytes: Uint8Array, offset: number, sent: number, length: number, fds?: readonly number[]): void {
     const rest = length - sent;
     if (this.backlog + rest > this.maxBacklog) throw new PeerGone("the peer does not read what it is sent");
-    this.chunks.push({
-      // Not bytes.slice, which does not copy when it is a Buffer.
-      bytes: Uint8Array.from(bytes.subarray(offset + sent, offset + length)),
-      offset: 0,
-      fds: sent > 0 || fds === undefined ? [] : this.duplicateAll(fds),
-    });
+    const kept = sent > 0 || fds === undefined ? [] : this.duplicateAll(fds);
+    const last = this.chunks.at(-1);
+    const from = bytes.subarray(offset + sent, offset + length);
+    if (last !== undefined && kept.length === 0 && rest <= last.bytes.length - last.end) {
+      last.bytes.set(from, last.end);
+      last.end += rest;
+    } else {
+      const chunk = { bytes: new Uint8Array(Math.max(rest, CHUNK_SIZE)), offset: 0, end: rest, fds: kept };
+      chunk.bytes.set(from);
+      this.chunks.push(chunk);
+    }
     this.backlog += rest;
   }
 

@@ -460,3 +460,22 @@ serial(
     t.is(fds.used, 0);
   },
 );
+
+serial("a table that cannot be mapped leaves the one before", async (t) => {
+  const setup = setUp(t);
+  negotiate(setup);
+  t.is(await ask(setup, Request.SET_MEM_TABLE, table({}), [setup.ram]), 0);
+  const place = memory.locate(GUEST, RAM_SIZE);
+  const bytes = memory.bytes(Math.floor(place / memory.pieceSize));
+  bytes[place % memory.pieceSize] = 7;
+  const readOnly = openSync(`/proc/self/fd/${setup.ram}`, "r");
+  t.teardown(() => closeSync(readOnly));
+  const two = table({ mmapOffset: 0x1000, size: 0x1000 }, { guestAddress: 2 * GUEST });
+  t.is(await ask(setup, Request.SET_MEM_TABLE, two, [setup.ram, readOnly]), 1);
+  t.is(memory.regions, 1);
+  t.is(memory.locate(GUEST, RAM_SIZE), place);
+  t.is(bytes[place % memory.pieceSize], 7);
+  t.is(await ask(setup, Request.SET_MEM_TABLE, table({ guestAddress: 2 * GUEST }), [setup.ram]), 0);
+  t.is(memory.locate(GUEST, 1), -1);
+  t.true(memory.locate(2 * GUEST, RAM_SIZE) >= 0);
+});

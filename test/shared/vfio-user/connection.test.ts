@@ -403,6 +403,24 @@ test("what the socket does not take waits, with duplicates of its fds, until it 
   t.is(socket.events & POLL_WRITABLE, 0);
 });
 
+test("many short messages that wait go by few calls, and fds with the message that they are of", (t) => {
+  const peer = new Peer();
+  const { socket, connection } = peer;
+  socket.takes.push(-1);
+  const messages: Buffer[] = [];
+  for (let id = 0; id < 100; id++) {
+    const bytes = command(id, "short");
+    messages.push(bytes);
+    connection.send(bytes, 0, bytes.length, id === 50 ? [10] : undefined);
+  }
+  const half = 50 * messages[0].length;
+  socket.takes.push(half, half, -1);
+  socket.emit(POLL_WRITABLE);
+  t.deepEqual(Buffer.from(socket.sent), Buffer.concat(messages));
+  t.deepEqual(socket.sentFds, [1010]);
+  t.is(socket.events & POLL_WRITABLE, 0);
+});
+
 test("a peer that does not read is gone when too much waits; what waited is closed", (t) => {
   const peer = new Peer({ maxSendBacklog: 100 });
   peer.socket.takes.push(-1);
