@@ -279,6 +279,7 @@ interface Addon {
   listen(path: string, backlog: number): number;
   connect(path: string): number;
   accept(fd: number): number;
+  isHungUp(fd: number): boolean;
   socketPair(): [number, number];
   receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array, most?: number): number;
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
@@ -330,6 +331,8 @@ export const {
   connect,
   /** The next connection, or -1 when none waits. */
   accept,
+  /** Whether the other end of a connected socket was closed, also while there is something to be received from it. */
+  isHungUp,
   /** Two connected AF_UNIX stream sockets. */
   socketPair,
   /**

@@ -1,6 +1,7 @@
 // AF_UNIX stream sockets with file descriptors on their messages (unix(7), SCM_RIGHTS). Sockets are close-on-exec and
 // non-blocking, and so are the descriptors that arrive close-on-exec. No abstract names.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -118,6 +119,17 @@ Napi::Value Accept(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
+Napi::Value IsHungUp(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  pollfd socket{Fd(info[0]), POLLRDHUP, 0};
+  int ready;
+  do {
+    ready = poll(&socket, 1, 0);
+  } while (ready < 0 && errno == EINTR);
+  if (ready < 0) throw SystemError(env, errno, "poll");
+  return Napi::Boolean::New(env, (socket.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0);
+}
+
 Napi::Value SocketPair(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fds[2];
@@ -231,6 +243,7 @@ void InitSocket(Napi::Env env, Napi::Object exports) {
   Export<Listen>(env, exports, "listen");
   Export<ConnectTo>(env, exports, "connect");
   Export<Accept>(env, exports, "accept");
+  Export<IsHungUp>(env, exports, "isHungUp");
   Export<SocketPair>(env, exports, "socketPair");
   Export<Receive>(env, exports, "receive");
   Export<Send>(env, exports, "send");

@@ -97,6 +97,8 @@ export const WINDOW_DEADLINE_MS = 2000;
 export const PAUSE_GRACE_MS = 2000;
 /** Pause between attempts to give a device process its client. */
 export const RETRY_MS = 500;
+/** How long a client may take for the whole of its first message. Nobody else is served meanwhile. */
+export const VERSION_WAIT_MS = 4000;
 /** How long VERSION's reply waits for a device to be there. */
 export const DEVICE_WAIT_MS = 4000;
 /** Jobs of a device's that may be under way, or wait for the end of a pause. */

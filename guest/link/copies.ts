@@ -5,6 +5,7 @@
  *
  * A bridge that breaks the ring, or finishes nothing, is reported by what is thrown; nobody is kept waiting for it then.
  */
+import { startTicks, TICKS_PER_DEADLINE } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
 import { KiB, MAX_COPY_SIZE, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../shared/spec/link.js";
@@ -46,6 +47,8 @@ interface Slot {
 }
 
 export class Copies {
+  /** The bridge has finished nothing for too long. */
+  onLate: (error: PeerGone) => void = () => {};
   readonly queue: DriverQueue;
   readonly #transport: VirtioPci;
   readonly #buffers: DmaBuffers;
@@ -60,8 +63,10 @@ export class Copies {
   readonly #free: number[];
   /** Transfers that were not asked for to their end, in order. */
   readonly #waiting: Transfer[] = [];
-  /** When something was finished last, or the first request was made after a rest. */
-  #lastProgress = 0;
+  /** Ticks since something was finished, or the first request was made after a rest. */
+  #ticks = 0;
+  /** While there are requests. */
+  #stopTicks: (() => void) | undefined;
   #stopped: Error | undefined;
   #isAsking = false;
   readonly #askAll = () => {
@@ -110,16 +115,18 @@ export class Copies {
     return isAny;
   }
 
-  /** @throws PeerGone when the bridge has finished nothing for too long */
-  check(): void {
-    if (this.queue.inFlight === 0 || this.#stopped) return;
-    if (performance.now() - this.#lastProgress > REPLY_DEADLINE_MS) throw new PeerGone("the bridge finishes no copies");
+  #tick(): void {
+    if (this.queue.inFlight > 0 && ++this.#ticks <= TICKS_PER_DEADLINE) return;
+    this.#stopTicks?.();
+    this.#stopTicks = undefined;
+    if (this.queue.inFlight > 0) this.onLate(new PeerGone("the bridge finishes no copies"));
   }
 
   /** Nobody waits any longer: everything rejects with `error`, from now on. */
   stop(error: Error): void {
     if (this.#stopped) return;
     this.#stopped = error;
+    this.#stopTicks?.();
     for (const transfer of this.#waiting.splice(0)) transfer.reject(error);
     for (const slot of this.#slots) {
       slot.transfer?.reject(error);
@@ -143,7 +150,8 @@ export class Copies {
   /** Makes requests as long as there is a slot for them. */
   #ask(): void {
     const { queue } = this;
-    if (queue.inFlight === 0) this.#lastProgress = performance.now();
+    if (queue.inFlight === 0) this.#ticks = 0;
+    this.#stopTicks ??= startTicks(REPLY_DEADLINE_MS, () => this.#tick());
     let asked = false;
     while (this.#free.length > 0) {
       const transfer = this.#waiting[0];
@@ -196,7 +204,7 @@ export class Copies {
     }
     slot.transfer = undefined;
     this.#free.push(index);
-    this.#lastProgress = performance.now();
+    this.#ticks = 0;
     if (errno !== 0) {
       transfer.error ??= new ProtocolError(`a copy was refused, errno ${errno}`, errno > 4095 ? Errno.EIO : errno);
       this.#giveUp(transfer);

@@ -33,10 +33,11 @@ export class Outgoing {
 /** What becomes of received messages: `size` bytes, header included, valid until the call returns. */
 export type Receiver = (bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number) => void;
 
-/** Part of a message that waits for transmit buffers. */
-interface Waiting {
-  readonly parts: readonly Uint8Array[];
+/** A message of `sendParts`. */
+export interface PartsMessage {
+  parts: readonly Uint8Array[];
   readonly size: number;
+  /** Bytes that are in transmit buffers. */
   sent: number;
 }
 
@@ -52,7 +53,7 @@ export class Messages {
   readonly #receive: Buffers;
   readonly #transmit: Buffers;
   readonly #free: number[] = [];
-  readonly #waiting: Waiting[] = [];
+  readonly #waiting: PartsMessage[] = [];
   readonly #header = Header.view();
   /** The message that is being received: `#have` of `#size` bytes, 0 before its first buffer. */
   #incoming: DataView<ArrayBuffer>;
@@ -177,11 +178,26 @@ export class Messages {
     out.buffer = -1;
   }
 
-  /** Sends a message whose parts stay as they are until its reply is there. */
-  sendParts(parts: readonly Uint8Array[], size: number): void {
-    if (this.#broken) return;
-    this.#waiting.push({ parts, size, sent: 0 });
+  /** Sends a message whose parts stay as they are until its reply is there, or until `retract`. */
+  sendParts(parts: readonly Uint8Array[], size: number): PartsMessage {
+    const message = { parts, size, sent: 0 };
+    if (this.#broken) return message;
+    this.#waiting.push(message);
     this.#sendWaiting();
+    return message;
+  }
+
+  /** The parts of a message are their owner's again. Whether nothing of it was sent, and nothing will be. */
+  retract(message: PartsMessage): boolean {
+    const at = this.#waiting.indexOf(message);
+    if (at < 0) return message.sent === 0;
+    if (message.sent === 0) {
+      this.#waiting.splice(at, 1);
+      return true;
+    }
+    // The bridge has its beginning, and takes what follows for the rest of it.
+    message.parts = message.parts.map((part) => part.slice());
+    return false;
   }
 
   #break(error: unknown): void {
@@ -268,7 +284,7 @@ export class Messages {
 }
 
 /** Copies `length` bytes of a message, from the first that was not sent on. */
-function gather(message: Waiting, target: Uint8Array, to: number, length: number): void {
+function gather(message: PartsMessage, target: Uint8Array, to: number, length: number): void {
   let skip = message.sent;
   let left = length;
   for (const part of message.parts) {

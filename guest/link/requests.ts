@@ -2,11 +2,12 @@
  * Requests of ours to the bridge: their ids, their deadlines, and what becomes of the replies. An id is used again only
  * after its reply, so that a late reply is never taken for another's.
  */
+import { startDeadline } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { REPLY_DEADLINE_MS } from "../../shared/limits.js";
 import { Command, DmaAccess, Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
-import type { Messages } from "./messages.js";
+import type { Messages, PartsMessage } from "./messages.js";
 
 /** Requests without a reply, those that were given up included. */
 const MAX_REQUESTS = 4096;
@@ -20,7 +21,9 @@ interface Request {
   /** DMA: bytes asked for. */
   readonly count: number;
   readonly address: number;
-  readonly timer: NodeJS.Timeout;
+  /** Undefined while it is being sent. */
+  message: PartsMessage | undefined;
+  stopDeadline(): void;
   resolve(body: Uint8Array): void;
   reject(error: Error): void;
   /** Nobody waits any more; only the id is still taken. */
@@ -55,15 +58,15 @@ export class Requests {
 
   /** Nobody is to wait any longer: every request rejects with `error`. */
   abandon(error: Error): void {
-    for (const request of this.#requests.values()) this.#giveUp(request, error);
+    for (const id of [...this.#requests.keys()]) this.#giveUp(id, error);
   }
 
   /** As abandon, but only of DMA that concerns a range, or all, which the client answers. What the bridge itself answers it still does. */
   abandonDma(error: Error, address = -(2 ** 63), length = 2 ** 64): void {
     const end = address + length;
-    for (const request of this.#requests.values()) {
+    for (const [id, request] of [...this.#requests]) {
       if (!isDma(request.command) || request.address >= end || request.address + request.count <= address) continue;
-      this.#giveUp(request, error);
+      this.#giveUp(id, error);
     }
   }
 
@@ -75,7 +78,7 @@ export class Requests {
       throw new PeerGone(`a reply to command ${command}, id ${id}, which was not sent`);
     }
     this.#requests.delete(id);
-    clearTimeout(request.timer);
+    request.stopDeadline();
     if (request.abandoned) return;
     if ((flags & HeaderFlags.ERROR) !== 0) {
       request.reject(new ProtocolError(`command ${command} was refused, errno ${errno}`, errno || Errno.EIO, command));
@@ -110,20 +113,35 @@ export class Requests {
       if (size > this.#messages.maxMessageSize) {
         return reject(new ProtocolError(`a request of ${size} bytes is too long`, Errno.E2BIG, command));
       }
-      const timer = setTimeout(() => {
-        this.#giveUp(request, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
-      }, REPLY_DEADLINE_MS);
-      const request: Request = { command, target, address, count, timer, resolve, reject, abandoned: false };
+      const stopDeadline = startDeadline(REPLY_DEADLINE_MS, () => {
+        this.#giveUp(id, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
+      });
+      const request: Request = {
+        command,
+        target,
+        address,
+        count,
+        message: undefined,
+        stopDeadline,
+        resolve,
+        reject,
+        abandoned: false,
+      };
       this.#requests.set(id, request);
       const header = Header.encode({ id, command, size, flags: HeaderFlags.TYPE_COMMAND });
-      this.#messages.sendParts([header, body, payload], size);
+      request.message = this.#messages.sendParts([header, body, payload], size);
     });
   }
 
-  #giveUp(request: Request, error: Error): void {
-    clearTimeout(request.timer);
-    if (!request.abandoned) request.reject(error);
+  /** Nothing is read from the caller's bytes, or written to them, afterwards. */
+  #giveUp(id: number, error: Error): void {
+    const request = this.#requests.get(id);
+    if (request === undefined || request.abandoned) return;
+    request.stopDeadline();
     request.abandoned = true;
+    // What was never sent is never answered.
+    if (request.message === undefined || this.#messages.retract(request.message)) this.#requests.delete(id);
+    request.reject(error);
   }
 
   #freeId(): number {

@@ -85,6 +85,7 @@ export class VirtioLink implements Link {
     this.#isolated = isolated;
     messages.onBroken = (error) => this.#break(error);
     messages.onRelieved = () => this.#schedulePoll();
+    copies.onLate = (error) => this.#break(error);
     this.#requests = new Requests(messages);
     this.#sharing = new VirtioSharing(this.#requests, window);
     this.#command = new LinkPendingCommand(messages, () => this.#next());
@@ -259,11 +260,6 @@ export class VirtioLink implements Link {
     if (this.#state !== "open") return;
     if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
       this.#break(new PeerGone("the device needs a reset"));
-    try {
-      this.#copies.check();
-    } catch (error) {
-      this.#break(error);
-    }
   }
 
   /** The bridge broke a rule, or is gone: there is no way back but a reset of the device. */

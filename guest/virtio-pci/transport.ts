@@ -4,6 +4,7 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { inBounds } from "../../shared/bits.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { UserError } from "../../shared/errors.js";
 import { CommonCfg, NO_VECTOR, Status } from "../../shared/spec/virtio.js";
 import type { DriverQueue } from "../../shared/virtqueue/driver.js";
@@ -48,12 +49,19 @@ export class VirtioPci {
 
   /** Resolves when the device is reset (2.4.2). @throws UserError when it does not get there in time */
   async reset(): Promise<void> {
-    const deadline = Date.now() + RESET_DEADLINE_MS;
+    let isLate = false;
+    const stop = startDeadline(RESET_DEADLINE_MS, () => {
+      isLate = true;
+    });
     this.#notifyOffsets = new Float64Array(0);
     this.#common.write8(this.#at(COMMON.deviceStatus), 0);
-    while (this.status !== 0) {
-      if (Date.now() > deadline) throw new UserError("the VIRTIO device does not reset: its back-end may be gone");
-      await delay(RESET_POLL_MS);
+    try {
+      while (this.status !== 0) {
+        if (isLate) throw new UserError("the VIRTIO device does not reset: its back-end may be gone");
+        await delay(RESET_POLL_MS);
+      }
+    } finally {
+      stop();
     }
   }
 

@@ -33,6 +33,9 @@ export class Context {
 
   constructor(readonly target: Target) {}
 
+  /** Whether the server has answered a first message. */
+  wasServed = false;
+
   get timeoutMs(): number {
     return this.target.timeoutMs;
   }
@@ -77,6 +80,7 @@ export class Context {
     for (let attempt = 1; ; attempt++) {
       const session = await this.connectRaw();
       const answer = await session.request(command, body, fds && { fds });
+      if (answer !== undefined) this.wasServed = true;
       if (answer !== undefined || attempt === FIRST_ATTEMPTS) return { session, answer };
       session.close();
       await sleep(CONNECT_RETRY_MS);

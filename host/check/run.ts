@@ -48,6 +48,12 @@ async function describeDevice(target: Omit<Target, "device">): Promise<Device | 
     if (error instanceof ServerGone) {
       throw new UserError(`cannot connect to ${target.path}: ${error.came}; is the server running?`);
     }
+    if (error instanceof Failure && !context.wasServed) {
+      const what = `${target.path}: ${error.came} in place of an answer to VERSION`;
+      throw new UserError(
+        `${what}; the server has another client, most likely, and serves one at a time: end that one first`,
+      );
+    }
     if (error instanceof Failure) return new Skip(`the device does not describe itself: ${error.message}`);
     throw error;
   } finally {

@@ -4,6 +4,7 @@
  * reply), and shares no code with a server that it checks.
  */
 import { close, connect, POLL_READABLE, POLL_WRITABLE, Poll, receive, send } from "../../native/index.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { isSystemError } from "../../shared/errors.js";
 import { MAX_MESSAGE_FDS, MiB } from "../../shared/limits.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
@@ -139,11 +140,11 @@ export function waitFor(fd: number, events: number, timeoutMs: number): Promise<
   if (timeoutMs <= 0) return Promise.resolve(false);
   return new Promise((resolve) => {
     const finish = (ready: boolean) => {
-      clearTimeout(timer);
+      stop();
       poll.close();
       resolve(ready);
     };
-    const timer = setTimeout(() => finish(false), timeoutMs);
+    const stop = startDeadline(timeoutMs, () => finish(false));
     const poll = new Poll(fd, () => finish(true));
     poll.start(events);
   });

@@ -27,7 +27,14 @@ import type { Sharing } from "./sharing.js";
 
 /** The client's side, as far as the device process touches it. */
 export interface ProcessOwner {
-  readonly client: { readonly version: ClientVersion; readonly memory: ClientMemory } | undefined;
+  readonly client:
+    | {
+        readonly version: ClientVersion;
+        readonly memory: ClientMemory;
+        /** Undefined when its VERSION was answered. */
+        readonly introduced: object | undefined;
+      }
+    | undefined;
   /** The client can be introduced to it, or what changed meanwhile made up for. */
   ready(): void;
   /** It is not waited for any more. */
@@ -274,7 +281,9 @@ export class DeviceProcess {
     } else if (command === Command.DMA_READ || command === Command.DMA_WRITE) {
       const client = this.state.name === "broken" ? undefined : this.#owner.client;
       const most = Math.min(MAX_DATA_XFER_SIZE, client?.version.maxDataXferSize ?? 0);
-      this.dma.relay(id, command, flags, bytes, data, length, client?.memory, most);
+      // A client that has no reply to VERSION yet understands no command, and after QUIESCE nothing is to happen.
+      const memory = this.state.name === "quiesced" || client?.introduced !== undefined ? undefined : client?.memory;
+      this.dma.relay(id, command, flags, bytes, data, length, memory, most);
     } else {
       throw new ProtocolError(`command ${command}, which is not one of a device process`);
     }

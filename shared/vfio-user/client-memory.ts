@@ -152,6 +152,9 @@ export class DmaMessages implements ClientMemory {
     }
     const most = command === Command.DMA_READ ? Math.min(this.maxDataXferSize, MAX_READ_COUNT) : this.maxDataXferSize;
     if (bytes.length <= most) return this.request(command, address, bytes.length, bytes);
+    if (bytes.length > most * MAX_DMA_REQUESTS) {
+      throw new ProtocolError(`a DMA of ${bytes.length} bytes in parts of ${most}`, Errno.EBUSY, command);
+    }
     const parts: Promise<void>[] = [];
     for (let at = 0; at < bytes.length; at += most) {
       const part = bytes.subarray(at, at + most);

@@ -107,6 +107,11 @@ export class Connection {
     return this.isClosed;
   }
 
+  /** The peer has closed its end; what it sent before may still be here. */
+  get isHungUp(): boolean {
+    return this.isClosed || this.syscalls.isHungUp(this.fd);
+  }
+
   /**
    * Sends a whole message, bytes[offset, offset + length), with `fds`, which stay the caller's. The bytes may be reused
    * afterwards. A failure ends the connection; nothing is thrown.

@@ -1,4 +1,5 @@
 /** A client's requests under way: ids, replies found again, and time-outs. */
+import { startTicks, TICKS_PER_DEADLINE } from "../deadline.js";
 import { Errno, type PeerGone, ProtocolError } from "../errors.js";
 import { KiB } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
@@ -31,13 +32,11 @@ interface Request {
 
 const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayBuffer(0)), fds: [] };
 const MAX_IDS = 0x10000;
-/** Ticks, not the time, say what is late: a process that stood still has not read the replies yet. */
-const TICKS_PER_TIMEOUT = 8;
 
 export class Requests {
   private readonly pending = new Map<number, Request>();
   private now = 0;
-  private clock: NodeJS.Timeout | undefined;
+  private stopTicks: (() => void) | undefined;
   private out = new Uint8Array(4 * KiB);
   private outData = new DataView(this.out.buffer);
   private nextId = 1;
@@ -57,7 +56,7 @@ export class Requests {
       const id = this.takeId();
       if (!(flags & HeaderFlags.NO_REPLY)) {
         this.pending.set(id, { command, maxFds: options.maxFds ?? 0, startedAt: this.now, resolve, reject });
-        if (this.timeoutMs > 0) this.clock ??= setInterval(() => this.tick(), this.timeoutMs / TICKS_PER_TIMEOUT);
+        if (this.timeoutMs > 0) this.stopTicks ??= startTicks(this.timeoutMs, () => this.tick());
       }
       const size = Header.size + body.length;
       if (this.out.length < size) {
@@ -93,7 +92,7 @@ export class Requests {
 
   close(reason: PeerGone): void {
     this.gone = reason;
-    clearInterval(this.clock);
+    this.stopTicks?.();
     for (const request of this.pending.values()) request.reject(reason);
     this.pending.clear();
   }
@@ -109,12 +108,12 @@ export class Requests {
   private tick(): void {
     this.now++;
     if (this.pending.size === 0) {
-      clearInterval(this.clock);
-      this.clock = undefined;
+      this.stopTicks?.();
+      this.stopTicks = undefined;
       return;
     }
     for (const [id, { command, startedAt, reject }] of this.pending) {
-      if (this.now - startedAt < TICKS_PER_TIMEOUT) continue;
+      if (this.now - startedAt < TICKS_PER_DEADLINE) continue;
       this.pending.delete(id);
       reject(new ProtocolError(`the server does not answer command ${command}`, Errno.ETIMEDOUT, command));
     }

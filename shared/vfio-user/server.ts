@@ -1,17 +1,19 @@
 /**
  * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
- * Disconnection"). A second client waits in the socket's backlog until the first is gone and all its memory is let go.
+ * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed its end
+ * waits in the socket's backlog until all memory of the first is let go.
  */
 import { statSync, unlinkSync } from "node:fs";
 import { accept, close, POLL_READABLE, Poll } from "../../native/index.js";
+import { startTicks } from "../deadline.js";
 import { isSystemError } from "../errors.js";
-import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS } from "../limits.js";
+import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
 import { listenAt } from "../listen.js";
 import { type Log, quietLog } from "../log.js";
 import { FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
-import { Session, type SessionStats, TICKS_PER_DEADLINE } from "./session.js";
+import { Session, type SessionStats } from "./session.js";
 
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
@@ -28,6 +30,7 @@ export interface ServerOptions {
   readonly twinSocket?: boolean;
   readonly replyDeadlineMs?: number;
   readonly deviceWaitMs?: number;
+  readonly versionWaitMs?: number;
   /** What clients have of the event loop, with whatever else belongs to the same session. */
   readonly share?: Share;
   /** Where clients' fds are counted. */
@@ -57,7 +60,6 @@ export class Server {
   private poll: Poll | undefined;
   private inode: number | undefined;
   private session: Session | undefined;
-  private clock: NodeJS.Timeout | undefined;
   private retry: NodeJS.Timeout | undefined;
   private serving: Promise<void> = Promise.resolve();
 
@@ -111,6 +113,11 @@ export class Server {
   }
 
   private acceptOne(): void {
+    if (this.session?.isEnding) {
+      // Its end starts it again.
+      this.poll?.stop();
+      return;
+    }
     let fd: number;
     try {
       fd = accept(this.fd);
@@ -122,8 +129,12 @@ export class Server {
       return;
     }
     if (fd === -1) return;
-    this.poll?.stop();
-    this.serving = this.serve(fd);
+    if (this.session === undefined) {
+      this.serving = this.serve(fd);
+      return;
+    }
+    this.log.warn("refused a second client: one at a time");
+    close(fd);
   }
 
   private async serve(fd: number): Promise<void> {
@@ -134,15 +145,15 @@ export class Server {
       stats: this.counts,
       trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
       deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
+      versionWaitMs: this.options.versionWaitMs ?? VERSION_WAIT_MS,
       twinSocket: this.options.twinSocket ?? true,
       share: this.share,
       fds: this.fds,
     });
     this.session = session;
-    const tickMs = (this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS) / TICKS_PER_DEADLINE;
-    this.clock = setInterval(() => session.tick(), tickMs);
+    const stopTicks = startTicks(this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
     await session.ended;
-    clearInterval(this.clock);
+    stopTicks();
     this.session = undefined;
     this.poll?.start(POLL_READABLE);
   }

@@ -3,6 +3,7 @@
  * transport, and passes the rest on to the backend. Whatever the backend does, each command is answered in time: a
  * read with all ones, as from a dead PCI device, anything else with ETIMEDOUT.
  */
+import { startDeadline, TICKS_PER_DEADLINE } from "../deadline.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
@@ -23,9 +24,6 @@ import type { RegisterMemory } from "./register-memory.js";
 import { TwinSocket } from "./twin-socket.js";
 import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
 
-/** Ticks of a session's clock within one deadline; what is late is noticed at most one tick early. */
-export const TICKS_PER_DEADLINE = 8;
-
 export interface SessionStats {
   clients: number;
   commands: number;
@@ -43,6 +41,7 @@ export interface SessionOptions {
   readonly stats: SessionStats;
   readonly trustUnsealedMemory: boolean;
   readonly deviceWaitMs: number;
+  readonly versionWaitMs: number;
   /** Open a twin socket for a client that can have one. */
   readonly twinSocket: boolean;
   readonly share: Share;
@@ -63,7 +62,8 @@ export class Session implements ConnectionHandler {
   private twin: TwinSocket | undefined;
   private state: "new" | "connecting" | "ready" | "gone" = "new";
   private now = 0;
-  private deviceWait: NodeJS.Timeout | undefined;
+  /** Ends the wait for VERSION, and then for a device. */
+  private stopWaiting: () => void;
   private end!: () => void;
 
   constructor(
@@ -84,6 +84,13 @@ export class Session implements ConnectionHandler {
       receiving: (now) => options.backend.receiving?.(now),
     });
     this.pending = this.freshPending();
+    // Nobody else is served while this one says nothing, or no more than the half of a message.
+    this.stopWaiting = startDeadline(options.versionWaitMs, () => this.close("the client did not say VERSION in time"));
+  }
+
+  /** The client has closed its end, which is dealt with in a moment, or was. */
+  get isEnding(): boolean {
+    return this.state === "gone" || this.connection.isHungUp;
   }
 
   /** DMA maps that the client has now. */
@@ -146,7 +153,7 @@ export class Session implements ConnectionHandler {
     const connected = this.state === "connecting" || this.state === "ready";
     this.state = "gone";
     this.count();
-    clearTimeout(this.deviceWait);
+    this.stopWaiting();
     this.pending.active = false;
     this.maps.end();
     this.options.log.info({ reason: reason.message }, "client gone");
@@ -182,16 +189,17 @@ export class Session implements ConnectionHandler {
     this.twin = pending.wantsReply ? this.openTwin(client) : undefined;
     this.memory = new DmaMessages(this.twin?.connection ?? this.connection, maxDataXferSize);
     this.state = "connecting";
-    this.deviceWait = setTimeout(() => {
+    this.stopWaiting();
+    this.stopWaiting = startDeadline(deviceWaitMs, () => {
       this.refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
-    }, deviceWaitMs);
+    });
     const { major, minor } = client;
     const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
     const reads = { from: (registers: RegisterMemory | undefined) => this.connection.readsFrom(registers) };
     backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.memory, reads).then(
       () => {
         if (this.state !== "connecting") return;
-        clearTimeout(this.deviceWait);
+        this.stopWaiting();
         this.state = "ready";
         const { twin } = this;
         if (twin === undefined) {

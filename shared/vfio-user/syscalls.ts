@@ -2,7 +2,7 @@
  * The few system calls that a connection makes, gathered in one object: a test can put EAGAIN, short sends and EPIPE in
  * their place without a socket.
  */
-import { duplicate } from "../../native/index.js";
+import { duplicate, isHungUp } from "../../native/index.js";
 import { closePeerFd } from "../peer-fds.js";
 import { MessageSocket } from "./message-socket.js";
 import type { RegisterMemory } from "./register-memory.js";
@@ -11,6 +11,8 @@ export interface Syscalls {
   duplicate(fd: number): number;
   /** Without waiting, whatever it is. */
   close(fd: number): void;
+  /** Whether the peer has closed its end. */
+  isHungUp(fd: number): boolean;
   /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
   open(fd: number, callback: (events: number) => void): SocketIo;
 }
@@ -48,6 +50,7 @@ export interface SocketIo {
 export const systemCalls: Syscalls = {
   duplicate,
   close: closePeerFd,
+  isHungUp,
   open: (fd, callback) => new MessageSocket(fd, callback),
 };
 

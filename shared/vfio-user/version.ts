@@ -8,12 +8,14 @@ import {
   MAX_DATA_XFER_SIZE,
   MAX_DIRTY_BITMAP_SIZE,
   MAX_DMA_MAPS,
+  MAX_MESSAGE_FDS,
   MAX_VERSION_JSON_SIZE,
+  MiB,
   PAGE_SIZE,
 } from "../limits.js";
 import { Command, VERSION_MAJOR, VERSION_MINOR, Version } from "../spec/vfio-user.js";
 
-/** Capabilities with the specification's defaults in place of what was left out. */
+/** Capabilities with the specification's defaults in place of what was left out, and no more than we have use for. */
 export interface Capabilities {
   readonly maxMsgFds: number;
   readonly maxDataXferSize: number;
@@ -47,7 +49,9 @@ export const DEFAULT_CAPABILITIES: Capabilities = {
 
 /** Stock QEMU gives up when a server wants more fds on a message than this. We take what a message can carry. */
 const ANNOUNCED_MSG_FDS = 16;
-const DEFAULT_MIGRATION = { pgsize: PAGE_SIZE, maxBitmapSize: 256 * 1024 * 1024 };
+const DEFAULT_MIGRATION = { pgsize: PAGE_SIZE, maxBitmapSize: 256 * MiB };
+/** The largest that is understood; larger than what either side will ever get. */
+const MAX_BITMAP_SIZE = 2 ** 32 - 1;
 
 function refuse(what: string): never {
   throw new ProtocolError(`VERSION: ${what}`, Errno.EINVAL, Command.VERSION);
@@ -65,11 +69,12 @@ function property(json: Json, name: string): unknown {
   return Object.hasOwn(json, name) ? json[name] : undefined;
 }
 
-function count(json: Json, name: string, least: number, otherwise: number): number {
+/** Peers may announce more than anybody needs: what is above `most` is taken for it. */
+function count(json: Json, name: string, least: number, most: number, otherwise: number): number {
   const value = property(json, name);
   if (value === undefined) return otherwise;
-  if (!Number.isSafeInteger(value) || (value as number) < least) refuse(`${name} is not an integer from ${least} on`);
-  return value as number;
+  if (!Number.isInteger(value) || (value as number) < least) refuse(`${name} is not an integer from ${least} on`);
+  return Math.min(value as number, most);
 }
 
 function flag(json: Json, name: string): boolean {
@@ -88,16 +93,16 @@ function parseCapabilities(json: Json): Capabilities {
   const migrationCaps = migration === undefined ? undefined : objectOf(migration, "migration");
   const defaults = DEFAULT_CAPABILITIES;
   return {
-    maxMsgFds: count(caps, "max_msg_fds", 0, defaults.maxMsgFds),
-    maxDataXferSize: count(caps, "max_data_xfer_size", 1, defaults.maxDataXferSize),
-    maxDmaMaps: count(caps, "max_dma_maps", 0, defaults.maxDmaMaps),
-    pgsizes: count(caps, "pgsizes", 1, defaults.pgsizes),
+    maxMsgFds: count(caps, "max_msg_fds", 0, MAX_MESSAGE_FDS, defaults.maxMsgFds),
+    maxDataXferSize: count(caps, "max_data_xfer_size", 1, MAX_DATA_XFER_SIZE, defaults.maxDataXferSize),
+    maxDmaMaps: count(caps, "max_dma_maps", 0, MAX_DMA_MAPS, defaults.maxDmaMaps),
+    pgsizes: count(caps, "pgsizes", 1, Number.MAX_SAFE_INTEGER, defaults.pgsizes),
     writeMultiple: flag(caps, "write_multiple"),
     twinSocket: flag(twinCaps, "supported"),
-    twinSocketFd: count(twinCaps, "fd_index", 0, -1),
+    twinSocketFd: count(twinCaps, "fd_index", 0, MAX_MESSAGE_FDS, -1),
     migration: migrationCaps && {
-      pgsize: count(migrationCaps, "pgsize", 1, DEFAULT_MIGRATION.pgsize),
-      maxBitmapSize: count(migrationCaps, "max_bitmap_size", 0, DEFAULT_MIGRATION.maxBitmapSize),
+      pgsize: count(migrationCaps, "pgsize", 1, Number.MAX_SAFE_INTEGER, DEFAULT_MIGRATION.pgsize),
+      maxBitmapSize: count(migrationCaps, "max_bitmap_size", 0, MAX_BITMAP_SIZE, DEFAULT_MIGRATION.maxBitmapSize),
     },
   };
 }

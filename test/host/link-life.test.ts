@@ -3,12 +3,22 @@ import test from "ava";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { ClientConnected, ClientGone, LinkCommand, NO_DOORBELL } from "../../shared/spec/link.js";
-import { Command, DmaAccess, DmaMap, HeaderFlags, Irq, IrqSet, Region } from "../../shared/spec/vfio-user.js";
+import {
+  Command,
+  DeviceInfo,
+  DmaAccess,
+  DmaMap,
+  HeaderFlags,
+  Irq,
+  IrqSet,
+  Region,
+} from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { BridgeProcess } from "../fakes/front-end-bridge.js";
 import { WINDOW_BAR } from "../fakes/front-end-config.js";
-import { TestDevice } from "../fakes/front-end-device.js";
+import { type LinkMessage, TestDevice } from "../fakes/front-end-device.js";
+import { message, RawClient } from "../shared/vfio-user/raw-client.js";
 
 import { deviceAnswers, doorbellsOf, eventfd, memory, ones, setUp } from "./set-up.js";
 
@@ -126,6 +136,27 @@ test.serial("a command that comes while a new device process is told of the clie
     t.deepEqual(await read, dies ? ones(4) : new Uint8Array(4).fill(42));
     t.false(dies && device.received.slice(after).some(({ command }) => command === Command.REGION_READ));
   }
+});
+
+test.serial("no DMA message reaches a client before its VERSION was answered, and none after QUIESCE", async (t) => {
+  const { bridge, device } = await setUp(t);
+  const access = DmaAccess.encode({ address: 0, count: 4 });
+  let early: Promise<LinkMessage> | undefined;
+  device.onCommand = (received) => {
+    if (received.command !== LinkCommand.CLIENT_CONNECTED) return false;
+    early = device.request(Command.DMA_READ, access);
+    void early.then(() => device.reply(received));
+    return true;
+  };
+  const raw = new RawClient(bridge.socketPath);
+  t.teardown(() => raw.close());
+  t.is((await raw.negotiate()).command, Command.VERSION);
+  t.is((await early)?.errno, Errno.ENODEV);
+  await device.request(LinkCommand.QUIESCE);
+  const write = Buffer.concat([access, Buffer.from("late")]);
+  t.is((await device.request(Command.DMA_WRITE, write)).errno, Errno.ENODEV);
+  const info = message(Command.DEVICE_GET_INFO, DeviceInfo.encode({ argsz: DeviceInfo.size }));
+  t.is((await raw.exchange(info)).command, Command.DEVICE_GET_INFO);
 });
 
 test.serial("after QUIESCE nothing is in the window and nothing is asked of QEMU", async (t) => {

@@ -6,7 +6,17 @@ import { startDeadline } from "../../shared/deadline.js";
 /** Nothing of this process runs meanwhile. */
 const standStill = (milliseconds: number) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 
-test("what came while the process stood still is seen before it is late", async (t) => {
+for (const before of [0, 70, 90]) {
+  test.serial(
+    `what came while the process stood still, after ${before} % of the time, is seen before it is late`,
+    async (t) => {
+      t.is(await standStillAfter(before), "came");
+    },
+  );
+}
+
+/** What comes of a deadline of 100 ms, of which that many have passed when something comes and the process stands still. */
+async function standStillAfter(before: number): Promise<string> {
   const fd = eventfd(0);
   const seen = await new Promise<string>((resolve) => {
     const stop = startDeadline(100, () => resolve("late"));
@@ -17,12 +27,16 @@ test("what came while the process stood still is seen before it is late", async 
       resolve("came");
     });
     poll.start(POLL_READABLE);
-    eventfdWrite(fd);
-    standStill(300);
+    const stand = () => {
+      eventfdWrite(fd);
+      standStill(300);
+    };
+    if (before === 0) stand();
+    else setTimeout(stand, before);
   });
   closeSync(fd);
-  t.is(seen, "came");
-});
+  return seen;
+}
 
 test("what does not come is late, once; what is stopped never is", async (t) => {
   let count = 0;

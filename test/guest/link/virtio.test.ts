@@ -218,6 +218,30 @@ test("DMA by message: replies that are wrong, refused, or never come for a clien
   t.deepEqual(target, new Uint8Array(16).fill(9));
 });
 
+test("DMA by message that is given up before it was sent never is, and what was half sent has the bytes of then", async (t) => {
+  const { bridge, connect, map, enable, device } = await setUp(t);
+  await connect();
+  await map({ flags: DmaMapFlags.READ | DmaMapFlags.WRITE, size: 64 * MiB });
+  await enable();
+  const sources = Array.from({ length: 16 }, () => new Uint8Array(MiB).fill(1));
+  const writes = sources.map((source, n) => device.context.dma.write(ADDRESS + n * MiB, source));
+  const gone = bridge.send(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation: 1 }));
+  for (const write of writes) await t.throwsAsync(write, { name: "PeerGone" });
+  // They are their owner's again.
+  for (const source of sources) source.fill(2);
+  let sent = 0;
+  for (;;) {
+    const { id, command, body } = await bridge.receive();
+    if (id === gone && command === LinkCommand.CLIENT_GONE) break;
+    t.is(command, Command.DMA_WRITE);
+    t.false(body.subarray(DmaAccess.size).includes(2));
+    sent++;
+  }
+  t.log(`${sent} of ${writes.length} were sent`);
+  t.true(sent < writes.length);
+  t.is((await connect()).errno, 0);
+});
+
 test("a DMA's reply overtakes the command that waits for the DMA", async (t) => {
   const { bridge, connect, map, enable, device } = await setUp(t);
   await connect();

@@ -1,7 +1,7 @@
 /** DMA by message with clients that answer late, in another order, wrongly, or slowly; over one socket and over two. */
 import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { MAX_PENDING_COMMANDS, MiB } from "../../../shared/limits.js";
+import { KiB, MAX_PENDING_COMMANDS, MiB } from "../../../shared/limits.js";
 import { Command, DmaAccess, HeaderFlags, RegionAccess } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
 import type { ServerOptions } from "../../../shared/vfio-user/server.js";
@@ -42,6 +42,11 @@ async function refuse(dma: RawClient, { id, command }: RawMessage): Promise<void
   dma.send(message(command, undefined, { id, flags: HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno: Errno.EINVAL }));
 }
 
+/** Enough for what was sent to be dealt with. */
+async function turns(): Promise<void> {
+  for (let n = 0; n < 20; n++) await new Promise((resolve) => setImmediate(resolve));
+}
+
 /** The reply to a DMA_READ, or to a DMA_WRITE. */
 function answer({ id, command, body }: RawMessage, data: Uint8Array = Buffer.alloc(0)): Buffer {
   return message(command, Buffer.concat([body.subarray(0, DmaAccess.size), data]), { id, ...REPLY });
@@ -49,6 +54,22 @@ function answer({ id, command, body }: RawMessage, data: Uint8Array = Buffer.all
 
 for (const twin of [false, true]) {
   const over = twin ? "over a twin socket" : "over one socket";
+
+  test(`${over}: a transfer of several messages is over when none of them touches its bytes any more`, async (t) => {
+    const { dma, memory } = await setUp(t, twin);
+    const target = new Uint8Array(64 * KiB);
+    let isOver = false;
+    const read = memory.read(0x1000, target).finally(() => {
+      isOver = true;
+    });
+    const [first, second] = [await dma.receive(), await dma.receive()];
+    await refuse(dma, first);
+    await turns();
+    t.false(isOver);
+    dma.send(answer(second, Buffer.alloc(32 * KiB, 7)));
+    await t.throwsAsync(read, { message: /refused/ });
+    t.deepEqual([target[0], target[32 * KiB]], [0, 7]);
+  });
 
   test(`${over}: replies in any order, and to nothing`, async (t) => {
     const { raw, dma, memory } = await setUp(t, twin);

@@ -544,8 +544,10 @@ test("interrupts are set up while the device is away, and checked as ever", asyn
   closeSync(fd);
 });
 
-test("a second client waits until the first is gone and let go", async (t) => {
-  const fixture = new Fixture(t);
+test("a second client is refused at once; one that comes when the first has left waits until all of it is let go", async (t) => {
+  const warnings: unknown[] = [];
+  const log = { ...quietLog, warn: (...said: unknown[]) => void warnings.push(said.at(-1)) };
+  const fixture = new Fixture(t, { log });
   const { backend, server } = fixture;
   let letGo = () => {};
   backend.onDisconnect = () =>
@@ -556,11 +558,16 @@ test("a second client waits until the first is gone and let go", async (t) => {
   const fd = sealed(0x1000);
   await first.exchange(message(Command.DMA_MAP, map()), [fd]);
   closeSync(fd);
-  const second = fixture.connectRaw();
-  second.send(message(Command.VERSION, versionBody()));
+  const refused = fixture.connectRaw();
+  refused.send(message(Command.VERSION, versionBody()));
+  await t.throwsAsync(refused.receive(), { message: /closed|ECONNRESET/ });
+  t.deepEqual(warnings, ["refused a second client: one at a time"]);
   t.true(await usable(first));
   t.is(backend.connects, 1);
+  // Nobody has heard of its end when the next one is there.
   first.close();
+  const second = fixture.connectRaw();
+  second.send(message(Command.VERSION, versionBody()));
   await until(() => backend.disconnects === 1);
   await new Promise((resolve) => setImmediate(resolve));
   t.is(backend.connects, 1, "not before the memory is let go");
@@ -571,6 +578,22 @@ test("a second client waits until the first is gone and let go", async (t) => {
   t.true(await usable(second));
   backend.onDisconnect = undefined;
 });
+
+for (const [what, beginning] of [
+  ["nothing", new Uint8Array(0)],
+  ["half of a message", message(Command.VERSION, versionBody()).subarray(0, 20)],
+] as const) {
+  test(`a client that says ${what} goes in time, and the next one is served`, async (t) => {
+    const fixture = new Fixture(t, { versionWaitMs: 50 });
+    const silent = fixture.connectRaw();
+    if (beginning.length > 0) silent.send(beginning);
+    await t.throwsAsync(silent.receive(), { message: /closed/ });
+    t.is(fixture.backend.connects, 0);
+    const next = await fixture.negotiatedRaw();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    t.true(await usable(next), "the deadline is for the first message alone");
+  });
+}
 
 test("a client that goes in the middle of a map, an unmap, a command and VERSION leaves nothing behind", async (t) => {
   const fixture = new Fixture(t);
