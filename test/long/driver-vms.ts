@@ -4,7 +4,7 @@ import { type Extras, prepareExtras } from "../vm/environment.js";
 import { extraDriverVmBase } from "../vm/initramfs.js";
 import { Product } from "../vm/product.js";
 import type { Vm } from "../vm/qemu.js";
-import { waitForDisk } from "../vm/two-vms.js";
+import { type DriverVmChoices, waitForDisk } from "../vm/two-vms.js";
 
 /** The Debian suites whose kernels there are; "trixie" has the one of all other tests. */
 export type Suite = "bookworm" | "trixie" | "trixie-backports";
@@ -24,12 +24,13 @@ export async function startLong(t: ExecutionContext, diskMiB: number): Promise<L
 export async function driverVmOf(
   t: ExecutionContext<LongSetUp>,
   suite: Suite = "trixie",
+  choices: DriverVmChoices = {},
 ): Promise<{ vm: Vm; kernelVersion: string; diskBytes: number }> {
   t.timeout(15 * 60_000);
   const { product, extras } = t.context;
   const kernel = extras.kernels.find((known) => known.suite === suite);
   if (kernel === undefined) throw new Error(`no kernel of ${suite} was set up`);
   const base = await extraDriverVmBase(product.environment, extras, kernel);
-  const vm = await product.driverVm(t, { kernel, base, memoryMiB: 768, cpus: 2 });
+  const vm = await product.driverVm(t, { kernel, base, memoryMiB: 768, cpus: 2, ...choices });
   return { vm, kernelVersion: kernel.version, diskBytes: await waitForDisk(vm) };
 }

@@ -49,8 +49,19 @@ export interface DriverVmOptions extends MachineOptions {
   /** Whether the firmware boots from it. */
   readonly bootsFromIt?: boolean;
   /** An IOMMU, in which Linux maps the data of each request, and unmaps it before the request is done. */
-  readonly iommu?: boolean;
+  readonly iommu?: Iommu | undefined;
+  /** More of QEMU's arguments. */
+  readonly more?: readonly string[];
+  /** More for -m, behind the size: ",slots=2,maxmem=4G". */
+  readonly memoryOptions?: string;
 }
+
+/** Those with which Linux maps and unmaps at once ("strict"), and QEMU hears of both; virtio's has addresses right below 2^64. */
+export type Iommu = "intel" | "virtio";
+const IOMMUS: Readonly<Record<Iommu, { readonly device: readonly string[]; readonly append: string }>> = {
+  intel: { device: ["-device", "intel-iommu,caching-mode=on"], append: "intel_iommu=on iommu.strict=1" },
+  virtio: { device: ["-device", "virtio-iommu-pci,aw-bits=64"], append: "iommu.forcedac=1 iommu.strict=1" },
+};
 
 /** The QMP id of each VM's device under test (for device_del), and of its root port (for device_add). */
 export const DEVICE_ID = "device0";
@@ -94,9 +105,10 @@ function rootPort(n: number): string {
 }
 
 export function driverVmArguments(options: DriverVmOptions): string[] {
-  const { vfioUserSocket, bootsFromIt = false, iommu = false } = options;
-  const append = `${options.append ?? ""} ${iommu ? "intel_iommu=on iommu.strict=1" : ""}`;
-  const args = machineArguments({ ...options, append }, iommu ? ["-device", "intel-iommu,caching-mode=on"] : []);
+  const { vfioUserSocket, bootsFromIt = false, iommu, more = [], memoryOptions } = options;
+  const { device: early, append } = iommu === undefined ? { device: [], append: "" } : IOMMUS[iommu];
+  const machine = { ...options, append: `${options.append ?? ""} ${append}` };
+  const args = [...machineArguments(machine, early, memoryOptions), ...more];
   if (vfioUserSocket !== undefined) {
     const device = vfioUserDevice(vfioUserSocket);
     args.push("-device", JSON.stringify(bootsFromIt ? { ...device, bootindex: 0 } : device));
@@ -110,7 +122,7 @@ export function vfioUserDevice(path: string): Record<string, unknown> {
 }
 
 /** `early` goes in front of all other devices, where QEMU wants an IOMMU. */
-function machineArguments(options: MachineOptions, early: readonly string[]): string[] {
+function machineArguments(options: MachineOptions, early: readonly string[], memoryOptions = ""): string[] {
   const { kernel, initrd, memoryMiB, append = "", cpus = 1, reboots = false } = options;
   const { memoryBackend = "memory-backend-memfd,share=on" } = options;
   // When an emulated timer is late, on a busy machine, Linux takes it for broken and panics, unless it does not look.
@@ -124,7 +136,7 @@ function machineArguments(options: MachineOptions, early: readonly string[]): st
       "-machine",
       `q35,memory-backend=mem${kvm ? ",kernel-irqchip=split" : ""}`,
       "-m",
-      `${memoryMiB}M`,
+      `${memoryMiB}M${memoryOptions}`,
       "-smp",
       `${cpus}`,
     ],

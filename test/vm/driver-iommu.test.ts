@@ -17,7 +17,7 @@ test("a disk on the local link behind the driver VM's IOMMU: no DMA by message",
   const directory = await mkdtemp(join(tmpdir(), "vfio-user-iommu-"));
   t.teardown(() => rm(directory, { recursive: true }));
   const { vm, endpoint, stop } = await startLocalDevice(await createNvme({ memory: [DISK] }), directory, {
-    iommu: true,
+    iommu: "intel",
   });
   t.teardown(stop);
   t.is(await waitForDisk(vm), DISK);

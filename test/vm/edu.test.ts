@@ -2,26 +2,23 @@
  * edu driven by a program in a driver VM, programs/edu.c, as docs/writing-a-device.md has it: through the BAR that the kernel shows
  * in sysfs, and by VFIO behind the VM's own IOMMU, whose every map and unmap reaches the device. The device runs on this host.
  */
-import { type ChildProcess, execFile } from "node:child_process";
+import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import anyTest, { type TestFn } from "ava";
-import { driverVmArguments } from "./arguments.js";
+import { createEdu } from "../../guest/devices/edu/index.js";
 import type { Entry } from "./cpio.js";
-import { startDevice, stopDevices } from "./device-process.js";
 import { PROJECT_ROOT, prepareVmEnvironment, type VmEnvironment } from "./environment.js";
-import { initScript } from "./init.js";
-import { driverVmBase, writeInitrd } from "./initramfs.js";
-import { Vm } from "./qemu.js";
-import { BOOT_MS, COMMAND_MS } from "./two-vms.js";
+import { type LocalDevice, mapsOf, startLocalDevice } from "./local-device.js";
+import { COMMAND_MS } from "./two-vms.js";
 
 const ADDRESS = "0000:01:00.0";
 const SYSFS = `/sys/bus/pci/devices/${ADDRESS}`;
 
 const run = promisify(execFile);
-const test = anyTest as TestFn<{ directory: string; devices: ChildProcess[]; vm: Vm }>;
+const test = anyTest as TestFn<{ directory: string; local: LocalDevice }>;
 
 /** The program, which needs nothing of the VM's but its kernel. */
 async function compile(directory: string): Promise<Buffer> {
@@ -42,33 +39,23 @@ test.before(async (t) => {
   t.timeout(20 * 60_000);
   const environment = await prepareVmEnvironment();
   const directory = await mkdtemp(join(tmpdir(), "vfio-user-edu-"));
-  const devices: ChildProcess[] = [];
-  Object.assign(t.context, { directory, devices });
-  const socket = join(directory, "edu.sock");
-  await startDevice(devices, socket, "edu");
-  const initrd = join(directory, "driver.cpio");
+  t.context.directory = directory;
   const program = { path: "/bin/edu", data: await compile(directory), mode: 0o755 };
-  const entries = [...initScript({ afterwards: "commands" }), ...(await modules(environment)), program];
-  await writeInitrd(await driverVmBase(environment), entries, initrd);
-  const machine = { kernel: environment.kernel, initrd, memoryMiB: 512, append: "intel_iommu=on" };
-  const iommu = ["-device", "intel-iommu,caching-mode=on"];
-  t.context.vm = new Vm(environment, "driver VM", [
-    ...iommu,
-    ...driverVmArguments({ ...machine, vfioUserSocket: socket }),
-  ]);
-  await t.context.vm.waitForLine(/^@@ready$/, BOOT_MS);
+  t.context.local = await startLocalDevice(createEdu(), directory, {
+    iommu: "intel",
+    entries: [...(await modules(environment)), program],
+  });
 });
 
 test.after.always(async (t) => {
-  const { vm, devices, directory } = t.context;
-  await vm?.stop();
-  await stopDevices(devices ?? []);
+  const { local, directory } = t.context;
+  await local?.stop();
   if (directory !== undefined) await rm(directory, { recursive: true });
 });
 
 test.serial("lspci sees QEMU's edu", async (t) => {
   t.timeout(10 * COMMAND_MS);
-  const text = await t.context.vm.check(`lspci -nvvs ${ADDRESS} 2>/dev/null`, COMMAND_MS);
+  const text = await t.context.local.vm.check(`lspci -nvvs ${ADDRESS} 2>/dev/null`, COMMAND_MS);
   t.regex(text, /^01:00\.0 00ff: 1234:11e8 \(rev 10\)/);
   t.regex(text, /Interrupt: pin A routed to IRQ \d+/);
   t.regex(text, /Region 0: Memory at .* \(32-bit, non-prefetchable\) .*\[size=1M\]/);
@@ -77,7 +64,7 @@ test.serial("lspci sees QEMU's edu", async (t) => {
 
 test.serial("a program maps resource0 and computes a factorial", async (t) => {
   t.timeout(10 * COMMAND_MS);
-  const { vm } = t.context;
+  const { vm } = t.context.local;
   await vm.check(`echo 1 >${SYSFS}/enable`, COMMAND_MS);
   const output = await vm.check(`edu resource0 ${ADDRESS}`, COMMAND_MS);
   t.deepEqual(output.split("\n"), ["identification 010000ed", "liveness edcba987", "factorial 3628800"]);
@@ -86,7 +73,7 @@ test.serial("a program maps resource0 and computes a factorial", async (t) => {
 
 test.serial("a program drives it by VFIO: INTx, MSI, DMA both ways, and DMA that the IOMMU keeps out", async (t) => {
   t.timeout(10 * COMMAND_MS);
-  const { vm } = t.context;
+  const { vm } = t.context.local;
   await vm.check(`echo vfio-pci >${SYSFS}/driver_override && echo ${ADDRESS} >/sys/bus/pci/drivers_probe`, COMMAND_MS);
   const output = await vm.check(`edu vfio ${ADDRESS}`, COMMAND_MS);
   t.deepEqual(output.split("\n"), [
@@ -108,4 +95,16 @@ test.serial("a program drives it by VFIO: INTx, MSI, DMA both ways, and DMA that
     "command 6",
     "DMA to what is unmapped: nothing came",
   ]);
+});
+
+test.serial("a program that leaves with pages mapped leaves nothing mapped for the device", async (t) => {
+  t.timeout(10 * COMMAND_MS);
+  const { vm, endpoint } = t.context.local;
+  const before = mapsOf(endpoint);
+  for (let times = 0; times < 2; times++) {
+    const output = await vm.check(`edu leave ${ADDRESS}`, COMMAND_MS);
+    t.is(output.split("\n").at(-1), "left with 16 pages mapped", output);
+    t.is(mapsOf(endpoint), before);
+  }
+  t.notRegex(vm.log, /\[qemu\]/, "QEMU complains of nothing");
 });

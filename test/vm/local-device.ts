@@ -31,6 +31,11 @@ export interface LocalDevice {
   stop(): Promise<void>;
 }
 
+/** How many DMA maps the device has. */
+export function mapsOf({ dma }: DeviceEndpoint): number {
+  return (dma.inspect() as { maps: unknown[] }).maps.length;
+}
+
 /** Files are made in `directory`, which stays the caller's. */
 export async function startLocalDevice(
   device: Device,

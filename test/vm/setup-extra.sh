@@ -7,10 +7,12 @@ set -euo pipefail
 shopt -s inherit_errexit
 source "$(dirname "$0")/packages.sh"
 
-recipe=1 # one more whenever the tree's contents change
+recipe=2 # one more whenever the tree's contents change
 suites=(bookworm trixie trixie-backports)
 packages=(busybox-static e2fsprogs pciutils util-linux nvme-cli fio xfsprogs grub-pc-bin grub-common)
-modules=(xfs)
+modules=(xfs virtio_mem)
+# Not in bookworm's kernel for clouds.
+newer_modules=(virtio_iommu)
 tree=$prefix/vm-extra-$recipe
 
 report() {
@@ -29,7 +31,9 @@ read_lists "${suites[@]}"
 say "downloading the long tests' guest programs (about 60 MB, 150 packages)"
 unpack_packages trixie "${packages[@]}"
 for suite in "${suites[@]}"; do
-  fetch_kernel "$suite" "$work/tree/kernels/$suite" "${modules[@]}"
+  wanted=("${modules[@]}")
+  [[ $suite == bookworm ]] || wanted+=("${newer_modules[@]}")
+  fetch_kernel "$suite" "$work/tree/kernels/$suite" "${wanted[@]}"
 done
 finish_tree
 report

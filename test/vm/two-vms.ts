@@ -3,7 +3,7 @@
  * a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
  */
 import { join } from "node:path";
-import { type Drive, deviceVmArguments, driverVmArguments } from "./arguments.js";
+import { type Drive, deviceVmArguments, driverVmArguments, type Iommu } from "./arguments.js";
 import { type LogLine, parseLogLine } from "./bridge-process.js";
 import type { Entry } from "./cpio.js";
 import type { GuestKernel, VmEnvironment } from "./environment.js";
@@ -124,8 +124,12 @@ export interface DriverVmChoices {
   /** Whether it boots from the disk: all that it runs is there. */
   readonly bootsFromIt?: boolean;
   /** As in DriverVmOptions. */
-  readonly iommu?: boolean;
+  readonly iommu?: Iommu;
   readonly memoryBackend?: string;
+  readonly more?: readonly string[];
+  readonly memoryOptions?: string;
+  /** More files in it. */
+  readonly entries?: readonly Entry[];
 }
 
 /** Starts the driver VM; `booted` waits for its shell. */
@@ -136,12 +140,14 @@ export async function startDriverVm(
   choices: DriverVmChoices = {},
 ): Promise<Vm> {
   const { name = "driver VM", memoryMiB = 512, cpus = 1, append = "" } = choices;
-  const { reboots = false, plugged = true, bootsFromIt = false, iommu = false, memoryBackend } = choices;
-  const machine = { memoryMiB, cpus, append, reboots, iommu, ...(memoryBackend !== undefined && { memoryBackend }) };
+  const { reboots = false, plugged = true, bootsFromIt = false, iommu, memoryBackend } = choices;
+  const { more = [], memoryOptions = "", entries = [] } = choices;
+  const own = { iommu, more, memoryOptions, ...(memoryBackend !== undefined && { memoryBackend }) };
+  const machine = { memoryMiB, cpus, append, reboots, ...own };
   if (bootsFromIt) return new Vm(environment, name, driverVmArguments({ ...machine, vfioUserSocket, bootsFromIt }));
   const initrd = join(directory, `${name.replaceAll(" ", "-")}.cpio`);
   const base = choices.base ?? (await driverVmBase(environment));
-  await writeInitrd(base, initScript({ afterwards: "commands" }), initrd);
+  await writeInitrd(base, [...initScript({ afterwards: "commands" }), ...entries], initrd);
   const loaded = { ...machine, kernel: choices.kernel?.image ?? environment.kernel, initrd };
   return new Vm(environment, name, driverVmArguments(plugged ? { ...loaded, vfioUserSocket } : loaded));
 }
@@ -191,6 +197,11 @@ export async function exerciseDisk(vm: Vm, dataMiB: number, onStep: (step: Step)
   await step("unmount", "umount /mnt && e2fsck -fn /dev/nvme0n1 >/dev/null");
   if (read !== written) throw new Error(`the disk gave back other data than was written:\n${written}\n${read}`);
   return read.split(" ")[0];
+}
+
+/** How many DMA maps the device VM's controller has. */
+export async function nvmeMaps(vm: Vm): Promise<number> {
+  return ((await nvmeState(vm)).match(/"windowOffset":/g) ?? []).length;
 }
 
 /** Interrupts of the nvme driver so far, summed over its vectors. */

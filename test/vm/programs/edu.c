@@ -1,7 +1,7 @@
 /*
- * A driver for edu that runs as a program in the driver VM, twice: `edu resource0 ADDRESS` maps the BAR that the kernel shows in sysfs,
- * `edu vfio ADDRESS` takes the device over by VFIO, behind the VM's IOMMU, for DMA and interrupts. It prints what it sees, a
- * line each, and ends with 1 at the first system call that fails.
+ * A driver for edu that runs as a program in the driver VM, in three ways: `edu resource0 ADDRESS` maps the BAR that the kernel shows in
+ * sysfs, `edu vfio ADDRESS` takes the device over by VFIO, behind the VM's IOMMU, for DMA and interrupts, and `edu leave ADDRESS` ends
+ * with pages mapped. It prints what it sees, a line each, and ends with 1 at the first system call that fails.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +23,7 @@ enum { COMPUTING = 0x01, INTERRUPT_WHEN_DONE = 0x80, RUN = 1, TO_MEMORY = 2, INT
 enum { BAR_SIZE = 0x100000, BUFFER = 0x40000, BUFFER_SIZE = 4096 };
 /* An address for the device, within the 28 bits that it has. */
 enum { IOVA = 0x400000, MEMORY_SIZE = 4 * 4096 };
+enum { PAGES = 16 };
 enum { PCI_COMMAND = 4, PCI_MEMORY_AND_BUS_MASTER = 6 };
 
 static volatile uint8_t *bar;
@@ -138,6 +139,19 @@ static void try_dma(int msi) {
   printf("DMA to what is unmapped: %s\n", changed ? "it came through" : "nothing came");
 }
 
+/* Maps pages apart from each other, writes to the first and the last of them, and leaves it to the kernel to unmap them. */
+static void leave_mapped(int msi) {
+  uint8_t *memory = map(-1, 0, PAGES * 4096);
+  for (int n = 0; n < PAGES; n++) {
+    struct vfio_iommu_type1_dma_map dma = {.argsz = sizeof dma, .vaddr = (uintptr_t)memory + n * 4096, .iova = IOVA + n * 3 * 4096, .size = 4096};
+    dma.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    check("MAP_DMA", ioctl(container, VFIO_IOMMU_MAP_DMA, &dma));
+  }
+  transfer(msi, BUFFER, IOVA, 16, TO_MEMORY);
+  transfer(msi, BUFFER, IOVA + (PAGES - 1) * 3 * 4096, 16, TO_MEMORY);
+  printf("left with %d pages mapped\n", PAGES);
+}
+
 int main(int argc, char **argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   if (argc != 3) return 2;
@@ -149,6 +163,10 @@ int main(int argc, char **argv) {
     return 0;
   }
   open_device(argv[2]);
+  if (strcmp(argv[1], "leave") == 0) {
+    leave_mapped(bind_interrupt(VFIO_PCI_MSI_IRQ_INDEX));
+    return 0;
+  }
   try_registers();
   try_intx();
   int msi = bind_interrupt(VFIO_PCI_MSI_IRQ_INDEX);
