@@ -53,6 +53,11 @@ export function exactSpans(address: number, size: number): Span[] {
   return spans;
 }
 
+/** Whether `length` bytes at `address`, all exact, have anything of one of the spans. */
+export function meets(spans: readonly Span[], address: number, length: number): boolean {
+  return spans.some(({ start, end }) => address < end && address + length > start);
+}
+
 /** For people: unsigned, in hexadecimal. */
 export function formatAddress(address: number): string {
   return Number.isInteger(address) ? `0x${BigInt.asUintN(64, BigInt(address)).toString(16)}` : `${address}`;

@@ -9,6 +9,7 @@
  * an ArrayBuffer of its own, and a file that its owner truncates harms nobody.
  */
 import { fileStatus, PROT_READ, PROT_WRITE, Reservation } from "../native/index.js";
+import { formatAddress } from "./address.js";
 import { alignUp } from "./bits.js";
 import { isSystemError } from "./errors.js";
 import { DRIVER_VM_MEMORY_SIZE, PAGE_SIZE, WINDOW_PIECE_SIZE } from "./limits.js";
@@ -200,7 +201,8 @@ export class CopiedMemory {
   }
 
   #complain(address: number, size: number, reason: string): void {
-    if (!this.#isFull) this.#log.warn({ address, size, reason }, "not mapped for copies: DMA by messages");
+    if (!this.#isFull)
+      this.#log.warn({ address: formatAddress(address), size, reason }, "not mapped for copies: DMA by messages");
     this.#isFull = true;
   }
 }

@@ -2,6 +2,7 @@
  * Requests of ours to the bridge: their ids, their deadlines, and what becomes of the replies. An id is used again only
  * after its reply, so that a late reply is never taken for another's.
  */
+import { ADDRESS_SPACE, exactSpans, meets } from "../../shared/address.js";
 import { startDeadline } from "../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { REPLY_DEADLINE_MS } from "../../shared/limits.js";
@@ -62,11 +63,10 @@ export class Requests {
   }
 
   /** As abandon, but only of DMA that concerns a range, or all, which the client answers. What the bridge itself answers it still does. */
-  abandonDma(error: Error, address = -(2 ** 63), length = 2 ** 64): void {
-    const end = address + length;
+  abandonDma(error: Error, address = 0, length = ADDRESS_SPACE): void {
+    const spans = exactSpans(address, length);
     for (const [id, request] of [...this.#requests]) {
-      if (!isDma(request.command) || request.address >= end || request.address + request.count <= address) continue;
-      this.#giveUp(id, error);
+      if (isDma(request.command) && meets(spans, request.address, request.count)) this.#giveUp(id, error);
     }
   }
 

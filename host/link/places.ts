@@ -3,6 +3,8 @@
  * device process wants to have none of them, within reach of the copy queue. A map that can be neither is no error: the device
  * process reaches that memory by DMA messages.
  */
+
+import { formatAddress } from "../../shared/address.js";
 import { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno, PeerGone, ProtocolError } from "../../shared/errors.js";
 import { MAX_WINDOW_MAPS, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
@@ -55,7 +57,8 @@ export class Places {
   }
 
   async #putIntoWindow(map: MemoryMap): Promise<void> {
-    const { address, readable, writable, fd, fdOffset, isShareable, pageSize } = map;
+    const { readable, writable, fd, fdOffset, isShareable, pageSize } = map;
+    const address = formatAddress(map.address);
     const { begin, end } = map.windowPart;
     const size = end - begin;
     // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.

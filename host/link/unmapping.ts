@@ -29,8 +29,8 @@ export class Unmapping {
   }
 
   /**
-   * Asks the device process to let go of all maps in a range, with one message, so that they have one deadline. False when it does not say so in time: the map is then taken by force. What
-   * is not known to be unwritten is told as written.
+   * Asks the device process to let go of all maps in a range, with one message, so that they have one deadline. False when it
+   * does not say so in time: they are then taken by force. What is not known to be unwritten is told as written.
    * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the maps
    */
   async letGo(request: UnmapRequest): Promise<boolean> {

@@ -7,7 +7,7 @@
  * their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes.
  * A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say that all is well.
  */
-import { formatAddress, isAddressRange } from "../address.js";
+import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from "../address.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
@@ -115,9 +115,9 @@ export class DmaMessages implements ClientMemory {
     this.sendWaiting();
   }
 
-  abandon(address = -(2 ** 63), length = 2 ** 64): void {
-    const end = address + length;
-    const concerns = (request: Range) => request.address < end && request.address + request.count > address;
+  abandon(address = 0, length = ADDRESS_SPACE): void {
+    const spans = exactSpans(address, length);
+    const concerns = (request: Range) => meets(spans, request.address, request.count);
     const reason = (command: number) => new ProtocolError("a DMA was given up", Errno.ECANCELED, command);
     for (const request of this.sent.values()) {
       if (request.abandoned || request.bytes === NO_BYTES || !concerns(request)) continue;

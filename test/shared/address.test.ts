@@ -1,6 +1,6 @@
 /** Addresses of 64 bits as numbers. */
 import test from "ava";
-import { dmaAddress, exactSpans, formatAddress, isAddressRange, isExact, wraps } from "../../shared/address.js";
+import { dmaAddress, exactSpans, formatAddress, isAddressRange, isExact, meets, wraps } from "../../shared/address.js";
 
 const PAGE = 4096;
 
@@ -60,6 +60,11 @@ test("the spans of a range in both halves", (t) => {
   deepEqual(exactSpans(-(2 ** 63), 2 ** 63), [{ start: -(2 ** 53), end: 0 }]);
   deepEqual(exactSpans(2 ** 60, 2 ** 60), []);
   deepEqual(exactSpans(-(2 ** 60), 2 ** 59), []);
+  const spans = exactSpans(0x10_0000, 2 ** 64 - 0x10_0000);
+  t.true(meets(spans, -PAGE, PAGE));
+  t.true(meets(spans, 0x10_0000 - 1, 2));
+  t.false(meets(spans, 0x10_0000 - PAGE, PAGE));
+  t.false(meets([], 0, PAGE));
   t.false(wraps(0, 2 ** 64));
   t.true(wraps(PAGE, 2 ** 64));
   t.true(wraps(-PAGE, 2 * PAGE));
