@@ -99,6 +99,7 @@ export class Session {
   }
 
   #connected(fd: number): void {
+    this.#backEnd?.endIfHungUp();
     if (this.#backEnd) {
       this.#log.warn("refused a second front-end: one device VM at a time");
       close(fd);

@@ -170,6 +170,13 @@ export class BackEnd {
     this.#vrings.at(index)?.reportBroken();
   }
 
+  /** Comes to the end of a front-end that has closed its end, when the next one is there already. */
+  endIfHungUp(): void {
+    if (!this.#connection.isHungUp) return;
+    this.#connection.close();
+    this.#gone("the front-end closed the connection");
+  }
+
   /** Ends the connection. `gone` is not called. */
   close(): void {
     this.#connection.close();

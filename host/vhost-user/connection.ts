@@ -89,6 +89,11 @@ export class Connection {
     return this.#open;
   }
 
+  /** The peer has closed its end; what it sent before may still be here. */
+  get isHungUp(): boolean {
+    return !this.#open || native.isHungUp(this.#fd);
+  }
+
   /**
    * Handles at once what has arrived, for callers that must see what is there before they go on: up to `most` messages, as many as
    * a peer that keeps to the protocol can have sent.

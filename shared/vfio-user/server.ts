@@ -18,6 +18,8 @@ import { Session, type SessionStats } from "./session.js";
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
 const ACCEPT_RETRY_MS = 100;
+/** Pause after a second client, which may come again and again. */
+const REFUSE_REST_MS = 10;
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -124,8 +126,7 @@ export class Server {
     } catch (error) {
       if (!isSystemError(error)) throw error;
       this.log.error({ err: error }, "cannot accept a client");
-      this.poll?.stop();
-      this.retry = setTimeout(() => this.poll?.start(POLL_READABLE), ACCEPT_RETRY_MS);
+      this.rest(ACCEPT_RETRY_MS);
       return;
     }
     if (fd === -1) return;
@@ -135,6 +136,14 @@ export class Server {
     }
     this.log.warn("refused a second client: one at a time");
     close(fd);
+    this.rest(REFUSE_REST_MS);
+  }
+
+  /** Accepts nothing for a while. */
+  private rest(milliseconds: number): void {
+    this.poll?.stop();
+    clearTimeout(this.retry);
+    this.retry = setTimeout(() => this.poll?.start(POLL_READABLE), milliseconds);
   }
 
   private async serve(fd: number): Promise<void> {

@@ -281,6 +281,18 @@ serial(
   },
 );
 
+serial("the end of a front-end is found when the next one is there, and told once", async (t) => {
+  const setup = await start(t);
+  const { backEnd, events, qemu } = setup;
+  backEnd.endIfHungUp();
+  t.false(events.includes("gone"));
+  qemu.close();
+  backEnd.endIfHungUp();
+  t.is(events.filter((event) => event === "gone").length, 1);
+  await turn();
+  t.is(events.filter((event) => event === "gone").length, 1);
+});
+
 serial("a queue runs from its enabling to the stop, and says where it was", async (t) => {
   const setup = await start(t);
   const { backEnd, ring, events, call, qemu } = setup;

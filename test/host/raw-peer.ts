@@ -38,6 +38,7 @@ export class RawPeer {
   #waiting: (() => void) | undefined;
   /** The peer closed its end. */
   ended = false;
+  #closed = false;
   #bytes = new Uint8Array(0);
   readonly #fds: number[] = [];
 
@@ -93,7 +94,10 @@ export class RawPeer {
     await this.#until(() => this.ended, true);
   }
 
+  /** Once more is nothing. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     this.#poll.close();
     for (const fd of this.#fds) closeSync(fd);
     closeSync(this.fd);
