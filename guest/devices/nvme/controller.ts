@@ -170,7 +170,10 @@ export class NvmeController implements Device {
       maxTransfer,
     });
     this.#started = { context, engine, events, io, admin, keepAlive, lifecycle, logPages, counters };
-    log.info({ namespaces: this.#sizes(), queues: this.#options.queues, sharedDoorbells }, "NVMe controller");
+    log.info(
+      { namespaces: this.#describeNamespaces(), queues: this.#options.queues, sharedDoorbells },
+      "NVMe controller",
+    );
   }
 
   readBar(bar: number, offset: number, size: number): number {
@@ -222,14 +225,17 @@ export class NvmeController implements Device {
 
   inspect(): unknown {
     const registers = this.#registers.inspect();
-    const namespaces = this.#sizes();
+    const namespaces = this.#describeNamespaces();
     if (this.#started === undefined) return { registers, namespaces };
     const { engine, counters } = this.#started;
     return { registers, namespaces, ...engine.inspect(), ...counters };
   }
 
-  #sizes(): object[] {
-    return this.#namespaces.all.map(({ id, blockCount, blockSize }) => ({ id, blockCount, blockSize }));
+  #describeNamespaces(): object[] {
+    return this.#namespaces.all.map(({ id, blockCount, blockSize, storage: { readOnly, size } }) => {
+      const unusedBytes = size - blockCount * blockSize;
+      return { id, blockCount, blockSize, ...(readOnly && { readOnly }), ...(unusedBytes > 0 && { unusedBytes }) };
+    });
   }
 
   get #parts(): Parts {

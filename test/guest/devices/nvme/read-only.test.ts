@@ -61,6 +61,7 @@ for (const [why, prepare] of Object.entries(WAYS)) {
     const before = fs.readFileSync(file);
     const { machine, driver } = await run(t, createNvme({ files: [file], ...(readOnly ? { readOnly } : {}) }));
     t.true(await isWriteProtected(driver));
+    t.like(machine.device.inspect(), { namespaces: [{ id: 1, readOnly: true }] });
     const { address } = scratch(machine);
     const io = (opcode: number, dwords: number[]) => driver.io({ opcode, namespaceId: 1, prp1: address, dwords });
     const refused = { status: 0x20, doNotRetry: true };

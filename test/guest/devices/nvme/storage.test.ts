@@ -202,6 +202,7 @@ test("what is left at the end of a disk belongs to no block: at the start, when 
   const file = sparseFile(t, MiB + 700);
   const first = await run(t, { files: [file] });
   t.is(first.driver.blockCount, 2049);
+  t.like(first.machine.device.inspect(), { namespaces: [{ blockCount: 2049, unusedBytes: 188 }] });
   await first.driver.checkAdmin({ opcode: FORMAT, namespaceId: 1, dwords: [1] });
   await first.driver.rescan();
   t.is(first.driver.blockCount, 256);
