@@ -1,8 +1,8 @@
 /**
  * The two VMs' file systems: an archive for each kind, made once and kept, and a small one for each run behind it.
  *
- * The device VM's holds busybox, this machine's node with its libraries, and the modules for VFIO and disks of its own; the driver VM's
- * busybox, e2fsprogs, pciutils and nvme-cli (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
+ * The device VM's holds busybox, this machine's node with its libraries, dmsetup with its own, and the modules for VFIO and disks of its
+ * own; the driver VM's busybox, e2fsprogs, pciutils and nvme-cli (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
@@ -13,7 +13,9 @@ import { type Extras, type GuestKernel, PROJECT_ROOT, type VmEnvironment } from 
 import { sharedLibraries, treeLibraries, treeLoader } from "./libraries.js";
 
 /** One more whenever the archives' recipe changes. */
-const RECIPE = 2;
+const RECIPE = 3;
+/** Where dmsetup is in the device VM: with the libraries of its own system, which node's may be older than. */
+const DMSETUP = "/opt/dmsetup";
 /** Where the project is in the device VM. */
 export const GUEST_PROJECT = "/project";
 const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci", "sbin/nvme"];
@@ -33,8 +35,15 @@ export async function deviceVmBase(environment: VmEnvironment): Promise<string> 
     { from: node, to: "/usr/bin/node" },
     ...[...libraries, "/etc/ld.so.cache"].filter(existsSync).map((path) => ({ from: path, to: path })),
     ...environment.modules.map((path) => ({ from: path, to: `/modules/${basename(path)}` })),
+    ...(await dmsetupSources(environment.root)),
   ];
   return await base("device", environment, sources);
+}
+
+async function dmsetupSources(root: string): Promise<Source[]> {
+  const program = join(root, "usr/sbin/dmsetup");
+  const libraries = await treeLibraries(root, program);
+  return [program, ...libraries].map((from) => ({ from, to: `${DMSETUP}/${basename(from)}` }));
 }
 
 /** Path of the driver VM's base archive, which is made now if it is not there. */
@@ -85,6 +94,8 @@ export async function projectEntries(): Promise<Entry[]> {
   // As `npm install -g` puts it into PATH.
   const command = `#!/bin/sh\nexec node ${GUEST_PROJECT}/build/guest/main.js "$@"\n`;
   entries.push({ path: "/usr/bin/vfio-user-device", data: command, mode: 0o755 });
+  const dmsetup = `#!/bin/sh\nexec ${DMSETUP}/ld-linux-x86-64.so.2 --library-path ${DMSETUP} ${DMSETUP}/dmsetup "$@"\n`;
+  entries.push({ path: "/usr/sbin/dmsetup", data: dmsetup, mode: 0o755 });
   entries.push(await file({ from: join(PROJECT_ROOT, "package.json"), to: `${GUEST_PROJECT}/package.json` }));
   for (const name of await installedDependencies())
     entries.push(

@@ -8,7 +8,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 source "$(dirname "$0")/packages.sh"
 
-recipe=3 # one more whenever the tree's contents change
+recipe=4 # one more whenever the tree's contents change
 suite=trixie
 tree=$prefix/vm-$recipe
 private_qemu=$tree/root/usr/bin/qemu-system-x86_64
@@ -38,7 +38,7 @@ if is_complete; then report; fi
 begin_tree 600
 
 read_lists "$suite" "$suite-backports"
-packages=(busybox-static e2fsprogs pciutils nvme-cli)
+packages=(busybox-static dmsetup e2fsprogs pciutils nvme-cli)
 from=$suite
 if [[ -z $qemu ]]; then
   packages+=(qemu-system-x86 seabios)
@@ -50,6 +50,6 @@ fi
 unpack_packages "$from" "${packages[@]}"
 [[ -n $qemu || -x $work/tree/root/usr/bin/qemu-system-x86_64 ]] ||
   fail "the unpacked packages hold no QEMU: please report this."
-fetch_kernel "$suite" "$work/tree/kernel" virtio_blk vfio_iommu_type1 vfio-pci
+fetch_kernel "$suite" "$work/tree/kernel" virtio_blk vfio_iommu_type1 vfio-pci loop dm-mod
 finish_tree
 report

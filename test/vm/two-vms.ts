@@ -65,7 +65,7 @@ export async function startDeviceVm(
 /** Makes the disk, starts the NVMe controller on it in the background of the device VM, and waits until it is ready. */
 export async function startNvme(vm: Vm, diskMiB: number, options = "", disk = FIRST): Promise<void> {
   const { pci, file, log, pid } = disk;
-  await vm.check(`[ -f ${file} ] || truncate -s ${diskMiB}M ${file}`, COMMAND_MS);
+  await vm.check(`[ -e ${file} ] || truncate -s ${diskMiB}M ${file}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
   const command = `node ${main} run nvme --pci ${pci} --file ${file} ${options}`;
   // What an earlier process said stays in the log, but is not taken for this one's word.
