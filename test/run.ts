@@ -3,6 +3,7 @@
  * `npm run test:long` (--long) runs the tests in test/long instead, which take longer and fetch more. Other arguments
  * are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
  */
+import "../shared/no-debugger.js";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";

@@ -1,4 +1,5 @@
 /** npm run bench: measures what the project promises, each figure beside its floor on this machine, in one table. */
+import "../../shared/no-debugger.js";
 import { parseArgs } from "node:util";
 import { Machine } from "./machine.js";
 import { keep, load, type Report, table } from "./report.js";

@@ -2,6 +2,7 @@
  * `npm start`: an NVMe disk that lives in one stock QEMU VM, used by Linux in another; with --local, without VMs.
  * Whatever happens, Ctrl-C included, nothing stays behind: what was started is ended in reverse order.
  */
+import "../../shared/no-debugger.js";
 import { parseArgs } from "node:util";
 import { UserError } from "../../shared/errors.js";
 import { Cleanup } from "./cleanup.js";

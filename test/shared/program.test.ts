@@ -2,11 +2,12 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
-import { connect } from "node:net";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
+import { LOG_LINES_PER_KIND } from "../../shared/limits.js";
 import { Client } from "../../shared/vfio-user/client.js";
 
 const program = (name: string) => fileURLToPath(new URL(`../../${name}`, import.meta.url));
@@ -129,6 +130,68 @@ for (const server of Object.keys(SERVERS) as Server[]) {
     t.deepEqual(await once(child, "exit"), [0, null]);
   });
 }
+
+test("every program of ours begins with what keeps SIGUSR1 from opening a debugger", (t) => {
+  const { bin, scripts } = JSON.parse(fs.readFileSync(program("../package.json"), "utf8"));
+  const started = Object.values<string>(scripts).flatMap((script) => /node build\/(\S+)/.exec(script)?.[1] ?? []);
+  const programs = [...Object.values<string>(bin).map((name) => name.replace("build/", "")), ...started];
+  t.true(programs.length > 6);
+  for (const name of programs) {
+    const [first] = /^import .*$/m.exec(fs.readFileSync(program(name), "utf8")) ?? [];
+    t.regex(first ?? "", /^import "(\.\.\/)+shared\/no-debugger\.js";$/, name);
+  }
+});
+
+test("SIGUSR1 does nothing to the checker", async (t) => {
+  const socket = path.join(folder(t), "silent");
+  const server = createServer().listen(socket);
+  t.teardown(() => server.close());
+  const args = [
+    program("host/check/main.js"),
+    "--socket-path",
+    socket,
+    "--timeout-ms",
+    "200",
+    "--only",
+    "version-minor-0",
+  ];
+  const child = start(t, args, "pipe");
+  let text = "";
+  child.stderr?.on("data", (more) => {
+    text += more;
+  });
+  const [connection] = await once(server, "connection");
+  child.kill("SIGUSR1");
+  t.deepEqual(await once(child, "exit"), [1, null]);
+  connection.destroy();
+  t.is(text, "");
+});
+
+test("clients that come and go are logged so often, and then counted", async (t) => {
+  const { socket, args } = SERVERS.device(folder(t));
+  const child = start(t, args, "pipe");
+  let text = "";
+  child.stderr?.setEncoding("utf8").on("data", (more) => {
+    text += more;
+  });
+  const ended = once(child, "close");
+  await served(socket);
+  const clients = 3 * LOG_LINES_PER_KIND;
+  for (let n = 0; n < clients; n++) {
+    const client = await Client.connect(socket);
+    client.close();
+    await client.closed;
+  }
+  child.kill("SIGTERM");
+  await ended;
+  const lines = text
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  t.is(lines.filter(({ msg }) => msg === "client connected").length, LOG_LINES_PER_KIND);
+  const [{ suppressed }] = lines.filter(({ kind }) => kind === "client connected");
+  t.is(suppressed, clients - LOG_LINES_PER_KIND);
+});
 
 test("a debugger that SIGUSR1 opened before the program had begun is closed", async (t) => {
   const { socket, args } = SERVERS.device(folder(t));
