@@ -20,7 +20,9 @@ export class FdShare {
 
   /** How many may still come. */
   left(): number {
-    if (this.#used >= this.#most()) settle();
+    const left = this.#most() - this.#used;
+    if (left > 0) return left;
+    settle();
     return Math.max(0, this.#most() - this.#used);
   }
 

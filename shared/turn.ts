@@ -17,7 +17,7 @@ const LIGHT = 8 * LEAST_COST;
 const MOST = 128 * LEAST_COST;
 const MOST_MS = 0.5;
 /** Bytes that count as a millisecond, where the clock says less: it is not looked at before the first message is done. */
-const COST_PER_MS = 1024 * KiB;
+const COST_PER_MS = 4096 * KiB;
 /** Also after one message that took very long, a peer is waited for by somebody. */
 const LONGEST_REST_MS = 50;
 
@@ -31,7 +31,7 @@ export const Rest = {
   NONE: 0,
 } as const;
 
-/** Light turns of all sessions so far. */
+/** Light turns of all sessions so far, modulo 2^32: a number that grows for ever would be one on the heap some day. */
 let lightTurns = 0;
 
 /** The part that one session has of the event loop, with all its sockets and rings. */
@@ -43,13 +43,13 @@ export class Share {
   #seen = 0;
 
   countLight(): void {
-    lightTurns++;
-    this.#ownTurns++;
+    lightTurns = (lightTurns + 1) | 0;
+    this.#ownTurns = (this.#ownTurns + 1) | 0;
   }
 
   /** Whether others had light turns since this was asked last. */
   hadOthers(): boolean {
-    const others = lightTurns - this.#ownTurns;
+    const others = (lightTurns - this.#ownTurns) | 0;
     const had = others !== this.#seen;
     this.#seen = others;
     return had;

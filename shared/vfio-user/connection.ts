@@ -295,8 +295,9 @@ export class Connection {
     const type = buffer.peek();
     if (type === -1) return false;
     if (type === HeaderFlags.TYPE_REPLY) {
-      const { fds, length } = buffer.take(this.replyFrame);
-      this.handedOver = length;
+      const { fds } = buffer.take(this.replyFrame);
+      // Its bytes were asked for.
+      this.handedOver = 0;
       this.handler.reply(this.replyFrame);
       closeAll(this.syscalls, fds);
     } else if (!held) {
