@@ -124,32 +124,44 @@ export class Server {
     try {
       fd = accept(this.fd);
     } catch (error) {
-      if (!isSystemError(error)) throw error;
-      this.log.error({ err: error }, "cannot accept a client");
-      this.rest(ACCEPT_RETRY_MS);
+      this.failed(error);
       return;
     }
     if (fd === -1) return;
-    if (this.session === undefined) {
-      this.serving = this.serve(fd);
+    if (this.session !== undefined) {
+      this.log.warn("refused a second client: one at a time");
+      close(fd);
+      this.rest(REFUSE_REST_MS);
       return;
     }
-    this.log.warn("refused a second client: one at a time");
-    close(fd);
-    this.rest(REFUSE_REST_MS);
+    let session: Session;
+    try {
+      session = this.begin(fd);
+    } catch (error) {
+      close(fd);
+      this.failed(error);
+      return;
+    }
+    this.serving = this.serve(session);
   }
 
-  /** Accepts nothing for a while. */
+  private failed(error: unknown): void {
+    if (!isSystemError(error)) throw error;
+    const help = error.code === "EMFILE" ? ": raise LimitNOFILE" : "";
+    this.log.error({ err: error }, `cannot accept a client${help}`);
+    this.rest(ACCEPT_RETRY_MS);
+  }
+
+  /** Accepts nobody for a while. */
   private rest(milliseconds: number): void {
     this.poll?.stop();
     clearTimeout(this.retry);
     this.retry = setTimeout(() => this.poll?.start(POLL_READABLE), milliseconds);
   }
 
-  private async serve(fd: number): Promise<void> {
-    const { backend } = this.options;
-    const session = new Session(fd, {
-      backend,
+  private begin(fd: number): Session {
+    return new Session(fd, {
+      backend: this.options.backend,
       log: this.log,
       stats: this.counts,
       trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
@@ -159,6 +171,9 @@ export class Server {
       share: this.share,
       fds: this.fds,
     });
+  }
+
+  private async serve(session: Session): Promise<void> {
     this.session = session;
     const stopTicks = startTicks(this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
     await session.ended;
