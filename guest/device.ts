@@ -96,6 +96,10 @@ export interface Interrupts {
 export interface DeviceContext {
   readonly dma: Dma;
   readonly interrupts: Interrupts;
+  /**
+   * Lines of one message, and of one level, are limited in their number, since a driver VM can cause them: keep the message constant, and put
+   * what changes into the details. debug and trace are not limited.
+   */
   readonly log: Log;
   /**
    * Starts work that takes time, DMA above all. `reset`, `quiesce` and `pause` wait for it without the author's doing, so each
