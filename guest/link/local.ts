@@ -17,7 +17,7 @@ import { reserveAddressSpace } from "../../shared/address-space.js";
 import { isPowerOfTwo } from "../../shared/bits.js";
 import { CopiedMemory } from "../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../shared/errors.js";
-import { WINDOW_PIECE_SIZE, WINDOW_SIZE } from "../../shared/limits.js";
+import { DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { openFileLimit, peerFds } from "../../shared/open-files.js";
 import { closePeerFd, FdShare } from "../../shared/peer-fds.js";
@@ -49,7 +49,7 @@ export interface LocalLinkOptions {
   /** Where to listen: a path, or a listening AF_UNIX socket. */
   readonly socket: string | number;
   readonly log: Log;
-  /** Bytes of address space for the client's memory; a multiple of the page size. */
+  /** The most of the client's memory that is mapped at once; a multiple of the page size. */
   readonly windowSize?: number;
   /** Map also files that are not memory, access to which may take for ever. */
   readonly trustUnsealedMemory?: boolean;
@@ -95,7 +95,7 @@ export class LocalLink implements Link, Backend {
 
   /** @throws UserError when there is no address space */
   constructor(options: LocalLinkOptions) {
-    const { socket, log, windowSize = WINDOW_SIZE, trustUnsealedMemory = false } = options;
+    const { socket, log, windowSize = DRIVER_VM_MEMORY_SIZE, trustUnsealedMemory = false } = options;
     const reservation = reserveAddressSpace("the driver VM's memory", windowSize, this.#stray);
     this.#log = log;
     this.#reservation = reservation;

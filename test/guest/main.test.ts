@@ -7,12 +7,17 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { Client } from "../../shared/vfio-user/client.js";
+import { withAddressSpace } from "../native/helpers.js";
 
 const MAIN = fileURLToPath(new URL("../../guest/main.js", import.meta.url));
 const DEVICE = fileURLToPath(new URL("../examples/byte-sum.js", import.meta.url));
 
 function start(t: ExecutionContext, ...args: string[]) {
-  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  return watch(t, process.execPath, [MAIN, ...args]);
+}
+
+function watch(t: ExecutionContext, program: string, args: readonly string[]) {
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   t.teardown(() => child.kill("SIGKILL"));
   const exit = once(child, "close");
   const result = { output: "", errors: "" };
@@ -33,6 +38,16 @@ function directory(t: ExecutionContext): string {
   t.teardown(() => rmSync(path, { recursive: true }));
   return path;
 }
+
+test("too little address space is one line", async (t) => {
+  const place = ["--socket-path", join(directory(t), "socket")];
+  const { exit, result } = watch(t, "bash", withAddressSpace(900, MAIN, "run", "gpio", ...place));
+  t.deepEqual(await exit, [1, null]);
+  t.regex(
+    result.errors,
+    /^vfio-user-device: no address space for the driver VM's memory \(ENOMEM\): raise the limit .*\n$/,
+  );
+});
 
 test("wrong usage ends with 2 and one line, help with 0", async (t) => {
   const wrong = start(t, "run", "nothing-like-it", "--socket-path", "x");

@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url";
 import test from "ava";
 import * as native from "../../native/index.js";
 import { BridgeProcess } from "../fakes/front-end-bridge.js";
+import { withAddressSpace } from "../native/helpers.js";
 import { closeFd } from "./raw-peer.js";
 
 const MAIN = fileURLToPath(new URL("../../host/main.js", import.meta.url));
@@ -33,6 +34,17 @@ test("wrong usage is one sentence on stderr and exit code 2", (t) => {
   t.is(result.status, 2);
   t.is(result.stdout, "");
   t.regex(result.stderr, /^vfio-user-bridge: --socket-path was given once .*\n$/);
+});
+
+test("too little address space is one sentence on stderr and exit code 1", (t) => {
+  const dir = directory(t);
+  const sockets = ["--socket-path", join(dir, "a"), "--vhost-user-socket-path", join(dir, "b")];
+  const result = spawnSync("bash", withAddressSpace(900, MAIN, ...sockets), { encoding: "utf8", timeout: 60_000 });
+  t.regex(
+    result.stderr,
+    /^vfio-user-bridge: no address space for the device VM's memory \(ENOMEM\): raise the limit .*\n$/,
+  );
+  t.is(result.status, 1);
 });
 
 test("a directory that is not there is one sentence on stderr and exit code 1", (t) => {

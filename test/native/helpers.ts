@@ -1,4 +1,5 @@
 /** What the addon's tests share: temp folders, fds that close themselves, and a look at which fds the process has open. */
+import { execFileSync } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
@@ -78,4 +79,12 @@ export function ready(fd: number, events = native.POLL_READABLE): Promise<number
 /** What a SystemError must carry. */
 export function failure(code: string, errno: number, syscall: string) {
   return { code, errno, syscall, message: new RegExp(`^${code}: .*, ${syscall}`) };
+}
+
+/** A shell's command line for Node.js with at most so many MiB of address space more than it has when it starts. */
+export function withAddressSpace(moreMiB: number, ...args: readonly string[]): readonly string[] {
+  const status = 'process.stdout.write(require("fs").readFileSync("/proc/self/status"))';
+  const [, kiB] =
+    /^VmSize:\s+(\d+) kB/m.exec(execFileSync(process.execPath, ["-e", status], { encoding: "utf8" })) ?? [];
+  return ["-c", `ulimit -v ${Number(kiB) + moreMiB * 1024}; exec "$0" "$@"`, process.execPath, ...args];
 }

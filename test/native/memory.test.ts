@@ -4,7 +4,7 @@ import fs from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import * as native from "../../native/index.js";
 import { isSystemError } from "../../shared/errors.js";
-import { MiB, owned, PAGE } from "./helpers.js";
+import { MiB, owned, PAGE, withAddressSpace } from "./helpers.js";
 
 const RW = native.PROT_READ | native.PROT_WRITE;
 
@@ -210,7 +210,7 @@ test("without address space it is ENOMEM at once, or when more is needed", (t) =
     for (let n = 0; n < 8; n++) try { reserved.piece(n); } catch (error) { codes.push(error.code); break; }
     try { new native.Reservation(64 * GiB, 4 * GiB); } catch (error) { codes.push(error.code); }
     process.stdout.write(codes.join());`;
-  const command = ["-c", 'ulimit -v 6000000; exec "$0" "$@"', process.execPath, "--input-type=module", "-e", script];
+  const command = withAddressSpace(5000, "--input-type=module", "-e", script);
   t.is(execFileSync("bash", command, { encoding: "utf8", timeout: 60_000 }), "ENOMEM,ENOMEM");
 });
 
