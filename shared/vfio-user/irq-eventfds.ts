@@ -8,9 +8,13 @@ import { closePeerFd } from "../peer-fds.js";
 import { IrqSetFlags } from "../spec/vfio-user.js";
 import type { IrqSetRequest } from "./backend.js";
 
+/** Signals of one client that are dealt with in one turn of the event loop. A well-behaved one has one under way, of INTx. */
+const MOST_PER_TURN = 32;
+
 interface Entry {
   readonly fd: number;
   readonly poll: Poll;
+  readonly request: IrqSetRequest;
 }
 
 /** `request` has one vector, no data, and the action. Must not reject. */
@@ -19,6 +23,9 @@ export type IrqAction = (request: IrqSetRequest) => Promise<void>;
 export class IrqEventfds {
   /** By action, index and vector: see `key`. */
   private readonly entries = new Map<number, Entry>();
+  /** Signalled, and left to a later turn. */
+  private waiting: Entry[] = [];
+  private dealtWith = 0;
 
   constructor(private readonly act: IrqAction) {}
 
@@ -43,12 +50,12 @@ export class IrqEventfds {
     const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
     let entry: Entry | undefined;
     if (fd !== -1) {
-      const fresh: Entry = { fd, poll: new Poll(fd, () => this.signalled(fresh, request), "eventfd") };
+      const fresh: Entry = { fd, request, poll: new Poll(fd, () => this.signalled(fresh), "eventfd") };
       entry = fresh;
     }
     const old = this.entries.get(where);
     // What it was signalled for is still to be done: an INTx that stays masked is silent for ever.
-    if (old !== undefined && eventfdRead(old.fd) > 0) void this.act(request);
+    if (old !== undefined && (this.waiting.includes(old) || eventfdRead(old.fd) > 0)) void this.act(request);
     this.remove(where);
     if (entry === undefined) return;
     this.entries.set(where, entry);
@@ -66,12 +73,30 @@ export class IrqEventfds {
   }
 
   /** Signals that come while one is dealt with wait in the eventfd, so that a client cannot heap up work. */
-  private signalled(entry: Entry, request: IrqSetRequest): void {
+  private signalled(entry: Entry): void {
     entry.poll.stop();
-    const where = key(request.flags & IrqSetFlags.ACTIONS_MASK, request.index, request.start);
-    void this.act(request).then(() => {
-      if (this.entries.get(where) === entry) entry.poll.start(POLL_READABLE);
+    if (this.dealtWith++ === 0) setImmediate(this.nextTurn);
+    if (this.dealtWith <= MOST_PER_TURN) this.dealWith(entry);
+    else this.waiting.push(entry);
+  }
+
+  private dealWith(entry: Entry): void {
+    if (!this.isSet(entry)) return;
+    void this.act(entry.request).then(() => {
+      if (this.isSet(entry)) entry.poll.start(POLL_READABLE);
     });
+  }
+
+  private readonly nextTurn = (): void => {
+    const waiting = this.waiting.splice(0, MOST_PER_TURN);
+    this.dealtWith = waiting.length;
+    if (waiting.length > 0) setImmediate(this.nextTurn);
+    for (const entry of waiting) this.dealWith(entry);
+  };
+
+  private isSet(entry: Entry): boolean {
+    const { flags, index, start } = entry.request;
+    return this.entries.get(key(flags & IrqSetFlags.ACTIONS_MASK, index, start)) === entry;
   }
 
   private remove(where: number): void {
