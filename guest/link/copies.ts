@@ -93,6 +93,16 @@ export class Copies {
     this.#free = Array.from({ length: slots }, (_, n) => slots - 1 - n);
   }
 
+  /** The device was reset, after `stop`. */
+  restart(): void {
+    this.queue.reset();
+    this.#free.length = 0;
+    for (let slot = this.#slots.length - 1; slot >= 0; slot--) this.#free.push(slot);
+    this.#stopTicks = undefined;
+    this.#ticks = 0;
+    this.#stopped = undefined;
+  }
+
   /** Fills `target` from driver-VM memory, all of it in one map. Rejects with ProtocolError (EFAULT) or PeerGone. */
   read(address: number, target: Uint8Array): Promise<void> {
     return this.#transfer(address, target, false);

@@ -111,7 +111,7 @@ export interface Link {
   abandonMessages(address?: number, length?: number): void;
   /** Memory, zeros, that `readMemory` and `writeMemory` need not copy once more. It is never given back. */
   allocate(length: number): Uint8Array<ArrayBuffer>;
-  /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left. */
+  /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left, or a link that is set up again. */
   readonly closed: Promise<void>;
   close(): Promise<void>;
 }

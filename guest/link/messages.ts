@@ -71,10 +71,28 @@ export class Messages {
     this.maxMessageSize = maxMessageSize;
     this.#receive = new Buffers(pci, transport.maxQueueSize(Queue.TO_DEVICE), eventIndex);
     this.#transmit = new Buffers(pci, transport.maxQueueSize(Queue.FROM_DEVICE), eventIndex);
-    for (let id = this.#transmit.queue.size - 1; id >= 0; id--) this.#free.push(id);
+    this.#freeAll();
     this.#incoming = new DataView(new ArrayBuffer(maxMessageSize));
     this.#incomingBytes = new Uint8Array(this.#incoming.buffer);
     this.#spare = new DataView(new ArrayBuffer(maxMessageSize));
+  }
+
+  /** The device was reset, and nothing of before is to be sent or received any more. No buffer may be reserved. */
+  restart(): void {
+    this.#receive.queue.reset();
+    this.#transmit.queue.reset();
+    this.#freeAll();
+    this.#waiting.length = 0;
+    this.#size = 0;
+    this.#have = 0;
+    this.#unpublished = 0;
+    this.#heldBack = false;
+    this.#broken = false;
+  }
+
+  #freeAll(): void {
+    this.#free.length = 0;
+    for (let id = this.#transmit.queue.size - 1; id >= 0; id--) this.#free.push(id);
   }
 
   /** Tells the device of both queues; before DRIVER_OK. */

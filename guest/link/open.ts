@@ -50,7 +50,19 @@ export async function createVirtioLink(
   const buffers = new DmaBuffers(pci, log);
   const copies = new Copies(pci, transport, buffers, eventIndex);
   const window = new BarWindow(pci, region, windowSize);
-  return new VirtioLink({ pci, transport, messages, copies, buffers, window, doorbells, isolated, polling, log });
+  return new VirtioLink({
+    pci,
+    transport,
+    features,
+    messages,
+    copies,
+    buffers,
+    window,
+    doorbells,
+    isolated,
+    polling,
+    log,
+  });
 }
 
 /** The window as pieces of the shared memory region, each mapped when it is first used. */

@@ -70,6 +70,11 @@ export class Requests {
     }
   }
 
+  /** The device was reset, after `abandon`: no reply comes any more. */
+  restart(): void {
+    this.#requests.clear();
+  }
+
   /** Takes a reply of `size` bytes, header included. @throws PeerGone when it answers nothing that was asked */
   reply(bytes: Uint8Array, data: DataView, size: number): void {
     const { id, command, flags, errno } = this.#header.at(data);

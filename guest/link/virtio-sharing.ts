@@ -15,6 +15,8 @@ export class VirtioSharing {
   readonly #window: Window;
   /** By handle. */
   readonly #events = new Map<number, () => void>();
+  /** Asks for all that was given, again. */
+  readonly #again: (() => Promise<void>)[] = [];
 
   constructor(requests: Requests, window: Window) {
     this.#requests = requests;
@@ -28,16 +30,40 @@ export class VirtioSharing {
       ...areas.map(({ offset, size }) => MemoryArea.encode({ offset, size })),
     ]);
     const reply = await this.#ask(LinkCommand.ALLOCATE_MEMORY, body, MemoryAllocated.size + 8 * areas.length);
-    const views = areas.map(({ size }, n) => this.#view(getU64(reply, MemoryAllocated.size + 8 * n), size));
-    return { descriptor: MemoryAllocated.view(reply).handle, areas: views };
+    const offsets = (from: DataView) => areas.map((_, n) => getU64(from, MemoryAllocated.size + 8 * n));
+    const windowOffsets = offsets(reply);
+    const views = areas.map(({ size }, n) => this.#view(windowOffsets[n], size));
+    const memory = { descriptor: MemoryAllocated.view(reply).handle, areas: views };
+    this.#again.push(async () => {
+      const next = await this.#ask(LinkCommand.ALLOCATE_MEMORY, body, MemoryAllocated.size + 8 * areas.length);
+      // The window is empty after a reset, so what is asked for in the same order has the same places.
+      if (offsets(next).some((offset, n) => offset !== windowOffsets[n])) {
+        throw new UserError("the bridge puts the device's memory elsewhere than before");
+      }
+      memory.descriptor = MemoryAllocated.view(next).handle;
+    });
+    return memory;
   }
 
   /** Rejects with UserError when the bridge does not give them. */
   async allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
-    const reply = await this.#ask(LinkCommand.ALLOCATE_EVENTS, AllocateEvents.encode({ region, count }), 4 * count);
-    const descriptors = Array.from({ length: count }, (_, n) => reply.getUint32(4 * n, true));
-    for (const [index, handle] of descriptors.entries()) this.#events.set(handle, () => signalled(index));
+    const descriptors: number[] = [];
+    const ask = async () => {
+      const reply = await this.#ask(LinkCommand.ALLOCATE_EVENTS, AllocateEvents.encode({ region, count }), 4 * count);
+      for (let index = 0; index < count; index++) {
+        descriptors[index] = reply.getUint32(4 * index, true);
+        this.#events.set(descriptors[index], () => signalled(index));
+      }
+    };
+    await ask();
+    this.#again.push(ask);
     return { descriptors };
+  }
+
+  /** After a reset of the device: the same memory and eventfds, by other handles. Rejects with UserError. */
+  async restart(): Promise<void> {
+    this.#events.clear();
+    for (const ask of this.#again) await ask();
   }
 
   /** The client signalled an eventfd. @throws ProtocolError when it is none of ours */

@@ -1,7 +1,15 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../shared/errors.js";
 import { MAX_PENDING_COMMANDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { LinkCommand, Queue, RegisterArea as RegisterAreaEntry, ShareRegisters } from "../../shared/spec/link.js";
+import {
+  Config,
+  ConfigStatus,
+  LinkCommand,
+  Queue,
+  RegisterArea as RegisterAreaEntry,
+  ShareRegisters,
+} from "../../shared/spec/link.js";
 import { Header, HeaderFlags, Irq } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../shared/vfio-user/backend.js";
@@ -23,12 +31,19 @@ import { Requests } from "./requests.js";
 import { VirtioSharing } from "./virtio-sharing.js";
 
 /** How often the device is asked whether it wants a reset, beside its interrupts that bring no message. */
-const STATUS_POLL_MS = 5000;
+const STATUS_POLL_MS = 1000;
+/** Pauses before a lost link is set up again: the first one, and what it grows to while that is of no use. */
+const RESTART_MS = 100;
+const MAX_RESTART_MS = 5000;
+/** Restarts that follow one another faster are of no use. */
+const OFTEN_MS = 30_000;
 
 /** What a link is made of (open.ts). */
 export interface VirtioLinkParts {
   readonly pci: PciFunction;
   readonly transport: VirtioPci;
+  /** Those that were negotiated. */
+  readonly features: bigint;
   readonly messages: Messages;
   readonly copies: Copies;
   readonly buffers: DmaBuffers;
@@ -47,6 +62,7 @@ export class VirtioLink implements Link {
   doorbellsRung = 0;
   readonly #pci: PciFunction;
   readonly #transport: VirtioPci;
+  readonly #features: bigint;
   readonly #messages: Messages;
   readonly #copies: Copies;
   readonly #buffers: DmaBuffers;
@@ -55,7 +71,8 @@ export class VirtioLink implements Link {
   readonly #requests: Requests;
   readonly #sharing: VirtioSharing;
   readonly #log: Log;
-  readonly #command: LinkPendingCommand;
+  /** Another one for each life of the link: what comes late is for the one that it was made for. */
+  #command: LinkPendingCommand;
   /** Copies of commands that came while one was under way. */
   readonly #backlog: Uint8Array<ArrayBuffer>[] = [];
   /** Undefined before `open`. */
@@ -63,6 +80,11 @@ export class VirtioLink implements Link {
   #endpoint: Endpoint | undefined;
   /** Undefined before `#bringUp`. */
   #small: SmallMemory | undefined;
+  /** SHARE_REGISTERS's body, if there is register memory. */
+  #registers: Uint8Array | undefined;
+  #configGeneration = 0;
+  #restartMs = RESTART_MS;
+  #restartedAt = Number.NEGATIVE_INFINITY;
   readonly #numDoorbells: number;
   #statusPoll: NodeJS.Timeout | undefined;
   #state: "new" | "open" | "broken" | "closed" = "new";
@@ -75,10 +97,11 @@ export class VirtioLink implements Link {
   readonly #ready = () => this.#backlog.length < MAX_PENDING_COMMANDS;
 
   constructor(parts: VirtioLinkParts) {
-    const { pci, transport, messages, copies, buffers, window, doorbells, isolated, polling, log } = parts;
+    const { pci, transport, features, messages, copies, buffers, window, doorbells, isolated, polling, log } = parts;
     this.#looking = new Looking(polling);
     this.#pci = pci;
     this.#transport = transport;
+    this.#features = features;
     this.#messages = messages;
     this.#copies = copies;
     this.#buffers = buffers;
@@ -88,7 +111,7 @@ export class VirtioLink implements Link {
     copies.onLate = (error) => this.#break(error);
     this.#requests = new Requests(messages);
     this.#sharing = new VirtioSharing(this.#requests, window);
-    this.#command = new LinkPendingCommand(messages, () => this.#next());
+    this.#command = this.#newCommand();
     this.#numDoorbells = doorbells;
     this.#log = log;
     this.window = window;
@@ -117,6 +140,7 @@ export class VirtioLink implements Link {
     ]);
     try {
       await this.#requests.send(LinkCommand.SHARE_REGISTERS, body);
+      this.#registers = body;
       return registers.subarray(0, size);
     } catch (error) {
       // When the link is lost, HELLO says so.
@@ -161,15 +185,18 @@ export class VirtioLink implements Link {
     this.#messages.enable();
     transport.enableQueue(Queue.COPY, this.#copies.queue, true);
     const doorbells = transport.numQueues - Queue.FIRST_DOORBELL;
-    this.#small = new SmallMemory(this.#pci, doorbells);
+    if (this.#small === undefined) {
+      this.#small = new SmallMemory(this.#pci, doorbells);
+      this.#pci.interrupt(() => {
+        // There is one interrupt for everything: when nothing came it may be the device's configuration or status.
+        if (!this.#turn()) this.#checkStatus();
+      });
+    }
     for (const [n, queue] of this.#small.queues.entries()) {
       transport.enableQueue(Queue.FIRST_DOORBELL + n, queue, false);
     }
     transport.enableConfigInterrupt();
-    this.#pci.interrupt(() => {
-      // There is one interrupt for everything: when nothing came it may be the device's configuration or status.
-      if (!this.#turn()) this.#checkStatus();
-    });
+    this.#configGeneration = transport.configGeneration;
     this.#state = "open";
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
@@ -260,16 +287,76 @@ export class VirtioLink implements Link {
     if (this.#state !== "open") return;
     if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
       this.#break(new PeerGone("the device needs a reset"));
+    else if (this.#isToldToReset()) this.#restart();
   }
 
   /** The bridge broke a rule, or is gone: there is no way back but a reset of the device. */
   #break(error: unknown): void {
     if (this.#state !== "open") return;
-    this.#state = "broken";
     this.#log.error({ err: error }, "the link to the bridge is lost");
-    this.#stop(error instanceof Error ? error : new PeerGone("the link is lost"));
-    const letGo = this.#endpoint?.disconnected() ?? Promise.resolve();
-    letGo.catch((late) => this.#log.warn({ err: late }, "closing all the same")).finally(() => this.#resolveClosed());
+    void this.#lose(error instanceof Error ? error : new PeerGone("the link is lost")).then(() =>
+      this.#resolveClosed(),
+    );
+  }
+
+  /** Resolves when the device has let go of the client, or is overdue. */
+  async #lose(error: Error): Promise<void> {
+    this.#state = "broken";
+    this.#stop(error);
+    try {
+      await this.#endpoint?.disconnected();
+    } catch (late) {
+      this.#log.warn({ err: late }, "the device does not let go of its client");
+    }
+  }
+
+  /** The configuration is read only after it was announced: of a bridge that is gone it cannot be, and the device VM dies of that. */
+  #isToldToReset(): boolean {
+    const generation = this.#transport.configGeneration;
+    if (generation === this.#configGeneration) return false;
+    this.#configGeneration = generation;
+    const config = Config.view(new DataView(this.#transport.readConfig(Config.size).buffer));
+    return (config.status & ConfigStatus.NEEDS_RESET) !== 0;
+  }
+
+  /** The bridge gave the link up, and is there: everything begins again, with the same device. */
+  #restart(): void {
+    this.#log.error("the bridge gave the link up: it is set up again");
+    const now = performance.now();
+    const isOften = now - this.#restartedAt < OFTEN_MS;
+    this.#restartMs = isOften ? Math.min(2 * this.#restartMs, MAX_RESTART_MS) : RESTART_MS;
+    this.#restartedAt = now;
+    this.#lose(new PeerGone("the bridge gave the link up"))
+      .then(() => delay(this.#restartMs))
+      .then(() => this.#beginAgain())
+      .catch((error) => {
+        if (this.#state === "closed") return;
+        this.#log.error({ err: error }, "the link cannot be set up again");
+        this.#resolveClosed();
+      });
+  }
+
+  async #beginAgain(): Promise<void> {
+    if (this.#endpoint === undefined) throw new PeerGone("the device was not ready yet");
+    if (this.#state !== "broken") return;
+    await this.#transport.reset();
+    if (this.#state !== "broken") return;
+    this.#transport.negotiate(this.#features);
+    this.#messages.restart();
+    this.#copies.restart();
+    for (const queue of this.#small?.queues ?? []) queue.reset();
+    this.#requests.restart();
+    this.#command = this.#newCommand();
+    this.#state = "new";
+    this.#bringUp();
+    await this.#sharing.restart();
+    if (this.#registers !== undefined) await this.#requests.send(LinkCommand.SHARE_REGISTERS, this.#registers);
+    await this.#hello(this.#endpoint.summary);
+    this.#log.info("the link to the bridge is set up again");
+  }
+
+  #newCommand(): LinkPendingCommand {
+    return new LinkPendingCommand(this.#messages, () => this.#next());
   }
 
   #stop(error: Error): void {

@@ -43,6 +43,11 @@ export class VirtioPci {
     return this.#common.read8(this.#at(COMMON.deviceStatus));
   }
 
+  /** Changes when the device announces another configuration. */
+  get configGeneration(): number {
+    return this.#common.read8(this.#at(COMMON.configGeneration));
+  }
+
   addStatus(bits: number): void {
     this.#common.write8(this.#at(COMMON.deviceStatus), this.status | bits);
   }
@@ -142,9 +147,9 @@ export class VirtioPci {
     const registers = this.#pci.registers(device.bar);
     const data = new DataView(new ArrayBuffer(length));
     for (let attempt = 0; attempt < CONFIG_ATTEMPTS; attempt++) {
-      const before = this.#common.read8(this.#at(COMMON.configGeneration));
+      const before = this.configGeneration;
       for (let at = 0; at < length; at += 4) data.setUint32(at, registers.read32(device.offset + at), true);
-      if (this.#common.read8(this.#at(COMMON.configGeneration)) === before) return new Uint8Array(data.buffer);
+      if (this.configGeneration === before) return new Uint8Array(data.buffer);
     }
     throw new UserError("the VIRTIO device's configuration does not hold still");
   }

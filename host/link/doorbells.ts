@@ -70,17 +70,27 @@ export class Doorbells {
     }
   }
 
-  /** The rings go on, with other kicks, in which nothing is that may be lost. @throws SystemError; then they do not go on */
+  /**
+   * The rings go on, with other kicks. QEMU leaves a count of its own in each: as an interrupt it is harmless, and it may hide one
+   * that is not its own; as an error it would stop the driver VM. @throws SystemError; then they do not go on
+   */
   goOn(): void {
     this.#halted = false;
-    for (const [n, binding] of this.#taken.entries()) {
-      if (binding) binding.relay = this.#relay.add(this.#kickOf(Queue.FIRST_DOORBELL + n), binding.fd);
+    for (const [index, bindings] of this.#bindings.entries()) {
+      for (const binding of bindings.values()) {
+        if (binding.doorbell === NO_DOORBELL) continue;
+        const kick = this.#kickOf(Queue.FIRST_DOORBELL + binding.doorbell);
+        if (!isInterrupt(index)) native.eventfdRead(kick);
+        binding.relay = this.#relay.add(kick, binding.fd);
+      }
     }
   }
 
-  /** Signals all vectors, one of which may have missed something. */
+  /** Signals all vectors, one of which may have missed an interrupt. */
   signalAll(): void {
-    for (const binding of this.#taken) if (binding) native.eventfdWrite(binding.fd);
+    for (const [index, bindings] of this.#bindings.entries()) {
+      if (isInterrupt(index)) for (const { fd } of bindings.values()) native.eventfdWrite(fd);
+    }
   }
 
   /** The device is gone; the client's eventfds stay. To be called while its kick eventfds are still open. */
@@ -248,4 +258,9 @@ export class Doorbells {
     this.#untaken.replace(index, vector, binding.fd, -1);
     closePeerFd(binding.fd);
   }
+}
+
+/** Whether a signal that means nothing is harmless there. */
+function isInterrupt(index: number): boolean {
+  return index !== Irq.ERR && index !== Irq.REQ;
 }

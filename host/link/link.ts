@@ -502,7 +502,7 @@ export class VirtioLink implements Backend {
   /** Its client has given it up, and it is to be taken out of the window. */
   #orphan(map: MemoryMap): void {
     this.#places.copied.remove(map);
-    this.#orphans.add(map);
+    if (map.windowOffset >= 0 || this.#told?.shownMaps.has(map)) this.#orphans.add(map);
   }
 
   /** Takes memory of clients that gave it up out of the window. The device process is asked to let go of what `isShown` to it. */

@@ -199,12 +199,17 @@ export class DeviceProcess {
     this.conversation.drop(reason, false);
     this.conversation.channel.stop();
     this.copies.stop();
-    this.#owner.needsReset(true);
     // After QUIESCE it resets the device by itself, and nothing may be on its way to QEMU.
     if (was === "quiesced") return;
     this.#window.permit();
-    this.#window.configChanged();
-    this.#serial.background(() => this.#owner.takeBack());
+    this.#serial.background(async () => {
+      await this.#owner.takeBack();
+      if (this.state.cause !== "violated") return;
+      // Last of all: when it hears of this it resets the device, and then nothing may be on its way to QEMU.
+      this.#owner.needsReset(true);
+      await this.#window.configChanged();
+      this.#window.forbid(reason);
+    });
   }
 
   /**

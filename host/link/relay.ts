@@ -86,7 +86,8 @@ export class CommandRelay {
       this.commands++;
       this.postedWrites++;
     }
-    for (const command of this.#early.splice(0)) this.handle(command);
+    // What was answered meanwhile is not to be carried out any more.
+    for (const command of this.#early.splice(0)) if (command.active) this.handle(command);
   }
 
   /** The client is gone, and with it those that wait for an answer. */

@@ -76,6 +76,11 @@ export class Showing {
   /** Puts a map where it can be reached, and tells the device process of it, part by part. */
   async map(client: ShownClient, map: MemoryMap): Promise<void> {
     await this.#places.put(map, this.#process.isolated);
+    if (!client.maps.has(map)) {
+      // Given up while the device VM was paused.
+      await this.#places.takeBack([map]);
+      return;
+    }
     client.shownMaps.add(map);
     const { conversation } = this.#process;
     const { address, size } = map;

@@ -201,10 +201,14 @@ export class Window {
     return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
   }
 
-  /** Interrupts the driver: the device's config space has changed. Nothing happens where that is not possible. */
-  configChanged(): void {
-    // Somebody else's affair when the device stops.
-    this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE).catch(() => {});
+  /** Interrupts the driver: the device's config space has changed. Resolves when QEMU has done that, or does not; never rejects. */
+  async configChanged(): Promise<void> {
+    try {
+      await this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE);
+    } catch (error) {
+      // Whoever stops the device has the driver begin again anyway.
+      this.log.debug({ reason: (error as Error).message }, "the driver was not told of its configuration");
+    }
   }
 
   /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */

@@ -82,6 +82,8 @@ export interface IrqSetRequest {
  * which exactly one is called, at once or later. (With NO_REPLY they are called too, and send nothing.)
  */
 export interface PendingCommand {
+  /** False once it is answered: by somebody else, too, when it took too long. */
+  readonly active: boolean;
   /** vfio-user's command number. */
   readonly command: number;
   /** The request's body is bytes[offset, offset + length); `data` views the same buffer. Valid until reply or fail. */

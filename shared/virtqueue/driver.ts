@@ -103,6 +103,21 @@ export class DriverQueue {
     this.#lengths = new Float64Array(size).fill(NOT_IN_FLIGHT);
   }
 
+  /** The device was reset: the ring is as at first. */
+  reset(): void {
+    for (const part of [this.#descriptors, this.#available, this.#used]) {
+      new Uint8Array(part.buffer, part.byteOffset, part.byteLength).fill(0);
+    }
+    this.#lengths.fill(NOT_IN_FLIGHT);
+    this.usedLength = 0;
+    this.inFlight = 0;
+    this.#nextAvailable = 0;
+    this.#nextUsed = 0;
+    this.#unpublished = 0;
+    this.#wantsInterrupt = true;
+    this.#armed = true;
+  }
+
   /** Puts buffer `id`, which must not be in flight, into the available ring; the device sees it after `publish`. */
   add(id: number, address: number, length: number, deviceWrites: boolean): void {
     this.describe(id, address, length, deviceWrites, -1);

@@ -57,6 +57,25 @@ test.serial("a doorbell that was rung right before the pause is relayed", async 
   t.true(irqs.every(({ signals }) => signals >= 20));
 });
 
+test.serial("a pause signals no error, and no request to give the device back", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const [irq, error, request] = [eventfd(t), eventfd(t), eventfd(t)];
+  await client.setIrqs({ index: Irq.MSIX, start: 0, eventfds: [irq.fd] });
+  await client.setIrqs({ index: Irq.ERR, start: 0, eventfds: [error.fd] });
+  await client.setIrqs({ index: Irq.REQ, start: 0, eventfds: [request.fd] });
+  for (let pause = 0; pause < 3; pause++) {
+    frontEnd.pause();
+    frontEnd.resume();
+    const { signals } = irq;
+    device.ring(0);
+    await irq.signalled(signals + 1);
+  }
+  t.deepEqual([error.signals, request.signals], [0, 0]);
+  device.ring(1);
+  await error.signalled(1);
+});
+
 test.serial("what the client asks waits for the end of a short pause", async (t) => {
   const { frontEnd, device, connect } = await setUp(t);
   const client = await connect();

@@ -57,6 +57,10 @@ class Pending implements PendingCommand {
     this.length = bytes.length - offset;
   }
 
+  get active(): boolean {
+    return this.answered === undefined;
+  }
+
   reserve(length: number): void {
     assert.equal(this.answered, undefined, "reserve after the answer");
     this.#reserved = length;
