@@ -12,6 +12,8 @@ export const Offsets = {
   FREE: 0x14,
 } as const;
 export const FILE_SIZE = 0x40;
+/** Where the MSI-X table is. */
+export const TABLE = 0x800;
 export const ID = 0x1234_5678;
 /** What STATUS becomes by a write to CONTROL. */
 export const statusOf = (control: number) => ~control >>> 0;
@@ -23,8 +25,7 @@ export class RegisterDevice implements Device {
     deviceId: 0x0004,
     classCode: 0xff0000,
     bars: { 0: { size: 0x1000 } },
-    // The table lies within the registers, and hides them.
-    msix: { vectors: 1, bar: 0, offset: 0x20 },
+    msix: { vectors: 1, bar: 0, offset: TABLE },
   } as const;
   reads = 0;
   readonly file = new RegisterFile(FILE_SIZE, {
@@ -40,7 +41,6 @@ export class RegisterDevice implements Device {
     COUNTER: { offset: Offsets.COUNTER, size: 4, onRead: () => ++this.reads },
     BYTE: { offset: Offsets.BYTE, size: 1, writable: 0xf0, reset: 0x0f },
     WORD: { offset: Offsets.WORD, size: 2, writable: 0xffff },
-    HIDDEN: { offset: 0x20, size: 4, reset: 0xdead_beef },
     LAST: { offset: FILE_SIZE - 4, size: 4, writable: 0xffff_ffff },
   });
   readonly registers = { 0: this.file };

@@ -1,10 +1,10 @@
 /** Reads of registers that are answered from memory: that they are, and that nobody can tell; over both links. */
 import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { Capability, Express, Header } from "../../../shared/spec/pci.js";
+import { Capability, Express, Header, Msix } from "../../../shared/spec/pci.js";
 import { Command, MigrationState, Region } from "../../../shared/spec/vfio-user.js";
 import { Client } from "../../../shared/vfio-user/client.js";
-import { FILE_SIZE, ID, Offsets, RegisterDevice, statusOf } from "../../fakes/register-device.js";
+import { FILE_SIZE, ID, Offsets, RegisterDevice, statusOf, TABLE } from "../../fakes/register-device.js";
 import { connectDevice, type Kind } from "./machine.js";
 
 type Connected = Awaited<ReturnType<typeof connectDevice<RegisterDevice>>>;
@@ -76,7 +76,7 @@ over(all, "stored values come from memory, others from the device", async (t, { 
   t.is(await asked(async () => t.is(await read(FILE_SIZE), 0x77)), 1);
   t.is(await asked(async () => t.is((await client.regionRead(Region.BAR0, 0, 0x1000)).length, 0x1000)), 1);
   // The MSI-X table: all its vectors are masked after a reset.
-  t.is(await asked(async () => t.is(await read(0x2c), 1)), 1);
+  t.is(await asked(async () => t.is(await read(TABLE + Msix.ENTRY_CONTROL), 1)), 1);
   t.is(await asked(async () => t.is(await read(0, 4, Region.CONFIG), 0x0004_fff4)), 0);
 });
 
