@@ -95,14 +95,12 @@ export class CommandFlow implements RingUser {
 
   /** Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends without anybody's knowing. */
   cancel(chosen: (command: Command) => boolean, status: number): number {
-    let count = 0;
-    for (const command of [...this.#active]) {
-      if (!chosen(command)) continue;
-      count++;
-      this.#end(command, status);
-      // Not to be used again: who still works for it has it.
-    }
-    return count;
+    const commands = [...this.#active].filter(chosen);
+    // All at once: what waits for the end of one may be another that ends.
+    for (const command of commands) command.ended = true;
+    // They are not used again: who still works for them has them.
+    for (const command of commands) this.#end(command, status);
+    return commands.length;
   }
 
   /** Control came from the event loop: what was found in the window before may not be there any more. */
@@ -224,6 +222,11 @@ export class CommandFlow implements RingUser {
 
   #execute(command: Command): void {
     const isAdmin = command.queue.id === 0;
+    if (!command.queue.alive) {
+      // Its burst was cut short.
+      command.queue.completionQueue.reserved--;
+      return;
+    }
     command.epoch = this.inFlight.begin();
     this.#active.add(command);
     if (isAdmin) this.#adminCommands++;

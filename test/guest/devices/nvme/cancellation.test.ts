@@ -97,6 +97,20 @@ test("Deallocate and Format end in the middle, too; a Format leaves the size of 
   t.is(third.blockSize, 512);
 });
 
+test("a Format that waits for other commands does not begin when a reset ends them all", async (t) => {
+  const { machine, storage, driver, prp1 } = await setUp(t);
+  storage.hold();
+  void driver.io({ opcode: READ, namespaceId: 1, prp1 });
+  await storage.whenHeld(1);
+  void driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] });
+  await settle();
+  await machine.device.reset();
+  storage.release();
+  await settle();
+  t.deepEqual(storage.calls, ["read"]);
+  await (await NvmeDriver.open(machine)).write(0, new Uint8Array(4096));
+});
+
 test("a write that waits for another, or for a buffer, is not done when it has ended", async (t) => {
   const { machine, storage, driver, prp1 } = await setUp(t);
   storage.hold();
