@@ -5,9 +5,9 @@
 import test from "ava";
 import { MiB } from "../../shared/limits.js";
 import { ConfigStatus, LinkCommand, NO_DOORBELL } from "../../shared/spec/link.js";
-import { Command, DmaMap, DmaUnmap, Irq, Region } from "../../shared/spec/vfio-user.js";
+import { Command, DmaMap, DmaUnmap, HeaderFlags, Irq, Region } from "../../shared/spec/vfio-user.js";
 import { Status } from "../../shared/spec/virtio.js";
-import type { LinkMessage } from "../fakes/front-end-device.js";
+import { type LinkMessage, message } from "../fakes/front-end-device.js";
 import { deviceAnswers, doorbellsOf, eventfd, memory, ones, readConfig, setUp } from "./set-up.js";
 
 const commands = (messages: readonly LinkMessage[]) => messages.map(({ command }) => command);
@@ -310,6 +310,34 @@ test.serial("a pause that was a reset after all: the next device process is give
     frontEnd.maps.map(({ fdOffset }) => fdOffset),
     [MiB],
   );
+});
+
+test.serial("a pause in each state that a device process has", async (t) => {
+  const { bridge, frontEnd, device, connect } = await setUp(t);
+  const pause = () => {
+    frontEnd.pause();
+    frontEnd.resume();
+  };
+  pause();
+  frontEnd.reset();
+  device.start();
+  pause();
+  t.is((await device.request(LinkCommand.HELLO, device.hello())).errno, 0);
+  const client = await connect();
+  const quiesced = device.request(LinkCommand.QUIESCE);
+  pause();
+  t.is((await quiesced).errno, 0);
+  pause();
+  t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4), "at once");
+  t.is((await device.request(LinkCommand.HELLO, device.hello())).errno, 0);
+  await deviceAnswers(client);
+  device.sendRaw(message(1, 0x999, HeaderFlags.TYPE_COMMAND));
+  await bridge.logged(/"msg":"the device process broke the link"/);
+  while ((readConfig(frontEnd).status & ConfigStatus.NEEDS_RESET) === 0) await new Promise(setImmediate);
+  pause();
+  t.not(readConfig(frontEnd).status & ConfigStatus.NEEDS_RESET, 0, "it is still broken");
+  await device.startAndGreet();
+  await deviceAnswers(client);
 });
 
 test.serial("bus mastering is switched off and on: what is mapped stays, and the link goes on", async (t) => {

@@ -83,6 +83,27 @@ test("without the device process they are all ones, and the next one has memory 
   t.is(await readByte(client), 0xff);
 });
 
+test("while the VM is paused for long they are as they were, whatever was written meanwhile, until the device is reset", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const head = await startWithRegisters(frontEnd, device);
+  const client = await connect();
+  frontEnd.pause();
+  t.is(await readByte(client), 0x5a);
+  await writeByte(client);
+  t.is(head.writesSent, 1, "promised");
+  t.is(await readByte(client), 0x5a, "after a while");
+  t.is(await readByte(client, 16), 0xff);
+  frontEnd.resume();
+  t.is(await readByte(client), 7);
+  head.writesDone = 1;
+  frontEnd.pause();
+  await t.notThrowsAsync(client.reset());
+  t.is(await readByte(client), 0xff);
+  frontEnd.resume();
+  await client.getInfo();
+  t.is(head.writesSent, head.writesDone);
+});
+
 const shared = (fields: Parameters<typeof ShareRegisters.encode>[0], areas = 0) =>
   Buffer.concat([
     ShareRegisters.encode({ address: 0x1000, size: 0x1000, areas, ...fields }),
