@@ -25,6 +25,7 @@ namespace {
 
 struct Item {
   int fd;
+  napi_env env;
   uint32_t token;
 };
 
@@ -32,7 +33,7 @@ struct Item {
 struct Closers {
   std::mutex mutex;
   std::deque<Item> waiting;
-  std::vector<uint32_t> closed;
+  std::vector<Item> closed;
   uint32_t last_token = 0;
   unsigned threads = 0;
 };
@@ -65,7 +66,7 @@ void Run() {
     lock.unlock();
     close(item.fd);
     lock.lock();
-    all.closed.push_back(item.token);
+    if (item.env != nullptr) all.closed.push_back(item);
   }
   all.threads--;
 }
@@ -89,21 +90,25 @@ void StartThread(Closers& all) {
 Napi::Value DiscardExport(const Napi::CallbackInfo& info) {
   int fd = Fd(info[0]);
   if (fcntl(fd, F_GETFD) == -1) throw SystemError(info.Env(), errno, "close");
-  return Napi::Number::New(info.Env(), Discard(fd));
+  return Napi::Number::New(info.Env(), Discard(fd, info.Env()));
 }
 
 Napi::Value TakeDiscarded(const Napi::CallbackInfo& info) {
   Closers& all = closers();
   std::lock_guard lock(all.mutex);
-  Napi::Array result = Napi::Array::New(info.Env(), all.closed.size());
-  for (size_t n = 0; n < all.closed.size(); n++) result.Set(static_cast<uint32_t>(n), Napi::Number::New(info.Env(), all.closed[n]));
-  all.closed.clear();
+  Napi::Array result = Napi::Array::New(info.Env());
+  uint32_t count = 0;
+  std::erase_if(all.closed, [&](const Item& item) {
+    bool is_own = item.env == static_cast<napi_env>(info.Env());
+    if (is_own) result.Set(count++, Napi::Number::New(info.Env(), item.token));
+    return is_own;
+  });
   return result;
 }
 
 }  // namespace
 
-uint32_t Discard(int fd) {
+uint32_t Discard(int fd, napi_env env) {
   if (ClosesAtOnce(fd)) {
     close(fd);
     return 0;
@@ -112,7 +117,7 @@ uint32_t Discard(int fd) {
   std::unique_lock lock(all.mutex);
   if (++all.last_token == 0) all.last_token = 1;
   uint32_t token = all.last_token;
-  all.waiting.push_back({fd, token});
+  all.waiting.push_back({fd, env, token});
   StartThread(all);
   if (all.threads > 0) return token;
   all.waiting.pop_back();

@@ -39,6 +39,9 @@ export class FdShare {
   }
 }
 
+/** Of those that threads close, how many are not looked for at most. */
+const SETTLED_EVERY = 64;
+
 /** By fd. */
 const owners: (FdShare | undefined)[] = [];
 /** Of those that a thread closes, by the number that it has there. */
@@ -47,11 +50,11 @@ const closing = new Map<number, FdShare>();
 /** Closes an fd that a peer handed over, in any case without waiting. */
 export function closePeerFd(fd: number): void {
   const owner = owners[fd];
-  const token = discard(fd);
-  if (owner === undefined) return;
   owners[fd] = undefined;
-  if (token === 0) owner.release();
-  else closing.set(token, owner);
+  const token = discard(fd);
+  if (token === 0) owner?.release();
+  else if (owner !== undefined) closing.set(token, owner);
+  if (token % SETTLED_EVERY === SETTLED_EVERY - 1) settle();
 }
 
 function free(fd: number): void {
@@ -61,7 +64,6 @@ function free(fd: number): void {
 
 /** Looks which of those that threads closed are. */
 function settle(): void {
-  if (closing.size === 0) return;
   for (const token of takeDiscarded()) {
     closing.get(token)?.release();
     closing.delete(token);

@@ -19,6 +19,7 @@ function stream(t: ExecutionContext, size = 64) {
   stream.receiveInto(into);
   stream.replyFrom(from);
   words[Word.ROOM] = size;
+  words[Word.MOST_FDS] = fds.length - 1;
   let called: (events: number) => void = () => {};
   const poll = new native.Poll(near, (events) => called(events), stream);
   poll.start(native.POLL_READABLE);
