@@ -304,6 +304,35 @@ test("a map that comes too late is taken away again; an unmap waits for one unde
   t.is((await raw.exchange(message(Command.DMA_MAP, map()))).flags, HeaderFlags.TYPE_REPLY);
 });
 
+test("a client that leaves while its unmap waits for a map: all is closed, and the next one is served", async (t) => {
+  const fixture = new Fixture(t, { replyDeadlineMs: 160 });
+  const { backend, server } = fixture;
+  let finish = () => {};
+  backend.onMap = () =>
+    new Promise((resolve) => {
+      finish = resolve;
+    });
+  const raw = await fixture.negotiatedRaw();
+  const fd = sealed(0x1000);
+  t.true(isError(await raw.exchange(message(Command.DMA_MAP, map()), [fd]), Errno.ETIMEDOUT));
+  raw.send(message(Command.DMA_UNMAP, unmap({ address: 0, size: 0x100000 })));
+  await until(() => server.stats.commands === 3);
+  let unmaps = 0;
+  backend.onUnmap = async () => {
+    unmaps++;
+  };
+  raw.close();
+  await until(() => backend.disconnects === 1 && server.stats.maps === 0);
+  finish();
+  backend.onMap = undefined;
+  const next = await fixture.negotiatedRaw();
+  t.is((await next.exchange(message(Command.DMA_MAP, map()), [fd])).flags, HeaderFlags.TYPE_REPLY);
+  t.is((await next.exchange(message(Command.DMA_UNMAP, unmap({ address: 0, size: 0x100000 })))).flags, 1);
+  t.is(unmaps, 1, "that of the next one: the first one's map went with it");
+  t.is(copies(fd), 1);
+  closeSync(fd);
+});
+
 test("an unmap takes every map that lies in its range, and tells how many bytes that was", async (t) => {
   const fixture = new Fixture(t);
   const { backend, server } = fixture;
