@@ -92,10 +92,11 @@ export async function diskBlocks(vm: Vm): Promise<number> {
   return Number(await vm.check(`stat -c %b ${FIRST.file}`, COMMAND_MS));
 }
 
-/** What the controller says of itself. */
+/** What the controller says of itself, now. */
 export async function nvmeState(vm: Vm): Promise<string> {
-  const wait = `until tail -n 1 ${FIRST.log} | grep -q '"msg":"state"'; do sleep 0.1; done; tail -n 1 ${FIRST.log}`;
-  return vm.check(`kill -USR1 $(cat ${FIRST.pid}); ${wait}`, COMMAND_MS);
+  const states = `grep '"msg":"state"' ${FIRST.log}`;
+  const wait = `until [ $(${states} | wc -l) -gt $before ]; do sleep 0.1; done; ${states} | tail -n 1`;
+  return vm.check(`before=$(${states} | wc -l); kill -USR1 $(cat ${FIRST.pid}); ${wait}`, COMMAND_MS);
 }
 
 /** The controller's log so far. */
