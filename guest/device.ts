@@ -157,7 +157,8 @@ export interface Device {
    */
   reset?(): void | Promise<void>;
   /**
-   * Some driver-VM memory is about to go away, or the log of what the device wrote is about to be read. Promise: DMA that was
+   * Some driver-VM memory is about to go away, the log of what the device wrote is about to be read, or the bus master bit was
+   * cleared. Promise: DMA that was
    * under way when it was called, jobs apart, is finished, and no view or segment of before is used again. New DMA to what stays
    * mapped may start meanwhile.
    */

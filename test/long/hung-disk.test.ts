@@ -28,13 +28,16 @@ for (const seconds of [20, 45, 120]) {
       const job =
         "--name=job --filename=/dev/nvme0n1 --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw --bsrange=512-64k";
       const verify = "--verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --fsync=16";
-      const fio = `fio ${job} ${verify} --size=${DISK_MIB}m >/tmp/fio.out 2>&1`;
+      const fio = `fio ${job} ${verify} --size=${DISK_MIB}m --time_based --runtime=${seconds + 15} >/tmp/fio.out 2>&1`;
       const written = "awk '{ print $7 }' /sys/block/nvme0n1/stat";
       await vm.check(`{ ${fio}; echo $? >/tmp/status; } & until [ $(${written}) -gt 8192 ]; do :; done`, COMMAND_MS);
       await hang(deviceVm);
       try {
         await sleep(seconds * 1000);
-        await vm.check("[ ! -e /tmp/status ]", COMMAND_MS);
+        await vm.check(
+          "[ ! -e /tmp/status ] || { cat /tmp/status /tmp/fio.out; dmesg | grep nvme; false; }",
+          COMMAND_MS,
+        );
       } finally {
         await goOn(deviceVm);
       }
