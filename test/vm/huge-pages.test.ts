@@ -2,16 +2,18 @@
  * Driver VMs whose memory is of huge pages. q35's begins, for a device, in the middle of the first one, which can be mapped only
  * whole: that part is copied, and the rest is in the window.
  */
+import { execFileSync } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
 import type { DmaMapping } from "../../guest/link/link.js";
-import { type HugePageSize, hugeFolder, reserveHugePages } from "./huge-pages.js";
+import * as native from "../../native/index.js";
+import { type HugePageSize, hugeFolder, reserveHugePages, withoutFreePages } from "./huge-pages.js";
 import { startLocalDevice } from "./local-device.js";
 import { Product } from "./product.js";
-import { exerciseDisk, nvmeLog, waitForDisk } from "./two-vms.js";
+import { COMMAND_MS, disk, exerciseDisk, nvmeLog, waitForDisk } from "./two-vms.js";
 
 const MiB = 2 ** 20;
 const DISK = 64 * MiB;
@@ -39,6 +41,34 @@ async function useLocalDisk(t: ExecutionContext, memoryBackend: string, memoryMi
     await stop();
   }
 }
+
+test.serial("holes punched under a map are zeros where no page is left, and the page beside them stays", async (t) => {
+  t.true(reserveHugePages(t, "2M", 3));
+  const fd = native.createMemory("holes", 6 * MiB, true);
+  const reserved = new native.Reservation(2 ** 30, 2 ** 30);
+  t.teardown(() => {
+    reserved.release();
+    native.close(fd);
+  });
+  const map = (offset: number) => reserved.map(offset, 6 * MiB, fd, 0, native.PROT_READ | native.PROT_WRITE);
+  map(0);
+  const bytes = new Uint8Array(reserved.piece(0));
+  for (const page of [0, 1, 2]) bytes[page * 2 * MiB] = page + 1;
+  execFileSync("fallocate", ["-p", "-o", "2MiB", "-l", "2MiB", `/proc/${process.pid}/fd/${fd}`]);
+  const giveBack = withoutFreePages("2M");
+  try {
+    t.deepEqual([bytes[0], bytes[2 * MiB], bytes[4 * MiB]], [1, 0, 3]);
+    bytes[2 * MiB] = 9;
+  } finally {
+    giveBack();
+  }
+  t.is(reserved.repairs, 1);
+  map(8 * MiB);
+  bytes[10 * MiB] = 4;
+  t.is(bytes[2 * MiB], 9, "what was repaired stays as it is until it is mapped anew");
+  map(0);
+  t.deepEqual([bytes[0], bytes[2 * MiB], bytes[4 * MiB]], [1, 4, 3]);
+});
 
 test.serial("pages of 2 MiB on the local link", async (t) => {
   t.timeout(20 * 60_000);
@@ -73,6 +103,8 @@ test.serial("pages of 2 MiB through the bridge: QEMU refuses nothing, and only e
   const said = product.bridge.lines.filter(({ msg }) => /DMA by/.test(String(msg)));
   t.deepEqual(said, []);
   await vm.stop();
+  // The device is told, resets, and writes its log, all in its own time.
+  await product.deviceVm.check(`until grep -q 'served so far' ${disk(0).log}; do sleep 0.1; done`, COMMAND_MS);
   const lines = await nvmeLog(product.deviceVm);
   const served = lines.findLast(({ msg }) => msg === "served so far");
   t.is(served?.movedByMessage, 0);
