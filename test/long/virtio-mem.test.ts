@@ -1,15 +1,13 @@
 /** Memory that comes and goes by virtio-mem, hundreds of maps at a time, under I/O whose every block is verified. */
 import anyTest, { type TestFn } from "ava";
 import type { Vm } from "../vm/qemu.js";
-import { COMMAND_MS, nvmeMaps } from "../vm/two-vms.js";
+import { COMMAND_MS, nvmeMapped } from "../vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
 
 const DISK_MIB = 64;
 const MAX_MIB = 512;
 /** MiB that the VM is to have: grown, shrunk, and grown again, which wants what was unmapped to be gone. */
 const SIZES = [MAX_MIB, 64, MAX_MIB, 0] as const;
-/** Of one map. */
-const BLOCK_MIB = 2;
 const RESIZE_MS = 3 * 60_000;
 
 const test = anyTest as TestFn<LongSetUp>;
@@ -46,7 +44,7 @@ test.serial("0 to 512, 64 and 512 MiB under fio with verification", async (t) =>
       ...["-device", "virtio-mem-pci,id=vmem,memdev=vmem0,requested-size=0"],
     ],
   });
-  const before = await nvmeMaps(product.deviceVm);
+  const before = await nvmeMapped(product.deviceVm);
   // Its buffers are in what is plugged: as much as fits in there, taken and given back again and again.
   const job =
     "--filename=/dev/nvme0n1 --direct=1 --ioengine=libaio --rw=randrw --bsrange=4k-64k --iodepth=16 --size=48m";
@@ -55,7 +53,7 @@ test.serial("0 to 512, 64 and 512 MiB under fio with verification", async (t) =>
   await vm.check(`{ ${loop}; echo >/tmp/ended; } &`, COMMAND_MS);
   for (const size of SIZES) {
     await resize(vm, size);
-    t.is(await nvmeMaps(product.deviceVm), before + size / BLOCK_MIB, `${size} MiB`);
+    t.is(await nvmeMapped(product.deviceVm), before + size * 2 ** 20, `${size} MiB`);
     await vm.check("[ ! -e /tmp/failed ] || { cat /tmp/fio.log; exit 1; }", COMMAND_MS);
   }
   await vm.check("touch /tmp/enough; until [ -e /tmp/ended ]; do sleep 0.2; done", RESIZE_MS);

@@ -95,7 +95,9 @@ export async function diskBlocks(vm: Vm): Promise<number> {
 /** What the controller says of itself, now. */
 export async function nvmeState(vm: Vm): Promise<string> {
   const states = `grep '"msg":"state"' ${FIRST.log}`;
-  const wait = `until [ $(${states} | wc -l) -gt $before ]; do sleep 0.1; done; ${states} | tail -n 1`;
+  // A long line comes in pieces.
+  const isWhole = `[ $(${states} | wc -l) -gt $before ] && [ -z "$(tail -c 1 ${FIRST.log})" ]`;
+  const wait = `until ${isWhole}; do sleep 0.1; done; ${states} | tail -n 1`;
   return vm.check(`before=$(${states} | wc -l); kill -USR1 $(cat ${FIRST.pid}); ${wait}`, COMMAND_MS);
 }
 
@@ -203,6 +205,12 @@ export async function exerciseDisk(vm: Vm, dataMiB: number, onStep: (step: Step)
 /** How many DMA maps the device VM's controller has. */
 export async function nvmeMaps(vm: Vm): Promise<number> {
   return ((await nvmeState(vm)).match(/"windowOffset":/g) ?? []).length;
+}
+
+/** How many bytes the maps of the device VM's controller are together. */
+export async function nvmeMapped(vm: Vm): Promise<number> {
+  const { state } = JSON.parse(await nvmeState(vm)) as { state: { dma: { maps: { size: number }[] } } };
+  return state.dma.maps.reduce((sum, { size }) => sum + size, 0);
 }
 
 /** Interrupts of the nvme driver so far, summed over its vectors. */
