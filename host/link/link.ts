@@ -229,7 +229,7 @@ export class VirtioLink implements Backend {
     this.#told = undefined;
     this.#isStale = false;
     clearTimeout(this.#retry);
-    this.#places.forgetAll([...(this.#client?.maps ?? []), ...this.#orphans]);
+    this.#places.forgetAll(this.#clientMaps);
     this.#orphans.clear();
     this.sharing.forget(this.#client !== undefined);
   }
@@ -454,13 +454,18 @@ export class VirtioLink implements Backend {
     this.process.giveUp("failed", reason);
   }
 
+  /** All that may be in the window of clients. */
+  get #clientMaps(): readonly MemoryMap[] {
+    return [...(this.#client?.maps ?? []), ...this.#orphans];
+  }
+
   /**
    * The device process is asked to let go of the client, for as long as it takes. Meanwhile the client's memory is taken from it. When
    * it has, it is given the client again.
    */
   #gaveUp(cause: Cause): void {
     this.#isStale = true;
-    this.#serial.background(() => this.#places.takeBack(this.#client?.maps ?? [], true));
+    this.#serial.background(() => this.#places.takeBack(this.#clientMaps, true));
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#askToLetGo(), cause === "failed" ? RETRY_MS : 0);
   }
@@ -518,7 +523,7 @@ export class VirtioLink implements Backend {
 
   /** Out of the window with all that the client has to do with. */
   async #takeBackAll(): Promise<void> {
-    await this.#places.takeBack(this.#client?.maps ?? []);
+    await this.#places.takeBack(this.#clientMaps);
     await this.sharing.takeBack(this.#client !== undefined);
   }
 }
