@@ -35,8 +35,10 @@ export class Program {
   /** Runs `main`, and ends the process with the code that it resolves with; or, for an error, with that of the error. */
   static run(name: string, main: (program: Program) => Promise<number>): void {
     const program = new Program(name);
+    process.stdout.on("error", (error) => program.#fail(outputFailure(error)));
     main(program).then(
-      (code) => process.exit(code),
+      // What a pipe has not taken yet would be lost, and an error of a file not heard of.
+      (code) => process.stdout.write("", () => setImmediate(() => process.exit(code))),
       (error) => program.#fail(error),
     );
   }
@@ -80,6 +82,15 @@ export class Program {
     if (isUsers && error.cause instanceof SyntaxError) showSource(error.cause, () => this.#stderr.flush(LOG_FLUSH_MS));
     else process.exit(isUsers ? error.exitCode : 1);
   }
+}
+
+/** What standard output did not take is what the user asked for. */
+function outputFailure({ code = "an error" }: NodeJS.ErrnoException): UserError {
+  return new UserError(
+    code === "EPIPE"
+      ? "nobody reads standard output any more"
+      : `standard output takes no more: ${code}; give it a place that has room`,
+  );
 }
 
 /** Node alone knows the file and the line of what is not JavaScript, and writes them as it ends for that error. */

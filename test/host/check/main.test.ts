@@ -1,5 +1,8 @@
 /** The command line: usage, what is printed, exit codes. */
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import test from "ava";
 import { ALL_CHECKS } from "../../../host/check/all.js";
@@ -57,6 +60,16 @@ test("wrong usage: a line on stderr, and exit code 2", async (t) => {
     t.is(stdout, "");
     t.regex(stderr, /^vfio-user-check: [^\n]*--(help|list)\n$/);
   }
+});
+
+test("standard output that takes nothing is said, and exits with 1", async (t) => {
+  const full = openSync("/dev/full", "w");
+  t.teardown(() => closeSync(full));
+  const child = spawn(process.execPath, [MAIN, "--list"], { stdio: ["ignore", full, "pipe"] });
+  const said = text(child.stderr);
+  const [code] = (await once(child, "exit")) as [number | null];
+  t.is(code, 1);
+  t.regex(await said, /^vfio-user-check: standard output takes no more: ENOSPC[^\n]*\n$/);
 });
 
 test("--help and --list need no server", async (t) => {
