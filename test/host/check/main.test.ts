@@ -66,7 +66,7 @@ test("standard output that takes nothing is said, and exits with 1", async (t) =
   const full = openSync("/dev/full", "w");
   t.teardown(() => closeSync(full));
   const child = spawn(process.execPath, [MAIN, "--list"], { stdio: ["ignore", full, "pipe"] });
-  const said = text(child.stderr);
+  const said = text(child.stderr!);
   const [code] = (await once(child, "exit")) as [number | null];
   t.is(code, 1);
   t.regex(await said, /^vfio-user-check: standard output takes no more: ENOSPC[^\n]*\n$/);
