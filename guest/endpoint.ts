@@ -80,6 +80,9 @@ export class DeviceEndpoint implements Endpoint {
   /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
   #tail: Promise<void> = Promise.resolve();
 
+  /** A client is there, or was and its memory is not let go. */
+  #isServing = false;
+
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
 
@@ -158,6 +161,7 @@ export class DeviceEndpoint implements Endpoint {
   /** A device that has not let go of the client before gets no other. */
   async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
     await this.#patience.idle();
+    this.#isServing = true;
     this.dma.maxMessageData = maxDataXferSize;
     this.#sharing.maxDescriptors = maxMessageFds;
     this.#features.maxDataXferSize = maxDataXferSize;
@@ -168,7 +172,8 @@ export class DeviceEndpoint implements Endpoint {
     this.#features.disconnected();
     this.interrupts.reset();
     await this.#reset();
-    this.#log.info(this.statistics(), "served so far");
+    if (this.#isServing) this.#log.info(this.statistics(), "served so far");
+    this.#isServing = false;
   }
 
   map(mapping: DmaMapping): void {

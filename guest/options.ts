@@ -3,6 +3,7 @@
  */
 import { parseArgs } from "node:util";
 import { UserError } from "../shared/errors.js";
+import { checkSocketPath } from "../shared/listen.js";
 import { LEVELS, type Level } from "../shared/log.js";
 import type { DeviceKind } from "./devices/index.js";
 import type { LinkPolling } from "./link/looking.js";
@@ -160,9 +161,12 @@ function parsePlace(values: Values): Place {
   const given = [pci, socketPath, fd].filter((value) => value !== undefined);
   if (given.length !== 1) throw usage("exactly one of --pci, --socket-path and --fd is needed");
   if (typeof pci === "string") return { pci: parsePciAddress(pci) };
-  if (typeof socketPath === "string" && socketPath !== "") return { socketPath };
+  if (typeof socketPath === "string") {
+    checkSocketPath(socketPath);
+    return { socketPath };
+  }
   if (typeof fd === "string" && /^\d{1,9}$/.test(fd)) return { fd: Number(fd) };
-  throw usage("a socket is a path, or the number of a file descriptor");
+  throw usage(`--fd is the number of a file descriptor, not "${fd}"`);
 }
 
 /** Whether it is by copies. */

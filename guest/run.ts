@@ -32,15 +32,17 @@ export async function runDevice(
   const endpoint = createEndpoint(device, link, log);
   const hideState = showState(() => endpoint.inspect());
   const stopped = whenAborted(stop);
+  let isReady = false;
   try {
     if (await Promise.race([stopped, begin(endpoint, link, log)])) return true;
+    isReady = true;
     log.info("the device is ready");
     return await Promise.race([stopped, link.closed.then(() => false)]);
   } finally {
     hideState();
     await link.close();
     await endpoint.close();
-    log.info("the device has ended");
+    if (isReady) log.info("the device has ended");
   }
 }
 

@@ -1,8 +1,10 @@
 /** The command line of vfio-user-bridge. */
+import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { isPowerOfTwo } from "../shared/bits.js";
 import { UserError } from "../shared/errors.js";
 import { GiB, KiB, MiB, WINDOW_SIZE } from "../shared/limits.js";
+import { checkSocketPath } from "../shared/listen.js";
 import { LEVELS, type Level } from "../shared/log.js";
 
 /** The two sockets of one session. */
@@ -42,8 +44,6 @@ SIGUSR1 makes it write its state to standard error: sessions, DMA maps, doorbell
 const MIN_WINDOW_SIZE = 1 * MiB;
 /** Stock QEMU and its firmware do not place larger BARs. */
 const MAX_WINDOW_SIZE = 512 * GiB;
-/** sun_path, without its NUL. */
-const MAX_PATH_BYTES = 107;
 const UNITS: Record<string, number> = { "": 1, K: KiB, M: MiB, G: GiB, T: KiB * GiB };
 
 /** Reads the arguments; "help" and "version" where only that was asked for. @throws UserError for wrong usage */
@@ -63,8 +63,9 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "help" | 
     );
   }
   const all = [...paths, ...vhostUserPaths];
-  for (const path of all) checkPath(path);
-  const twice = all.find((path, index) => all.indexOf(path) !== index);
+  for (const path of all) checkSocketPath(path);
+  const places = all.map((path) => resolve(path));
+  const twice = all.find((_, index) => places.indexOf(places[index]) !== index);
   if (twice !== undefined) throw new UserError(`${twice} was given twice: each socket needs a path of its own`, 2);
   return {
     pairs: paths.map((socketPath, i) => ({ socketPath, vhostUserSocketPath: vhostUserPaths[i] })),
@@ -92,13 +93,6 @@ function parse(args: readonly string[]) {
     // Node's message ends in advice about "--" that helps nobody here.
     const [sentence] = (error as Error).message.split(/\. |\n/);
     throw new UserError(`${sentence.replace(/\.$/, "")}: see --help`, 2);
-  }
-}
-
-function checkPath(path: string): void {
-  if (path === "") throw new UserError("a socket path is empty", 2);
-  if (Buffer.byteLength(path) > MAX_PATH_BYTES) {
-    throw new UserError(`${path} is longer than the ${MAX_PATH_BYTES} bytes that a socket's path may have`, 2);
   }
 }
 

@@ -278,6 +278,7 @@ export interface SystemFailure extends Error {
 interface Addon {
   listen(path: string, backlog: number): number;
   connect(path: string): number;
+  isListener(fd: number): boolean;
   accept(fd: number): number;
   isHungUp(fd: number): boolean;
   socketPair(): [number, number];
@@ -329,6 +330,8 @@ export const {
   listen,
   /** Connects to an AF_UNIX stream socket (blocking connect, then non-blocking). EAGAIN when its backlog is full for 5 s. */
   connect,
+  /** Whether a file descriptor is a listening AF_UNIX stream socket; false for one that is not open at all. */
+  isListener,
   /** The next connection, or -1 when none waits. */
   accept,
   /** Whether the other end of a connected socket was closed, also while there is something to be received from it. */

@@ -108,6 +108,17 @@ Napi::Value ConnectTo(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd.release());
 }
 
+Napi::Value IsListener(const Napi::CallbackInfo& info) {
+  int fd = Fd(info[0]);
+  auto option = [fd](int name) {
+    int value = 0;
+    socklen_t length = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
+  };
+  bool is_listener = option(SO_DOMAIN) == AF_UNIX && option(SO_TYPE) == SOCK_STREAM && option(SO_ACCEPTCONN) == 1;
+  return Napi::Boolean::New(info.Env(), is_listener);
+}
+
 Napi::Value Accept(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int listener = Fd(info[0]);
@@ -242,6 +253,7 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
 void InitSocket(Napi::Env env, Napi::Object exports) {
   Export<Listen>(env, exports, "listen");
   Export<ConnectTo>(env, exports, "connect");
+  Export<IsListener>(env, exports, "isListener");
   Export<Accept>(env, exports, "accept");
   Export<IsHungUp>(env, exports, "isHungUp");
   Export<SocketPair>(env, exports, "socketPair");

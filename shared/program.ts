@@ -2,13 +2,16 @@
  * What each of our programs is to its process: what it writes to standard error, the signals that end it, and the exit code.
  * Nothing of it waits for whoever reads standard error.
  */
+import { writeSync } from "node:fs";
 import { hostname } from "node:os";
 import { LineWriter } from "../native/index.js";
-import { UserError } from "./errors.js";
+import { isSystemError, UserError } from "./errors.js";
 import { LOG_FLUSH_MS, MAX_LOG_BACKLOG } from "./limits.js";
 import { createLog, type Level, type Log } from "./log.js";
 
 const STDERR = 2;
+/** As long as a timer can be. */
+const FOREVER_MS = 2 ** 31 - 1;
 /** pino's number of the level. */
 const ERROR_LEVEL = 50;
 /** SIGHUP: the terminal is gone. */
@@ -27,7 +30,7 @@ export class Program {
       name,
       msg: "lines of the log are lost",
     };
-    this.#stderr = new LineWriter(STDERR, MAX_LOG_BACKLOG, JSON.stringify(notice).slice(0, -1));
+    this.#stderr = openStderr(name, JSON.stringify(notice).slice(0, -1));
     process.on("exit", () => this.#stderr.flush(LOG_FLUSH_MS));
     process.on("uncaughtException", (error) => this.#fail(error));
   }
@@ -35,6 +38,8 @@ export class Program {
   /** Runs `main`, and ends the process with the code that it resolves with; or, for an error, with that of the error. */
   static run(name: string, main: (program: Program) => Promise<number>): void {
     const program = new Program(name);
+    // Node ends a process in which nothing can happen any more, with 0, whatever still waits: a device's start() that never resolves.
+    setInterval(() => {}, FOREVER_MS);
     process.stdout.on("error", (error) => program.#fail(outputFailure(error)));
     main(program).then(
       // What a pipe has not taken yet would be lost, and an error of a file not heard of.
@@ -81,6 +86,22 @@ export class Program {
     this.#stderr.write(`${this.#name}: ${what}\n`);
     if (isUsers && error.cause instanceof SyntaxError) showSource(error.cause, () => this.#stderr.flush(LOG_FLUSH_MS));
     else process.exit(isUsers ? error.exitCode : 1);
+  }
+}
+
+/** A process that may not have one thread more serves nobody, and is over. */
+function openStderr(name: string, notice: string): LineWriter {
+  try {
+    return new LineWriter(STDERR, MAX_LOG_BACKLOG, notice);
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    const help = "raise the limit (ulimit -u, or TasksMax= of a unit)";
+    try {
+      writeSync(STDERR, `${name}: no thread for the log (${error.code}): ${help}\n`);
+    } catch {
+      // Then there is nobody to tell.
+    }
+    process.exit(1);
   }
 }
 

@@ -8,7 +8,7 @@ import { accept, close, POLL_READABLE, Poll } from "../../native/index.js";
 import { startTicks } from "../deadline.js";
 import { isSystemError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
-import { listenAt } from "../listen.js";
+import { checkListener, listenAt } from "../listen.js";
 import { type Log, quietLog } from "../log.js";
 import { FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
@@ -79,6 +79,7 @@ export class Server {
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
   open(): void {
     const { socket } = this.options;
+    if (typeof socket === "number") checkListener(socket);
     this.fd = typeof socket === "number" ? socket : this.listenAt(socket);
     this.poll = new Poll(this.fd, () => this.acceptOne());
     this.poll.start(POLL_READABLE);

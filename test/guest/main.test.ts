@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
+import { close, listen } from "../../native/index.js";
 import { Client } from "../../shared/vfio-user/client.js";
 import { withAddressSpace } from "../native/helpers.js";
 
@@ -65,9 +66,12 @@ test("a machine that is not as needed ends with 1 and one line", async (t) => {
     ["there is no PCI device ffff:ff:1f.7|only root", DEVICE, "--pci", "ffff:ff:1f.7"],
     ["cannot load the device", join(path, "absent.js"), "--socket-path", join(path, "s")],
     ["no default export", join(path, "nothing.mjs"), "--socket-path", join(path, "s")],
-    ["cannot listen", DEVICE, "--socket-path", join(path, "absent", "s")],
+    ["cannot listen on .*: there is no such directory", DEVICE, "--socket-path", join(path, "absent", "s")],
+    ["is there and is no socket: remove it", DEVICE, "--socket-path", path],
+    ["file descriptor 0 is no listening AF_UNIX stream socket", DEVICE, "--fd", "0"],
+    ["file descriptor 99 is no listening AF_UNIX stream socket", DEVICE, "--fd", "99"],
   ]) {
-    const { exit, result } = start(t, "run", ...args, "--log-level", "error");
+    const { exit, result } = start(t, "run", ...args);
     t.deepEqual(await exit, [1, null], message);
     t.regex(result.errors, new RegExp(`^vfio-user-device: .*(${message}).*\n$`));
   }
@@ -87,3 +91,30 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     t.regex(result.errors, /"readThroughWindow":0/);
   });
 }
+
+test("a module that never makes its device is waited for, until a signal comes", async (t) => {
+  const path = directory(t);
+  const pending = join(path, "pending.mjs");
+  writeFileSync(pending, "console.log('loaded');\nexport default () => new Promise(() => {});\n");
+  const { child, exit, result } = start(t, "run", pending, "--socket-path", join(path, "s"));
+  await once(child.stdout, "data");
+  // Nothing can happen in the process any more but what the program itself waits for.
+  while (!result.errors.includes("has not finished after 5 seconds")) await once(child.stderr, "data");
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  t.is(child.exitCode, null);
+  child.kill("SIGTERM");
+  t.deepEqual(await exit, [0, null]);
+});
+
+test("a socket that was handed down is served", async (t) => {
+  const path = join(directory(t), "socket");
+  const listener = listen(path, 1);
+  const child = spawn(process.execPath, [MAIN, "run", DEVICE, "--fd", "3"], {
+    stdio: ["ignore", "ignore", "ignore", listener],
+  });
+  t.teardown(() => child.kill("SIGKILL"));
+  close(listener);
+  const client = await Client.connect(path);
+  t.is((await client.getInfo()).numRegions, 9);
+  client.close();
+});

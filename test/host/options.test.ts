@@ -50,6 +50,7 @@ const wrong: [string[], RegExp][] = [
   [["--socket-path", "/tmp/a"], /once and --vhost-user-socket-path 0 times/],
   [[...pair, "--socket-path", "/tmp/c"], /go in pairs/],
   [["--socket-path", "/tmp/a", "--vhost-user-socket-path", "/tmp/a"], /given twice/],
+  [["--socket-path", "a", "--vhost-user-socket-path", "./a"], /\.\/a was given twice/],
   [["--socket-path", "", "--vhost-user-socket-path", "/tmp/a"], /empty/],
   [["--socket-path", "x".repeat(108), "--vhost-user-socket-path", "/tmp/a"], /longer than the 107 bytes/],
   [[...pair, "--window-size", "3G"], /power of two/],
