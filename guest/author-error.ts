@@ -8,7 +8,8 @@ const FRAME = /(?:\(|\s)((?:file:\/\/)?\/[^()]*:\d+:\d+)\)?$/;
 /** The error's message with the innermost place of the author's, if there is one: "x is not defined (at /home/a/dev.js:3:5)". */
 export function placeOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  const what = error.name === "Error" || error.name === "UserError" ? error.message : `${error.name}: ${error.message}`;
+  const message = error.message.trim().replace(/\s*\n\s*/g, "; ");
+  const what = error.name === "Error" || error.name === "UserError" ? message : `${error.name}: ${message}`;
   const frames = (error.stack ?? "").split("\n").map((line) => FRAME.exec(line)?.[1]);
   const place = frames.find((frame) => frame !== undefined && !isOurs(frame));
   return place === undefined ? what : `${what} (at ${place.startsWith("file:") ? toPath(place) : place})`;

@@ -1,4 +1,5 @@
 /** A device of a user's own: the module that makes it, loaded by its path. */
+import { statSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { UserError } from "../shared/errors.js";
@@ -14,6 +15,9 @@ export async function createOwnDevice(
   values: Readonly<Record<string, string | undefined>>,
 ): Promise<Device> {
   const create = await importFactory(path);
+  if (/^class\b/.test(Function.prototype.toString.call(create))) {
+    throw new UserError(`${path} has a class as its default export: export a function that returns one (new ...)`);
+  }
   let device: Device;
   try {
     device = await create(values);
@@ -28,11 +32,17 @@ export async function createOwnDevice(
 }
 
 async function importFactory(path: string): Promise<DeviceFactory> {
+  const status = statSync(path, { throwIfNoEntry: false });
+  if (status === undefined) throw new UserError(`cannot load the device ${path}: there is no such file`);
+  if (status.isDirectory()) throw new UserError(`cannot load the device ${path}: it is a directory, not a module`);
   let module: { default?: unknown };
   try {
     module = await import(pathToFileURL(resolve(path)).href);
   } catch (error) {
-    throw new UserError(`cannot load the device ${path}: ${placeOf(error)}`, 1, { cause: error });
+    const isTypeScript =
+      (error as NodeJS.ErrnoException).code === "ERR_UNKNOWN_FILE_EXTENSION" && /\.[cm]?ts$/.test(path);
+    const help = `Node ${process.version} runs no TypeScript: compile it (tsc), and give the .js file`;
+    throw new UserError(`cannot load the device ${path}: ${isTypeScript ? help : placeOf(error)}`, 1, { cause: error });
   }
   const create = defaultOf(module);
   if (typeof create === "function") return create as DeviceFactory;
@@ -43,9 +53,9 @@ async function importFactory(path: string): Promise<DeviceFactory> {
   );
 }
 
-/** What TypeScript compiled to CommonJS has its default export in the default that Node gives it. */
+/** A CommonJS module, such as TypeScript may have made, has its `exports.default` in the default that Node gives it. */
 function defaultOf(module: { default?: unknown }): unknown {
   const { default: value } = module;
-  const isCompiled = typeof value === "object" && value !== null && "__esModule" in value;
-  return isCompiled ? (value as { default?: unknown }).default : value;
+  const isCommonJs = typeof value === "object" && value !== null && ("__esModule" in value || "default" in value);
+  return isCommonJs ? (value as { default?: unknown }).default : value;
 }

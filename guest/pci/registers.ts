@@ -4,6 +4,7 @@
  * Bytes that no register covers read as zero and ignore writes.
  */
 import { dmaAddress } from "../../shared/address.js";
+import { checkNames, type Names } from "./known-names.js";
 
 /** One line of a data sheet. Values and masks are unsigned. */
 export interface Register {
@@ -23,6 +24,17 @@ export interface Register {
   /** Called after software's write took effect, once for each access, with the register's whole new and old value and the bits as they were written. */
   readonly onWrite?: (value: number, previous: number, written: number) => void;
 }
+
+const NAMES: Names<Required<Register>> = {
+  offset: true,
+  size: true,
+  reset: true,
+  writable: true,
+  writeOneToClear: true,
+  onRead: true,
+  accept: true,
+  onWrite: true,
+};
 
 /** What `pair` makes of a name. */
 type Halves<Name extends string> = `${Name}_LOW` | `${Name}_HIGH`;
@@ -271,6 +283,10 @@ function placed(name: string, { offset, size }: Register): string {
 
 /** @throws RangeError for a line of the table that cannot be */
 function checkRegister(name: string, register: Register, fileSize: number): void {
+  if (typeof register !== "object" || register === null) {
+    throw new RangeError(`register ${name} is ${register}: it must be an object with its offset and size`);
+  }
+  checkNames(`register ${name}`, register, NAMES);
   const { offset, size, reset = 0, writable = 0, writeOneToClear = 0, onRead, accept, onWrite } = register;
   if (![1, 2, 4].includes(size)) {
     throw new RangeError(`register ${name} is of ${size} bytes: 1, 2 and 4 are possible, and pair() makes two for 8`);

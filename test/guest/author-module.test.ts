@@ -52,11 +52,15 @@ const MISTAKES: Record<string, [string, string]> = {
   ],
   "class.mjs": [
     "export default class {}",
-    "PATH does not make its device: TypeError: Class constructor default cannot be invoked without 'new'",
+    "PATH has a class as its default export: export a function that returns one (new ...)",
   ],
   "top.mjs": [
     "null.x;",
     "cannot load the device PATH: TypeError: Cannot read properties of null (reading 'x') (at PATH:1:6)",
+  ],
+  "requires.mjs": [
+    'const fs = require("fs");',
+    "cannot load the device PATH: ReferenceError: require is not defined in ES module scope, you can use import instead (at PATH:1:12)",
   ],
   "import.mjs": [
     'import "./absent.mjs";',
@@ -81,6 +85,13 @@ for (const [name, [source, sentence]] of Object.entries(MISTAKES)) {
   });
 }
 
+test("a module that is not there, or no module", (t) => {
+  const absent = join(directory, "absent.js");
+  t.is(run(absent).stderr, `vfio-user-device: cannot load the device ${absent}: there is no such file\n`);
+  const { stderr } = run(directory);
+  t.is(stderr, `vfio-user-device: cannot load the device ${directory}: it is a directory, not a module\n`);
+});
+
 for (const [name, source] of Object.entries({
   "syntax.mjs": "export default () => {\n  const x = ;\n};",
   "syntax.cjs": "module.exports = () => {\n  const x = ;\n};",
@@ -100,6 +111,7 @@ for (const [name, source] of Object.entries({
 
 for (const [name, source] of Object.entries({
   "works.cjs": `Object.defineProperty(exports, "__esModule", { value: true });\nexports.default = () => (${DEVICE});`,
+  "exports.cjs": `exports.default = () => (${DEVICE});`,
   "plain.cjs": `module.exports = async () => (${DEVICE});`,
 })) {
   test(`${name} is a device, too`, async (t) => {

@@ -118,6 +118,24 @@ const MISTAKES: Record<string, [unknown, RegExp]> = {
     /the device's migration's save is an object: it must/,
   ],
   "regions that are no list": [{ ...identity(), regions: {} }, /the device's regions are an array/],
+  "a name that is none in its identity": [
+    identity({ subsystem: 3 }),
+    /identity: nothing is called "subsystem" there; .*classCode/,
+  ],
+  "a name that is none in a BAR": [identity({ bars: { 0: { size: 4096, is64: true } } }), /BAR 0: .*"is64".*is64Bit/],
+  "a name that is none in MSI-X": [
+    identity({ msix: { vectors: 1, bar: 0, offset: 0, x: 1 } }),
+    /identity\.msix: .*"x"/,
+  ],
+  "a name that is none in MSI": [identity({ capabilities: { msi: { count: 1 } } }), /capabilities\.msi: .*"count"/],
+  "a capability that is none": [identity({ capabilities: { msix: {} } }), /identity\.capabilities: .*"msix"/],
+  "a name that is none in a shared part": [
+    identity({ bars: { 0: { size: 0x1000, shared: [{ offset: 0, length: 4096 }] } } }),
+    /BAR 0, shared: .*"length".*size/,
+  ],
+  "a name that is none in a region": [{ ...identity(), regions: [{ type: 1, kind: 2 }] }, /regions\[0\]: .*"kind"/],
+  "a method of small letters": [{ ...identity(), readbar: () => 0 }, /the device's readbar is never called: .*readBar/],
+  "an interrupt pin of text": [identity({ intx: "yes" }), /identity\.intx is "yes": it must be true or false/],
   "a region without a size": [{ ...identity(), regions: [{ type: 1, subtype: 1 }] }, /region 9 of undefined bytes/],
 };
 
@@ -130,6 +148,8 @@ for (const [name, [device, message]] of Object.entries(MISTAKES)) {
 }
 
 const REGISTERS: Record<string, [() => unknown, RegExp]> = {
+  "that is a number": [() => file(16, { DATA: 4 as unknown as Loose }), /register DATA is 4: it must be an object/],
+  "with a name that is none": [register({ writeable: 1 }), /register DATA: nothing is called "writeable".*writable/],
   "of 8 bytes": [register({ size: 8 }), /register DATA is of 8 bytes: 1, 2 and 4 are possible, and pair\(\)/],
   "without a size": [register({ size: undefined }), /register DATA is of undefined bytes/],
   "at an odd offset": [register({ offset: 2 }), /register DATA of 4 bytes at 2: its offset must be a multiple/],
