@@ -283,7 +283,8 @@ export class VirtioLink implements Backend {
     for (const map of client.maps) this.#orphan(map);
     client.maps.clear();
     this.#update();
-    return this.#orPaused(this.#serial.run(() => this.#releaseOrphans(false)));
+    const released = this.#serial.once(this.#release);
+    return this.#isPaused ? Promise.resolve() : this.#orPaused(released);
   }
 
   map(map: MemoryMap): Promise<void> {
@@ -400,14 +401,16 @@ export class VirtioLink implements Backend {
 
   /** Makes what the device process knows of the client, and has of its memory, what it is to be, in its turn. */
   #update(): void {
-    this.#serial.background(async () => {
-      try {
-        await this.#bringUpToDate();
-      } catch (error) {
-        this.#failed(error);
-      }
-    });
+    void this.#serial.once(this.#bring);
   }
+
+  readonly #bring = async (): Promise<void> => {
+    try {
+      await this.#bringUpToDate();
+    } catch (error) {
+      this.#failed(error);
+    }
+  };
 
   async #bringUpToDate(): Promise<void> {
     const isReady = () => this.process.state.name === "ready";
@@ -509,6 +512,8 @@ export class VirtioLink implements Backend {
     this.#places.copied.remove(map);
     if (map.windowOffset >= 0 || this.#told?.shownMaps.has(map)) this.#orphans.add(map);
   }
+
+  readonly #release = (): Promise<void> => this.#releaseOrphans(false);
 
   /** Takes memory of clients that gave it up out of the window. The device process is asked to let go of what `isShown` to it. */
   async #releaseOrphans(isShown: boolean): Promise<void> {

@@ -62,6 +62,14 @@ export interface ProcessOptions {
   readonly share: Share;
 }
 
+/** What begins or ends something at the bridge, and waits there for what came before. */
+const BEGINNINGS: ReadonlySet<number> = new Set([
+  LinkCommand.HELLO,
+  LinkCommand.ALLOCATE_MEMORY,
+  LinkCommand.ALLOCATE_EVENTS,
+  LinkCommand.QUIESCE,
+]);
+
 export class DeviceProcess {
   readonly state = new DeviceState();
   /** A pause has lasted longer than a command may wait for its end. */
@@ -87,6 +95,8 @@ export class DeviceProcess {
   #era = 0;
   /** An ALLOCATE_* is under way. */
   #allocating = false;
+  /** A QUIESCE is. */
+  #quiescing = false;
   #stopGrace = () => {};
   /** Why it was given up last; undefined once it has the client. */
   #gaveUpFor: string | undefined;
@@ -192,6 +202,7 @@ export class DeviceProcess {
 
   /** The device process broke the rules: it is absent until it resets the device, and has no driver-VM memory. */
   break(reason: string): void {
+    const isQuiet = this.#isQuiesced() && !this.#quiescing;
     const was = this.state.name;
     if (!this.state.on("violated")) return;
     this.#log.warn({ reason }, "the device process broke the link");
@@ -199,8 +210,8 @@ export class DeviceProcess {
     this.conversation.drop(reason, false);
     this.conversation.channel.stop();
     this.copies.stop();
-    // After QUIESCE it resets the device by itself, and nothing may be on its way to QEMU.
-    if (was === "quiesced") return;
+    // After QUIESCE's reply it resets the device by itself, and nothing may be on its way to QEMU.
+    if (isQuiet) return;
     this.#window.permit();
     this.#serial.background(async () => {
       await this.#owner.takeBack();
@@ -254,6 +265,7 @@ export class DeviceProcess {
     this.isPausedLong = false;
     this.#era++;
     this.#allocating = false;
+    this.#quiescing = false;
     this.dma.drop();
     this.doorbells.detach();
     const { name, cause } = this.state;
@@ -271,7 +283,9 @@ export class DeviceProcess {
   }
 
   #command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
-    if (command === LinkCommand.HELLO) {
+    if (this.#quiescing && BEGINNINGS.has(command)) {
+      throw new ProtocolError(`command ${command} before the reply to QUIESCE`);
+    } else if (command === LinkCommand.HELLO) {
       this.#hello(id, data, length);
     } else if (command === LinkCommand.SHARE_REGISTERS) {
       this.#shareRegisters(id, data, length);
@@ -372,13 +386,17 @@ export class DeviceProcess {
     const was = this.state.name;
     this.state.on("quiesce");
     this.#leave(reason, was);
+    this.#quiescing = true;
     // The channel stays.
     this.conversation.drop(reason, true);
     // After the reply it may reset the device, and then no request for the window may be on its way.
+    const era = this.#era;
+    const isWanted = () => era === this.#era && this.#isQuiesced();
     this.#serial.background(async () => {
-      if (this.#isQuiesced()) await this.#owner.takeBack();
-      if (this.#isQuiesced()) await this.#window.idle();
-      if (!this.#isQuiesced()) return;
+      if (isWanted()) await this.#owner.takeBack();
+      if (isWanted()) await this.#window.idle();
+      if (!isWanted()) return;
+      this.#quiescing = false;
       this.#window.forbid(reason);
       this.conversation.answer(id, LinkCommand.QUIESCE);
     });

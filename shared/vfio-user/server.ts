@@ -18,8 +18,8 @@ import { Session, type SessionStats } from "./session.js";
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
 const ACCEPT_RETRY_MS = 100;
-/** Pause after a second client, which may come again and again. */
-const REFUSE_REST_MS = 10;
+/** Pause after each connection, so that connecting again and again takes nothing from others. */
+const ACCEPT_REST_MS = 10;
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -129,10 +129,10 @@ export class Server {
       return;
     }
     if (fd === -1) return;
+    this.rest(ACCEPT_REST_MS);
     if (this.session !== undefined) {
       this.log.warn("refused a second client: one at a time");
       close(fd);
-      this.rest(REFUSE_REST_MS);
       return;
     }
     let session: Session;
@@ -157,7 +157,10 @@ export class Server {
   private rest(milliseconds: number): void {
     this.poll?.stop();
     clearTimeout(this.retry);
-    this.retry = setTimeout(() => this.poll?.start(POLL_READABLE), milliseconds);
+    this.retry = setTimeout(() => {
+      this.retry = undefined;
+      this.poll?.start(POLL_READABLE);
+    }, milliseconds);
   }
 
   private begin(fd: number): Session {
@@ -180,6 +183,6 @@ export class Server {
     await session.ended;
     stopTicks();
     this.session = undefined;
-    this.poll?.start(POLL_READABLE);
+    if (this.retry === undefined) this.poll?.start(POLL_READABLE);
   }
 }

@@ -45,6 +45,14 @@ const hostile: Record<string, (device: TestDevice, frontEnd: FrontEnd) => void> 
   "a buffer longer than its message": (device) =>
     device.sendRaw(Buffer.concat([message(0, LinkCommand.QUIESCE, 0), new Uint8Array(4)])),
   "a second HELLO": (device) => device.sendRaw(hello(device, () => {})),
+  "a second QUIESCE before the reply": (device) => {
+    device.sendRaw(message(0, LinkCommand.QUIESCE, 0));
+    device.sendRaw(message(1, LinkCommand.QUIESCE, 0));
+  },
+  "HELLO before the reply to QUIESCE": (device) => {
+    device.sendRaw(message(0, LinkCommand.QUIESCE, 0));
+    device.sendRaw(hello(device, () => {}));
+  },
   "a message of no type": (device) => device.sendRaw(message(0, LinkCommand.QUIESCE, 7)),
   "a command of nobody's": (device) => device.sendRaw(message(0, 0x999, 0)),
   "a command that is only for devices": (device) =>

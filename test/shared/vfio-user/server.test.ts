@@ -608,6 +608,18 @@ test("a second client is refused at once; one that comes when the first has left
   backend.onDisconnect = undefined;
 });
 
+test("clients that come and go again and again are served with a rest in between, and all of them are", async (t) => {
+  const fixture = new Fixture(t);
+  const begun = performance.now();
+  for (let n = 0; n < 10; n++) {
+    const raw = await fixture.negotiatedRaw();
+    t.true(await usable(raw));
+    raw.close();
+  }
+  t.is(fixture.backend.connects, 10);
+  t.true(performance.now() - begun > 60, "a rest may be longer than it should, and not shorter");
+});
+
 for (const [what, beginning] of [
   ["nothing", new Uint8Array(0)],
   ["half of a message", message(Command.VERSION, versionBody()).subarray(0, 20)],
