@@ -6,7 +6,7 @@ import { UserError } from "../shared/errors.js";
 import { checkSocketPath } from "../shared/listen.js";
 import { LEVELS, type Level } from "../shared/log.js";
 import type { DeviceKind } from "./devices/index.js";
-import type { LinkPolling } from "./link/looking.js";
+import type { LinkPolling } from "./link/virtio/looking.js";
 
 /** Where the driver VM is: behind the virtio-vfio-user device at a PCI address, or behind a socket. */
 export type Place = { readonly pci: string } | { readonly socketPath: string } | { readonly fd: number };

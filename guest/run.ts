@@ -7,9 +7,9 @@ import { startDeadline } from "../shared/deadline.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 import { placeOf } from "./author-error.js";
-import { DeclarationError } from "./declaration.js";
 import type { Device } from "./device.js";
-import { DeviceEndpoint } from "./endpoint.js";
+import { DeclarationError } from "./function/declaration.js";
+import { DeviceEndpoint } from "./function/endpoint.js";
 import type { Link } from "./link/link.js";
 
 /** After so long something that the author's code has not finished is said. */

@@ -6,7 +6,7 @@ import { MAX_MESSAGE_FDS } from "../../shared/limits.js";
 import { takesHandles } from "../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
-import { type Messages, Outgoing } from "./messages.js";
+import { type Messages, Outgoing } from "./virtio/messages.js";
 
 const NO_HANDLES: readonly number[] = [];
 

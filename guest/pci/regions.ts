@@ -7,9 +7,9 @@
 import { Region } from "../../shared/spec/vfio-user.js";
 import { getUint, setUint } from "../../shared/struct/struct.js";
 import type { Device } from "../device.js";
-import { checkDeviceRegions, FIRST_DEVICE_REGION } from "../device-regions.js";
-import type { Sharing } from "../sharing.js";
+import type { Sharing } from "../function/sharing.js";
 import type { ConfigSpace } from "./config-space.js";
+import { checkDeviceRegions, FIRST_DEVICE_REGION } from "./device-regions.js";
 import type { MsixTable } from "./msix.js";
 import type { MirroredFile } from "./register-mirror.js";
 import type { RegisterFile } from "./registers.js";

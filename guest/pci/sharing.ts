@@ -4,7 +4,7 @@
  */
 import { inBounds, isAligned } from "../../shared/bits.js";
 import { MAX_IOEVENTFDS, MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/limits.js";
-import { type DeviceRegion, FIRST_DEVICE_REGION } from "../device-regions.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
 import type { BarOptions, IoEventFdOptions, PciIdentity, SharedPart } from "./identity.js";
 import type { MsixLayout } from "./msix.js";
 

@@ -9,8 +9,8 @@ import {
   SparseMmap,
   SparseMmapArea,
 } from "../spec/vfio-user.js";
-import { badReply } from "./client-replies.js";
 import type { Reply } from "./requests.js";
+import { badReply } from "./requests.js";
 
 export interface RegionDescription {
   readonly index: number;

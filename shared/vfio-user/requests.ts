@@ -21,6 +21,11 @@ export interface Reply {
   readonly fds: number[];
 }
 
+/** @throws ProtocolError EPROTO */
+export function badReply(command: number, what: string): never {
+  throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
+}
+
 interface Request {
   readonly command: number;
   readonly maxFds: number;

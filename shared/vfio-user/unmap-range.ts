@@ -6,7 +6,7 @@
 import { ADDRESS_SPACE, formatAddress, wraps } from "../address.js";
 import { ProtocolError } from "../errors.js";
 import { PAGE_SIZE } from "../limits.js";
-import { Command, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
+import { Bitmap, Command, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
 
 export interface UnmapRange {
   /** As in ../address.ts: exact, whatever it is, as it and the size are multiples of 4096. */
@@ -37,6 +37,12 @@ export function unmapRange(data: DataView, offset: number): UnmapRange {
 export function encodeUnmapRange({ address, size }: UnmapRange, argsz: number = DmaUnmap.size, flags = 0): Uint8Array {
   if (size === ADDRESS_SPACE) return DmaUnmap.encode({ argsz, flags: flags | DmaUnmapFlags.ALL });
   return DmaUnmap.encode({ argsz, flags, address, size });
+}
+
+/** DMA_UNMAP that asks for a bitmap of `length` bytes, which the reply has behind the same body. */
+export function encodeDirtyUnmap(range: UnmapRange, pageSize: number, length: number): Uint8Array {
+  const fixed = encodeUnmapRange(range, DmaUnmap.size + Bitmap.size + length, DmaUnmapFlags.GET_DIRTY_BITMAP);
+  return Buffer.concat([fixed, Bitmap.encode({ pageSize, size: length })]);
 }
 
 function refuse(what: string): never {

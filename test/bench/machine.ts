@@ -7,7 +7,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
-import { PROJECT_ROOT } from "../vm/environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 import type { Sample } from "./row.js";
 
 const run = promisify(execFile);

@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { PROJECT_ROOT } from "../vm/environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 import type { Answer } from "./probe.js";
 
 const PROBE = join(PROJECT_ROOT, "build/test/bench/probe.js");

@@ -44,7 +44,7 @@ export async function startBridged(machine: Machine, options: StartOptions = {})
   const vhostUser = Array.from({ length: sessions }, (_, n) => path("vhost-user", n));
   const pairs = sockets.flatMap((socket, n) => ["--socket-path", socket, "--vhost-user-socket-path", vhostUser[n]]);
   const bridge = await NodeProcess.start({
-    script: "host/main.js",
+    script: "host/bridge/main.js",
     args: [...pairs, "--window-size", "1G"],
     nodeArgs,
     cpu: machine.cpu,

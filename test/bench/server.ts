@@ -5,10 +5,10 @@
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { DeviceEndpoint } from "../../guest/endpoint.js";
+import { DeviceEndpoint } from "../../guest/function/endpoint.js";
 import type { Link } from "../../guest/link/link.js";
-import { LocalLink } from "../../guest/link/local.js";
-import { createVirtioLink } from "../../guest/link/open.js";
+import { LocalLink } from "../../guest/link/local/local.js";
+import { createVirtioLink } from "../../guest/link/virtio/open.js";
 import { quietLog } from "../../shared/log.js";
 import { Queue } from "../../shared/spec/link.js";
 import { FrontEnd } from "../fakes/front-end.js";

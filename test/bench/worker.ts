@@ -2,10 +2,10 @@
  * What is measured inside a process: copies through `Dma`, and lookups of addresses. The window is the local link's own
  * reservation with a memfd mapped in it; only the client is missing.
  */
-import { WindowDma } from "../../guest/dma.js";
+import { WindowDma } from "../../guest/function/dma.js";
+import { pageAligned } from "../../guest/function/page-aligned.js";
+import { ScatterList } from "../../guest/function/scatter-list.js";
 import type { Link } from "../../guest/link/link.js";
-import { pageAligned } from "../../guest/page-aligned.js";
-import { ScatterList } from "../../guest/scatter-list.js";
 import { createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
 import { GiB, MiB } from "../../shared/limits.js";
 import { answer } from "./probe.js";

@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { MiB } from "../../shared/limits.js";
 import { Irq } from "../../shared/spec/vfio-user.js";
-import { Client } from "../../shared/vfio-user/client.js";
+import { Client } from "../../shared/vfio-user/client/client.js";
 import { driver, interrupt } from "../guest/devices/serve.js";
 import { memory } from "../guest/link/machine.js";
 

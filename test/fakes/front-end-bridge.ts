@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const MAIN = fileURLToPath(new URL("../../host/main.js", import.meta.url));
+const MAIN = fileURLToPath(new URL("../../host/bridge/main.js", import.meta.url));
 
 export interface BridgeProcessOptions {
   readonly windowSize?: string;

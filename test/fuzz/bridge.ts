@@ -12,13 +12,13 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { close, eventfd, eventfdRead } from "../../native/index.js";
 import { Irq, Region } from "../../shared/spec/vfio-user.js";
-import { Client } from "../../shared/vfio-user/client.js";
+import { Client } from "../../shared/vfio-user/client/client.js";
 import { FrontEnd } from "../fakes/front-end.js";
 import { TestDevice } from "../fakes/front-end-device.js";
 import { tellsBug } from "./target.js";
 import type { Trace } from "./trace.js";
 
-const MAIN = fileURLToPath(new URL("../../host/main.js", import.meta.url));
+const MAIN = fileURLToPath(new URL("../../host/bridge/main.js", import.meta.url));
 const LOG_TAIL = 8 * 1024;
 const PATIENCE_MS = 10_000;
 const SETTLE_MS = 200;

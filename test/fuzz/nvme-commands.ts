@@ -10,7 +10,7 @@ import {
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
 import { Cns } from "../../guest/devices/nvme/spec-identify.js";
-import { type CommandFields, writeCommand } from "../drivers/nvme.js";
+import { type CommandFields, writeCommand } from "../../scripts/drivers/nvme.js";
 import type { Choices } from "./choices.js";
 import { oddNumber, oddValue, spoil } from "./mutate.js";
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { close, listen } from "../../native/index.js";
-import { Client } from "../../shared/vfio-user/client.js";
+import { Client } from "../../shared/vfio-user/client/client.js";
 import { withAddressSpace } from "../native/helpers.js";
 
 const MAIN = fileURLToPath(new URL("../../guest/main.js", import.meta.url));

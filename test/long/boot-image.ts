@@ -6,9 +6,9 @@ import { execFile } from "node:child_process";
 import { copyFile, mkdir, open, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
-import type { Extras, VmEnvironment } from "../vm/environment.js";
-import { initScript } from "../vm/init.js";
-import { treeLibraryPath, treeLoader } from "../vm/libraries.js";
+import type { Extras, VmEnvironment } from "../../scripts/vm/environment.js";
+import { initScript } from "../../scripts/vm/init.js";
+import { treeLibraryPath, treeLoader } from "../../scripts/vm/libraries.js";
 
 const MiB = 2 ** 20;
 const SECTOR = 512;

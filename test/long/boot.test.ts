@@ -3,9 +3,9 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
-import { prepareExtras, prepareVmEnvironment } from "../vm/environment.js";
+import { prepareExtras, prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import { BOOT_MS, booted, COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { Product } from "../vm/product.js";
-import { BOOT_MS, booted, COMMAND_MS } from "../vm/two-vms.js";
 import { bootImage } from "./boot-image.js";
 
 const DISK_MIB = 64;

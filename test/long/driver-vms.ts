@@ -1,10 +1,10 @@
 /** The product with a driver VM of any of the long tests' kernels, in which their tools are. */
 import type { ExecutionContext } from "ava";
-import { type Extras, prepareExtras } from "../vm/environment.js";
-import { extraDriverVmBase } from "../vm/initramfs.js";
+import { type Extras, prepareExtras } from "../../scripts/vm/environment.js";
+import { extraDriverVmBase } from "../../scripts/vm/initramfs.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { type DriverVmChoices, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "../vm/product.js";
-import type { Vm } from "../vm/qemu.js";
-import { type DriverVmChoices, waitForDisk } from "../vm/two-vms.js";
 
 /** The Debian suites whose kernels there are; "trixie" has the one of all other tests. */
 export type Suite = "bookworm" | "trixie" | "trixie-backports";

@@ -1,6 +1,6 @@
 /** ext4 and xfs on the disk: made, filled by several writers, checked, and read again by a kernel that has nothing of it in memory. */
 import anyTest, { type TestFn } from "ava";
-import { COMMAND_MS, diskBlocks } from "../vm/two-vms.js";
+import { COMMAND_MS, diskBlocks } from "../../scripts/vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
 
 /** xfs wants more than 300 MiB, and 1 GiB before it aligns what it writes to the disk's optimal size. */

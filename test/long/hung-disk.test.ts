@@ -1,8 +1,8 @@
 /** fio in the driver VM while its disk hangs in the device VM, for longer than Linux waits for a command: no I/O fails, and no byte is lost. */
 import { setTimeout as sleep } from "node:timers/promises";
 import anyTest, { type TestFn } from "ava";
+import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { goOn, hang, serveHangingDisk } from "../vm/hanging-disk.js";
-import { COMMAND_MS } from "../vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
 
 const DISK_MIB = 64;

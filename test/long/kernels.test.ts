@@ -1,6 +1,6 @@
 /** The disk under the nvme drivers of three kernels: Debian 12's, Debian 13's, and the newest of its backports. */
 import anyTest, { type TestFn } from "ava";
-import { COMMAND_MS, exerciseDisk, nvmeInterrupts } from "../vm/two-vms.js";
+import { COMMAND_MS, exerciseDisk, nvmeInterrupts } from "../../scripts/vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
 
 const MiB = 2 ** 20;

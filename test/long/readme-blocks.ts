@@ -5,7 +5,7 @@
  */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { PROJECT_ROOT } from "../vm/environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 
 export interface Block {
   /** "on the host", or in which VM. */

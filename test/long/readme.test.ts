@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
-import { PROJECT_ROOT } from "../vm/environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 import { readmeBlocks } from "./readme-blocks.js";
 import { Terminal } from "./terminal.js";
 

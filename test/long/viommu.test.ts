@@ -5,10 +5,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
-import { prepareVmEnvironment } from "../vm/environment.js";
-import { extraDriverVmBase } from "../vm/initramfs.js";
+import { prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import { extraDriverVmBase } from "../../scripts/vm/initramfs.js";
+import { COMMAND_MS, exerciseDisk, nvmeMaps, nvmeState, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { mapsOf, startLocalDevice } from "../vm/local-device.js";
-import { COMMAND_MS, exerciseDisk, nvmeMaps, nvmeState, waitForDisk } from "../vm/two-vms.js";
 import { type Reset, surviveResets, VIOMMU } from "../vm/viommu.js";
 import { type LongSetUp, startLong } from "./driver-vms.js";
 

@@ -8,7 +8,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
 import { LOG_LINES_PER_KIND } from "../../shared/limits.js";
-import { Client } from "../../shared/vfio-user/client.js";
+import { Client } from "../../shared/vfio-user/client/client.js";
 
 const program = (name: string) => fileURLToPath(new URL(`../../${name}`, import.meta.url));
 const DEVICE = program("test/examples/byte-sum.js");
@@ -25,7 +25,7 @@ const SERVERS = {
   bridge: (directory: string) => ({
     socket: path.join(directory, "a"),
     args: [
-      program("host/main.js"),
+      program("host/bridge/main.js"),
       "--socket-path",
       path.join(directory, "a"),
       "--vhost-user-socket-path",

@@ -7,10 +7,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, nvmeInterrupts, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { startLocalDevice } from "./local-device.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, nvmeInterrupts, waitForDisk } from "./two-vms.js";
 
 const DISK_MIB = 16;
 const CPUS = 2;

@@ -3,17 +3,17 @@
  * the fake front-end honest.
  */
 import test, { type ExecutionContext } from "ava";
+import { prepareVmEnvironment } from "../../scripts/vm/environment.js";
 import { MiB } from "../../shared/limits.js";
 import { Config, LinkCommand, MAGIC, MemoryAllocated } from "../../shared/spec/link.js";
 import { Command, DmaMap, Irq, IrqSet, Region, RegionInfo } from "../../shared/spec/vfio-user.js";
 import { getU64 } from "../../shared/struct/struct.js";
-import { Client } from "../../shared/vfio-user/client.js";
+import { Client } from "../../shared/vfio-user/client/client.js";
 import { BridgeProcess } from "../fakes/front-end-bridge.js";
 import { Layout, REGISTER_BAR, WINDOW_BAR } from "../fakes/front-end-config.js";
 import { TestDevice } from "../fakes/front-end-device.js";
-import { deviceAnswers, eventfd, memory } from "../host/set-up.js";
-import { mapBar, memoryBody, PARTS, regionInfo, replyWithHandles } from "../host/sharing-set-up.js";
-import { prepareVmEnvironment } from "./environment.js";
+import { mapBar, memoryBody, PARTS, regionInfo, replyWithHandles } from "../host/bridge/link/sharing-set-up.js";
+import { deviceAnswers, eventfd, memory } from "../host/bridge/set-up.js";
 import { QtestVm } from "./qtest.js";
 
 async function setUp(t: ExecutionContext) {

@@ -1,5 +1,5 @@
 import test from "ava";
-import { archive } from "./cpio.js";
+import { archive } from "../../scripts/vm/cpio.js";
 
 test("an entry is a header of thirteen hexadecimal fields, its name and its data, each padded to four bytes", (t) => {
   const bytes = Buffer.concat(archive([{ path: "/ab", data: "hello", mode: 0o755 }])).toString("latin1");

@@ -6,13 +6,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import test from "ava";
-import { PROJECT_ROOT } from "./environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 
 test("Ctrl-C while the driver VM boots leaves no process and no file behind", async (t) => {
   t.timeout(10 * 60_000);
   const directory = await mkdtemp(join(tmpdir(), "vfio-user-demo-"));
   t.teardown(() => rm(directory, { recursive: true, force: true }));
-  const child = spawn(process.execPath, [join(PROJECT_ROOT, "build/test/demo/main.js")], {
+  const child = spawn(process.execPath, [join(PROJECT_ROOT, "build/scripts/demo/main.js")], {
     env: { ...process.env, TMPDIR: directory },
     stdio: ["ignore", "pipe", "inherit"],
   });

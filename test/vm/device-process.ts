@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { PROJECT_ROOT } from "./environment.js";
+import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
 
 /** What the program logs when clients can connect. */
 const READY = "the device is ready";

@@ -1,8 +1,8 @@
 /** Disks as Linux sees them: one that may not be written, a block device with large sectors, and names that stay. */
 import anyTest, { type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, disk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, disk, startNvme, stopNvme, waitForDisk } from "./two-vms.js";
 
 const MiB = 2 ** 20;
 const FILE_MIB = 16;

@@ -6,6 +6,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
+import { prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import { Vm } from "../../scripts/vm/qemu.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import {
   Command,
@@ -20,8 +22,6 @@ import {
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { answer, FakeBackend } from "../shared/vfio-user/fake-backend.js";
-import { prepareVmEnvironment } from "./environment.js";
-import { Vm } from "./qemu.js";
 
 const REPLY_MS = 30_000;
 const SLOT = 3;

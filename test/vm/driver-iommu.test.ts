@@ -7,8 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
+import { COMMAND_MS, exerciseDisk, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { startLocalDevice } from "./local-device.js";
-import { COMMAND_MS, exerciseDisk, waitForDisk } from "./two-vms.js";
 
 const DISK = 64 * 2 ** 20;
 

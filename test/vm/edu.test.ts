@@ -9,10 +9,10 @@ import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import anyTest, { type TestFn } from "ava";
 import { createEdu } from "../../guest/devices/edu/index.js";
-import type { Entry } from "./cpio.js";
-import { PROJECT_ROOT, prepareVmEnvironment, type VmEnvironment } from "./environment.js";
+import type { Entry } from "../../scripts/vm/cpio.js";
+import { PROJECT_ROOT, prepareVmEnvironment, type VmEnvironment } from "../../scripts/vm/environment.js";
+import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { type LocalDevice, mapsOf, startLocalDevice } from "./local-device.js";
-import { COMMAND_MS } from "./two-vms.js";
 
 const ADDRESS = "0000:01:00.0";
 const SYSFS = `/sys/bus/pci/devices/${ADDRESS}`;

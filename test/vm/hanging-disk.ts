@@ -1,6 +1,6 @@
 /** A disk in the device VM that can be made to hang: a device-mapper device over a loop device. */
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, type Disk, disk, startNvme, stopNvme } from "./two-vms.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, type Disk, disk, startNvme, stopNvme } from "../../scripts/vm/two-vms.js";
 
 const NAME = "hangs";
 const HANGING: Disk = { ...disk(0), file: `/dev/mapper/${NAME}` };

@@ -10,10 +10,10 @@ import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
 import type { DmaMapping } from "../../guest/link/link.js";
 import * as native from "../../native/index.js";
+import { COMMAND_MS, disk, exerciseDisk, nvmeLog, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { type HugePageSize, hugeFolder, reserveHugePages, withoutFreePages } from "./huge-pages.js";
 import { startLocalDevice } from "./local-device.js";
 import { Product } from "./product.js";
-import { COMMAND_MS, disk, exerciseDisk, nvmeLog, waitForDisk } from "./two-vms.js";
 
 const MiB = 2 ** 20;
 const DISK = 64 * MiB;

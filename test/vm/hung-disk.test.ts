@@ -1,9 +1,9 @@
 /** A disk that hangs in the device VM: the driver VM's other disk goes on, resets are answered, and it is back when it is back. */
 import { setTimeout as sleep } from "node:timers/promises";
 import anyTest, { type TestFn } from "ava";
+import { COMMAND_MS, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { goOn, hang, serveHangingDisk } from "./hanging-disk.js";
 import { Product } from "./product.js";
-import { COMMAND_MS, waitForDisk } from "./two-vms.js";
 
 const DISK_MIB = 32;
 const DATA_MIB = 4;

@@ -3,12 +3,12 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
-import { DeviceEndpoint } from "../../guest/endpoint.js";
-import { LocalLink } from "../../guest/link/local.js";
+import { DeviceEndpoint } from "../../guest/function/endpoint.js";
+import { LocalLink } from "../../guest/link/local/local.js";
+import { prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import { Vm } from "../../scripts/vm/qemu.js";
 import { quietLog } from "../../shared/log.js";
 import { CopyDevice } from "../fakes/copy-device.js";
-import { prepareVmEnvironment } from "./environment.js";
-import { Vm } from "./qemu.js";
 
 const EVENT_MS = 60_000;
 

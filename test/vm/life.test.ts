@@ -1,9 +1,9 @@
 /** The disk in the life of one driver VM: its driver goes and comes, Linux reboots, the machine is reset, the disk is unplugged. */
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
-import { DEVICE_ID, vfioUserDevice } from "./arguments.js";
+import { DEVICE_ID, vfioUserDevice } from "../../scripts/vm/arguments.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { booted, COMMAND_MS, exerciseDisk, nvmeLog, pciId, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { booted, COMMAND_MS, exerciseDisk, nvmeLog, pciId, waitForDisk } from "./two-vms.js";
 
 const MiB = 2 ** 20;
 const DISK_MIB = 64;

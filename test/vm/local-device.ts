@@ -1,14 +1,14 @@
 /** A device in the test's own process, straight on a vfio-user socket, and a driver VM that has it. */
 import { join } from "node:path";
 import type { Device } from "../../guest/device.js";
-import { DeviceEndpoint } from "../../guest/endpoint.js";
-import { LocalLink } from "../../guest/link/local.js";
+import { DeviceEndpoint } from "../../guest/function/endpoint.js";
+import { LocalLink } from "../../guest/link/local/local.js";
+import { prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { booted, type DriverVmChoices, startDriverVm } from "../../scripts/vm/two-vms.js";
 import { quietLog } from "../../shared/log.js";
 import { Command, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
-import { prepareVmEnvironment } from "./environment.js";
-import type { Vm } from "./qemu.js";
-import { booted, type DriverVmChoices, startDriverVm } from "./two-vms.js";
 
 /** Counts REGION_READ and REGION_WRITE to BARs. */
 class CountingLink extends LocalLink {

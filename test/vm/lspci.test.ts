@@ -8,14 +8,14 @@ import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
+import { driverVmArguments, vfioUserDevice } from "../../scripts/vm/arguments.js";
+import { PROJECT_ROOT, prepareVmEnvironment } from "../../scripts/vm/environment.js";
+import { initScript } from "../../scripts/vm/init.js";
+import { driverVmBase, writeInitrd } from "../../scripts/vm/initramfs.js";
+import { Vm } from "../../scripts/vm/qemu.js";
+import { BOOT_MS, COMMAND_MS, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { ROM } from "../fakes/every-kind-device.js";
-import { driverVmArguments, vfioUserDevice } from "./arguments.js";
 import { startDevice, stopDevices } from "./device-process.js";
-import { PROJECT_ROOT, prepareVmEnvironment } from "./environment.js";
-import { initScript } from "./init.js";
-import { driverVmBase, writeInitrd } from "./initramfs.js";
-import { Vm } from "./qemu.js";
-import { BOOT_MS, COMMAND_MS, waitForDisk } from "./two-vms.js";
 
 /** Where each function is: behind the first and the second root port. */
 const NVME = "01:00.0";

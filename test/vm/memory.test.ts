@@ -5,8 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
+import { COMMAND_MS, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { type LocalDevice, mapsOf, startLocalDevice } from "./local-device.js";
-import { COMMAND_MS, waitForDisk } from "./two-vms.js";
 
 const DISK = 64 * 2 ** 20;
 const DIMM = 256 * 2 ** 20;

@@ -1,7 +1,7 @@
 /** The product on real parts: an NVMe disk in one stock QEMU VM, used by the Linux driver in another, which dies and comes back. */
 import anyTest, { type TestFn } from "ava";
+import * as vms from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import * as vms from "./two-vms.js";
 
 const MiB = 1024 * 1024;
 const DISK_MIB = 64;

@@ -1,9 +1,9 @@
 /** The device VM is paused by QMP's `stop` and goes on by `cont`: the driver VM keeps its disk, and loses no byte. */
 import { setTimeout as delay } from "node:timers/promises";
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "./two-vms.js";
 
 const DISK_MIB = 64;
 const DATA_MIB = 16;

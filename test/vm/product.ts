@@ -5,9 +5,9 @@ import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
-import { prepareVmEnvironment, type VmEnvironment } from "./environment.js";
-import type { Vm } from "./qemu.js";
-import * as vms from "./two-vms.js";
+import { prepareVmEnvironment, type VmEnvironment } from "../../scripts/vm/environment.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import * as vms from "../../scripts/vm/two-vms.js";
 
 const MiB = 2 ** 20;
 

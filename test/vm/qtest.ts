@@ -7,10 +7,10 @@ import { once } from "node:events";
 import { join } from "node:path";
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
 import * as native from "../../native/index.js";
+import type { Command } from "../../scripts/vm/environment.js";
 import { MiB } from "../../shared/limits.js";
 import { blockUntil } from "../fakes/front-end-wire.js";
-import { closeFd } from "../host/raw-peer.js";
-import type { Command } from "./environment.js";
+import { closeFd } from "../host/bridge/raw-peer.js";
 
 const RAM_SIZE = 128 * MiB;
 const DEVICE = 5;

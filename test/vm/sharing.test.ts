@@ -6,11 +6,11 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import anyTest, { type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { CommandBits } from "../../shared/spec/pci.js";
 import { EVENTS, Events, FIRST, PREPARED, Registers, SECOND, SharingDevice, WHOLE } from "../fakes/sharing-device.js";
 import { type LocalDevice, startLocalDevice } from "./local-device.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS } from "./two-vms.js";
 
 const FUNCTION = "01:00.0";
 const SYSFS = `/sys/bus/pci/devices/0000:${FUNCTION}`;

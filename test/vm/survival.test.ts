@@ -1,8 +1,8 @@
 /** What was written and flushed is there after the device's process was killed; the driver VM that runs meanwhile goes on. */
 import anyTest, { type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "./two-vms.js";
 
 const DISK_MIB = 64;
 const DATA_MIB = 8;

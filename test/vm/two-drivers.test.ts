@@ -1,8 +1,8 @@
 /** Two driver VMs, each with a disk from the same device VM: one bridge, two sessions, two device processes. */
 import anyTest, { type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { COMMAND_MS, disk, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
-import type { Vm } from "./qemu.js";
-import { COMMAND_MS, disk, exerciseDisk, startNvme, stopNvme, waitForDisk } from "./two-vms.js";
 
 const MiB = 2 ** 20;
 const DISK_MIB = 48;

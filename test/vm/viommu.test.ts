@@ -4,9 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
+import { nvmeMaps } from "../../scripts/vm/two-vms.js";
 import { mapsOf, startLocalDevice } from "./local-device.js";
 import { Product } from "./product.js";
-import { nvmeMaps } from "./two-vms.js";
 import { surviveResets, VIOMMU } from "./viommu.js";
 
 const DISK = 64 * 2 ** 20;

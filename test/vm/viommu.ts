@@ -3,8 +3,8 @@
  * changes all the time, and goes as a whole when the machine is reset.
  */
 import type { ExecutionContext } from "ava";
-import type { Vm } from "./qemu.js";
-import { booted, COMMAND_MS, type DriverVmChoices, waitForDisk } from "./two-vms.js";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { booted, COMMAND_MS, type DriverVmChoices, waitForDisk } from "../../scripts/vm/two-vms.js";
 
 export const VIOMMU: DriverVmChoices = { iommu: "intel", reboots: true };
 

@@ -6,12 +6,12 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { createInterface } from "node:readline";
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
+import { deviceVmArguments, driverVmArguments } from "../../scripts/vm/arguments.js";
+import { PROJECT_ROOT, prepareVmEnvironment, qemuVersion, type VmEnvironment } from "../../scripts/vm/environment.js";
+import { initScript } from "../../scripts/vm/init.js";
+import { deviceVmBase, driverVmBase, GUEST_PROJECT, projectEntries, writeInitrd } from "../../scripts/vm/initramfs.js";
+import { Vm } from "../../scripts/vm/qemu.js";
 import { UserError } from "../../shared/errors.js";
-import { deviceVmArguments, driverVmArguments } from "./arguments.js";
-import { PROJECT_ROOT, prepareVmEnvironment, qemuVersion, type VmEnvironment } from "./environment.js";
-import { initScript } from "./init.js";
-import { deviceVmBase, driverVmBase, GUEST_PROJECT, projectEntries, writeInitrd } from "./initramfs.js";
-import { Vm } from "./qemu.js";
 
 const SETUP_MS = 15 * 60_000;
 const BOOT_MS = 180_000;
@@ -167,8 +167,8 @@ test.serial("each VM's QEMU connects to the socket it was given", async (t) => {
 
 test.serial("QEMU does not outlive the process that started it, even a killed one", async (t) => {
   const source = `
-    const { prepareVmEnvironment } = await import("./build/test/vm/environment.js");
-    const { Vm } = await import("./build/test/vm/qemu.js");
+    const { prepareVmEnvironment } = await import("./build/scripts/vm/environment.js");
+    const { Vm } = await import("./build/scripts/vm/qemu.js");
     const vm = new Vm(await prepareVmEnvironment(), "orphan", ["-S", "-nodefaults", "-display", "none"]);
     await vm.qmp("query-status");
     console.log(vm.pid);

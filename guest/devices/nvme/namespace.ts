@@ -8,7 +8,7 @@
  */
 
 import { KiB, MiB } from "../../../shared/limits.js";
-import { pageAligned } from "../../page-aligned.js";
+import { pageAligned } from "../../function/page-aligned.js";
 import { AtomicIo } from "./atomic-io.js";
 import { DiskBuffers } from "./buffers.js";
 import type { StorageError } from "./file-io.js";

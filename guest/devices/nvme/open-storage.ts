@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { createMemory, directAlignment, lockFile, close as nativeClose } from "../../../native/index.js";
 import { UserError } from "../../../shared/errors.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
-import { pageAligned } from "../../page-aligned.js";
+import { pageAligned } from "../../function/page-aligned.js";
 import { isReadOnlyDevice, sectorSizes } from "./block-device.js";
 import { FdStorage, MemoryStorage } from "./fd-storage.js";
 import type { StorageError } from "./file-io.js";

@@ -6,7 +6,7 @@ import { addSeals, close, createMemory, F_SEAL_SHRINK } from "../../../native/in
 import { KiB, MiB } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import type { Machine } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, startBridged, stopBridged } from "../processes.js";

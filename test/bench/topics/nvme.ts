@@ -9,8 +9,8 @@ import { existsSync, mkdtempSync, rmSync, statfsSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { PROJECT_ROOT } from "../../../scripts/vm/environment.js";
 import { MiB } from "../../../shared/limits.js";
-import { PROJECT_ROOT } from "../../vm/environment.js";
 import type { Machine } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
 import { type Row, type Sample, single, type Target, type Topic } from "../row.js";

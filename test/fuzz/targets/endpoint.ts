@@ -3,7 +3,7 @@
  * nothing but accesses to config space. The probe resets the function and looks whether config space is what it was.
  */
 import assert from "node:assert/strict";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
 import type { IrqChange, Link } from "../../../guest/link/link.js";
 import { PeerGone, ProtocolError } from "../../../shared/errors.js";
 import {

@@ -3,9 +3,9 @@
  * wrongly. A link may get lost that way, but it has to say so, and the process lives on. The probe is an honest bridge.
  */
 import assert from "node:assert/strict";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { createVirtioLink } from "../../../guest/link/open.js";
-import type { VirtioLink } from "../../../guest/link/virtio.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
+import type { VirtioLink } from "../../../guest/link/virtio/virtio.js";
 import { UserError } from "../../../shared/errors.js";
 import {
   AllocateEvents,

@@ -35,7 +35,7 @@ import {
   SparseMmapArea,
 } from "../../../shared/spec/vfio-user.js";
 import { Descriptor } from "../../../shared/spec/virtio.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { FrontEnd } from "../../fakes/front-end.js";
 import { BAR_SIZE, type LinkMessage, message, TestDevice } from "../../fakes/front-end-device.js";
 import {
@@ -46,7 +46,7 @@ import {
   regionInfoWith,
   registersBody,
   tooMany,
-} from "../../host/sharing-set-up.js";
+} from "../../host/bridge/link/sharing-set-up.js";
 import { FuzzedBridge, inTime } from "../bridge.js";
 import type { Choices } from "../choices.js";
 import { HostileCopies } from "../copies.js";

@@ -26,7 +26,7 @@ import {
   SparseMmapArea,
   WriteMulti,
 } from "../../../shared/spec/vfio-user.js";
-import { Client, type ClientOptions } from "../../../shared/vfio-user/client.js";
+import { Client, type ClientOptions } from "../../../shared/vfio-user/client/client.js";
 import type { Choices } from "../choices.js";
 import { FdPool } from "../fds.js";
 import { bend, cut, type Layout, type Message, spoil } from "../mutate.js";

@@ -6,8 +6,8 @@ import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { LocalLink } from "../../../guest/link/local.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { LocalLink } from "../../../guest/link/local/local.js";
 import {
   addSeals,
   close,
@@ -23,7 +23,7 @@ import {
 } from "../../../native/index.js";
 import { MAX_MESSAGE_SIZE, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { Command, Header, HeaderFlags, Irq, NUM_PCI_REGIONS, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { Commands, Registers, Statuses } from "../../fakes/copy-device.js";
 import type { Choices } from "../choices.js";
 import { FuzzDevice } from "../device.js";

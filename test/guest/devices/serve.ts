@@ -4,13 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
 import type { Device } from "../../../guest/device.js";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { LocalLink } from "../../../guest/link/local.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { LocalLink } from "../../../guest/link/local/local.js";
 import { close, eventfd, eventfdRead, POLL_READABLE, Poll } from "../../../native/index.js";
 import { type Log, quietLog } from "../../../shared/log.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 
 /** Serves the device until the test ends; `connect` gives a client that closes by then. */
 export async function serve(t: ExecutionContext, device: Device, log: Log = quietLog) {

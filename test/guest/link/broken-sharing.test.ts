@@ -1,6 +1,6 @@
 /** The virtio link against a bridge that gives memory and eventfds which cannot be. */
 import test from "ava";
-import { createVirtioLink } from "../../../guest/link/open.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
 import { Errno, UserError } from "../../../shared/errors.js";
 import { MiB } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";

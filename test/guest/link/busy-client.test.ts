@@ -6,7 +6,7 @@ import test, { type ExecutionContext } from "ava";
 import { MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
-import type { ClientDma } from "../../../shared/vfio-user/client-dma.js";
+import type { ClientDma } from "../../../shared/vfio-user/client/dma.js";
 import { Commands, CopyDevice, Registers, Statuses } from "../../fakes/copy-device.js";
 import { type Kind, type Machine, memory, setUpWith } from "./machine.js";
 

@@ -3,7 +3,7 @@ import test, { type ExecutionContext } from "ava";
 import { close, eventfdWrite, fileStatus, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { Errno } from "../../../shared/errors.js";
 import { Command, MigrationState, RegionInfo, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { EVENT, Own, PARTS, RegionsDevice, TYPE } from "../../fakes/regions-device.js";
 import { connectDevice } from "./machine.js";
 

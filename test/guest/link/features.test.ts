@@ -12,7 +12,7 @@ import {
   MigrationFlags,
   MigrationState,
 } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { Commands, Statuses } from "../../fakes/copy-device.js";
 import { type Machine, memory } from "./machine.js";
 import { both, refuses } from "./migratable.js";

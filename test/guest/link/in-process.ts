@@ -1,7 +1,7 @@
 /** A device on the virtio link, with the bridge in the same process. */
 import type { ExecutionContext } from "ava";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { createVirtioLink } from "../../../guest/link/open.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
 import { MiB } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";
 import { ClientConnected, LinkCommand } from "../../../shared/spec/link.js";

@@ -3,7 +3,7 @@ import type { ExecutionContext } from "ava";
 import { close, eventfd, eventfdRead, eventfdWrite } from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { Irq, IrqInfoFlags } from "../../../shared/spec/vfio-user.js";
-import type { IrqSetting } from "../../../shared/vfio-user/client.js";
+import type { IrqSetting } from "../../../shared/vfio-user/client/client.js";
 import { Commands, Registers } from "../../fakes/copy-device.js";
 import { until } from "../../shared/vfio-user/fixture.js";
 import { both, doorbell, type Machine } from "./machine.js";

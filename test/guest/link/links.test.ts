@@ -3,7 +3,7 @@ import { Errno } from "../../../shared/errors.js";
 import { MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { Header } from "../../../shared/spec/pci.js";
 import { DeviceFeatureFlags, Feature, Irq, IrqInfoFlags, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { Commands, CopyDevice, Registers, Statuses } from "../../fakes/copy-device.js";
 import { both, each, memory } from "./machine.js";
 

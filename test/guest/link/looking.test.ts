@@ -1,6 +1,6 @@
 /** When the device process looks for messages and when it sleeps. */
 import test from "ava";
-import { Looking } from "../../../guest/link/looking.js";
+import { Looking } from "../../../guest/link/virtio/looking.js";
 
 /** A clock that the test moves, in microseconds. */
 function looking(polling: "adaptive" | "always" | "never" = "adaptive") {

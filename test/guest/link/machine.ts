@@ -7,10 +7,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import type { Device, PciCapabilities } from "../../../guest/device.js";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
-import { LocalLink } from "../../../guest/link/local.js";
-import { createVirtioLink } from "../../../guest/link/open.js";
+import { LocalLink } from "../../../guest/link/local/local.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
 import {
   addSeals,
   close,
@@ -27,7 +27,7 @@ import {
 import { quietLog } from "../../../shared/log.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Irq, Region } from "../../../shared/spec/vfio-user.js";
-import { Client, type ClientOptions } from "../../../shared/vfio-user/client.js";
+import { Client, type ClientOptions } from "../../../shared/vfio-user/client/client.js";
 import { Commands, CopyDevice, Registers } from "../../fakes/copy-device.js";
 import { FrontEnd, type FrontEndOptions } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";

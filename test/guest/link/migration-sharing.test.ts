@@ -3,7 +3,7 @@ import test from "ava";
 import { close, eventfdWrite } from "../../../native/index.js";
 import { Errno } from "../../../shared/errors.js";
 import { MigrationState, Region } from "../../../shared/spec/vfio-user.js";
-import type { Client } from "../../../shared/vfio-user/client.js";
+import type { Client } from "../../../shared/vfio-user/client/client.js";
 import { EVENTS, Events, SharingDevice } from "../../fakes/sharing-device.js";
 import { connectDevice } from "./machine.js";
 

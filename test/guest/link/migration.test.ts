@@ -3,7 +3,7 @@ import { eventfdRead } from "../../../native/index.js";
 import { KiB, MAX_MIGRATION_STREAM, MiB } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Command, Irq, MigData, MigrationState, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { Registers, Statuses } from "../../fakes/copy-device.js";
 import { BAD_STATE } from "../../fakes/migratable-device.js";
 import { memory } from "./machine.js";

@@ -8,7 +8,7 @@ import { eventfdRead } from "../../../native/index.js";
 import { MiB } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { Registers, Statuses } from "../../fakes/copy-device.js";
 import { both, type Machine, memory } from "./machine.js";
 

@@ -3,7 +3,7 @@ import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { Capability, Express, Header, Msix } from "../../../shared/spec/pci.js";
 import { Command, MigrationState, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { FILE_SIZE, ID, Offsets, RegisterDevice, statusOf, TABLE } from "../../fakes/register-device.js";
 import { connectDevice, type Kind } from "./machine.js";
 

@@ -1,16 +1,16 @@
 /** A device process whose link the bridge gives up: it learns of that, and the session comes back with the same device. */
 import test, { type ExecutionContext } from "ava";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { createVirtioLink } from "../../../guest/link/open.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
 import { MiB } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";
 import { Irq, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { CopyDevice } from "../../fakes/copy-device.js";
 import { FrontEnd } from "../../fakes/front-end.js";
 import { BridgeProcess } from "../../fakes/front-end-bridge.js";
 import { SharingDevice } from "../../fakes/sharing-device.js";
-import { deviceAnswers, eventfd, memory, ones } from "../../host/set-up.js";
+import { deviceAnswers, eventfd, memory, ones } from "../../host/bridge/set-up.js";
 
 async function setUp(t: ExecutionContext, device: CopyDevice | SharingDevice = new CopyDevice()) {
   const bridge = await BridgeProcess.start();

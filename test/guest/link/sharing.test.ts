@@ -24,7 +24,7 @@ import {
   RegionInfoFlags,
   RegionIoFds,
 } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import {
   EVENTS,
   Events,
@@ -63,11 +63,11 @@ function countOf(fd: number): number {
 const PATIENCE_MS = 60_000;
 
 /**
- * How many stay open of those that are open now. Other test files, which run in this process as well, have such memory, each of
- * it for as long as a test takes.
+ * How many stay open of those that were opened since `before`. Other test files, which run in this process as well, open such
+ * memory, too, each for as long as a test takes.
  */
-async function leftOpen(): Promise<number> {
-  const found = sharedMemories();
+async function leftOpen(before: ReadonlySet<number>): Promise<number> {
+  const found = new Set([...sharedMemories()].filter((inode) => !before.has(inode)));
   const end = Date.now() + PATIENCE_MS;
   for (;;) {
     const now = sharedMemories();
@@ -81,6 +81,7 @@ async function leftOpen(): Promise<number> {
 function both(title: string, run: (t: ExecutionContext, machine: Machine) => Promise<void>): void {
   for (const kind of ["local", "virtio"] as const) {
     test.serial(`${kind}: ${title}`, async (t) => {
+      const before = sharedMemories();
       const machine = await connectDevice(kind, new SharingDevice());
       try {
         await run(t, machine);
@@ -88,7 +89,7 @@ function both(title: string, run: (t: ExecutionContext, machine: Machine) => Pro
         for (const fd of held.splice(0)) close(fd);
         t.deepEqual(await machine.end(), []);
       }
-      t.is(await leftOpen(), 0);
+      t.is(await leftOpen(before), 0);
     });
   }
 }

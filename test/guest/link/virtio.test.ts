@@ -1,7 +1,7 @@
 /** What of the virtio link only a bridge in the same process can show, and commands that are wrong. */
 import test from "ava";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { createVirtioLink } from "../../../guest/link/open.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { createVirtioLink } from "../../../guest/link/virtio/open.js";
 import { Errno } from "../../../shared/errors.js";
 import { MiB } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";

@@ -3,13 +3,13 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
-import { DeviceEndpoint } from "../../../guest/endpoint.js";
-import { LocalLink } from "../../../guest/link/local.js";
+import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
+import { LocalLink } from "../../../guest/link/local/local.js";
 import { close, eventfd, eventfdRead } from "../../../native/index.js";
 import { quietLog } from "../../../shared/log.js";
 import { CommandBits, Header, StatusBits } from "../../../shared/spec/pci.js";
 import { Irq, IrqInfoFlags, Region } from "../../../shared/spec/vfio-user.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { EveryKindDevice, ROM } from "../../fakes/every-kind-device.js";
 
 const PM_CONTROL = 0x44;

@@ -3,7 +3,7 @@ import { fstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
-import { Client, type ClientOptions } from "../../../shared/vfio-user/client.js";
+import { Client, type ClientOptions } from "../../../shared/vfio-user/client/client.js";
 import { Server, type ServerOptions } from "../../../shared/vfio-user/server.js";
 import { FakeBackend } from "./fake-backend.js";
 import { RawClient } from "./raw-client.js";

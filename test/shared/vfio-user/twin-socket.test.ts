@@ -7,7 +7,7 @@ import { eventfd, listen, socketPair } from "../../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { Command, DmaAccess, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
-import { Client } from "../../../shared/vfio-user/client.js";
+import { Client } from "../../../shared/vfio-user/client/client.js";
 import { readThroughDma } from "./fake-backend.js";
 import { copies, Fixture, until } from "./fixture.js";
 import { isError, message, RawClient, versionBody } from "./raw-client.js";

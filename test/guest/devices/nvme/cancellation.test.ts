@@ -1,7 +1,7 @@
 /** Commands that end before their time: long ones stop at their next piece, and nothing that is slow keeps the rest waiting. */
 import test, { type ExecutionContext } from "ava";
+import { type CommandFields, NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { MiB } from "../../../../shared/limits.js";
-import { type CommandFields, NvmeDriver } from "../../../drivers/nvme.js";
 import { bringUp, disable, scratch, settle } from "./setup.js";
 import type { Operation } from "./storage.js";
 

@@ -6,8 +6,8 @@ import test from "ava";
 import { DEVICES, type DeviceKind } from "../../../../guest/devices/index.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { UserError } from "../../../../shared/errors.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
 import { Machine } from "./machine.js";
 
 async function withFile<T>(size: number, run: (file: string) => Promise<T>): Promise<T> {

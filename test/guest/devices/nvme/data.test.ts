@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { Machine } from "./machine.js";
 import { Random } from "./random.js";
 

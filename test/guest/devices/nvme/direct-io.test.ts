@@ -3,7 +3,7 @@ import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../guest/devices/nvme/index.js";
 import { SUBMISSION_ENTRY_SIZE } from "../../../../guest/devices/nvme/spec.js";
 import { close, createMemory } from "../../../../native/index.js";
-import { type CommandFields, NvmeDriver, writeCommand } from "../../../drivers/nvme.js";
+import { type CommandFields, NvmeDriver, writeCommand } from "../../../../scripts/drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { Random } from "./random.js";
 import { bringUp, memoryDisk, scratch, settle } from "./setup.js";

@@ -6,8 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver } from "../../../drivers/nvme.js";
-import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
 import { Random } from "./random.js";
 
 const MAIN = fileURLToPath(new URL("../../../../guest/main.js", import.meta.url));

@@ -19,9 +19,9 @@ import {
   FALLOC_FL_PUNCH_HOLE,
   getAttribute,
 } from "../../../../native/index.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import type { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
 import { GiB, MiB } from "../../../../shared/limits.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
-import type { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
 import { Machine } from "./machine.js";
 import { MEMORY, serve } from "./on-socket.js";
 import { Random } from "./random.js";

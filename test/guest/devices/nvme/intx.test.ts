@@ -1,6 +1,6 @@
 /** A driver VM that has neither MSI-X nor MSI: INTA# is a level, up as long as entries of completion queues were not taken. */
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver, type QueuePair } from "../../../drivers/nvme.js";
+import { NvmeDriver, type QueuePair } from "../../../../scripts/drivers/nvme.js";
 import type { Machine } from "./machine.js";
 import { bringUp, disable, enable, powerOn, scratch, settle } from "./setup.js";
 

@@ -4,11 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
 import type { Device } from "../../../../guest/device.js";
-import { DeviceEndpoint } from "../../../../guest/endpoint.js";
-import { LocalLink } from "../../../../guest/link/local.js";
+import { DeviceEndpoint } from "../../../../guest/function/endpoint.js";
+import { LocalLink } from "../../../../guest/link/local/local.js";
+import { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
 import { MiB } from "../../../../shared/limits.js";
 import { quietLog } from "../../../../shared/log.js";
-import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
 
 /** Bytes of each transport's memory. */
 export const MEMORY = 8 * MiB;

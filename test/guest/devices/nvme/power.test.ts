@@ -1,7 +1,7 @@
 /** Resets of every kind, shutdown, the Keep Alive Timer, and pauses. */
 import test from "ava";
 import { KeepAlive } from "../../../../guest/devices/nvme/keep-alive.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { bringUp, powerOn, scratch, settle } from "./setup.js";
 
 const CC = 0x14;

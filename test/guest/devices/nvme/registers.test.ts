@@ -1,6 +1,6 @@
 /** Registers and Identify, byte for byte, and the ways from enabled to disabled and back. */
 import test from "ava";
-import { NvmeDriver, QueuePair } from "../../../drivers/nvme.js";
+import { NvmeDriver, QueuePair } from "../../../../scripts/drivers/nvme.js";
 import { MEMORY_ADDRESS } from "./machine.js";
 import { bringUp, powerOn, scratch, settle } from "./setup.js";
 

@@ -3,8 +3,13 @@ import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../../guest/devices/nvme/open-storage.js";
 import type { DirectAccess } from "../../../../guest/devices/nvme/storage.js";
+import {
+  type CompletionFields,
+  NvmeDriver,
+  type NvmeDriverOptions,
+  QueuePair,
+} from "../../../../scripts/drivers/nvme.js";
 import type { Log } from "../../../../shared/log.js";
-import { type CompletionFields, NvmeDriver, type NvmeDriverOptions, QueuePair } from "../../../drivers/nvme.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";
 

@@ -1,6 +1,6 @@
 /** Doorbells in memory: the driver's part by the book, the moment before the controller sleeps, and what a driver gets wrong. */
 import test, { type ExecutionContext } from "ava";
-import { type NvmeDriver, writeCommand } from "../../../drivers/nvme.js";
+import { type NvmeDriver, writeCommand } from "../../../../scripts/drivers/nvme.js";
 import type { FakeMap, Machine } from "./machine.js";
 import { bringUp, completed, disable, enable, keepAlive, scratch, settle, untilCompleted } from "./setup.js";
 

@@ -2,8 +2,8 @@
 import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../guest/devices/nvme/index.js";
 import type { Polling } from "../../../../guest/devices/nvme/shared-poll.js";
+import { writeCommand } from "../../../../scripts/drivers/nvme.js";
 import { UserError } from "../../../../shared/errors.js";
-import { writeCommand } from "../../../drivers/nvme.js";
 import type { Machine } from "./machine.js";
 import { Random } from "./random.js";
 import {

@@ -5,14 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { DeviceEndpoint } from "../../../../guest/endpoint.js";
-import { LocalLink } from "../../../../guest/link/local.js";
+import { DeviceEndpoint } from "../../../../guest/function/endpoint.js";
+import { LocalLink } from "../../../../guest/link/local/local.js";
 import { close, createMemory } from "../../../../native/index.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
 import { MiB } from "../../../../shared/limits.js";
 import { quietLog } from "../../../../shared/log.js";
 import { Region } from "../../../../shared/spec/vfio-user.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
-import { VfioUserNvme } from "../../../drivers/nvme-over-vfio-user.js";
 import { connectDevice, type Kind } from "../../link/machine.js";
 import { Random } from "./random.js";
 

@@ -8,8 +8,8 @@ import { DEVICES } from "../../../../guest/devices/index.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
 import { close, createMemory } from "../../../../native/index.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { UserError } from "../../../../shared/errors.js";
-import { NvmeDriver } from "../../../drivers/nvme.js";
 import { Machine } from "./machine.js";
 
 const MiB = 1024 * 1024;

@@ -1,0 +1,383 @@
+/**
+ * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
+ * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps. Region accesses are
+ * region-access.ts, what the function says of itself info-replies.ts.
+ */
+import { Errno } from "../../shared/errors.js";
+import { QUIESCE_DEADLINE_MS } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import {
+  Command,
+  DeviceFeature,
+  DeviceInfo,
+  Irq,
+  IrqInfo,
+  MigData,
+  NUM_PCI_IRQS,
+  RegionAccess,
+  RegionInfo,
+  RegionIoFds,
+  WriteMulti,
+} from "../../shared/spec/vfio-user.js";
+import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
+import { isWrite } from "../../shared/vfio-user/register-memory.js";
+import type { Device } from "../device.js";
+import type { DmaMapping, Endpoint, IrqChange, Link } from "../link/link.js";
+import { type ConfigSpace, createConfigSpace } from "../pci/config-space.js";
+import { MsixTable, msixLayout } from "../pci/msix.js";
+import { Regions } from "../pci/regions.js";
+import { RegisterMirror } from "../pci/register-mirror.js";
+import { checkDeclaration } from "./declaration.js";
+import { WindowDma } from "./dma.js";
+import { DeviceFeatures } from "./features.js";
+import { InfoReplies } from "./info-replies.js";
+import { InterruptController } from "./interrupts.js";
+import { type Job, Jobs } from "./jobs.js";
+import { FunctionMigration, type FunctionParts } from "./migration.js";
+import { Patience } from "./patience.js";
+import { DevicePromises } from "./promises.js";
+import { accessFlags, RegionAccesses } from "./region-access.js";
+import { Sharing } from "./sharing.js";
+
+/** Fixed part of each command's body; a shorter one is refused whatever the link checked. */
+const FIXED_SIZE: Readonly<Record<number, number>> = {
+  [Command.DEVICE_GET_INFO]: DeviceInfo.size,
+  [Command.DEVICE_GET_REGION_INFO]: RegionInfo.size,
+  [Command.DEVICE_GET_REGION_IO_FDS]: RegionIoFds.size,
+  [Command.DEVICE_GET_IRQ_INFO]: IrqInfo.size,
+  [Command.REGION_READ]: RegionAccess.size,
+  [Command.REGION_WRITE]: RegionAccess.size,
+  [Command.REGION_WRITE_MULTI]: WriteMulti.size,
+  [Command.DEVICE_FEATURE]: DeviceFeature.size,
+  [Command.MIG_DATA_READ]: MigData.size,
+  [Command.MIG_DATA_WRITE]: MigData.size,
+};
+
+export class DeviceEndpoint implements Endpoint {
+  readonly summary: DeviceSummary;
+  readonly dma: WindowDma;
+  readonly interrupts: InterruptController;
+  readonly #device: Device;
+  readonly #log: Log;
+  readonly #config: ConfigSpace;
+  readonly #msix: MsixTable | undefined;
+  readonly #regions: Regions;
+  readonly #jobs: Jobs;
+  readonly #patience: Patience;
+  readonly promises: DevicePromises;
+  readonly #sharing: Sharing;
+  readonly #mirror: RegisterMirror;
+  readonly #link: Link;
+  readonly #features: DeviceFeatures;
+  /** Undefined for a device that cannot be migrated. */
+  readonly #migration: FunctionMigration | undefined;
+  /** Set by a config write that asks for a function-level reset. */
+  #resetRequested = false;
+  /** Resets that the device has not finished. Until it has, it is cut off: DMA fails, interrupts go nowhere, its BARs are dead. */
+  #resets = 0;
+  /** Whether the function was a bus master at the last write. */
+  #wasMaster = false;
+  /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
+  #tail: Promise<void> = Promise.resolve();
+
+  /** A client is there, or was and its memory is not let go. */
+  #isServing = false;
+
+  readonly #info: InfoReplies;
+  readonly #accesses: RegionAccesses;
+
+  /** @throws DeclarationError or RangeError when the device is none, or contradicts itself: an author's bug */
+  constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
+    checkDeclaration(device);
+    this.#device = device;
+    this.#link = link;
+    this.#log = log;
+    this.#jobs = new Jobs(log);
+    this.#patience = new Patience(quiesceDeadlineMs, log);
+    this.promises = new DevicePromises(device, this.#jobs, this.#patience, log);
+    const requestReset = () => {
+      this.#resetRequested = true;
+    };
+    this.#config = createConfigSpace(device.identity, requestReset, {
+      intxPending: () => this.interrupts.intxPending,
+      msiPending: () => this.interrupts.msiPending(),
+      changed: () => this.interrupts.gateChanged(),
+    });
+    const layout = msixLayout(device.identity);
+    const irqCounts = Array.from({ length: NUM_PCI_IRQS }, () => 0);
+    irqCounts[Irq.INTX] = this.#config.intxPins;
+    irqCounts[Irq.MSI] = this.#config.msiVectors;
+    irqCounts[Irq.MSIX] = this.#config.msixVectors;
+    irqCounts[Irq.ERR] = 1;
+    irqCounts[Irq.REQ] = 1;
+    this.interrupts = new InterruptController(irqCounts, link, this.#config);
+    this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
+    this.#sharing = new Sharing(device, layout, log);
+    this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
+    this.#mirror = new RegisterMirror(this.#regions.mirrored);
+    this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
+    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped && this.#resets === 0);
+    this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
+    const regionFlags = accessFlags(this.#regions.sizes, device.regions);
+    this.#info = new InfoReplies(this.summary, regionFlags, device.regions ?? [], this.#sharing);
+    this.#accesses = new RegionAccesses({
+      sizes: this.#regions.sizes,
+      flags: regionFlags,
+      regions: this.#regions,
+      log,
+      isStopped: () => this.#stopped,
+      isResetting: () => this.#resets > 0,
+      replyToWrite: (command, length) => this.#replyToWrite(command, length),
+    });
+    this.#features = new DeviceFeatures({
+      dma: this.dma,
+      migration: this.#migration,
+      exclusive: (work) => this.#exclusive(work),
+      quiesce: () => this.promises.inTime("quiesce", this.#quiesce(), () => this.dma.clientIsSilent()),
+      log,
+    });
+  }
+
+  /** Starts the device; call it once, before the link is opened. */
+  async start(): Promise<void> {
+    await this.#sharing.open(this.#link);
+    const memory = await this.#link.shareRegisters(this.#mirror.size, this.#mirror.areas);
+    if (memory !== undefined) this.#mirror.open(memory);
+    const { dma, interrupts } = this;
+    const run = (job: Job) => {
+      if (this.#resets === 0) this.#jobs.run(job);
+    };
+    const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
+    await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
+  }
+
+  /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
+  async close(): Promise<void> {
+    // What is overdue was logged, and the process ends.
+    await this.disconnected().catch(() => {});
+    await this.#patience.wait("close", this.promises.close()).catch(() => {});
+  }
+
+  /** A device that has not let go of the client before gets no other. */
+  async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
+    await this.#patience.idle();
+    this.#isServing = true;
+    this.dma.maxMessageData = maxDataXferSize;
+    this.#sharing.maxDescriptors = maxMessageFds;
+    this.#features.maxDataXferSize = maxDataXferSize;
+  }
+
+  async disconnected(): Promise<void> {
+    this.dma.unmapAll();
+    this.#features.disconnected();
+    this.interrupts.reset();
+    await this.#reset();
+    if (this.#isServing) this.#log.info(this.statistics(), "served so far");
+    this.#isServing = false;
+  }
+
+  map(mapping: DmaMapping): void {
+    this.dma.map(mapping);
+  }
+
+  unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined {
+    const log = dirty && this.#features.logOf(address, size, dirty);
+    if (!this.dma.unmap(address, size) && dirty === undefined) return undefined;
+    // Also of a device that is late: whatever it may still have written to is in the log.
+    const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
+    const quiesced = this.#quiesce(address, size);
+    const isFutile = () => {
+      if (!this.dma.clientIsSilent()) return false;
+      this.dma.abandonMessages(address, size);
+      return true;
+    };
+    if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced, isFutile).finally(report);
+    report();
+    return undefined;
+  }
+
+  setIrqs(change: IrqChange): void {
+    this.interrupts.change(change);
+  }
+
+  handle(command: PendingCommand): void {
+    const counts = isWrite(command.command);
+    const errno = command.length < (FIXED_SIZE[command.command] ?? 0) ? Errno.EINVAL : this.#dispatch(command);
+    if (errno !== 0) command.fail(errno);
+    if (counts) this.#mirror.writeDone();
+  }
+
+  /** Each handler replies, at once or later, and returns 0; or returns the errno of the refusal. */
+  #dispatch(command: PendingCommand): number {
+    switch (command.command) {
+      case Command.REGION_READ:
+        return this.#accesses.read(command);
+      case Command.REGION_WRITE:
+        return this.#accesses.write(command);
+      case Command.REGION_WRITE_MULTI:
+        return this.#accesses.writeMulti(command);
+      case Command.DEVICE_GET_INFO:
+        return this.#info.getInfo(command);
+      case Command.DEVICE_GET_REGION_INFO:
+        return this.#info.getRegionInfo(command);
+      case Command.DEVICE_GET_REGION_IO_FDS:
+        return this.#info.getRegionIoFds(command);
+      case Command.DEVICE_GET_IRQ_INFO:
+        return this.#info.getIrqInfo(command);
+      case Command.DEVICE_RESET:
+        return this.#replyAfterReset(command, 0);
+      case Command.DEVICE_FEATURE:
+        return this.#features.feature(command);
+      case Command.MIG_DATA_READ:
+        return this.#features.migDataRead(command);
+      case Command.MIG_DATA_WRITE:
+        return this.#features.migDataWrite(command);
+      default:
+        return Errno.ENOTSUP;
+    }
+  }
+
+  /** The whole function's state as plain data, for people. */
+  inspect(): unknown {
+    return {
+      config: this.#config.inspect(),
+      dma: this.dma.inspect(),
+      interrupts: this.interrupts.inspect(),
+      jobs: this.#jobs.inspect(),
+      registers: this.#regions.inspect(),
+      migration: this.#migration?.inspect(),
+      device: this.#device.inspect?.(),
+    };
+  }
+
+  /** What the device did so far, for the log. Sizes in bytes. */
+  statistics(): Readonly<Record<string, number>> {
+    const { dma, interrupts } = this;
+    return {
+      readThroughWindow: dma.bytesRead,
+      writtenThroughWindow: dma.bytesWritten,
+      movedByCopy: dma.bytesByCopy,
+      movedByMessage: dma.bytesByMessage,
+      interrupts: interrupts.count,
+      doorbellsRung: interrupts.link.doorbellsRung,
+    };
+  }
+
+  get #stopped(): boolean {
+    return this.#migration?.stopped === true;
+  }
+
+  /**
+   * A config write may have asked for a function-level reset, or have cleared the bus master bit: then the reply waits for the
+   * reset, or for the DMA in flight.
+   */
+  #replyToWrite(command: PendingCommand, length: number): void {
+    const wasMaster = this.#wasMaster;
+    this.#wasMaster = this.#config.busMaster;
+    if (this.#resetRequested) this.#replyAfterReset(command, length);
+    else if (wasMaster && !this.#wasMaster) void this.#replyAfterDma(command, length);
+    else command.reply(length);
+  }
+
+  #replyAfterReset(command: PendingCommand, length: number): number {
+    // For the driver VM the function is reset, also where the device is late.
+    const reply = () => command.reply(length);
+    this.#reset().then(reply, reply);
+    return 0;
+  }
+
+  async #replyAfterDma(command: PendingCommand, length: number): Promise<void> {
+    await this.promises.inTime("quiesce", this.#quiesce(), this.#cutOff);
+    command.reply(length);
+  }
+
+  /** The device is to do no DMA any more: what the client has not answered by now is given up. */
+  readonly #cutOff = (): boolean => {
+    if (this.dma.clientIsSilent()) this.dma.abandonMessages();
+    return false;
+  };
+
+  /** Waits for the device's DMA that is in flight, and for its transfers to and from a range; at once where there is none. */
+  #quiesce(address?: number, size?: number): boolean | Promise<boolean> {
+    const quiesced = this.promises.quiesce();
+    return this.dma.isIdle(address, size) ? quiesced : this.#quiesceDma(quiesced, address, size);
+  }
+
+  async #quiesceDma(quiesced: boolean | Promise<boolean>, address?: number, size?: number): Promise<boolean> {
+    await this.dma.settled(address, size);
+    return quiesced;
+  }
+
+  /**
+   * The function's reset. The device is cut off at once, and stays so until it has done its part.
+   * @throws Overdue when that takes too long: all else is reset then, and nothing that the device still does gets out
+   */
+  async #reset(): Promise<void> {
+    this.#resetRequested = false;
+    this.#resets++;
+    this.#jobs.abort();
+    this.interrupts.mute();
+    this.#sharing.hold();
+    let isLate = false;
+    const finished = this.#exclusive(async () => {
+      await this.promises.reset(() => this.#regions.resetRegisters());
+      await this.dma.settled();
+      // What the driver VM has set up since it was told that the function is reset stays.
+      if (!isLate) this.#resetFunction();
+      this.#sharing.forgetWaiting();
+      this.#migration?.reset();
+      if (--this.#resets === 0) {
+        this.interrupts.unmute();
+        this.#sharing.release();
+        this.#mirror.release();
+      } else {
+        this.#sharing.hold();
+        this.#mirror.hold();
+      }
+      await this.promises.resume();
+    });
+    try {
+      await this.#patience.wait("reset", finished, this.#cutOff);
+    } catch (error) {
+      isLate = true;
+      this.#resetFunction();
+      // Reads of the device's registers have to come here, to be answered as of a dead device.
+      this.#mirror.hold();
+      throw error;
+    }
+  }
+
+  /** What is the framework's, and so never late. */
+  #resetFunction(): void {
+    this.#config.reset();
+    this.#msix?.reset();
+    this.interrupts.forgetPending();
+  }
+
+  async #pause(): Promise<boolean> {
+    const isPaused = await this.promises.pause();
+    await this.dma.settled();
+    return isPaused;
+  }
+
+  #exclusive(work: () => Promise<void>): Promise<void> {
+    const done = this.#tail.then(work);
+    this.#tail = done.catch(() => {});
+    return done;
+  }
+
+  #migrationParts(): FunctionParts {
+    return {
+      config: this.#config,
+      msix: this.#msix,
+      regions: this.#regions,
+      sharing: this.#sharing,
+      interrupts: this.interrupts,
+      mirror: this.#mirror,
+      log: this.#log,
+      pause: () => this.promises.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
+      resume: () => this.promises.inTime("resume", this.promises.resume()),
+      jobsWait: () => this.#jobs.held > 0,
+    };
+  }
+}

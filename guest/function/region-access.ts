@@ -1,0 +1,157 @@
+/**
+ * Accesses to a function's regions by message (vfio-user, "VFIO_USER_REGION_READ", "..._WRITE", "..._WRITE_MULTI"): bounds, and
+ * what a device that throws is answered. Nothing is allocated for an access.
+ */
+import { inBounds } from "../../shared/bits.js";
+import { Errno } from "../../shared/errors.js";
+import type { Log } from "../../shared/log.js";
+import {
+  Region,
+  RegionAccess,
+  RegionInfoFlags,
+  WRITE_MULTI_MAX_DATA,
+  WriteMulti,
+  WriteMultiEntry,
+} from "../../shared/spec/vfio-user.js";
+import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/device-regions.js";
+import type { Regions } from "../pci/regions.js";
+
+/** What the accesses need of the function. */
+export interface AccessedFunction {
+  /** By region: bytes, and RegionInfoFlags.READ and WRITE. */
+  readonly sizes: readonly number[];
+  readonly flags: readonly number[];
+  readonly regions: Regions;
+  readonly log: Log;
+  /** Whether the device stands still for a migration: then nothing reaches it. */
+  isStopped(): boolean;
+  /** Whether the device is being reset: it is as dead as a PCI device that does not answer. */
+  isResetting(): boolean;
+  /** Replies to a write, with a body of `length` bytes, when what it caused is done. */
+  replyToWrite(command: PendingCommand, length: number): void;
+}
+
+/**
+ * What may be done with each region by message: RegionInfoFlags.READ and WRITE. A ROM ignores writes, but does not refuse
+ * them; it only says that they are for nothing.
+ */
+export function accessFlags(sizes: readonly number[], own: readonly DeviceRegion[] = []): number[] {
+  return sizes.map((size, index) => {
+    const region = own[index - FIRST_DEVICE_REGION];
+    const read = region?.readable === false ? 0 : RegionInfoFlags.READ;
+    const write = region?.writable === false || index === Region.ROM ? 0 : RegionInfoFlags.WRITE;
+    return size > 0 ? read | write : 0;
+  });
+}
+
+/** Each method replies, at once or later, and returns 0; or returns the errno of the refusal. */
+export class RegionAccesses {
+  readonly #function: AccessedFunction;
+  readonly #sizes: readonly number[];
+  readonly #flags: readonly number[];
+  readonly #regions: Regions;
+  readonly #log: Log;
+  readonly #access = RegionAccess.view();
+  readonly #multi = WriteMulti.view();
+  readonly #multiEntry = WriteMultiEntry.view();
+
+  constructor(accessed: AccessedFunction) {
+    this.#function = accessed;
+    this.#sizes = accessed.sizes;
+    this.#flags = accessed.flags;
+    this.#regions = accessed.regions;
+    this.#log = accessed.log;
+  }
+
+  read(command: PendingCommand): number {
+    const request = this.#access.at(command.data, command.offset);
+    const { offset, region, count } = request;
+    if (!this.#mayAccess(region, offset, count, RegionInfoFlags.READ)) return Errno.EINVAL;
+    const length = RegionAccess.size + count;
+    command.reserve(length);
+    const reply = this.#access.at(command.replyData, command.replyOffset);
+    reply.offset = offset;
+    reply.region = region;
+    reply.count = count;
+    const start = command.replyOffset + RegionAccess.size;
+    if (this.#isDead(region, offset, count)) {
+      command.replyBytes.fill(0xff, start, start + count);
+      command.reply(length);
+      return 0;
+    }
+    try {
+      this.#regions.read(region, offset, count, command.replyData, start);
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count }, "the device threw in a register read");
+      command.replyBytes.fill(0xff, start, start + count);
+    }
+    command.reply(length);
+    return 0;
+  }
+
+  write(command: PendingCommand): number {
+    const request = this.#access.at(command.data, command.offset);
+    const { offset, region, count } = request;
+    const start = command.offset + RegionAccess.size;
+    if (!inBounds(RegionAccess.size, count, command.length)) return Errno.EINVAL;
+    if (!this.#mayAccess(region, offset, count, RegionInfoFlags.WRITE)) return Errno.EINVAL;
+    if (!this.#tryWrite(region, offset, count, command.data, start)) return Errno.EIO;
+    command.reserve(RegionAccess.size);
+    const reply = this.#access.at(command.replyData, command.replyOffset);
+    reply.offset = offset;
+    reply.region = region;
+    reply.count = count;
+    this.#function.replyToWrite(command, RegionAccess.size);
+    return 0;
+  }
+
+  writeMulti(command: PendingCommand): number {
+    const writes = this.#multi.at(command.data, command.offset).writes;
+    // Division instead of multiplication: the count is the peer's, and may be anything up to 2^64.
+    if (writes > (command.length - WriteMulti.size) / WriteMultiEntry.size) return Errno.EINVAL;
+    const first = command.offset + WriteMulti.size;
+    const end = first + writes * WriteMultiEntry.size;
+    // All are checked before the first is done, so that a refused command changed nothing.
+    for (let at = first; at < end; at += WriteMultiEntry.size) {
+      const { offset, region, count } = this.#multiEntry.at(command.data, at);
+      if (count > WRITE_MULTI_MAX_DATA || !this.#mayAccess(region, offset, count, RegionInfoFlags.WRITE))
+        return Errno.EINVAL;
+    }
+    for (let at = first; at < end; at += WriteMultiEntry.size) {
+      const { offset, region, count } = this.#multiEntry.at(command.data, at);
+      const data = at + WriteMultiEntry.offsets.data;
+      if (!this.#tryWrite(region, offset, count, command.data, data)) return Errno.EIO;
+    }
+    command.reserve(WriteMulti.size);
+    this.#multi.at(command.replyData, command.replyOffset).writes = writes;
+    this.#function.replyToWrite(command, WriteMulti.size);
+    return 0;
+  }
+
+  /**
+   * Whether an access lies within its region, is of a kind that a region of the device's own has, and does not reach the device
+   * while that stands still.
+   */
+  #mayAccess(region: number, offset: number, count: number, kind: number): boolean {
+    if (!inBounds(offset, count, this.#sizes[region] ?? 0)) return false;
+    if (region >= FIRST_DEVICE_REGION && (this.#flags[region] & kind) === 0) return false;
+    return !this.#function.isStopped() || !this.#regions.reachesDevice(region, offset, count);
+  }
+
+  #isDead(region: number, offset: number, count: number): boolean {
+    return this.#function.isResetting() && this.#regions.reachesDevice(region, offset, count);
+  }
+
+  /** False when the device threw, which was logged. */
+  #tryWrite(region: number, offset: number, count: number, data: DataView, from: number): boolean {
+    if (this.#isDead(region, offset, count)) return true;
+    try {
+      this.#regions.write(region, offset, count, data, from);
+      return true;
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count }, "the device threw in a register write");
+      return false;
+    }
+  }
+}

@@ -1,0 +1,124 @@
+/**
+ * Scatter lists: data that lies in several ranges of driver-VM memory, as descriptor chains, PRPs and SGLs say it. A device
+ * keeps one and uses it again and again; the copies of a whole list are one call into the addon.
+ */
+import { COPY_ENTRY as Copy, createCopyList } from "../../native/index.js";
+import type { Dma, Segment } from "../device.js";
+
+/** Ranges in the order of the data. */
+export class ScatterList {
+  /** Ranges in use; the arrays may be longer. */
+  count = 0;
+  /** Bytes in all ranges together. */
+  length = 0;
+  readonly addresses: number[] = [];
+  readonly lengths: number[] = [];
+
+  clear(): void {
+    this.count = 0;
+    this.length = 0;
+  }
+
+  /** Adds `length` bytes from `address` on; neighbours become one range. Nothing is checked before the DMA. */
+  add(address: number, length: number): void {
+    const last = this.count - 1;
+    if (last >= 0 && this.addresses[last] + this.lengths[last] === address) {
+      this.lengths[last] += length;
+    } else {
+      this.addresses[this.count] = address;
+      this.lengths[this.count] = length;
+      this.count++;
+    }
+    this.length += length;
+  }
+}
+
+/** A piece of the window: its number among the addon's buffers, and where in its buffer it begins. */
+interface Piece {
+  readonly bytes: Uint8Array;
+  readonly number: number;
+  readonly start: number;
+}
+
+/** Copies for one call; a list of more takes several. */
+const MAX_COPIES = 256;
+
+/** Copies between the ranges of a list and an array of the device's. */
+export class ListCopies {
+  readonly #dma: Dma;
+  readonly #copies = createCopyList(MAX_COPIES);
+  readonly #entries = this.#copies.entries;
+  readonly #segment: Segment = {
+    bytes: new Uint8Array(0),
+    data: new DataView(new ArrayBuffer(0)),
+    offset: 0,
+    length: 0,
+  };
+  /** The device's buffer of the last call, and its number among those that the addon knows. */
+  #buffer = new ArrayBuffer(0);
+  readonly #own = this.#copies.add(this.#buffer);
+  /** The window's pieces that were met: a few. */
+  readonly #pieces: Piece[] = [];
+  /** The one that was met last. */
+  #piece: Piece = { bytes: this.#segment.bytes, number: this.#own, start: 0 };
+
+  constructor(dma: Dma) {
+    this.#dma = dma;
+  }
+
+  /**
+   * Copies the list's data to the beginning of `bytes`, or from there. Returns how many bytes: fewer than the list has when a
+   * range is not in the window. @throws RangeError when `bytes` is shorter than the list
+   */
+  run(list: ScatterList, bytes: Uint8Array, access: "read" | "write"): number {
+    if (bytes.length < list.length) throw new RangeError(`${bytes.length} bytes for a list of ${list.length}`);
+    if (bytes.buffer !== this.#buffer) {
+      this.#buffer = bytes.buffer as ArrayBuffer;
+      this.#copies.replace(this.#own, this.#buffer);
+    }
+    const segment = this.#segment;
+    const entries = this.#entries;
+    const isRead = access === "read";
+    // Of each copy, the words that are about the window, and those about the device's own array.
+    const there = isRead ? Copy.SOURCE : Copy.TARGET;
+    const here = isRead ? Copy.TARGET : Copy.SOURCE;
+    const start = bytes.byteOffset;
+    let moved = 0;
+    let entry = 0;
+    for (let n = 0; n < list.count; n++) {
+      let address = list.addresses[n];
+      for (let left = list.lengths[n]; left > 0; ) {
+        const length = this.#dma.locate(address, left, access, segment);
+        if (length === 0) {
+          this.#copies.run(entry / Copy.SIZE);
+          return moved;
+        }
+        const piece = this.#piece.bytes === segment.bytes ? this.#piece : this.#find(segment.bytes);
+        entries[entry + there] = piece.number;
+        entries[entry + there + 1] = piece.start + segment.offset;
+        entries[entry + here] = this.#own;
+        entries[entry + here + 1] = start + moved;
+        entries[entry + Copy.LENGTH] = length;
+        entry += Copy.SIZE;
+        moved += length;
+        address += length;
+        left -= length;
+        if (entry < entries.length) continue;
+        this.#copies.run(MAX_COPIES);
+        entry = 0;
+      }
+    }
+    this.#copies.run(entry / Copy.SIZE);
+    return moved;
+  }
+
+  #find(bytes: Uint8Array): Piece {
+    let piece = this.#pieces.find((each) => each.bytes === bytes);
+    if (piece === undefined) {
+      piece = { bytes, number: this.#copies.add(bytes.buffer as ArrayBuffer), start: bytes.byteOffset };
+      this.#pieces.push(piece);
+    }
+    this.#piece = piece;
+    return piece;
+  }
+}

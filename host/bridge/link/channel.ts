@@ -1,0 +1,328 @@
+/**
+ * The link's messages over the device's two message queues (docs/virtio-vfio-user.md, "Messages").
+ *
+ * A message to the device process waits in a buffer of the channel's own until the driver offers space for it. The buffer
+ * has a mark: above it, whoever produces messages is to hold back (`congested`, then `drained`), the device process's own
+ * commands included. What the driver sends is copied out of its memory first and looked at after; a broken ring or a
+ * malformed message stops the channel for good and is reported once.
+ */
+import * as native from "../../../native/index.js";
+import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../../shared/limits.js";
+import { Queue } from "../../../shared/spec/link.js";
+import { Header } from "../../../shared/spec/vfio-user.js";
+import { Rest, type Share, Turn } from "../../../shared/turn.js";
+import { DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
+import { copyBytes } from "../../../shared/virtqueue/memory.js";
+import type { BackEnd } from "../vhost-user/back-end.js";
+
+/** Waiting bytes above which producers hold back. */
+const CONGESTION_MARK = 256 * KiB;
+/** Waiting bytes that no well-behaved producer reaches: one largest message on top of the mark, and control messages. */
+const BACKLOG_LIMIT = 4 * MiB;
+const INITIAL_BACKLOG = 16 * KiB;
+
+export interface ChannelEvents {
+  /** A whole message, in bytes[0, length); both views are of the same bytes, which are reused afterwards. */
+  message(bytes: Uint8Array, data: DataView, length: number): void;
+  /** Waiting messages fell below the mark. */
+  drained(): void;
+  /** So much waits that a message was dropped. */
+  full(): void;
+  /** The driver broke a ring or a message; the channel has stopped. */
+  broken(reason: string): void;
+}
+
+export class Channel {
+  sent = 0;
+  received = 0;
+  /** Interrupts of the device VM for either queue. */
+  signals = 0;
+
+  #backEnd: BackEnd | undefined;
+  #toDevice = idleQueue;
+  #fromDevice = idleQueue;
+  readonly #polls: native.Poll[] = [];
+  readonly #events: ChannelEvents;
+  /** Messages that wait: #out[#head, #tail), back to back. */
+  #out = new Uint8Array(INITIAL_BACKLOG);
+  #outData = new DataView(this.#out.buffer);
+  readonly #outHeader = Header.view();
+  #head = 0;
+  #tail = 0;
+  /** Bytes of the message at #head that have not been written yet; 0 at a message's start. */
+  #left = 0;
+  readonly #in = new Uint8Array(MAX_MESSAGE_SIZE);
+  readonly #inData = new DataView(this.#in.buffer);
+  readonly #inHeader = Header.view(this.#inData);
+  #have = 0;
+  #paused = false;
+  #halted = false;
+  #held = false;
+  #owesCall = false;
+  readonly #receiving: Turn;
+  readonly #sending: Turn;
+
+  constructor(events: ChannelEvents, share: Share) {
+    this.#events = events;
+    this.#receiving = new Turn(share, Rest.DATA, () => this.#receive());
+    this.#sending = new Turn(share, Rest.DATA, () => this.#flush());
+  }
+
+  get open(): boolean {
+    return this.#backEnd !== undefined;
+  }
+
+  /** Bytes that wait for the driver to offer space. */
+  get backlog(): number {
+    return this.#tail - this.#head;
+  }
+
+  get congested(): boolean {
+    return this.backlog > CONGESTION_MARK;
+  }
+
+  /** Starts on a device whose message queues run. */
+  start(backEnd: BackEnd): void {
+    this.stop();
+    this.#backEnd = backEnd;
+    this.#toDevice = backEnd.queue(Queue.TO_DEVICE) ?? idleQueue;
+    this.#fromDevice = backEnd.queue(Queue.FROM_DEVICE) ?? idleQueue;
+    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
+    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
+  }
+
+  /** The rings are about to stand still, and may go on. What is sent waits, and nothing is received. */
+  halt(): void {
+    this.#receiving.close();
+    this.#sending.close();
+    for (const poll of this.#polls) poll.close();
+    this.#polls.length = 0;
+    this.#halted = true;
+  }
+
+  /** The rings go on, with other kicks. */
+  goOn(): void {
+    const backEnd = this.#backEnd;
+    if (!backEnd) return;
+    this.halt();
+    this.#halted = false;
+    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
+    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
+    this.#flush();
+    this.#receiving.goOn();
+  }
+
+  /**
+   * Takes back messages that the driver has not been given any part of. `isWanted` says of each, by its id, command and flags,
+   * whether it stays.
+   */
+  withdraw(isWanted: (id: number, command: number, flags: number) => boolean): void {
+    let from = this.#head + this.#left;
+    let to = from;
+    while (from < this.#tail) {
+      const { id, command, flags, size } = this.#outHeader.at(this.#outData, from);
+      if (isWanted(id, command, flags)) {
+        this.#out.copyWithin(to, from, from + size);
+        to += size;
+      }
+      from += size;
+    }
+    const wasCongested = this.congested;
+    this.#tail = to;
+    if (wasCongested && !this.congested) this.#events.drained();
+  }
+
+  /** Forgets everything under way. */
+  stop(): void {
+    this.halt();
+    this.#backEnd = undefined;
+    this.#toDevice = idleQueue;
+    this.#fromDevice = idleQueue;
+    this.#head = 0;
+    this.#tail = 0;
+    this.#left = 0;
+    this.#have = 0;
+    this.#paused = false;
+    this.#halted = false;
+    this.#owesCall = false;
+  }
+
+  /**
+   * Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. False when it
+   * was dropped, because too much waits.
+   */
+  send(
+    id: number,
+    command: number,
+    flags: number,
+    errno: number,
+    bytes: Uint8Array,
+    offset = 0,
+    length = bytes.length,
+  ): boolean {
+    if (!this.#backEnd) return true;
+    const size = Header.size + length;
+    if (!this.#makeRoom(size)) {
+      this.#events.full();
+      return false;
+    }
+    const header = this.#outHeader.at(this.#outData, this.#tail);
+    header.id = id;
+    header.command = command;
+    header.size = size;
+    header.flags = flags;
+    header.errno = errno;
+    copyBytes(bytes, offset, this.#out, this.#tail + Header.size, length);
+    this.#tail += size;
+    this.sent++;
+    this.#flush();
+    return true;
+  }
+
+  /**
+   * Between the two calls, without a turn of the event loop in between, what is sent does not wake the driver, and wakes it once
+   * at the end. A driver that runs at the first of several messages finds one, and sleeps again before the next.
+   */
+  hold(held: boolean): void {
+    this.#held = held;
+    if (!held && this.#owesCall) this.#call();
+  }
+
+  /** Leaves the driver's messages where they are, until `resume`. */
+  pause(): void {
+    this.#paused = true;
+  }
+
+  resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.#receiving.goOn();
+  }
+
+  #watch(kick: number, run: () => void): void {
+    if (kick < 0) return;
+    const poll = new native.Poll(kick, run, "eventfd");
+    poll.start(native.POLL_READABLE);
+    this.#polls.push(poll);
+  }
+
+  /** Makes room for `size` more bytes behind #tail; false when that is too much. */
+  #makeRoom(size: number): boolean {
+    if (this.#tail + size <= this.#out.length) return true;
+    const backlog = this.backlog;
+    if (backlog + size > BACKLOG_LIMIT) return false;
+    let length = this.#out.length;
+    while (length < backlog + size) length *= 2;
+    if (length > this.#out.length) {
+      const larger = new Uint8Array(length);
+      larger.set(this.#out.subarray(this.#head, this.#tail));
+      this.#out = larger;
+      this.#outData = new DataView(larger.buffer);
+    } else {
+      this.#out.copyWithin(0, this.#head, this.#tail);
+    }
+    this.#head = 0;
+    this.#tail = backlog;
+    return true;
+  }
+
+  /** Writes what waits into the buffers that the driver offers. */
+  #flush(): void {
+    const turn = this.#sending;
+    if (this.#halted || this.#head === this.#tail || !turn.begin()) return;
+    const queue = this.#toDevice;
+    const wasCongested = this.congested;
+    let wrote = false;
+    let goesOn = true;
+    try {
+      while (goesOn && this.#head < this.#tail && queue.next()) {
+        if (queue.writable === 0 || queue.readable > 0) throw new QueueBroken("a buffer that cannot take a message");
+        if (this.#left === 0) this.#left = this.#outHeader.at(this.#outData, this.#head).size;
+        const count = Math.min(this.#left, queue.writable);
+        queue.write(0, this.#out, this.#head, count);
+        queue.complete(count);
+        this.#head += count;
+        this.#left -= count;
+        wrote = true;
+        goesOn = turn.spend(queue.chain.cost + count);
+      }
+    } catch (error) {
+      this.#fail(error, Queue.TO_DEVICE);
+      return;
+    }
+    if (this.#head === this.#tail) {
+      this.#head = 0;
+      this.#tail = 0;
+    }
+    turn.end(!goesOn);
+    if (wrote) this.#call();
+    if (wasCongested && !this.congested) this.#events.drained();
+  }
+
+  #call(): void {
+    this.#owesCall = this.#held;
+    if (!this.#held && this.#backEnd?.call(Queue.TO_DEVICE)) this.signals++;
+  }
+
+  #receive(): void {
+    const turn = this.#receiving;
+    if (this.#halted || this.#paused || !turn.begin()) return;
+    const queue = this.#fromDevice;
+    let goesOn = true;
+    let took = false;
+    try {
+      while (goesOn && !this.#paused && queue === this.#fromDevice && queue.next()) {
+        goesOn = turn.spend(queue.chain.cost + queue.readable);
+        this.#take(queue);
+        took = true;
+        if (this.#have > 0 && this.#have === this.#inHeader.size) {
+          const length = this.#have;
+          this.#have = 0;
+          this.received++;
+          this.#events.message(this.#in, this.#inData, length);
+        }
+      }
+    } catch (error) {
+      this.#fail(error, Queue.FROM_DEVICE);
+      return;
+    }
+    if (took && this.#backEnd?.call(Queue.FROM_DEVICE)) this.signals++;
+    // It may have been stopped by one of the messages.
+    if (queue === this.#fromDevice) turn.end(!goesOn);
+  }
+
+  /** Copies one chain to the message under way. */
+  #take(queue: DeviceQueue): void {
+    const count = queue.readable;
+    let missing = MAX_MESSAGE_SIZE;
+    if (this.#have > 0) missing = this.#inHeader.size - this.#have;
+    else if (count < Header.size) throw new QueueBroken(`a message of ${count} bytes`);
+    if (count === 0 || count > missing) throw new QueueBroken(`a buffer of ${count} bytes, more than its message has`);
+    queue.read(0, this.#in, this.#have, count);
+    const isFirst = this.#have === 0;
+    this.#have += count;
+    // From here on the header is ours, and the driver cannot change it any more.
+    const { size } = this.#inHeader;
+    if (isFirst && (size < count || size > MAX_MESSAGE_SIZE)) {
+      throw new QueueBroken(`a message that says ${size} bytes, in a buffer of ${count}`);
+    }
+    queue.complete(0);
+  }
+
+  #fail(error: unknown, queue: number): void {
+    if (!(error instanceof QueueBroken)) throw error;
+    this.#backEnd?.reportBroken(queue);
+    this.#break(error.message);
+  }
+
+  #break(reason: string): void {
+    this.stop();
+    this.#events.broken(reason);
+  }
+}
+
+const idleQueue = new DeviceQueue({
+  pieceSize: 1,
+  locate: () => -1,
+  bytes: () => new Uint8Array(0),
+});

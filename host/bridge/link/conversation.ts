@@ -1,0 +1,221 @@
+/**
+ * What the bridge and the device process say to each other: commands of the client's that are passed on, commands of the
+ * bridge's own, and the replies to both, which are checked before anybody acts on them.
+ */
+import { startDeadline } from "../../../shared/deadline.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { REPLY_DEADLINE_MS } from "../../../shared/limits.js";
+import type { Log } from "../../../shared/log.js";
+import { takesHandles } from "../../../shared/spec/link.js";
+import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import type { Share } from "../../../shared/turn.js";
+import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { isWrite } from "../../../shared/vfio-user/register-memory.js";
+import { copyBytes } from "../../../shared/virtqueue/memory.js";
+import { answerWithoutDevice } from "./answers.js";
+import { handlesAt } from "./bodies.js";
+import { Channel } from "./channel.js";
+import { checkReply } from "./checks.js";
+import { HandleTable } from "./handles.js";
+import { Requests } from "./requests.js";
+
+export interface ConversationEvents {
+  /**
+   * A command of the device process's, of `length` bytes with its header; the bytes are reused afterwards.
+   * @throws ProtocolError when it may not send that
+   */
+  command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void;
+  /** The fds that a reply's handles stand for. @throws ProtocolError when the reply is not to reach the client */
+  fds(command: number, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): readonly number[];
+  /** What waited to be sent is no longer too much. */
+  drained(): void;
+  /** The device process did not answer, or take messages, in time. */
+  silent(reason: string): void;
+  /** The rings stand still: no deadline counts. */
+  isPaused(): boolean;
+  /** The device process broke the rules. */
+  broken(reason: string): void;
+}
+
+const ERRNO_MAX = 4095;
+const NOTHING = new Uint8Array(0);
+
+export class Conversation {
+  readonly channel: Channel;
+  readonly #events: ConversationEvents;
+  readonly #log: Log;
+  readonly #requests = new Requests();
+  readonly #inHeader = Header.view();
+
+  constructor(events: ConversationEvents, log: Log, share: Share) {
+    this.#events = events;
+    this.#log = log;
+    this.channel = new Channel(
+      {
+        message: (bytes, data, length) => this.#message(bytes, data, length),
+        drained: () => events.drained(),
+        full: () => events.silent("it takes no messages"),
+        broken: (reason) => events.broken(reason),
+      },
+      share,
+    );
+  }
+
+  /** Passes a command of the client's on; `posted`: no reply is wanted. False when too many have no reply. */
+  relay(command: PendingCommand, posted: boolean): boolean {
+    const id = posted ? 0 : this.#requests.take(command.command, command, undefined);
+    if (id < 0) return false;
+    const flags = HeaderFlags.TYPE_COMMAND | (posted ? HeaderFlags.NO_REPLY : 0);
+    const isSent = this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
+    if (!isSent && !posted) {
+      const waits = this.#requests.relayed(id) === command;
+      this.#requests.free(id);
+      if (waits) answerWithoutDevice(command);
+    }
+    return true;
+  }
+
+  /** Sends a command of the client's that was answered already. */
+  post(command: number, body: Uint8Array): void {
+    this.channel.send(0, command, HeaderFlags.TYPE_COMMAND | HeaderFlags.NO_REPLY, 0, body);
+  }
+
+  /** Sends a command of the bridge's own, whose reply is to come in time. Rejects with ProtocolError or PeerGone. */
+  async request(command: number, body: Uint8Array): Promise<void> {
+    const answered = startDeadline(
+      REPLY_DEADLINE_MS,
+      () => this.#events.silent(`it did not answer command ${command} in time`),
+      this.#events.isPaused,
+    );
+    try {
+      await this.send(command, body);
+    } finally {
+      answered();
+    }
+  }
+
+  /** The same, with a reply that may take as long as it likes; resolves with its body. */
+  send(command: number, body: Uint8Array): Promise<Uint8Array> {
+    return new Promise((resolve, reject) => {
+      if (!this.channel.open) return reject(new PeerGone("the device process is not there"));
+      const id = this.#requests.take(command, undefined, { resolve, reject });
+      if (id < 0) {
+        reject(new PeerGone("the device process answers nothing"));
+        this.#events.silent("it answers nothing");
+        return;
+      }
+      if (this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body)) return;
+      this.#requests.free(id);
+      reject(new PeerGone("the device process takes no messages"));
+    });
+  }
+
+  /** Answers a command of the device process's. */
+  answer(id: number, command: number, body: Uint8Array = NOTHING): void {
+    this.channel.send(id, command, HeaderFlags.TYPE_REPLY, 0, body);
+  }
+
+  refuse(id: number, command: number, errno: number): void {
+    this.channel.send(id, command, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno, NOTHING);
+  }
+
+  /**
+   * The device process is not waited for any more: what waits is answered as by a device that is not there. `mayCome`: the
+   * channel stays, and with it what the process may still answer.
+   */
+  drop(reason: string, mayCome: boolean): void {
+    this.#requests.dropAll(reason, answerWithoutDevice, mayCome);
+  }
+
+  /** The same, the channel staying; and what the process was not given yet it is not given any more. */
+  abandon(reason: string): void {
+    const ids = this.#withdraw(() => true);
+    this.drop(reason, true);
+    for (const id of ids) this.#requests.free(id);
+  }
+
+  /**
+   * The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent. Returns how
+   * many writes those were.
+   */
+  abandonRelayed(answer: (command: PendingCommand) => void): number {
+    const ids = this.#withdraw((id) => this.#requests.relayed(id) !== undefined);
+    const writes = ids.filter((id) => isWrite(this.#requests.relayed(id)?.command ?? 0)).length;
+    this.#requests.dropRelayed(answer);
+    for (const id of ids) this.#requests.free(id);
+    return writes;
+  }
+
+  /** The client's posted writes that the process was not given yet are not carried out. */
+  withdrawPosted(): void {
+    this.channel.withdraw((_id, _command, flags) => (flags & HeaderFlags.NO_REPLY) === 0);
+  }
+
+  /** Takes back commands that were not sent: posted ones too where all `isDropped`. Returns the ids of those that wanted a reply. */
+  #withdraw(isDropped: (id: number) => boolean): number[] {
+    const ids: number[] = [];
+    this.channel.withdraw((id, _command, flags) => {
+      if ((flags & HeaderFlags.TYPE_MASK) !== HeaderFlags.TYPE_COMMAND) return true;
+      if ((flags & HeaderFlags.NO_REPLY) !== 0) return !isDropped(-1);
+      if (!isDropped(id)) return true;
+      ids.push(id);
+      return false;
+    });
+    return ids;
+  }
+
+  #message(bytes: Uint8Array, data: DataView, length: number): void {
+    const { id, command, flags, errno } = this.#inHeader.at(data);
+    const type = flags & HeaderFlags.TYPE_MASK;
+    try {
+      if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
+      else if (type === HeaderFlags.TYPE_COMMAND) this.#events.command(id, command, flags, bytes, data, length);
+      else throw new ProtocolError(`a message of type ${type}`);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#events.broken(error.message);
+    }
+  }
+
+  #reply(id: number, number: number, flags: number, errno: number, bytes: Uint8Array, data: DataView, length: number) {
+    if (!this.#requests.waitsFor(id, number)) throw new ProtocolError(`a reply to nothing: ${number}, id ${id}`);
+    const own = this.#requests.own(id);
+    const relayed = this.#requests.relayed(id);
+    const failed = (flags & HeaderFlags.ERROR) !== 0;
+    const code = errno > 0 && errno <= ERRNO_MAX ? errno : Errno.EIO;
+    if (own) {
+      this.#requests.free(id);
+      if (failed) own.reject(new ProtocolError(`the device refused command ${number}`, code, number));
+      else own.resolve(bytes.slice(Header.size, length));
+    } else if (relayed) {
+      const handles = failed || !takesHandles(number) ? 0 : errno;
+      const bodyEnd = length - 4 * handles;
+      const body = failed ? 0 : checkReply(relayed, data, bodyEnd - Header.size, handles);
+      if (body < 0) throw new ProtocolError(`a reply of ${length} bytes that does not fit command ${number}`);
+      this.#requests.free(id);
+      if (failed) {
+        relayed.fail(code);
+      } else if (HandleTable.concerns(number, body, handles)) {
+        this.#replyWithFds(relayed, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
+      } else {
+        relayed.reserve(body);
+        copyBytes(bytes, Header.size, relayed.replyBytes, relayed.replyOffset, body);
+        relayed.reply(body);
+      }
+    }
+  }
+
+  /** Passes a reply on with the fds that its handles stand for. What is wrong with them costs the client an error only. */
+  #replyWithFds(relayed: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void {
+    try {
+      const fds = this.#events.fds(relayed.command, body, handles);
+      relayed.reserve(body.length);
+      copyBytes(body, 0, relayed.replyBytes, relayed.replyOffset, body.length);
+      relayed.reply(body.length, fds.length > 0 ? fds : undefined);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#log.warn({ command: relayed.command, reason: error.message }, "refused a reply of the device process");
+      relayed.fail(Errno.EIO);
+    }
+  }
+}

@@ -1,0 +1,233 @@
+/**
+ * Memory of the device's that the client may map (docs/virtio-vfio-user.md, "ALLOCATE_MEMORY"): for each region a sealed memfd
+ * of the bridge's, whose areas are in the window too, where the device process reaches them.
+ *
+ * The memory outlives the device process as long as a client is there that may have mapped it: the next process gets the
+ * same. It never outlives the client: `renew` puts fresh memory in its places.
+ */
+import * as native from "../../../native/index.js";
+import { inBounds, isAligned } from "../../../shared/bits.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../../shared/limits.js";
+import { NO_REGION } from "../../../shared/spec/link.js";
+import type { Window } from "../vhost-user/window.js";
+import { isSharable } from "./checks.js";
+import type { Places } from "./places.js";
+
+const SEALS = native.F_SEAL_GROW | native.F_SEAL_SHRINK | native.F_SEAL_SEAL;
+const NO_HANDLE = 0;
+
+/** Of a region: whole pages. */
+export interface Part {
+  readonly offset: number;
+  readonly size: number;
+}
+
+interface Area extends Part {
+  /** -1 while it is not in the window. */
+  windowOffset: number;
+}
+
+/** The memory of one region, or of none (NO_REGION). */
+export interface RegionMemory {
+  readonly region: number;
+  readonly areas: readonly Area[];
+  /** Of the file: it ends with the last area. */
+  readonly size: number;
+  fd: number;
+  /** What the device process knows it by; NO_HANDLE when the process that asked for it is gone. */
+  handle: number;
+  /** A client that may have mapped it is gone. */
+  stale: boolean;
+}
+
+export class RegionMemories {
+  readonly #window: Window;
+  readonly #places: Places;
+  readonly #memories = new Map<number, RegionMemory>();
+  readonly #newHandle: () => number;
+
+  /** `newHandle` gives numbers above 0, each once. */
+  constructor(window: Window, places: Places, newHandle: () => number) {
+    this.#window = window;
+    this.#places = places;
+    this.#newHandle = newHandle;
+  }
+
+  /** Whether there is memory that has to be made anew before another client comes. */
+  get stale(): boolean {
+    return [...this.#memories.values()].some(({ stale }) => stale);
+  }
+
+  /** What the device process named, if it is its own. */
+  byHandle(handle: number): RegionMemory | undefined {
+    if (handle === NO_HANDLE) return undefined;
+    return [...this.#memories.values()].find((memory) => memory.handle === handle);
+  }
+
+  /** Whether all areas lie within regions of these sizes. */
+  fitInto(regionSizes: readonly number[]): boolean {
+    return [...this.#memories.values()].every(({ region, size, handle }) => {
+      return handle === NO_HANDLE || region === NO_REGION || size <= regionSizes[region];
+    });
+  }
+
+  /**
+   * Makes the memory of a region, or finds the one that the client has, and maps it into the window. `keep`: a client is
+   * there, whose memory cannot be replaced. Rejects with ProtocolError, SystemError, or PeerGone when the device stops.
+   */
+  async allocate(region: number, asked: readonly Part[], keep: boolean): Promise<RegionMemory> {
+    const known = this.#memories.get(region);
+    if (known && known.handle !== NO_HANDLE) throw new ProtocolError(`region ${region} has memory`, Errno.EEXIST);
+    this.#check(region, asked);
+    let memory = known;
+    if (memory && !sameAreas(memory.areas, asked)) {
+      if (keep) throw new ProtocolError(`the client has other memory of region ${region}`, Errno.EBUSY);
+      this.#delete(memory);
+      memory = undefined;
+    }
+    memory ??= this.#make(region, asked);
+    try {
+      await this.#place(memory);
+    } catch (error) {
+      await this.#takeOut(memory);
+      if (!keep) this.#delete(memory);
+      throw error;
+    }
+    if (memory.areas.some(({ windowOffset }) => windowOffset < 0)) throw new PeerGone("the device stopped");
+    memory.handle = this.#newHandle();
+    return memory;
+  }
+
+  /** The device stopped, and QEMU dropped all that was mapped. Memory that no client has goes. */
+  forget(keep: boolean): void {
+    for (const memory of this.#memories.values()) {
+      this.#leaveWindow(memory);
+      if (!keep) this.#delete(memory);
+    }
+  }
+
+  /** Takes all of it out of the window; when this resolves, the device VM cannot reach it. Never rejects. */
+  async takeBack(keep: boolean): Promise<void> {
+    for (const memory of this.#memories.values()) {
+      await this.#takeOut(memory);
+      if (!keep) this.#delete(memory);
+    }
+  }
+
+  /** The client is gone: what no device process has goes; the rest is stale until `renew`. */
+  clientGone(): void {
+    for (const memory of this.#memories.values()) {
+      if (memory.handle === NO_HANDLE) this.#delete(memory);
+      else memory.stale = true;
+    }
+  }
+
+  /** Puts fresh memory in the places of what is stale. Rejects with ProtocolError, SystemError or PeerGone. */
+  async renew(): Promise<void> {
+    for (const memory of this.#memories.values()) {
+      if (!memory.stale) continue;
+      const old = memory.fd;
+      memory.fd = createSealed(memory.size);
+      native.close(old);
+      // From now on: the client that comes next may go again before all of it is in the window.
+      memory.stale = false;
+      for (const area of memory.areas) {
+        const { windowOffset, size } = area;
+        if (windowOffset < 0) continue;
+        await this.#window.unmap(windowOffset, size);
+        await this.#map(memory, area, windowOffset);
+      }
+    }
+  }
+
+  #check(region: number, areas: readonly Part[]): void {
+    if (!isSharable(region) && region !== NO_REGION) throw new ProtocolError(`region ${region} cannot be mapped`);
+    if (areas.length === 0 || areas.length > MAX_SHARED_PARTS) throw new ProtocolError(`${areas.length} areas`);
+    let end = 0;
+    let sum = 0;
+    for (const { offset, size } of areas) {
+      const aligned = isAligned(offset, PAGE_SIZE) && isAligned(size, PAGE_SIZE);
+      if (!aligned || size === 0 || offset < end || !inBounds(offset, size, Number.MAX_SAFE_INTEGER)) {
+        throw new ProtocolError(`an area of ${size} bytes at ${offset}`);
+      }
+      end = offset + size;
+      sum += size;
+    }
+    for (const memory of this.#memories.values()) {
+      if (memory.region !== region) sum += memory.areas.reduce((total, { size }) => total + size, 0);
+    }
+    if (sum > MAX_REGION_MEMORY) throw new ProtocolError(`${sum} bytes of memory for clients`, Errno.ENOSPC);
+  }
+
+  #make(region: number, asked: readonly Part[]): RegionMemory {
+    const areas = asked.map(({ offset, size }) => ({ offset, size, windowOffset: -1 }));
+    const size = Math.max(...areas.map((area) => area.offset + area.size));
+    const memory = { region, areas, size, fd: createSealed(size), handle: NO_HANDLE, stale: false };
+    this.#memories.set(region, memory);
+    return memory;
+  }
+
+  async #place(memory: RegionMemory): Promise<void> {
+    for (const area of memory.areas) {
+      const windowOffset = this.#places.reserve(area.size, area.offset);
+      if (windowOffset < 0) throw new ProtocolError("the window has no room for the memory", Errno.ENOSPC);
+      area.windowOffset = windowOffset;
+      await this.#map(memory, area, windowOffset);
+    }
+  }
+
+  /** Into the window, at the area's place; gives the place back when that fails. */
+  async #map({ fd }: RegionMemory, area: Area, windowOffset: number): Promise<void> {
+    try {
+      await this.#window.map(fd, area.offset, windowOffset, area.size);
+    } catch (error) {
+      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back already.
+      if (area.windowOffset >= 0) this.#places.release(windowOffset);
+      area.windowOffset = -1;
+      throw error;
+    }
+  }
+
+  /** Out of the window. Never rejects. */
+  async #takeOut(memory: RegionMemory): Promise<void> {
+    memory.handle = NO_HANDLE;
+    for (const { windowOffset, size } of memory.areas) {
+      if (windowOffset >= 0) await this.#places.unmap(windowOffset, size);
+    }
+    this.#leaveWindow(memory);
+  }
+
+  #leaveWindow(memory: RegionMemory): void {
+    memory.handle = NO_HANDLE;
+    for (const area of memory.areas) {
+      if (area.windowOffset >= 0) this.#places.release(area.windowOffset);
+      area.windowOffset = -1;
+    }
+  }
+
+  #delete(memory: RegionMemory): void {
+    if (this.#memories.get(memory.region) !== memory) return;
+    this.#leaveWindow(memory);
+    this.#memories.delete(memory.region);
+    native.close(memory.fd);
+  }
+}
+
+function createSealed(size: number): number {
+  const fd = native.createMemory("vfio-user-region", size, false);
+  try {
+    native.addSeals(fd, SEALS);
+    return fd;
+  } catch (error) {
+    native.close(fd);
+    throw error;
+  }
+}
+
+function sameAreas(one: readonly Part[], other: readonly Part[]): boolean {
+  return (
+    one.length === other.length &&
+    one.every(({ offset, size }, n) => offset === other[n].offset && size === other[n].size)
+  );
+}

@@ -1,0 +1,162 @@
+/**
+ * The client's commands on their way to the device process: passed on in order, answered early where they are posted, held
+ * back while the process takes no messages, and answered without it where it is not there.
+ *
+ * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the device up for
+ * good after 5 s. Posted writes are promised: they follow when it goes on, behind what changed meanwhile. After that time a register is read from
+ * memory where it is there, as it was before the pause, and anything else is answered as by a device that is not there.
+ */
+import { Errno } from "../../../shared/errors.js";
+import { KiB } from "../../../shared/limits.js";
+import { Command, RegionAccess } from "../../../shared/spec/vfio-user.js";
+import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { isWrite } from "../../../shared/vfio-user/register-memory.js";
+import { copyBytes } from "../../../shared/virtqueue/memory.js";
+import { answerWithoutDevice, isPostedWrite, replyToWrite } from "./answers.js";
+import type { DeviceProcess } from "./process.js";
+
+/** Bytes of posted writes that wait for the end of a pause. */
+const MAX_PROMISED = 256 * KiB;
+
+export class CommandRelay {
+  /** Passed on so far, and how many of them were posted. */
+  commands = 0;
+  postedWrites = 0;
+  readonly #process: DeviceProcess;
+  readonly #access = RegionAccess.view();
+  /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
+  readonly #heldBack: PendingCommand[] = [];
+  /** Commands that came while the device process was being told of their client, or its VM was paused. */
+  readonly #early: PendingCommand[] = [];
+  /** Bodies of posted writes that came while its VM was paused, and their bytes. */
+  readonly #promised: Uint8Array[] = [];
+  #promisedBytes = 0;
+  /** A reset that the client was told of, and that the device process has yet to make. */
+  #owesReset = false;
+  readonly #resetOwed: () => void;
+
+  /** `resetOwed`: the client was told that the device is reset, and the device process has to be made to when its VM goes on. */
+  constructor(process: DeviceProcess, resetOwed: () => void) {
+    this.#process = process;
+    this.#resetOwed = resetOwed;
+  }
+
+  handle(command: PendingCommand): void {
+    const { state, summary, conversation, isPausedLong } = this.#process;
+    switch (state.command) {
+      case "passed on":
+        break;
+      // The device process was just started again, or goes on: what the driver VM asks meanwhile waits the moment that this takes.
+      case "held":
+        this.#early.push(command);
+        return;
+      case "held for a while":
+        if (summary && isPostedWrite(command, summary) && this.#promise(command)) return;
+        if (isPausedLong) this.#answerPaused(command);
+        else this.#early.push(command);
+        return;
+      case "without the device":
+        answerWithoutDevice(command);
+        return;
+    }
+    if (!summary) {
+      answerWithoutDevice(command);
+      return;
+    }
+    const posted = isPostedWrite(command, summary);
+    if (!conversation.relay(command, posted)) {
+      command.fail(Errno.EBUSY);
+      this.#process.giveUp("silent", "it answers nothing");
+      return;
+    }
+    this.commands++;
+    if (isWrite(command.command)) this.#process.registers?.writeSent();
+    if (!posted) return;
+    this.postedWrites++;
+    if (conversation.channel.congested) this.#heldBack.push(command);
+    else replyToWrite(command);
+  }
+
+  /** The device process has the client: what waited for that goes on. */
+  connected(): void {
+    this.#owesReset = false;
+    this.#promisedBytes = 0;
+    for (const body of this.#promised.splice(0)) {
+      this.#process.conversation.post(Command.REGION_WRITE, body);
+      this.commands++;
+      this.postedWrites++;
+    }
+    // What was answered meanwhile is not to be carried out any more.
+    for (const command of this.#early.splice(0)) if (command.active) this.handle(command);
+  }
+
+  /** The client is gone, and with it those that wait for an answer. */
+  clientGone(): void {
+    this.#breakPromises();
+    this.#early.length = 0;
+  }
+
+  /** The device VM is paused for longer than the client can be kept waiting. */
+  pausedLong(): void {
+    this.drained();
+    const withdrawn = this.#process.conversation.abandonRelayed((command) => this.#answerPaused(command));
+    this.#process.registers?.writesWithdrawn(withdrawn);
+    for (const command of this.#early.splice(0)) this.#answerPaused(command);
+  }
+
+  /** Takes a posted write for later, if there is room for it; the client goes on. */
+  #promise(command: PendingCommand): boolean {
+    const { bytes, offset, length } = command;
+    if (this.#owesReset || this.#promisedBytes + length > MAX_PROMISED) return false;
+    this.#promisedBytes += length;
+    this.#promised.push(bytes.slice(offset, offset + length));
+    this.#process.registers?.writeSent();
+    replyToWrite(command);
+    return true;
+  }
+
+  #breakPromises(): void {
+    this.#owesReset = false;
+    this.#promised.length = 0;
+    this.#promisedBytes = 0;
+  }
+
+  /** Without the device process, which has not gone. */
+  #answerPaused(command: PendingCommand): void {
+    if (command.command === Command.DEVICE_RESET) {
+      // What was written before it goes nowhere, and what is read until the device process has made it is all ones.
+      this.#breakPromises();
+      this.#owesReset = true;
+      this.#process.conversation.withdrawPosted();
+      this.#resetOwed();
+      command.reply(0);
+    } else if (command.command !== Command.REGION_READ || this.#owesReset || !this.#readFromMemory(command)) {
+      answerWithoutDevice(command);
+    }
+  }
+
+  #readFromMemory(command: PendingCommand): boolean {
+    const { registers } = this.#process;
+    const { offset, region, count } = this.#access.at(command.data, command.offset);
+    const place = registers?.find(region, offset, count) ?? -1;
+    if (registers === undefined || place < 0) return false;
+    command.reserve(RegionAccess.size + count);
+    const { bytes, replyBytes, replyOffset } = command;
+    copyBytes(bytes, command.offset, replyBytes, replyOffset, RegionAccess.size);
+    copyBytes(registers.bytes, place, replyBytes, replyOffset + RegionAccess.size, count);
+    command.reply(RegionAccess.size + count);
+    return true;
+  }
+
+  /** The device process takes messages again. */
+  drained(): void {
+    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
+  }
+
+  /** The device process is not waited for any more. */
+  processLeft(): void {
+    this.#breakPromises();
+    this.drained();
+    for (const command of this.#early.splice(0)) answerWithoutDevice(command);
+  }
+}

@@ -1,0 +1,175 @@
+/**
+ * One pair of sockets: a vfio-user socket for the driver VM, a vhost-user socket for the device VM, and the link between
+ * what connects to them. Each side comes and goes as it likes; the other one is kept.
+ */
+
+import { randomUUID } from "node:crypto";
+import { close } from "../../native/index.js";
+import { DEVICE_VM_FDS } from "../../shared/limits.js";
+import type { Log } from "../../shared/log.js";
+import { LimitedLog } from "../../shared/log-limit.js";
+import { FdShare } from "../../shared/peer-fds.js";
+import { Share } from "../../shared/turn.js";
+import { Server } from "../../shared/vfio-user/server.js";
+import { VirtioLink } from "./link/link.js";
+import { Listener } from "./listener.js";
+import { BackEnd } from "./vhost-user/back-end.js";
+import { DeviceVmMemory } from "./vhost-user/memory.js";
+import { Window } from "./vhost-user/window.js";
+
+export interface SessionOptions {
+  /** The vfio-user socket that the driver VM's VMM connects to. */
+  readonly socketPath: string;
+  /** The vhost-user socket that the device VM's VMM connects to. */
+  readonly vhostUserSocketPath: string;
+  /** Bytes; a power of two. */
+  readonly windowSize: number;
+  /** A short text that the device VM can read. */
+  readonly name: string;
+  readonly trustUnsealedMemory: boolean;
+  /** How many file descriptors the peers of this session may hand over. */
+  readonly fds: number;
+  readonly log: Log;
+}
+
+export class Session {
+  readonly #options: SessionOptions;
+  readonly #log: LimitedLog;
+  /** What all of the session has of the event loop. */
+  readonly #share = new Share();
+  readonly #window: Window;
+  readonly #memory: DeviceVmMemory;
+  readonly #deviceVmFds: FdShare;
+  readonly #link: VirtioLink;
+  readonly #server: Server;
+  #listener: Listener | undefined;
+  #backEnd: BackEnd | undefined;
+
+  constructor(options: SessionOptions) {
+    this.#options = options;
+    this.#log = LimitedLog.of(options.log);
+    const log = this.#log;
+    const share = this.#share;
+    const { windowSize, name, socketPath, trustUnsealedMemory, fds } = options;
+    // Whatever the driver VM's VMM hands over, the device VM's can go on.
+    const kept = Math.min(DEVICE_VM_FDS, Math.floor(fds / 2));
+    this.#deviceVmFds = new FdShare(() => fds - clientFds.used);
+    const clientFds = new FdShare(() => fds - Math.max(kept, this.#deviceVmFds.used));
+    this.#memory = new DeviceVmMemory(trustUnsealedMemory);
+    this.#window = new Window(windowSize, log, share);
+    this.#link = new VirtioLink({
+      window: this.#window,
+      log,
+      name,
+      share,
+      uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
+    });
+    this.#server = new Server({
+      backend: this.#link,
+      socket: socketPath,
+      log,
+      trustUnsealedMemory,
+      share,
+      fds: clientFds,
+    });
+  }
+
+  /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
+  async open(): Promise<void> {
+    const { vhostUserSocketPath } = this.#options;
+    this.#listener = new Listener(vhostUserSocketPath, this.#log, (fd) => this.#connected(fd));
+    try {
+      this.#server.open();
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+  }
+
+  /** Ends both sides, waits until the client's memory is let go, and takes the sockets away. */
+  async close(): Promise<void> {
+    this.#listener?.close();
+    this.#listener = undefined;
+    await this.#server.close();
+    if (this.#link.stats.hellos > 0) this.#report();
+    this.#backEnd?.close();
+    this.#backEnd = undefined;
+    this.#link.close();
+    this.#log.report();
+  }
+
+  #connected(fd: number): void {
+    this.#backEnd?.endIfHungUp();
+    if (this.#backEnd) {
+      this.#log.warn("refused a second front-end: one device VM at a time");
+      close(fd);
+      return;
+    }
+    this.#log.info("front-end connected");
+    const backEnd = new BackEnd(fd, {
+      window: this.#window,
+      memory: this.#memory,
+      config: () => this.#link.config(),
+      log: this.#log,
+      share: this.#share,
+      fds: this.#deviceVmFds,
+      events: {
+        enabled: (index) => this.#link.enabled(index),
+        pausing: () => this.#link.paused(),
+        resumed: () => this.#link.resumed(),
+        failed: (reason) => this.#link.startFailed(reason),
+        reset: (reason) => this.#link.stopped(reason),
+        gone: (reason) => {
+          this.#log.info({ reason }, "front-end gone");
+          this.#report();
+          this.#backEnd = undefined;
+          this.#link.detach();
+        },
+      },
+    });
+    this.#backEnd = backEnd;
+    this.#link.attach(backEnd);
+  }
+
+  /** The session's state, for people. */
+  inspect(): object {
+    return {
+      socketPath: this.#options.socketPath,
+      vhostUserSocketPath: this.#options.vhostUserSocketPath,
+      server: this.#server.stats,
+      link: this.#link.inspect(),
+      window: this.#window.inspect(),
+      frontEnd: this.#backEnd?.inspect(),
+      statistics: this.#statistics(),
+    };
+  }
+
+  /** What the session did so far, in one line of the log. */
+  #report(): void {
+    this.#log.info(this.#statistics(), "statistics");
+  }
+
+  #statistics(): object {
+    const { stats, sharing } = this.#link;
+    const { conversation, copies, dma, doorbells } = this.#link.process;
+    const { clients, reads, readsFromMemory, writes, timeouts } = this.#server.stats;
+    return {
+      clients,
+      reads,
+      readsFromMemory,
+      writes,
+      timeouts,
+      ...stats,
+      maps: this.#window.maps,
+      unmaps: this.#window.unmaps,
+      doorbells: doorbells.relayed,
+      ioEvents: sharing.forwarded,
+      messagesSent: conversation.channel.sent,
+      messagesReceived: conversation.channel.received,
+      messageSignals: conversation.channel.signals,
+      dmaMessages: dma.transfers,
+      copies: copies.copies,
+      copiedBytes: copies.bytes,
+    };
+  }
+}

@@ -1,0 +1,347 @@
+/**
+ * The vhost-user back-end of one virtio-vfio-user device: what stock QEMU's vhost-user-test-device-pci talks to.
+ *
+ * A table of requests and their handlers. QEMU waits for each answer with its big lock held, so every handler is
+ * synchronous, and every request that wants an answer gets one. What the device *does* is the owner's: it hears of
+ * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
+ * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
+ */
+
+import * as native from "../../../native/index.js";
+import { startDeadline } from "../../../shared/deadline.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { MAX_QUEUES } from "../../../shared/limits.js";
+import type { Log } from "../../../shared/log.js";
+import { closePeerFd, type FdShare } from "../../../shared/peer-fds.js";
+import {
+  DeviceConfig,
+  F_PROTOCOL_FEATURES,
+  Features,
+  HeaderFlags,
+  MAX_CONFIG_SIZE,
+  ProtocolFeature,
+  Request,
+  ShmemConfig,
+  U64,
+  VringAddr,
+  VringState,
+} from "../../../shared/spec/vhost-user.js";
+import { Feature } from "../../../shared/spec/virtio.js";
+import { Share } from "../../../shared/turn.js";
+import type { DeviceQueue } from "../../../shared/virtqueue/device.js";
+import { Connection, type Message, takeFd } from "./connection.js";
+import { type DeviceVmMemory, parseMemTable } from "./memory.js";
+import { Vrings } from "./vrings.js";
+import type { Window } from "./window.js";
+
+const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | F_PROTOCOL_FEATURES;
+const PROTOCOL_FEATURES =
+  ProtocolFeature.MQ |
+  ProtocolFeature.REPLY_ACK |
+  ProtocolFeature.BACKEND_REQ |
+  ProtocolFeature.CONFIG |
+  ProtocolFeature.BACKEND_SEND_FD |
+  ProtocolFeature.SHMEM;
+
+/** What the owner hears; nothing here may throw. */
+export interface BackEndEvents {
+  /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
+  enabled(index: number): void;
+  /** Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does. */
+  pausing(): void;
+  /** All queues that ran go on where they were, with other kicks. */
+  resumed(): void;
+  /** The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the same. */
+  failed(reason: string): void;
+  /** The device was reset, or the front-end is gone: nothing of before goes on. */
+  reset(reason: string): void;
+  /** The front-end is gone; everything of it is closed. */
+  gone(reason: string): void;
+}
+
+export interface BackEndOptions {
+  readonly window: Window;
+  /** Outlives front-ends: its address space is made once. */
+  readonly memory: DeviceVmMemory;
+  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
+  readonly config: () => Uint8Array;
+  readonly events: BackEndEvents;
+  readonly log: Log;
+  /** What the front-end has of the event loop, with others of its session. */
+  readonly share?: Share;
+  /** Where the front-end's fds are counted. */
+  readonly fds?: FdShare;
+}
+
+/** How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at once. */
+const TABLE_DEADLINE_MS = 500;
+
+interface Handler {
+  /** Bytes that the payload must have; -1 when the handler checks. */
+  readonly size: number;
+  /** Answers by itself, whether or not NEED_REPLY is set. */
+  readonly replies?: boolean;
+  readonly run: (backEnd: BackEnd, message: Message) => void;
+}
+
+export class BackEnd {
+  readonly #connection: Connection;
+  readonly #window: Window;
+  readonly #memory: DeviceVmMemory;
+  readonly #config: () => Uint8Array;
+  readonly #events: BackEndEvents;
+  readonly #log: Log;
+  readonly #vrings: Vrings;
+  /** Since the device was started, until it is reset. */
+  #started = false;
+  /** Takes back the deadline for the memory table of a start. */
+  #tableCame = () => {};
+  #replyAck = false;
+  readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
+  readonly #outView = new DataView(this.#out.buffer);
+
+  /** Serves the connected socket `fd`, which it takes over. */
+  constructor(fd: number, options: BackEndOptions) {
+    this.#window = options.window;
+    this.#memory = options.memory;
+    this.#config = options.config;
+    this.#events = options.events;
+    this.#log = options.log;
+    this.#vrings = new Vrings(
+      options.memory,
+      {
+        pausing: () => {
+          this.#window.hold();
+          options.events.pausing();
+        },
+        resumed: () => {
+          options.events.resumed();
+          this.#window.release();
+        },
+        reset: () => this.#reset("the device was reset"),
+        enabled: (index) => {
+          this.#started = true;
+          options.events.enabled(index);
+        },
+      },
+      options.log,
+    );
+    this.#connection = new Connection(
+      fd,
+      { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
+      options.share ?? new Share(),
+      options.fds,
+    );
+  }
+
+  /** For people. */
+  inspect(): object {
+    return {
+      running: this.#started && !this.#vrings.stopped,
+      eventIndex: this.#vrings.eventIndex,
+      memoryRegions: this.#memory.regions,
+      queues: this.#vrings.inspect(),
+    };
+  }
+
+  /** Queues that the front-end has shown so far; after realization, all that the device has. */
+  get queues(): number {
+    return this.#vrings.length;
+  }
+
+  /** The ring of a queue, running or not; undefined when there is no such queue. */
+  queue(index: number): DeviceQueue | undefined {
+    return this.#vrings.at(index)?.queue;
+  }
+
+  /** The eventfd that the driver's notifications of a queue signal, or -1. It stays the back-end's. */
+  kickFd(index: number): number {
+    const vring = this.#vrings.at(index);
+    return vring?.enabled ? vring.kick : -1;
+  }
+
+  /** Interrupts the driver for a queue, if it wants that; whether it did. */
+  call(index: number): boolean {
+    return this.#vrings.at(index)?.call() === true;
+  }
+
+  /** Tells the front-end that a queue is broken; QEMU logs it. */
+  reportBroken(index: number): void {
+    this.#vrings.at(index)?.reportBroken();
+  }
+
+  /** Comes to the end of a front-end that has closed its end, when the next one is there already. */
+  endIfHungUp(): void {
+    if (!this.#connection.isHungUp) return;
+    this.#connection.close();
+    this.#gone("the front-end closed the connection");
+  }
+
+  /** Ends the connection. `gone` is not called. */
+  close(): void {
+    this.#connection.close();
+    this.#release("the bridge closes");
+  }
+
+  #gone(reason: string): void {
+    this.#release(reason);
+    this.#events.gone(reason);
+  }
+
+  #release(reason: string): void {
+    this.#tableCame();
+    this.#reset(reason);
+    this.#window.detach(reason);
+    this.#vrings.release();
+    this.#memory.clear();
+  }
+
+  #reset(reason: string): void {
+    this.#window.forbid(reason);
+    if (!this.#started) return;
+    this.#started = false;
+    this.#events.reset(reason);
+  }
+
+  #handle(message: Message): void {
+    const { request } = message;
+    const needsAck = this.#replyAck && (message.flags & HeaderFlags.NEED_REPLY) !== 0;
+    const handler = BackEnd.#handlers.get(request);
+    let failure = 0;
+    try {
+      if (!handler) throw new ProtocolError(`vhost-user request ${request} is not supported`);
+      if (message.lostFds) {
+        this.#log.error({ request }, "out of file descriptors for the front-end: raise LimitNOFILE");
+        throw new ProtocolError("file descriptors are missing", Errno.EMFILE);
+      }
+      if (message.flags & HeaderFlags.REPLY) throw new ProtocolError(`an unexpected reply to request ${request}`);
+      if (handler.size >= 0 && message.size !== handler.size) {
+        throw new ProtocolError(`vhost-user request ${request} has ${message.size} bytes, not ${handler.size}`);
+      }
+      handler.run(this, message);
+    } catch (error) {
+      // The front-end waits for an answer that cannot be given: better that it sees the end of the connection.
+      if (error instanceof PeerGone || handler?.replies) throw error;
+      this.#log.warn({ request, reason: (error as Error).message }, "refused a vhost-user request");
+      failure = 1;
+    }
+    if (needsAck && !handler?.replies) this.#replyU64(request, failure);
+    // Behind the acknowledgement, without which QEMU does not go on.
+    if (request === Request.SET_MEM_TABLE) this.#window.afterTable(this.#memory.regions);
+  }
+
+  #replyU64(request: number, value: number): void {
+    U64.view(this.#outView).value = value;
+    this.#connection.send(request, HeaderFlags.REPLY, this.#out, U64.size);
+  }
+
+  #replyFeatures(request: number, value: bigint): void {
+    Features.view(this.#outView).value = value;
+    this.#connection.send(request, HeaderFlags.REPLY, this.#out, Features.size);
+  }
+
+  #setFeatures(message: Message): void {
+    const { value } = Features.view(message.data);
+    if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
+    this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
+    this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
+    if (!this.#vrings.stopped) return;
+    // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not start.
+    this.#tableCame();
+    this.#tableCame = startDeadline(TABLE_DEADLINE_MS, () => {
+      if (this.#vrings.stopped) this.#failed();
+    });
+  }
+
+  #failed(): void {
+    const reason = "the front-end did not start the device again: its memory has more regions than fit into one table";
+    this.#events.failed(reason);
+    this.#window.release();
+  }
+
+  #setProtocolFeatures(message: Message): void {
+    const { value } = Features.view(message.data);
+    if ((value & ~PROTOCOL_FEATURES) !== 0n) {
+      throw new ProtocolError(`protocol features 0x${value.toString(16)} were not offered`);
+    }
+    this.#replyAck = (value & ProtocolFeature.REPLY_ACK) !== 0n;
+    if ((value & ProtocolFeature.SHMEM) === 0n) {
+      this.#log.error(
+        "the front-end has no shared memory regions (QEMU 11.1 or newer is needed): no memory can be mapped",
+      );
+    }
+  }
+
+  #setBackendRequestFd(message: Message): void {
+    const fd = takeFd(message);
+    if (fd < 0) throw new ProtocolError("SET_BACKEND_REQ_FD without an fd");
+    if (native.fileStatus(fd).kind !== "socket") {
+      closePeerFd(fd);
+      throw new ProtocolError("the backend request channel is not a socket");
+    }
+    this.#window.attach(fd);
+  }
+
+  #setMemTable(message: Message): void {
+    this.#tableCame();
+    this.#window.beforeTable();
+    const entries = parseMemTable(message);
+    try {
+      this.#memory.set(entries);
+    } finally {
+      this.#vrings.checkGround();
+    }
+  }
+
+  #getVringBase(message: Message): void {
+    Object.assign(VringState.view(this.#outView), this.#vrings.stop(message));
+    this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
+  }
+
+  #getConfig(message: Message): void {
+    if (message.size < DeviceConfig.size) throw new ProtocolError("GET_CONFIG without its header");
+    const { offset, size } = DeviceConfig.view(message.data);
+    if (offset + size > MAX_CONFIG_SIZE) throw new ProtocolError(`GET_CONFIG of ${size} bytes at ${offset}`);
+    Object.assign(DeviceConfig.view(this.#outView), { offset, size, flags: 0 });
+    this.#out.set(this.#config().subarray(offset, offset + size), DeviceConfig.size);
+    this.#connection.send(Request.GET_CONFIG, HeaderFlags.REPLY, this.#out, DeviceConfig.size + size);
+  }
+
+  #getShmemConfig(): void {
+    Object.assign(ShmemConfig.view(this.#outView), { regions: 1 });
+    this.#outView.setUint32(ShmemConfig.offsets.padding, 0);
+    U64.view(this.#outView, ShmemConfig.size).value = this.#window.size;
+    this.#connection.send(Request.GET_SHMEM_CONFIG, HeaderFlags.REPLY, this.#out, ShmemConfig.size + U64.size);
+  }
+
+  static readonly #handlers = new Map<number, Handler>([
+    [Request.GET_FEATURES, { size: 0, replies: true, run: (b) => b.#replyFeatures(Request.GET_FEATURES, FEATURES) }],
+    [Request.SET_FEATURES, { size: Features.size, run: (b, m) => b.#setFeatures(m) }],
+    [Request.SET_OWNER, { size: 0, run: () => {} }],
+    [Request.RESET_OWNER, { size: 0, run: () => {} }],
+    [
+      Request.GET_PROTOCOL_FEATURES,
+      {
+        size: 0,
+        replies: true,
+        run: (b) => b.#replyFeatures(Request.GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES),
+      },
+    ],
+    [Request.SET_PROTOCOL_FEATURES, { size: Features.size, run: (b, m) => b.#setProtocolFeatures(m) }],
+    [Request.GET_QUEUE_NUM, { size: 0, replies: true, run: (b) => b.#replyU64(Request.GET_QUEUE_NUM, MAX_QUEUES) }],
+    [Request.SET_BACKEND_REQ_FD, { size: 0, run: (b, m) => b.#setBackendRequestFd(m) }],
+    [Request.SET_MEM_TABLE, { size: -1, run: (b, m) => b.#setMemTable(m) }],
+    [Request.SET_VRING_NUM, { size: VringState.size, run: (b, m) => b.#vrings.setNum(m) }],
+    [Request.SET_VRING_ADDR, { size: VringAddr.size, run: (b, m) => b.#vrings.setAddresses(m) }],
+    [Request.SET_VRING_BASE, { size: VringState.size, run: (b, m) => b.#vrings.setBase(m) }],
+    [Request.GET_VRING_BASE, { size: VringState.size, replies: true, run: (b, m) => b.#getVringBase(m) }],
+    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "kick") }],
+    [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "call") }],
+    [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "error") }],
+    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#vrings.setEnable(m) }],
+    [Request.GET_CONFIG, { size: -1, replies: true, run: (b, m) => b.#getConfig(m) }],
+    // All fields are read-only for the driver: a write is ignored.
+    [Request.SET_CONFIG, { size: -1, run: () => {} }],
+    [Request.GET_SHMEM_CONFIG, { size: 0, replies: true, run: (b) => b.#getShmemConfig() }],
+  ]);
+}

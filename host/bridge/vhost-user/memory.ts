@@ -1,0 +1,178 @@
+/**
+ * The device VM's memory, as SET_MEM_TABLE hands it over: each region's file is mapped into one Reservation that lasts as
+ * long as the bridge, so that no table brings new ArrayBuffers. A table comes with every map and unmap in the window, and
+ * nearly all of its regions are the ones of the table before: those stay as they are.
+ */
+import * as native from "../../../native/index.js";
+import { reserveAddressSpace } from "../../../shared/address-space.js";
+import { inBounds, isAligned } from "../../../shared/bits.js";
+import { ProtocolError } from "../../../shared/errors.js";
+import { DEVICE_VM_MEMORY_SIZE, MAX_VHOST_USER_REGIONS, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
+import { MemoryRegion, MemTable } from "../../../shared/spec/vhost-user.js";
+import type { RingMemory } from "../../../shared/virtqueue/memory.js";
+import type { Message } from "./connection.js";
+
+/** One region as the table has it; the fd stays the caller's. */
+export interface RegionEntry {
+  readonly guestAddress: number;
+  readonly size: number;
+  readonly userAddress: number;
+  readonly mmapOffset: number;
+  readonly fd: number;
+}
+
+interface Region extends Omit<RegionEntry, "fd"> {
+  readonly device: number;
+  readonly inode: number;
+  /** Where it is in the reservation. */
+  readonly offset: number;
+}
+
+export class DeviceVmMemory implements RingMemory {
+  readonly pieceSize = WINDOW_PIECE_SIZE;
+  beforeUnmap: (() => void) | undefined;
+  readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
+  #regions: Region[] = [];
+  readonly #takesFiles: boolean;
+  readonly #bytes: Uint8Array[] = [];
+
+  /** @param takesFiles also takes files of disks, whose pages may take for ever */
+  constructor(takesFiles = false) {
+    this.#takesFiles = takesFiles;
+  }
+
+  get regions(): number {
+    return this.#regions.length;
+  }
+
+  locate(address: number, length: number): number {
+    for (const region of this.#regions) {
+      const offset = address - region.guestAddress;
+      if (inBounds(offset, length, region.size)) return region.offset + offset;
+    }
+    return -1;
+  }
+
+  /** As `locate`, for an address of the front-end's own, as rings have them. */
+  locateUser(address: number, length: number): number {
+    for (const region of this.#regions) {
+      const offset = address - region.userAddress;
+      if (inBounds(offset, length, region.size)) return region.offset + offset;
+    }
+    return -1;
+  }
+
+  bytes(piece: number): Uint8Array {
+    let bytes = this.#bytes[piece];
+    if (!bytes) {
+      bytes = new Uint8Array(this.#reservation.piece(piece));
+      this.#bytes[piece] = bytes;
+    }
+    return bytes;
+  }
+
+  /** Replaces the table. @throws ProtocolError or SystemError, and the old table stays */
+  set(entries: readonly RegionEntry[]): void {
+    if (entries.length > MAX_VHOST_USER_REGIONS) throw new ProtocolError(`${entries.length} memory regions`);
+    const wanted = entries.map((entry, index) => {
+      const file = native.fileStatus(entry.fd);
+      check(entry, file, index, this.#takesFiles);
+      for (const other of entries.slice(0, index)) {
+        const apart =
+          entry.guestAddress + entry.size <= other.guestAddress ||
+          other.guestAddress + other.size <= entry.guestAddress;
+        if (!apart) throw new ProtocolError(`memory region ${index} overlaps another`);
+      }
+      return { entry, file, kept: this.#regions.find((region) => same(region, entry, file)) };
+    });
+
+    // The new ones first: what cannot be mapped takes nothing away.
+    const fresh: Region[] = [];
+    let regions: Region[];
+    try {
+      regions = wanted.map(({ entry, file, kept }) => {
+        if (kept) return kept;
+        const region = this.#map(entry, file, [...this.#regions, ...fresh]);
+        fresh.push(region);
+        return region;
+      });
+    } catch (error) {
+      for (const region of fresh) this.#reservation.unmap(region.offset, region.size);
+      throw error;
+    }
+    this.beforeUnmap?.();
+    for (const region of this.#regions) {
+      if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
+    }
+    this.#regions = regions;
+  }
+
+  clear(): void {
+    this.beforeUnmap?.();
+    for (const region of this.#regions) this.#reservation.unmap(region.offset, region.size);
+    this.#regions = [];
+  }
+
+  #map(entry: RegionEntry, file: native.FileStatus, others: readonly Region[]): Region {
+    const { guestAddress, size, userAddress, mmapOffset } = entry;
+    const offset = this.#place(size, others);
+    this.#reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+    const { device, inode } = file;
+    return { guestAddress, size, userAddress, mmapOffset, device, inode, offset };
+  }
+
+  /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */
+  #place(size: number, others: readonly Region[]): number {
+    let offset = 0;
+    for (const region of others.toSorted((a, b) => a.offset - b.offset)) {
+      if (offset + size <= region.offset) break;
+      offset = Math.ceil((region.offset + region.size) / this.pieceSize) * this.pieceSize;
+    }
+    if (!inBounds(offset, size, DEVICE_VM_MEMORY_SIZE)) throw new ProtocolError("the device VM has too much memory");
+    return offset;
+  }
+}
+
+function check(entry: RegionEntry, file: native.FileStatus, index: number, takesFiles: boolean): void {
+  const { guestAddress, size, userAddress, mmapOffset } = entry;
+  const sane = [guestAddress + size, userAddress + size, mmapOffset + size].every(Number.isSafeInteger);
+  if (!sane || size === 0) throw new ProtocolError(`memory region ${index} has a bad size or address`);
+  if (![guestAddress, size, userAddress, mmapOffset].every((value) => isAligned(value, PAGE_SIZE))) {
+    throw new ProtocolError(`memory region ${index} is not page-aligned`);
+  }
+  // Rings are read by the event loop, and a page of a disk, or of a server's, may take for ever to come.
+  if (file.kind !== "memory" && !(file.kind === "file" && takesFiles)) {
+    throw new ProtocolError(
+      `memory region ${index} of the device VM is not memory: use memory-backend-memfd, or a file of tmpfs, hugetlbfs or DAX`,
+    );
+  }
+  if (!inBounds(mmapOffset, size, file.size)) {
+    throw new ProtocolError(`memory region ${index} is larger than its file`);
+  }
+}
+
+function same(region: Region, entry: RegionEntry, file: native.FileStatus): boolean {
+  return (
+    region.device === file.device &&
+    region.inode === file.inode &&
+    region.guestAddress === entry.guestAddress &&
+    region.size === entry.size &&
+    region.userAddress === entry.userAddress &&
+    region.mmapOffset === entry.mmapOffset
+  );
+}
+
+/** Reads SET_MEM_TABLE; the fds stay the message's. @throws ProtocolError when the sizes and counts do not agree */
+export function parseMemTable({ data, size: length, fds }: Message): RegionEntry[] {
+  const count = length < MemTable.size ? 0 : MemTable.view(data).regions;
+  if (count > MAX_VHOST_USER_REGIONS || length !== MemTable.size + count * MemoryRegion.size) {
+    throw new ProtocolError(`a memory table of ${count} regions in ${length} bytes`);
+  }
+  if (fds.length !== count) throw new ProtocolError(`${fds.length} fds for ${count} memory regions`);
+  const region = MemoryRegion.view();
+  return fds.map((fd, index) => {
+    const at = MemTable.size + index * MemoryRegion.size;
+    const { guestAddress, size, userAddress, mmapOffset } = region.at(data, at);
+    return { guestAddress, size, userAddress, mmapOffset, fd };
+  });
+}

@@ -1,0 +1,188 @@
+/**
+ * One virtqueue as the back-end keeps it: what the SET_VRING requests said of it, its three eventfds, and the ring itself,
+ * which runs from the time that it is enabled and has a kick until GET_VRING_BASE. A queue that is set up again as it was
+ * when it stopped goes on: see Vrings.
+ */
+import { eventfdWrite, isEventfd } from "../../../native/index.js";
+import { ProtocolError } from "../../../shared/errors.js";
+import { MAX_QUEUE_SIZE } from "../../../shared/limits.js";
+import { closePeerFd } from "../../../shared/peer-fds.js";
+import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../../shared/spec/virtio.js";
+import { passOn } from "../../../shared/vfio-user/untaken-signals.js";
+import { DeviceQueue } from "../../../shared/virtqueue/device.js";
+import type { DeviceVmMemory } from "./memory.js";
+
+export type VringFd = "kick" | "call" | "error";
+
+/** Addresses of the front-end's own; 0 is what QEMU never uses. */
+export interface VringAddresses {
+  readonly descriptors: number;
+  readonly available: number;
+  readonly used: number;
+}
+
+/** How a queue that ran was set up, and the base that GET_VRING_BASE was answered. */
+interface Stopped extends VringAddresses {
+  readonly size: number;
+  readonly base: number;
+}
+
+const NOWHERE: VringAddresses = { descriptors: 0, available: 0, used: 0 };
+
+export class Vring {
+  readonly queue: DeviceQueue;
+  enabled = false;
+  addresses = NOWHERE;
+  readonly #memory: DeviceVmMemory;
+  readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
+  #size = 0;
+  #base = 0;
+  /** An interrupt for which there is no call yet. */
+  #owesCall = false;
+  /** Since it was stopped, having run. */
+  #stopped: Stopped | undefined;
+
+  constructor(memory: DeviceVmMemory) {
+    this.#memory = memory;
+    this.queue = new DeviceQueue(memory);
+  }
+
+  /** The eventfd that the driver's notifications signal, or -1. It stays the vring's. */
+  get kick(): number {
+    return this.#fds.kick;
+  }
+
+  /** @throws ProtocolError */
+  set size(count: number) {
+    if (count === 0 || count > MAX_QUEUE_SIZE) throw new ProtocolError(`a queue of ${count} descriptors`);
+    this.#size = count;
+  }
+
+  get base(): number {
+    return this.#base;
+  }
+
+  /** The available index to go on from. @throws ProtocolError */
+  set base(index: number) {
+    if (index > 0xffff) throw new ProtocolError(`an available index of ${index}`);
+    this.#base = index;
+  }
+
+  /** Takes an eventfd over in place of the one before; -1 for none. @throws ProtocolError */
+  setFd(name: VringFd, fd: number): void {
+    if (fd >= 0 && !isEventfd(fd)) {
+      closePeerFd(fd);
+      throw new ProtocolError(`the ${name} fd is not an eventfd`);
+    }
+    if (name === "kick" && this.enabled && this.kick >= 0) {
+      if (fd >= 0) closePeerFd(fd);
+      throw new ProtocolError("the kick of a running queue cannot be changed");
+    }
+    const old = this.#fds[name];
+    this.#fds[name] = fd;
+    if (name === "call" && fd >= 0) {
+      // QEMU replaces it whenever the device VM masks or unmasks the vector, and may have looked at the old one before.
+      if (old >= 0) passOn(old, fd);
+      if (this.#owesCall) eventfdWrite(fd);
+      this.#owesCall = false;
+    }
+    if (old >= 0) closePeerFd(old);
+  }
+
+  /** Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
+  start(eventIndex: boolean): void {
+    if (this.kick < 0 || this.addresses.descriptors === 0 || this.queue.running) return;
+    this.queue.start({ ...this.#layout(this.#base), eventIndex });
+  }
+
+  /** Whether a running ring is still where it was started, after a new memory table. */
+  get hasGround(): boolean {
+    return this.queue.isAt(this.#layout(0));
+  }
+
+  /** Stops the ring, but leaves what was said of it. */
+  halt(): void {
+    if (this.queue.running) this.#base = this.queue.stop();
+  }
+
+  /**
+   * GET_VRING_BASE: ends the queue, and returns the available index that it came to; or `token` where it is given, for a queue
+   * that has none.
+   */
+  stop(token?: number): number {
+    const ran = this.queue.running;
+    this.halt();
+    const base = token ?? this.#base;
+    if (ran) this.#stopped = { ...this.addresses, size: this.#size, base };
+    this.enabled = false;
+    this.#owesCall = false;
+    this.setFd("kick", -1);
+    this.addresses = NOWHERE;
+    return base;
+  }
+
+  /** Whether it ran when it was stopped. */
+  get hasStopped(): boolean {
+    return this.#stopped !== undefined;
+  }
+
+  /** Whether it is set up now as it was when it was stopped, to go on there. */
+  get isAsBefore(): boolean {
+    const before = this.#stopped;
+    if (!before) return false;
+    const { descriptors, available, used } = this.addresses;
+    return (
+      before.size === this.#size &&
+      before.base === this.#base &&
+      before.descriptors === descriptors &&
+      before.available === available &&
+      before.used === used
+    );
+  }
+
+  /** What came before the stop is of no interest any more. */
+  forget(): void {
+    this.#stopped = undefined;
+  }
+
+  /** Interrupts the driver, if it wants that; whether it did. Call it after each batch of completed buffers. */
+  call(): boolean {
+    if (!this.queue.shouldCall()) return false;
+    if (this.#fds.call < 0) {
+      this.#owesCall = true;
+      return false;
+    }
+    eventfdWrite(this.#fds.call);
+    return true;
+  }
+
+  /** Tells the front-end that the queue is broken. */
+  reportBroken(): void {
+    if (this.#fds.error >= 0) eventfdWrite(this.#fds.error);
+  }
+
+  inspect(): object {
+    const { kick, call, error } = this.#fds;
+    return { enabled: this.enabled, kick: kick >= 0, call: call >= 0, error: error >= 0, ...this.queue.inspect() };
+  }
+
+  /** The front-end is gone. */
+  release(): void {
+    this.queue.stop();
+    this.#stopped = undefined;
+    this.enabled = false;
+    this.#owesCall = false;
+    for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
+  }
+
+  #layout(base: number) {
+    const { descriptors, available, used } = this.addresses;
+    return {
+      size: this.#size,
+      base,
+      descriptors: this.#memory.locateUser(descriptors, descriptorTableBytes(this.#size)),
+      available: this.#memory.locateUser(available, availableRingBytes(this.#size)),
+      used: this.#memory.locateUser(used, usedRingBytes(this.#size)),
+    };
+  }
+}

@@ -1,0 +1,374 @@
+/**
+ * The window: driver-VM memory put into the device VM's shared memory region by SHMEM_MAP and SHMEM_UNMAP, over the
+ * channel that the front-end gave with SET_BACKEND_REQ_FD.
+ *
+ * Two things about stock QEMU 11.1 shape this file.
+ * - A request outside the time between the device process's HELLO and the device's stop kills QEMU. So nothing is sent
+ *   unless `permit` was called, and `forbid` rejects what waits. Requests go one at a time: whatever is queued when the
+ *   stop comes was never sent. While the device VM is paused (`hold`) it waits, and what was sent before may still be answered.
+ * - The reply comes before the memory is committed. QEMU handles a request, replies, commits, and as part of the commit
+ *   sends SET_MEM_TABLE and waits for its reply, all without letting go of its big lock; so the table that follows the
+ *   reply says that the commit is done. When RAM and maps do not fit into one table any more, none is sent. The next
+ *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
+ *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
+ */
+import { close, duplicate } from "../../../native/index.js";
+import { inBounds, isAligned, isPowerOfTwo } from "../../../shared/bits.js";
+import { startDeadline } from "../../../shared/deadline.js";
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, WINDOW_DEADLINE_MS } from "../../../shared/limits.js";
+import type { Log } from "../../../shared/log.js";
+import { WINDOW_SHMID } from "../../../shared/spec/link.js";
+import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../../shared/spec/vhost-user.js";
+import { Share } from "../../../shared/turn.js";
+import { Connection, type Message } from "./connection.js";
+
+/** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
+const TABLE_WAIT_MS = 50;
+/** The same where the table has room for the change, so that it only takes long because the machine has much to do. */
+const TABLE_DUE_MS = 1000;
+
+interface WindowRequest {
+  readonly request: number;
+  fd: number;
+  /** The fd is a copy, and this file's to close. */
+  ownsFd: boolean;
+  readonly fdOffset: number;
+  readonly offset: number;
+  readonly size: number;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+export class Window {
+  /** Requests that QEMU carried out. */
+  maps = 0;
+  unmaps = 0;
+
+  readonly #share: Share;
+  #channel: Connection | undefined;
+  #permitted = false;
+  /** The device VM is paused. */
+  #held = false;
+  readonly #waiting: WindowRequest[] = [];
+  /** Sent and not answered. */
+  #sent: WindowRequest | undefined;
+  /** Answered, and not known to be committed. */
+  #committing: WindowRequest | undefined;
+  /** Replies to come for requests that were given up. */
+  #abandoned = 0;
+  /** Whether the last commit brought a table. */
+  #tablesCome = true;
+  /** Regions of the last table; before the first one it is taken to be full. */
+  #regions = MAX_VHOST_USER_REGIONS;
+  /** The reply to #sent is overdue: who waited for it has been told. */
+  #overdue = false;
+  /** Ends the deadline that is under way. */
+  #stopWaiting = () => {};
+  /** Resolve when nothing is on its way. */
+  readonly #idlers: (() => void)[] = [];
+  readonly #payload = new Uint8Array(ShmemMap.size);
+  readonly #view = ShmemMap.view(new DataView(this.#payload.buffer));
+  readonly #reply = U64.view();
+
+  /** `size` in bytes; stock QEMU aborts when it is not a power of two. */
+  constructor(
+    readonly size: number,
+    readonly log: Log,
+    share = new Share(),
+  ) {
+    this.#share = share;
+    if (!isPowerOfTwo(size) || size < PAGE_SIZE)
+      throw new RangeError(`the window's size ${size} is not a power of two`);
+  }
+
+  /** Takes the backend request channel over. */
+  attach(fd: number): void {
+    this.detach("the front-end opened a new channel");
+    this.#channel = new Connection(
+      fd,
+      {
+        message: (message) => this.#replied(message),
+        gone: (reason) => this.detach(`the backend request channel ended: ${reason}`),
+      },
+      this.#share,
+    );
+  }
+
+  detach(reason: string): void {
+    this.forbid(reason);
+    this.#channel?.close();
+    this.#channel = undefined;
+    this.#abandoned = 0;
+    this.#regions = MAX_VHOST_USER_REGIONS;
+    this.#held = false;
+  }
+
+  get permitted(): boolean {
+    return this.#permitted;
+  }
+
+  /** For people. */
+  inspect(): object {
+    return {
+      size: this.size,
+      channel: this.#channel !== undefined,
+      permitted: this.#permitted,
+      maps: this.maps,
+      unmaps: this.unmaps,
+      sent: this.#sent !== undefined,
+      committing: this.#committing !== undefined,
+      waiting: this.#waiting.length,
+    };
+  }
+
+  /** From now on requests may be sent: the device runs. */
+  permit(): void {
+    this.#permitted = this.#channel !== undefined;
+    this.#tablesCome = true;
+  }
+
+  /** The device stops: sends nothing more, and rejects what is under way. QEMU drops all maps by itself. */
+  forbid(reason: string): void {
+    this.#permitted = false;
+    this.#held = false;
+    this.#overdue = false;
+    this.#stopWaiting();
+    if (this.#sent) this.#abandoned++;
+    const given = [this.#committing, this.#sent, ...this.#waiting];
+    this.#committing = undefined;
+    this.#sent = undefined;
+    this.#waiting.length = 0;
+    for (const request of given) {
+      if (!request) continue;
+      closeCopy(request);
+      request.reject(new PeerGone(reason));
+    }
+    this.#sentNothing();
+  }
+
+  /** The device VM is paused: nothing is sent until `release`, and no deadline counts. */
+  hold(): void {
+    this.#held = true;
+    this.#stopWaiting();
+    // Whoever has the fds may close them meanwhile.
+    for (const request of this.#waiting) {
+      if (request.fd < 0 || request.ownsFd) continue;
+      try {
+        request.fd = duplicate(request.fd);
+        request.ownsFd = true;
+      } catch (error) {
+        if (!isSystemError(error)) throw error;
+        request.fd = -1;
+        request.reject(error);
+      }
+    }
+    const lost = (request: WindowRequest) => request.request === BackendRequest.SHMEM_MAP && request.fd < 0;
+    this.#waiting.splice(0, this.#waiting.length, ...this.#waiting.filter((request) => !lost(request)));
+  }
+
+  /** The device VM goes on. */
+  release(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    if (this.#sent) this.#waitForReply();
+    else if (this.#committing) this.#waitForTable(this.#committing);
+    this.#next();
+  }
+
+  /**
+   * Resolves when no request is on its way to QEMU; that of the window's own is one, too. Before a reset of the device that
+   * somebody waits for: a request that QEMU finds after it is its end.
+   */
+  idle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#idlers.push(resolve);
+      if (!this.#sent) this.#sentNothing();
+    });
+  }
+
+  /**
+   * Maps [fdOffset, fdOffset + size) of `fd`, for reading and writing, at `offset` of the window; resolves when the device VM
+   * can use it. The fd stays the caller's and open until then. Rejects with ProtocolError when QEMU refuses, PeerGone when the
+   * device stops.
+   */
+  map(fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
+    return this.#request(BackendRequest.SHMEM_MAP, fd, fdOffset, offset, size);
+  }
+
+  /** Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it any more. Rejects as `map` does. */
+  unmap(offset: number, size: number): Promise<void> {
+    return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
+  }
+
+  /** Interrupts the driver: the device's config space has changed. Resolves when QEMU has done that, or does not; never rejects. */
+  async configChanged(): Promise<void> {
+    try {
+      await this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE);
+    } catch (error) {
+      // Whoever stops the device has the driver begin again anyway.
+      this.log.debug({ reason: (error as Error).message }, "the driver was not told of its configuration");
+    }
+  }
+
+  /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */
+  beforeTable(): void {
+    this.#channel?.drain(this.#abandoned + 1);
+  }
+
+  /** To be called when the reply to SET_MEM_TABLE, which has that many regions, was sent. */
+  afterTable(regions: number): void {
+    this.#regions = regions;
+    if (!this.#committing) return;
+    this.#tablesCome = true;
+    this.#committed();
+    this.#next();
+  }
+
+  #request(request: number, fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
+    if (![fdOffset, offset, size].every((value) => isAligned(value, PAGE_SIZE)) || size === 0) {
+      return Promise.reject(new ProtocolError("a map that is not page-aligned cannot be put into the window"));
+    }
+    if (!inBounds(offset, size, this.size) || fdOffset < 0)
+      return Promise.reject(new ProtocolError("a map outside the window"));
+    if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
+    if (this.#overdue && request === BackendRequest.SHMEM_MAP)
+      return Promise.reject(new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT));
+    if (this.#waiting.length >= MAX_WINDOW_REQUESTS) {
+      return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
+    }
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ request, fd, ownsFd: false, fdOffset, offset, size, resolve, reject });
+      this.#next();
+    });
+  }
+
+  /** Sends what is to be sent next, if anything. */
+  #next(): void {
+    if (!this.#permitted || this.#held || this.#sent) return;
+    if (this.#committing && this.#tablesCome) return;
+    const request = this.#waiting.shift() ?? (this.#committing ? probe : undefined);
+    if (request) this.#send(request);
+  }
+
+  #send(request: WindowRequest): void {
+    this.#sent = request;
+    const isMap = request.request === BackendRequest.SHMEM_MAP;
+    const view = this.#view;
+    view.shmid = WINDOW_SHMID;
+    view.fdOffset = request.fdOffset;
+    view.shmOffset = request.offset;
+    view.length = request.size;
+    view.flags = isMap ? ShmemMapFlags.READ_WRITE : 0;
+    this.#waitForReply();
+    try {
+      this.#channel?.send(
+        request.request,
+        HeaderFlags.NEED_REPLY,
+        this.#payload,
+        request.request === BackendRequest.CONFIG_CHANGE_MSG ? 0 : ShmemMap.size,
+        isMap ? request.fd : -1,
+      );
+    } catch {
+      // The connection's `gone` rejected everything already.
+    } finally {
+      closeCopy(request);
+    }
+  }
+
+  /** A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it is told in time. */
+  #waitForReply(): void {
+    this.#wait(WINDOW_DEADLINE_MS, () => {
+      this.#overdue = true;
+      this.log.warn("the front-end does not answer on the backend request channel");
+      const late = new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT);
+      this.#sent?.reject(late);
+      // What is to be taken out of the window still is, when it answers.
+      for (const request of this.#waiting) request.reject(late);
+      const unmaps = this.#waiting.filter(({ request }) => request === BackendRequest.SHMEM_UNMAP);
+      this.#waiting.splice(0, this.#waiting.length, ...unmaps);
+    });
+  }
+
+  #waitForTable({ request }: WindowRequest): void {
+    const isMap = request === BackendRequest.SHMEM_MAP;
+    const isDue = this.#regions + (isMap ? 1 : 0) <= MAX_VHOST_USER_REGIONS;
+    this.#wait(isDue ? TABLE_DUE_MS : TABLE_WAIT_MS, () => {
+      this.log.debug("no memory table came after a change of the window: asking for its state");
+      this.#tablesCome = false;
+      this.#next();
+    });
+  }
+
+  #replied(message: Message): void {
+    const request = this.#sent;
+    if (!(message.flags & HeaderFlags.REPLY) || message.size !== U64.size) {
+      throw new PeerGone(`message ${message.request} is not a reply`);
+    }
+    if (this.#abandoned > 0) {
+      this.#abandoned--;
+      return;
+    }
+    if (request?.request !== message.request) throw new PeerGone(`a reply to ${message.request}, which was not asked`);
+    this.#stopWaiting();
+    this.#sent = undefined;
+    // Whatever was answered before is committed by now.
+    this.#committed();
+    if (this.#reply.at(message.data).value !== 0) {
+      if (request !== probe) request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
+    } else if (request.request === BackendRequest.CONFIG_CHANGE_MSG) {
+      request.resolve();
+    } else if (request !== probe) {
+      this.#committing = request;
+      if (this.#tablesCome && !this.#held) this.#waitForTable(request);
+    }
+    if (this.#overdue) {
+      this.#overdue = false;
+      // Nobody wants what it mapped any more, and its place in the window is not given to anything else before.
+      if (request.request === BackendRequest.SHMEM_MAP && request === this.#committing) this.#undo(request);
+    }
+    this.#next();
+    if (!this.#sent) this.#sentNothing();
+  }
+
+  #undo({ offset, size }: WindowRequest): void {
+    const request = BackendRequest.SHMEM_UNMAP;
+    this.#waiting.unshift({ ...probe, request, offset, size });
+  }
+
+  #committed(): void {
+    const request = this.#committing;
+    if (!request) return;
+    if (!this.#sent) this.#stopWaiting();
+    this.#committing = undefined;
+    if (request.request === BackendRequest.SHMEM_MAP) this.maps++;
+    else this.unmaps++;
+    request.resolve();
+  }
+
+  #wait(milliseconds: number, late: () => void): void {
+    this.#stopWaiting();
+    this.#stopWaiting = startDeadline(milliseconds, late);
+  }
+
+  #sentNothing(): void {
+    for (const resolve of this.#idlers.splice(0)) resolve();
+  }
+}
+
+/** Never mapped, since it is not page-aligned. */
+const probe: WindowRequest = {
+  request: BackendRequest.SHMEM_UNMAP,
+  fd: -1,
+  fdOffset: 0,
+  offset: 1,
+  size: 1,
+  ownsFd: false,
+  resolve() {},
+  reject() {},
+};
+
+function closeCopy(request: WindowRequest): void {
+  if (request.ownsFd) close(request.fd);
+  request.ownsFd = false;
+}
