@@ -5,6 +5,7 @@ import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 import { LimitedLog } from "../shared/log-limit.js";
 import { Program } from "../shared/program.js";
+import { versionText } from "../shared/usage.js";
 import { createOwnDevice } from "./author-module.js";
 import type { Device } from "./device.js";
 import { DEVICES } from "./devices/index.js";
@@ -21,6 +22,10 @@ async function main(program: Program): Promise<number> {
   const options = parseOptions(process.argv.slice(2), DEVICES);
   if (options.action === "help") {
     process.stdout.write(helpText(DEVICES));
+    return 0;
+  }
+  if (options.action === "version") {
+    process.stdout.write(versionText("vfio-user-device"));
     return 0;
   }
   const log = LimitedLog.of(program.log(options.logLevel));

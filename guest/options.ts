@@ -1,10 +1,10 @@
 /**
  * The command line of vfio-user-device: which device, where its driver VM is, and the device's own options.
  */
-import { parseArgs } from "node:util";
 import { UserError } from "../shared/errors.js";
 import { checkSocketPath } from "../shared/listen.js";
 import { LEVELS, type Level } from "../shared/log.js";
+import { parseArguments } from "../shared/usage.js";
 import type { DeviceKind } from "./devices/index.js";
 import type { LinkPolling } from "./link/virtio/looking.js";
 
@@ -13,6 +13,7 @@ export type Place = { readonly pci: string } | { readonly socketPath: string } |
 
 export type Options =
   | { readonly action: "help" }
+  | { readonly action: "version" }
   | {
       readonly action: "run";
       /** A name of the table, or the path of a module. */
@@ -28,6 +29,8 @@ export type Options =
       readonly deviceOptions: Readonly<Record<string, string>>;
       readonly deviceLists: Readonly<Record<string, readonly string[]>>;
     };
+
+const PROGRAM = "vfio-user-device";
 
 /** The program's own options, by name. */
 const OWN = {
@@ -48,6 +51,7 @@ const PCI_ADDRESS = /^(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-1][0-9a-f])\.([0-7]
 export function parseOptions(argv: readonly string[], devices: Readonly<Record<string, DeviceKind>>): Options {
   if (argv.length === 0) throw usage("nothing to do");
   if (argv.includes("--help") || argv.includes("-h")) return { action: "help" };
+  if (argv[0] === "--version") return { action: "version" };
   const [action, device, ...rest] = argv;
   if (action !== "run") throw usage(`no such command: ${action}`);
   if (device === undefined || device.startsWith("-")) throw usage("run needs a device");
@@ -115,6 +119,7 @@ Options:
   --log-level LEVEL         ${LEVELS.join(", ")} (default: info)
   --trust-unsealed-memory   with a socket: map also files of a disk, which may be slow or hang
   --help                    this text
+  --version                 the version, without anything else
 
 SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of itself.
 
@@ -123,7 +128,7 @@ Exit codes: 0 ended by SIGINT, SIGTERM or SIGHUP, 1 the machine is not as needed
 }
 
 function usage(message: string): UserError {
-  return new UserError(`${message}; see vfio-user-device --help`, 2);
+  return new UserError(`${message}; see ${PROGRAM} --help`, 2);
 }
 
 type Value = string | boolean;
@@ -143,11 +148,7 @@ function parse(
       return [name, { type: value === undefined ? "boolean" : "string", multiple: repeatable }] as const;
     }),
   );
-  try {
-    return parseArgs({ args: [...args], options: { ...own, ...OWN }, allowPositionals: false }).values;
-  } catch (error) {
-    throw usage((error instanceof Error ? error.message : String(error)).split("\n")[0]);
-  }
+  return parseArguments(PROGRAM, args, { ...own, ...OWN });
 }
 
 /** The options of a user's own device are not known: all --name=value that are not the program's. */

@@ -2,8 +2,8 @@
 /** vfio-user-bridge: reads the command line, runs the bridge until a signal, cleans up. */
 import "../../shared/no-debugger.js";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
 import { Program } from "../../shared/program.js";
+import { versionText } from "../../shared/usage.js";
 import { Bridge } from "./bridge.js";
 import { HELP, parseOptions } from "./options.js";
 
@@ -14,8 +14,7 @@ async function main(program: Program): Promise<number> {
     return 0;
   }
   if (options === "version") {
-    const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8"));
-    process.stdout.write(`vfio-user-bridge ${version}\n`);
+    process.stdout.write(versionText("vfio-user-bridge"));
     return 0;
   }
   const log = program.log(options.logLevel);

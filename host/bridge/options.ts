@@ -1,11 +1,11 @@
 /** The command line of vfio-user-bridge. */
 import { resolve } from "node:path";
-import { parseArgs } from "node:util";
 import { isPowerOfTwo } from "../../shared/bits.js";
 import { UserError } from "../../shared/errors.js";
 import { GiB, KiB, MiB, WINDOW_SIZE } from "../../shared/limits.js";
 import { checkSocketPath } from "../../shared/listen.js";
 import { LEVELS, type Level } from "../../shared/log.js";
+import { parseArguments } from "../../shared/usage.js";
 
 /** The two sockets of one session. */
 export interface SocketPair {
@@ -46,15 +46,25 @@ const MIN_WINDOW_SIZE = 1 * MiB;
 const MAX_WINDOW_SIZE = 512 * GiB;
 const UNITS: Record<string, number> = { "": 1, K: KiB, M: MiB, G: GiB, T: KiB * GiB };
 
+const OPTIONS = {
+  "socket-path": { type: "string", multiple: true },
+  "vhost-user-socket-path": { type: "string", multiple: true },
+  "window-size": { type: "string" },
+  "trust-unsealed-memory": { type: "boolean" },
+  "log-level": { type: "string" },
+  help: { type: "boolean" },
+  version: { type: "boolean" },
+} as const;
+
 /** Reads the arguments; "help" and "version" where only that was asked for. @throws UserError for wrong usage */
 export function parseOptions(args: readonly string[]): BridgeOptions | "help" | "version" {
-  const values = parse(args);
+  const values = parseArguments("vfio-user-bridge", args, OPTIONS);
   if (values.help) return "help";
   if (values.version) return "version";
   const paths = values["socket-path"] ?? [];
   const vhostUserPaths = values["vhost-user-socket-path"] ?? [];
   if (paths.length === 0 && vhostUserPaths.length === 0) {
-    throw new UserError("--socket-path and --vhost-user-socket-path are needed: see --help", 2);
+    throw new UserError("--socket-path and --vhost-user-socket-path are needed; see vfio-user-bridge --help", 2);
   }
   if (paths.length !== vhostUserPaths.length) {
     throw new UserError(
@@ -73,27 +83,6 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "help" | 
     trustUnsealedMemory: values["trust-unsealed-memory"] ?? false,
     logLevel: parseLevel(values["log-level"] ?? "info"),
   };
-}
-
-function parse(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      options: {
-        "socket-path": { type: "string", multiple: true },
-        "vhost-user-socket-path": { type: "string", multiple: true },
-        "window-size": { type: "string" },
-        "trust-unsealed-memory": { type: "boolean" },
-        "log-level": { type: "string" },
-        help: { type: "boolean" },
-        version: { type: "boolean" },
-      },
-    }).values;
-  } catch (error) {
-    // Node's message ends in advice about "--" that helps nobody here.
-    const [sentence] = (error as Error).message.split(/\. |\n/);
-    throw new UserError(`${sentence.replace(/\.$/, "")}: see --help`, 2);
-  }
 }
 
 function parseWindowSize(text: string): number {

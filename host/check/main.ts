@@ -6,8 +6,9 @@
 import "../../shared/no-debugger.js";
 import { UserError } from "../../shared/errors.js";
 import { Program } from "../../shared/program.js";
+import { versionText } from "../../shared/usage.js";
 import { ALL_CHECKS } from "./all.js";
-import { type Options, parseOptions, USAGE } from "./options.js";
+import { type Options, PROGRAM, parseOptions, USAGE } from "./options.js";
 import { count, formatCheck, formatJson, formatResult, formatSummary } from "./report.js";
 import { runChecks, selectChecks } from "./run.js";
 
@@ -30,9 +31,9 @@ async function check(options: Options): Promise<number> {
   return count(results, "fail") > 0 ? 1 : 0;
 }
 
-Program.run("vfio-user-check", async () => {
+Program.run(PROGRAM, async () => {
   const options = parseOptions(process.argv.slice(2));
-  if (!options.help) return check(options);
-  console.log(USAGE);
+  if (!options.help && !options.version) return check(options);
+  process.stdout.write(options.help ? `${USAGE}\n` : versionText(PROGRAM));
   return 0;
 });

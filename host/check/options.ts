@@ -1,6 +1,7 @@
 /** The command line of vfio-user-check. */
-import { parseArgs } from "node:util";
 import { UserError } from "../../shared/errors.js";
+import { checkSocketPath } from "../../shared/listen.js";
+import { parseArguments } from "../../shared/usage.js";
 
 export interface Options {
   readonly socketPath: string;
@@ -9,9 +10,23 @@ export interface Options {
   readonly json: boolean;
   readonly list: boolean;
   readonly help: boolean;
+  readonly version: boolean;
   /** Matches ids; undefined for all. */
   readonly only: RegExp | undefined;
 }
+
+export const PROGRAM = "vfio-user-check";
+
+const OPTIONS = {
+  "socket-path": { type: "string" },
+  "timeout-ms": { type: "string" },
+  only: { type: "string" },
+  destructive: { type: "boolean" },
+  json: { type: "boolean" },
+  list: { type: "boolean" },
+  help: { type: "boolean" },
+  version: { type: "boolean" },
+} as const;
 
 const DEFAULT_TIMEOUT_MS = 2000;
 const MAX_TIMEOUT_MS = 600_000;
@@ -27,6 +42,7 @@ Connects to a vfio-user server as a client, again and again, and checks what it 
   --json              print the result as JSON
   --list              list the checks and leave
   --help              print this and leave
+  --version           print the version and leave
 
 exit code: 0 when no check failed, 1 when one did or the server cannot be reached, 2 for wrong usage`;
 
@@ -37,24 +53,22 @@ function patternOf(text: string): RegExp {
 }
 
 function wrongUsage(what: string): never {
-  throw new UserError(`${what}; see vfio-user-check --help`, 2);
+  throw new UserError(`${what}; see ${PROGRAM} --help`, 2);
 }
 
 /** @throws UserError with exit code 2 */
 export function parseOptions(args: readonly string[]): Options {
-  let values: ReturnType<typeof parse>;
-  try {
-    values = parse(args);
-  } catch (error) {
-    wrongUsage(error instanceof Error ? error.message : String(error));
-  }
+  const values = parseArguments(PROGRAM, args, OPTIONS);
   const timeoutMs = Number(values["timeout-ms"] ?? DEFAULT_TIMEOUT_MS);
   if (!Number.isInteger(timeoutMs) || timeoutMs < 1 || timeoutMs > MAX_TIMEOUT_MS) {
     wrongUsage(`--timeout-ms must be a whole number from 1 to ${MAX_TIMEOUT_MS}`);
   }
-  const { list = false, help = false, json = false, destructive = false, only } = values;
+  const { list = false, help = false, version = false, json = false, destructive = false, only } = values;
   const socketPath = values["socket-path"] ?? "";
-  if (socketPath === "" && !list && !help) wrongUsage("--socket-path is needed");
+  if (!list && !help && !version) {
+    if (socketPath === "") wrongUsage("--socket-path is needed");
+    checkSocketPath(socketPath);
+  }
   return {
     socketPath,
     timeoutMs,
@@ -62,21 +76,7 @@ export function parseOptions(args: readonly string[]): Options {
     json,
     list,
     help,
+    version,
     only: only === undefined ? undefined : patternOf(only),
   };
-}
-
-function parse(args: readonly string[]) {
-  return parseArgs({
-    args: [...args],
-    options: {
-      "socket-path": { type: "string" },
-      "timeout-ms": { type: "string" },
-      only: { type: "string" },
-      destructive: { type: "boolean" },
-      json: { type: "boolean" },
-      list: { type: "boolean" },
-      help: { type: "boolean" },
-    },
-  }).values;
 }

@@ -1,4 +1,5 @@
 /** Runs checks one after the other, each with connections of its own, and never lets one stop those behind it. */
+import { statSync } from "node:fs";
 import { UserError } from "../../shared/errors.js";
 import { type Check, Failure, ServerGone, Skip } from "./check.js";
 import { Conduct } from "./conduct.js";
@@ -46,7 +47,7 @@ async function describeDevice(target: Omit<Target, "device">): Promise<Device | 
     return await Device.describe(context);
   } catch (error) {
     if (error instanceof ServerGone) {
-      throw new UserError(`cannot connect to ${target.path}: ${error.came}; is the server running?`);
+      throw new UserError(`cannot connect to ${target.path}: ${whyNot(target.path, error)}`);
     }
     if (error instanceof Failure && !context.wasServed) {
       const what = `${target.path}: ${error.came} in place of an answer to VERSION`;
@@ -59,6 +60,14 @@ async function describeDevice(target: Omit<Target, "device">): Promise<Device | 
   } finally {
     context.close();
   }
+}
+
+/** What is at a path where no server was, and what to do. */
+function whyNot(path: string, { came }: ServerGone): string {
+  const status = statSync(path, { throwIfNoEntry: false });
+  if (status === undefined) return "there is no such file; is the server running?";
+  if (!status.isSocket()) return "it is no socket; is that the server's path?";
+  return `${came}; is the server running?`;
 }
 
 /** Resolves with one result for each selected check. @throws UserError when there is no server from the beginning */

@@ -225,3 +225,15 @@ test("an error that nobody caught is written, and ends the process, whoever read
   }
   t.regex(fs.readFileSync(file, "utf8"), /^a-program: Error: a bug\n {4}at .*\n/);
 });
+
+test("every program says its version", (t) => {
+  const { version } = JSON.parse(fs.readFileSync(program("../package.json"), "utf8"));
+  for (const [name, main] of [
+    ["vfio-user-bridge", "host/main.js"],
+    ["vfio-user-check", "host/check/main.js"],
+    ["vfio-user-device", "guest/main.js"],
+  ]) {
+    const said = execFileSync(process.execPath, [program(main), "--version"], { encoding: "utf8" });
+    t.is(said, `${name} ${version}\n`);
+  }
+});

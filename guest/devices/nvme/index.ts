@@ -116,9 +116,11 @@ export function createController(storages: readonly NamedStorage[], choices: Con
     ["vendor", vendorId],
     ["device", deviceId],
   ] as const) {
-    // A vendor ID of ffff is how a PCI bus says that there is no device.
-    if (!Number.isInteger(id) || id < 0 || id > 0xffff || (what === "vendor" && id === 0xffff)) {
+    if (!Number.isInteger(id) || id < 0 || id > 0xffff) {
       throw new UserError(`a PCI ${what} ID has 16 bits, unlike ${id}`, 2);
+    }
+    if (what === "vendor" && id === 0xffff) {
+      throw new UserError("a PCI vendor ID of 0xffff says that there is no device: take another", 2);
     }
   }
   if (storages.length < 1 || storages.length > MAX_NAMESPACES) {

@@ -6,7 +6,7 @@ import * as fs from "node:fs";
 import { promisify } from "node:util";
 import { createMemory, directAlignment, lockFile, close as nativeClose } from "../../../native/index.js";
 import { UserError } from "../../../shared/errors.js";
-import { PAGE_SIZE } from "../../../shared/limits.js";
+import { GiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { pageAligned } from "../../function/page-aligned.js";
 import { isReadOnlyDevice, sectorSizes } from "./block-device.js";
 import { FdStorage, MemoryStorage } from "./fd-storage.js";
@@ -27,6 +27,8 @@ export type Cache = (typeof CACHES)[number];
 // To a block device O_EXCL means that nothing else uses it: a mounted file system, a RAID.
 const { O_DIRECT, O_EXCL, O_RDONLY, O_RDWR } = fs.constants;
 const SECTOR = 512;
+/** Address space that one may take; its memory comes as it is written. */
+const MAX_MEMORY_DISK = 16 * 1024 * GiB;
 /** <linux/magic.h>: tmpfs, ramfs, hugetlbfs. */
 const MEMORY_FILE_SYSTEMS: ReadonlySet<number> = new Set([0x0102_1994, 0x8584_58f6, 0x9584_58f6]);
 /** Nobody may write a file of these permissions; root could. */
@@ -37,6 +39,7 @@ const WRITE_PERMISSIONS = 0o222;
  * @throws UserError when that is not possible
  */
 export async function openStorage(path: string, options: StorageOptions = {}): Promise<Storage> {
+  if (path === "") throw new UserError("the path of a disk's file is empty", 2);
   let fd: number | undefined;
   try {
     const status = await fs.promises.stat(path);
@@ -101,6 +104,9 @@ async function open(
 
 /** A disk that is gone with the process. @throws UserError */
 export function openMemory(size: number): Storage {
+  if (size > MAX_MEMORY_DISK) {
+    throw new UserError(`a disk of ${size} bytes in memory is more than the ${MAX_MEMORY_DISK} that are possible`, 2);
+  }
   let fd: number | undefined;
   try {
     fd = createMemory("nvme", size, false);
@@ -111,10 +117,21 @@ export function openMemory(size: number): Storage {
   }
 }
 
+const REASONS: Readonly<Record<string, string>> = {
+  ENOENT: "there is no such file",
+  ENOTDIR: "what should be its directory is none",
+  ELOOP: "its symbolic links go round in circles",
+  EACCES: "it may not be read",
+  EPERM: "it may not be read",
+  EBUSY: "it is in use",
+  ENXIO: "there is no such device",
+  ENOMEDIUM: "there is no medium in it",
+  EMFILE: "this process may have no more file descriptors (LimitNOFILE=, ulimit -n)",
+  ENOMEM: "there is no memory for it, or this process may have no more address space (ulimit -v)",
+  EFBIG: "this process may have no files as large (ulimit -f)",
+};
+
 function reason(error: unknown): string {
   const { code } = error as StorageError;
-  if (code === "ENOENT") return "there is no such file";
-  if (code === "EACCES" || code === "EPERM") return "it may not be read";
-  if (code === "EBUSY") return "it is in use";
-  return code ?? String(error);
+  return code === undefined ? String(error) : (REASONS[code] ?? code);
 }

@@ -61,9 +61,11 @@ const wrong: [string[], RegExp][] = [
   [[...pair, "--window-size", "1e9"], /power of two/],
   [[...pair, "--window-size", "64GB"], /power of two/],
   [[...pair, "--log-level", "loud"], /one of silent, error/],
-  [[...pair, "--frobnicate"], /frobnicate.*see --help/],
-  [[...pair, "stray"], /stray.*see --help/],
-  [["--socket-path"], /argument missing.*see --help/],
+  [[...pair, "--frobnicate"], /frobnicate.*see vfio-user-bridge --help/],
+  [[...pair, "--window-size", "1G", "--window-size=2G"], /^--window-size was given twice; see/],
+  [[...pair, "--log-level", "-x"], /^--log-level needs a value; one that begins with "-" is written --log-level=-/],
+  [[...pair, "stray"], /stray.*see vfio-user-bridge --help/],
+  [["--socket-path"], /argument missing.*see vfio-user-bridge --help/],
 ];
 for (const [args, message] of wrong) {
   test(`wrong usage: ${args.join(" ").slice(0, 90) || "(nothing)"}`, (t) => {

@@ -72,6 +72,15 @@ test("standard output that takes nothing is said, and exits with 1", async (t) =
   t.regex(await said, /^vfio-user-check: standard output takes no more: ENOSPC[^\n]*\n$/);
 });
 
+test("a path that is no server's: what is there", async (t) => {
+  const { code, stderr } = await run("--socket-path", "/", "--timeout-ms", "50");
+  t.is(code, 1);
+  t.is(stderr, "vfio-user-check: cannot connect to /: it is no socket; is that the server's path?\n");
+  const long = await run("--socket-path", "x".repeat(108));
+  t.is(long.code, 2);
+  t.regex(long.stderr, /^vfio-user-check: x+ is longer than the 107 bytes [^\n]*\n$/);
+});
+
 test("--help and --list need no server", async (t) => {
   const help = await run("--help");
   t.is(help.code, 0);
@@ -86,10 +95,7 @@ test("--help and --list need no server", async (t) => {
 test("no server: exit code 1", async (t) => {
   const { code, stderr } = await run("--socket-path", "/nonexistent", "--timeout-ms", "50");
   t.is(code, 1);
-  t.is(
-    stderr,
-    "vfio-user-check: cannot connect to /nonexistent: ENOENT from connect for 50 ms; is the server running?\n",
-  );
+  t.is(stderr, "vfio-user-check: cannot connect to /nonexistent: there is no such file; is the server running?\n");
 });
 
 test("a good server: a line for each check, a summary, exit code 0", async (t) => {
