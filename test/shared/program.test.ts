@@ -229,7 +229,7 @@ test("an error that nobody caught is written, and ends the process, whoever read
 test("every program says its version", (t) => {
   const { version } = JSON.parse(fs.readFileSync(program("../package.json"), "utf8"));
   for (const [name, main] of [
-    ["vfio-user-bridge", "host/main.js"],
+    ["vfio-user-bridge", "host/bridge/main.js"],
     ["vfio-user-check", "host/check/main.js"],
     ["vfio-user-device", "guest/main.js"],
   ]) {
