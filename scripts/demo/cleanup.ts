@@ -1,3 +1,9 @@
+/** What a demonstration leaves behind, and that it does not. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { UserError } from "../../shared/errors.js";
+
 /** Ends what was started, last first, once; each end is tried even when another failed. */
 export class Cleanup {
   private readonly ends: Array<() => unknown> = [];
@@ -26,6 +32,19 @@ export class Cleanup {
         report(error);
       }
   }
+}
+
+/** A directory for disks and sockets, which goes at the end. @throws UserError */
+export async function temporaryDirectory(cleanup: Cleanup): Promise<string> {
+  let directory: string;
+  try {
+    directory = await mkdtemp(join(tmpdir(), "vfio-user-"));
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw new UserError(`no directory can be made in ${tmpdir()} (${code}): say by TMPDIR where there is room`);
+  }
+  cleanup.add(() => rm(directory, { recursive: true, force: true }));
+  return directory;
 }
 
 function report(error: unknown): void {

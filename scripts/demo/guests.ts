@@ -9,7 +9,7 @@ import { UserError } from "../../shared/errors.js";
 import { type Command, prepareVmEnvironment } from "../vm/environment.js";
 import { initScript } from "../vm/init.js";
 import { deviceVmBase, driverVmBase, projectEntries, writeInitrd } from "../vm/initramfs.js";
-import { table } from "./report.js";
+import { failed, table } from "./report.js";
 
 const USAGE = `Usage: npm run guests -- DIRECTORY
 
@@ -19,8 +19,8 @@ Makes DIRECTORY with qemu, vmlinuz, device.cpio and driver.cpio: see "Serve a di
 async function main(args: readonly string[]): Promise<void> {
   if (args.length !== 1 || args[0] === "" || args[0].startsWith("-")) throw new UserError(USAGE, 2);
   const directory = resolve(args[0]);
-  const environment = await prepareVmEnvironment();
   await mkdir(directory, { recursive: true });
+  const environment = await prepareVmEnvironment();
   const path = (name: string) => join(directory, name);
   await writeFile(path("qemu"), launcher(environment.qemu), { mode: 0o755 });
   await copyFile(environment.kernel, path("vmlinuz"));
@@ -50,6 +50,5 @@ function quote(text: string): string {
 try {
   await main(process.argv.slice(2));
 } catch (error) {
-  console.error(error instanceof UserError ? error.message : error);
-  process.exitCode = error instanceof UserError ? error.exitCode : 1;
+  failed(error);
 }

@@ -2,14 +2,14 @@
 import { spawn } from "node:child_process";
 import { createHash, randomFillSync } from "node:crypto";
 import { once } from "node:events";
-import { mkdtemp, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { UserError } from "../../shared/errors.js";
 import { NvmeDriver } from "../drivers/nvme.js";
 import { VfioUserNvme } from "../drivers/nvme-over-vfio-user.js";
 import { PROJECT_ROOT } from "../vm/environment.js";
-import type { Cleanup } from "./cleanup.js";
+import { type Cleanup, temporaryDirectory } from "./cleanup.js";
 import { say, table } from "./report.js";
 
 const MiB = 1024 * 1024;
@@ -18,8 +18,7 @@ const DRIVER_MEMORY = 16 * MiB;
 const CHUNK = 1 * MiB;
 
 export async function runLocal(cleanup: Cleanup, dataMiB: number): Promise<void> {
-  const directory = await mkdtemp(join(tmpdir(), "vfio-user-"));
-  cleanup.add(() => rm(directory, { recursive: true }));
+  const directory = await temporaryDirectory(cleanup);
   const disk = join(directory, "disk.img");
   const socket = join(directory, "nvme.sock");
   const file = await open(disk, "w");
@@ -82,11 +81,12 @@ async function startDevice(cleanup: Cleanup, args: readonly string[]): Promise<v
   const listening = new Promise<void>((resolve) => {
     lines.on("line", (line) => {
       heard.push(line);
+      if (line.startsWith('{"level":50')) console.error(line);
       if (line.includes('"msg":"the device is ready"')) resolve();
     });
   });
   const ended = exited.then(([code]) => {
-    throw new Error(`the device's process ended with status ${code}:\n${heard.join("\n")}`);
+    throw new UserError(`the device's process ended with status ${code}:\n${heard.join("\n")}`);
   });
   await Promise.race([listening, ended]);
   ended.catch(() => {});

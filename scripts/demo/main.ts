@@ -3,10 +3,11 @@
  * Whatever happens, Ctrl-C included, nothing stays behind: what was started is ended in reverse order.
  */
 import "../../shared/no-debugger.js";
-import { parseArgs } from "node:util";
 import { UserError } from "../../shared/errors.js";
+import { parseArguments } from "../../shared/usage.js";
 import { Cleanup } from "./cleanup.js";
 import { runLocal } from "./local.js";
+import { failed } from "./report.js";
 import { runVms } from "./vms.js";
 
 const USAGE = `Usage: npm start [-- --local] [-- --data-mib N]
@@ -18,14 +19,10 @@ const USAGE = `Usage: npm start [-- --local] [-- --data-mib N]
 
 const MAX_DATA_MIB = 256;
 
+const OPTIONS = { local: { type: "boolean" }, help: { type: "boolean" }, "data-mib": { type: "string" } } as const;
+
 async function main(): Promise<void> {
-  let options: { local?: boolean; help?: boolean; "data-mib"?: string };
-  try {
-    const known = { local: { type: "boolean" }, help: { type: "boolean" }, "data-mib": { type: "string" } } as const;
-    options = parseArgs({ options: known }).values;
-  } catch (error) {
-    throw new UserError(`${(error as Error).message}\n\n${USAGE}`, 2);
-  }
+  const options = parseArguments("npm start --", process.argv.slice(2), OPTIONS);
   if (options.help) {
     console.log(USAGE);
     return;
@@ -35,14 +32,22 @@ async function main(): Promise<void> {
     throw new UserError(`--data-mib takes a whole number from 1 to ${MAX_DATA_MIB}`, 2);
 
   const cleanup = new Cleanup();
+  const end = (why: string, code: number) => {
+    console.error(`\n${why}: cleaning up`);
+    void cleanup.run().finally(() => process.exit(code));
+  };
   for (const [signal, code] of [
+    ["SIGHUP", 129],
     ["SIGINT", 130],
     ["SIGTERM", 143],
   ] as const)
-    process.once(signal, () => {
-      console.error(`\n${signal}: cleaning up`);
-      void cleanup.run().finally(() => process.exit(code));
-    });
+    process.once(signal, () => end(signal, code));
+  // A terminal that is gone, or a full disk.
+  process.stderr.on("error", () => {});
+  process.stdout.once("error", ({ code }: NodeJS.ErrnoException) => {
+    process.stdout.on("error", () => {});
+    end(`standard output takes no more (${code})`, 1);
+  });
   try {
     await (options.local ? runLocal(cleanup, dataMiB) : runVms(cleanup, dataMiB));
   } catch (error) {
@@ -57,6 +62,5 @@ async function main(): Promise<void> {
 try {
   await main();
 } catch (error) {
-  console.error(error instanceof UserError ? error.message : error);
-  process.exitCode = error instanceof UserError ? error.exitCode : 1;
+  failed(error);
 }

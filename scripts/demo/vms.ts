@@ -1,11 +1,8 @@
 /** The demonstration with two VMs and the bridge between them. */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { prepareVmEnvironment } from "../vm/environment.js";
 import { accelerator, type Vm } from "../vm/qemu.js";
 import * as vms from "../vm/two-vms.js";
-import type { Cleanup } from "./cleanup.js";
+import { type Cleanup, temporaryDirectory } from "./cleanup.js";
 import { say, table } from "./report.js";
 
 const DISK_MIB = 256;
@@ -13,8 +10,7 @@ const MiB = 1024 * 1024;
 
 export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
   const environment = await prepareVmEnvironment();
-  const directory = await mkdtemp(join(tmpdir(), "vfio-user-"));
-  cleanup.add(() => rm(directory, { recursive: true }));
+  const directory = await temporaryDirectory(cleanup);
   say(`QEMU ${environment.qemuVersion} (${accelerator()}), guest kernel ${environment.kernelVersion}`);
 
   say("starting the bridge");
