@@ -11,7 +11,8 @@ import { QmpClient } from "./qmp.js";
 import { WakeUps } from "./wake-ups.js";
 
 const MAX_LOG_LINES = 5000;
-const MAX_LINE_LENGTH = 4096;
+/** What is longer is cut: a device's state with hundreds of maps is not. */
+const MAX_LINE_LENGTH = 2 ** 20;
 /** How many of the last lines an error quotes. */
 const QUOTED_LINES = 25;
 const STOP_DEADLINE_MS = 5000;

@@ -207,6 +207,12 @@ export async function nvmeMaps(vm: Vm): Promise<number> {
   return ((await nvmeState(vm)).match(/"windowOffset":/g) ?? []).length;
 }
 
+/** How many bytes the maps of the device VM's controller are together. */
+export async function nvmeMapped(vm: Vm): Promise<number> {
+  const { state } = JSON.parse(await nvmeState(vm)) as { state: { dma: { maps: { size: number }[] } } };
+  return state.dma.maps.reduce((sum, { size }) => sum + size, 0);
+}
+
 /** Interrupts of the nvme driver so far, summed over its vectors. */
 export async function nvmeInterrupts(vm: Vm): Promise<number> {
   const lines = (await vm.check("grep nvme /proc/interrupts", COMMAND_MS)).split("\n");

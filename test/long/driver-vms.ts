@@ -1,6 +1,6 @@
 /** The product with a driver VM of any of the long tests' kernels, in which their tools are. */
 import type { ExecutionContext } from "ava";
-import { type Extras, prepareExtras } from "../../scripts/vm/environment.js";
+import { type Extras, type GuestKernel, prepareExtras } from "../../scripts/vm/environment.js";
 import { extraDriverVmBase } from "../../scripts/vm/initramfs.js";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { type DriverVmChoices, waitForDisk } from "../../scripts/vm/two-vms.js";
@@ -20,17 +20,24 @@ export async function startLong(t: ExecutionContext, diskMiB: number): Promise<L
   return { extras, product: await Product.start({ diskMiB }) };
 }
 
-/** A driver VM with two CPUs, and so with two queue pairs, whose kernel has found the disk; it ends with the test. */
+/** What makes a driver VM one with two CPUs, and so with two queue pairs, and with this suite's kernel and the tools. */
+export async function driverVmChoices(
+  { context: { product, extras } }: ExecutionContext<LongSetUp>,
+  suite: Suite = "trixie",
+): Promise<DriverVmChoices & { readonly kernel: GuestKernel }> {
+  const kernel = extras.kernels.find((known) => known.suite === suite);
+  if (kernel === undefined) throw new Error(`no kernel of ${suite} was set up`);
+  return { kernel, base: await extraDriverVmBase(product.environment, extras, kernel), memoryMiB: 768, cpus: 2 };
+}
+
+/** Such a driver VM, whose kernel has found the disk; it ends with the test. */
 export async function driverVmOf(
   t: ExecutionContext<LongSetUp>,
   suite: Suite = "trixie",
   choices: DriverVmChoices = {},
 ): Promise<{ vm: Vm; kernelVersion: string; diskBytes: number }> {
   t.timeout(15 * 60_000);
-  const { product, extras } = t.context;
-  const kernel = extras.kernels.find((known) => known.suite === suite);
-  if (kernel === undefined) throw new Error(`no kernel of ${suite} was set up`);
-  const base = await extraDriverVmBase(product.environment, extras, kernel);
-  const vm = await product.driverVm(t, { kernel, base, memoryMiB: 768, cpus: 2, ...choices });
-  return { vm, kernelVersion: kernel.version, diskBytes: await waitForDisk(vm) };
+  const own = await driverVmChoices(t, suite);
+  const vm = await t.context.product.driverVm(t, { ...own, ...choices });
+  return { vm, kernelVersion: own.kernel.version, diskBytes: await waitForDisk(vm) };
 }

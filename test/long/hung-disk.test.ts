@@ -4,9 +4,9 @@ import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { goOn, hang, serveHangingDisk } from "../vm/hanging-disk.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
+import { startVerifiedIo } from "./verified-io.js";
 
 const DISK_MIB = 64;
-const FIO_MS = 10 * 60_000;
 
 const test = anyTest as TestFn<LongSetUp>;
 
@@ -25,24 +25,15 @@ for (const seconds of [20, 45, 120]) {
       const { deviceVm, bridge } = t.context.product;
       await serveHangingDisk(deviceVm, DISK_MIB, `--cache ${cache}`);
       const { vm } = await driverVmOf(t);
-      const job =
-        "--name=job --filename=/dev/nvme0n1 --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw --bsrange=512-64k";
-      const verify = "--verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --fsync=16";
-      const fio = `fio ${job} ${verify} --size=${DISK_MIB}m --time_based --runtime=${seconds + 15} >/tmp/fio.out 2>&1`;
-      const written = "awk '{ print $7 }' /sys/block/nvme0n1/stat";
-      await vm.check(`{ ${fio}; echo $? >/tmp/status; } & until [ $(${written}) -gt 8192 ]; do :; done`, COMMAND_MS);
+      const io = await startVerifiedIo(vm, { seconds: seconds + 15, sizeMiB: DISK_MIB, more: "--fsync=16" });
       await hang(deviceVm);
       try {
         await sleep(seconds * 1000);
-        await vm.check(
-          "[ ! -e /tmp/status ] || { cat /tmp/status /tmp/fio.out; dmesg | grep nvme; false; }",
-          COMMAND_MS,
-        );
+        await io.stillRuns();
       } finally {
         await goOn(deviceVm);
       }
-      const status = await vm.check("until [ -e /tmp/status ]; do sleep 1; done; cat /tmp/status", FIO_MS);
-      t.is(status, "0", await vm.check("tail -n 20 /tmp/fio.out; dmesg | grep nvme", COMMAND_MS));
+      await io.end();
       t.notRegex(await vm.check("dmesg", COMMAND_MS), /Disabling device|not ready|I\/O error/);
       t.true(bridge.alive);
       await vm.stop();

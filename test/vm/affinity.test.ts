@@ -9,6 +9,7 @@ import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { COMMAND_MS, nvmeInterrupts, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { moveVectors } from "./affinity.js";
 import { startLocalDevice } from "./local-device.js";
 import { Product } from "./product.js";
 
@@ -18,23 +19,15 @@ const IO_MS = 5 * 60_000;
 /** Each of them waits for the one before: a lost interrupt is a stall. */
 const BLOCKS = 1000;
 
-/** Moves every vector of the controller's from one CPU to the other, on and on, until /tmp/move is gone; counts in /tmp/moves. */
-const MOVE = [
-  "touch /tmp/move; (n=0; while [ -e /tmp/move ]; do n=$((n+1));",
-  "for irq in $(sed -n 's/^ *\\([0-9]*\\):.*nvme.*/\\1/p' /proc/interrupts); do",
-  "echo $((1 + n % 2)) >/proc/irq/$irq/smp_affinity 2>/dev/null && echo $n; done; done >/tmp/moves) &",
-].join(" ");
-
 async function readAndWrite(t: ExecutionContext, vm: Vm): Promise<void> {
   t.is(await waitForDisk(vm), DISK_MIB * 2 ** 20);
   await vm.check("dd if=/dev/urandom of=/tmp/data bs=4k count=1000 2>/dev/null", COMMAND_MS);
   const before = await nvmeInterrupts(vm);
-  await vm.check(MOVE, COMMAND_MS);
+  const endOfMoves = await moveVectors(vm);
   const write = `dd if=/tmp/data of=/dev/nvme0n1 bs=4k count=${BLOCKS} oflag=direct 2>/dev/null`;
   const read = `dd if=/dev/nvme0n1 bs=4k count=${BLOCKS} iflag=direct 2>/dev/null`;
   for (let round = 0; round < 2; round++) await vm.check(`${write} && ${read} | cmp - /tmp/data`, IO_MS);
-  await vm.check("rm /tmp/move", COMMAND_MS);
-  const moves = Number(await vm.check("wc -l </tmp/moves", COMMAND_MS));
+  const moves = await endOfMoves();
   t.log(`${moves} times moved, ${(await nvmeInterrupts(vm)) - before} interrupts`);
   t.true(moves > 100, `${moves}`);
   t.true((await nvmeInterrupts(vm)) - before > BLOCKS);
