@@ -4,10 +4,10 @@
  */
 import { formatAddress } from "../shared/address.js";
 import type { Log } from "../shared/log.js";
-import type { ScatterList } from "./function/scatter-list.js";
 import type { DeviceRegion } from "./pci/device-regions.js";
 import type { PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
+import type { ScatterList } from "./scatter-list.js";
 
 export { type DeviceRegion, FIRST_DEVICE_REGION } from "./pci/device-regions.js";
 export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";

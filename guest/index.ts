@@ -19,5 +19,5 @@ export {
   type Segment,
   type SharedPart,
 } from "./device.js";
-export { ScatterList } from "./function/scatter-list.js";
 export { bytesAsRegisters, pair, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";
+export { ScatterList } from "./scatter-list.js";

@@ -11,8 +11,9 @@ import { DmaTable } from "../../shared/vfio-user/dma-table.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "../device.js";
 import type { DmaMapping, Link } from "../link/link.js";
+import type { ScatterList } from "../scatter-list.js";
 import type { DirtyLog } from "./dirty-log.js";
-import { ListCopies, type ScatterList } from "./scatter-list.js";
+import { ListCopies } from "./list-copies.js";
 
 type Access = "read" | "write";
 

@@ -7,12 +7,12 @@
  * - "error or close", "any or close": as these, and the server may also close the connection (then a new one works).
  */
 import type { Check } from "./check.js";
-import { Failure } from "./check.js";
 import { commandName } from "./conduct.js";
 import type { Context } from "./context.js";
 import type { Device } from "./device.js";
 import { describe, expectRefusal, expectRefusalOrClose, expectReply } from "./expect.js";
 import type { Answer, Session } from "./session.js";
+import { Failure } from "./verdict.js";
 
 type Allowed = "error" | "any" | "error or close" | "any or close";
 

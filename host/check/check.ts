@@ -17,27 +17,6 @@ export interface Check {
   readonly run: (context: Context) => Promise<string | undefined>;
 }
 
-/** The server does not do what the specification demands. */
-export class Failure extends Error {
-  override readonly name: string = "Failure";
-  constructor(
-    readonly expected: string,
-    readonly came: string,
-  ) {
-    super(`expected ${expected}; came ${came}`);
-  }
-}
-
-/** The check does not apply to this server or device. */
-export class Skip extends Error {
-  override readonly name = "Skip";
-}
-
-/** Nobody accepts connections any more. */
-export class ServerGone extends Failure {
-  override readonly name = "ServerGone";
-}
-
 /** A section of the vfio-user specification (QEMU's docs/interop/vfio-user.rst). */
 export function vfioUser(section: string): string {
   return `vfio-user.rst, ${section}`;

@@ -7,11 +7,11 @@ import { addSeals, close, createMemory, eventfd, F_SEAL_GROW, F_SEAL_SHRINK } fr
 import { isSystemError } from "../../shared/errors.js";
 import { Command, DeviceInfo } from "../../shared/spec/vfio-user.js";
 import { encodeVersion, OUR_CAPABILITIES } from "./bodies.js";
-import { Failure, ServerGone, Skip } from "./check.js";
 import type { Conduct } from "./conduct.js";
 import type { Device } from "./device.js";
 import { expectSuccess } from "./expect.js";
 import { type Answer, Session } from "./session.js";
+import { Failure, ServerGone, Skip } from "./verdict.js";
 import { Wire } from "./wire.js";
 
 const CONNECT_RETRY_MS = 20;

@@ -4,10 +4,9 @@
  */
 import { Command, DeviceInfo, IrqInfo, Region, RegionInfo, RegionInfoFlags } from "../../shared/spec/vfio-user.js";
 import { encodeAccess, encodeRegionInfo } from "./bodies.js";
-import { Skip } from "./check.js";
-import type { Context } from "./context.js";
 import { expectSuccess, expectThat, isError } from "./expect.js";
 import type { Session } from "./session.js";
+import { Skip } from "./verdict.js";
 
 const MAX_INDICES = 64;
 const DEFAULT_MAX_DATA = 1048576;
@@ -65,9 +64,8 @@ export class Device {
     return this.capabilities.write_multiple === true;
   }
 
-  /** Asks on a connection of its own. @throws Failure when the answers cannot be used */
-  static async describe(context: Context): Promise<Device> {
-    const session = await context.connect();
+  /** Asks on a new connection, which has agreed on a version. @throws Failure when the answers cannot be used */
+  static async describe(session: Session): Promise<Device> {
     const answer = await session.request(Command.DEVICE_GET_INFO, DeviceInfo.encode({ argsz: DeviceInfo.size }));
     const { data, body } = expectSuccess(answer, Command.DEVICE_GET_INFO);
     expectThat(body.length >= DeviceInfo.size, `${DeviceInfo.size} bytes of device info`, body.length);

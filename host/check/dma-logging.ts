@@ -10,12 +10,12 @@ import {
   Feature,
 } from "../../shared/spec/vfio-user.js";
 import { encodeFeature, MAP_ADDRESS, PAGE } from "./bodies.js";
-import { Skip } from "./check.js";
 import type { Context } from "./context.js";
 import { map } from "./dma.js";
 import { expectEqual, expectSuccess, expectThat } from "./expect.js";
 import { hasFeature } from "./feature.js";
 import type { Session } from "./session.js";
+import { Skip } from "./verdict.js";
 
 const { DEVICE_FEATURE } = Command;
 const { GET, SET } = DeviceFeatureFlags;

@@ -1,9 +1,9 @@
 /** Judging answers. Each function throws a Failure that says what was expected and what came; some return a note. */
 import { constants } from "node:os";
 import { HeaderFlags } from "../../shared/spec/vfio-user.js";
-import { Failure } from "./check.js";
 import { commandName } from "./conduct.js";
 import type { Answer } from "./session.js";
+import { Failure } from "./verdict.js";
 import type { Message } from "./wire.js";
 
 const ERRNO_NAMES = new Map<number, string>(Object.entries(constants.errno).map(([name, number]) => [number, name]));

@@ -9,11 +9,11 @@ import {
   MigrationState,
 } from "../../shared/spec/vfio-user.js";
 import { encodeFeature } from "./bodies.js";
-import { Failure, Skip } from "./check.js";
 import type { Context } from "./context.js";
 import { expectEqual, expectSuccess, expectThat, isError } from "./expect.js";
 import { hasFeature } from "./feature.js";
 import type { Session } from "./session.js";
+import { Failure, Skip } from "./verdict.js";
 
 const { DEVICE_FEATURE, MIG_DATA_READ, MIG_DATA_WRITE } = Command;
 const { GET, SET } = DeviceFeatureFlags;

@@ -1,10 +1,11 @@
 /** Runs checks one after the other, each with connections of its own, and never lets one stop those behind it. */
 import { statSync } from "node:fs";
 import { UserError } from "../../shared/errors.js";
-import { type Check, Failure, ServerGone, Skip } from "./check.js";
+import type { Check } from "./check.js";
 import { Conduct } from "./conduct.js";
 import { Context, type Target } from "./context.js";
 import { Device } from "./device.js";
+import { Failure, ServerGone, Skip } from "./verdict.js";
 
 export type Outcome = "pass" | "fail" | "skip";
 
@@ -44,7 +45,7 @@ export function selectChecks(checks: readonly Check[], only: RegExp | undefined)
 async function describeDevice(target: Omit<Target, "device">): Promise<Device | Skip> {
   const context = new Context({ ...target, device: new Skip("not asked yet") });
   try {
-    return await Device.describe(context);
+    return await Device.describe(await context.connect());
   } catch (error) {
     if (error instanceof ServerGone) {
       throw new UserError(`cannot connect to ${target.path}: ${whyNot(target.path, error)}`);

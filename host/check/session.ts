@@ -5,8 +5,8 @@
 import { Errno } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";
 import { Command, DmaAccess, HeaderFlags } from "../../shared/spec/vfio-user.js";
-import { Failure } from "./check.js";
 import { type Conduct, commandName } from "./conduct.js";
+import { Failure } from "./verdict.js";
 import { encode, type HeaderFields, isReply, type Message, type Wire } from "./wire.js";
 
 /** A reply, or undefined when the server closed the connection instead. */

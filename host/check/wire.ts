@@ -8,7 +8,7 @@ import { startDeadline } from "../../shared/deadline.js";
 import { isSystemError } from "../../shared/errors.js";
 import { MAX_MESSAGE_FDS, MiB } from "../../shared/limits.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
-import { Failure } from "./check.js";
+import { Failure } from "./verdict.js";
 
 /** A server may announce more than the usual megabyte of data, but a longer message than this is a broken header. */
 const MAX_REPLY_SIZE = 64 * MiB;

@@ -4,7 +4,6 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
-import type { WindowPart } from "./map-parts.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { UnmapRange } from "./unmap-range.js";
 
@@ -22,6 +21,12 @@ export interface DeviceSummary {
 export function isPosted({ postedRegions }: DeviceSummary, region: number): boolean {
   // A shift counts modulo 32.
   return region < 32 && ((postedRegions >>> region) & 1) === 1;
+}
+
+/** Bytes [begin, end) of a map. */
+export interface WindowPart {
+  readonly begin: number;
+  readonly end: number;
 }
 
 /** One DMA map of the client's, address (as in ../address.ts) and sizes in bytes. */

@@ -15,10 +15,11 @@ import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../limits.js";
 import { FdShare } from "../peer-fds.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../turn.js";
+import type { SocketIo } from "./message-socket.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
 import type { RegisterMemory } from "./register-memory.js";
 import { SendQueue } from "./send-queue.js";
-import { closeAll, type SocketIo, type Syscalls, systemCalls } from "./syscalls.js";
+import { closeAll, type Syscalls, systemCalls } from "./syscalls.js";
 
 export type { Frame } from "./receive-buffer.js";
 

@@ -8,11 +8,11 @@ import { Errno, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
 import { closePeerFd } from "../peer-fds.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
-import type { Backend, DirtyRequest, MemoryMap, UnmapRequest } from "./backend.js";
+import type { Backend, DirtyRequest, MemoryMap, UnmapRequest, WindowPart } from "./backend.js";
 import { bitmapSize } from "./bitmap.js";
 import type { Frame } from "./connection.js";
 import { DmaTable } from "./dma-table.js";
-import { type WindowPart, windowPart } from "./map-parts.js";
+import { windowPart } from "./map-parts.js";
 import { type UnmapRange, unmapRange } from "./unmap-range.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;

@@ -7,7 +7,8 @@ import { PeerGone } from "../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
 import type { FdShare } from "../peer-fds.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
-import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
+import type { SocketIo } from "./message-socket.js";
+import { closeAll, type Syscalls } from "./syscalls.js";
 
 const INITIAL_SIZE = 64 * KiB;
 /** Room for the largest message behind as many waiting commands. */

@@ -4,7 +4,8 @@
  */
 import { isSystemError, PeerGone } from "../errors.js";
 import { KiB } from "../limits.js";
-import { closeAll, type SocketIo, type Syscalls } from "./syscalls.js";
+import type { SocketIo } from "./message-socket.js";
+import { closeAll, type Syscalls } from "./syscalls.js";
 
 /** Of the largest backlog, what is left to those who cannot wait. */
 const CONGESTED_PART = 4;

@@ -4,8 +4,8 @@
  */
 import { WindowDma } from "../../guest/function/dma.js";
 import { pageAligned } from "../../guest/function/page-aligned.js";
-import { ScatterList } from "../../guest/function/scatter-list.js";
 import type { Link } from "../../guest/link/link.js";
+import { ScatterList } from "../../guest/scatter-list.js";
 import { createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
 import { GiB, MiB } from "../../shared/limits.js";
 import { answer } from "./probe.js";

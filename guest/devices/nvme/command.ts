@@ -3,7 +3,7 @@
  * command allocates nothing once as many have been made as are ever under way together.
  */
 import type { Dma } from "../../device.js";
-import { ScatterList } from "../../function/scatter-list.js";
+import { ScatterList } from "../../scatter-list.js";
 import type { Epoch } from "./in-flight.js";
 import type { Namespace } from "./namespace.js";
 import { PrpReader } from "./prp.js";

@@ -9,7 +9,7 @@
 import { isExact } from "../../../shared/address.js";
 import { getI64 } from "../../../shared/struct/struct.js";
 import type { Dma } from "../../device.js";
-import type { ScatterList } from "../../function/scatter-list.js";
+import type { ScatterList } from "../../scatter-list.js";
 import { LIST_WANTED, type ListReader, readLists, readListsByMessages } from "./data-lists.js";
 import { Status } from "./spec.js";
 import type { Task } from "./task.js";

@@ -1,6 +1,6 @@
 /** Places in the window, and the list of them that one command's data is. */
 import type { Dma, Segment } from "../../device.js";
-import type { ScatterList } from "../../function/scatter-list.js";
+import type { ScatterList } from "../../scatter-list.js";
 
 const NO_BYTES = new Uint8Array(0);
 const NO_DATA = new DataView(NO_BYTES.buffer);

@@ -6,11 +6,12 @@ import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
 import { Command, Region, RegionAccess, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";
 import { type AccessFields, encodeAccess } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Device, RegionFacts } from "../device.js";
 import { isReadable } from "../device.js";
 import { expectEqual, expectSuccess } from "../expect.js";
 import type { Session } from "../session.js";
+import { Skip } from "../verdict.js";
 import type { Message } from "../wire.js";
 
 const READ = vfioUser("VFIO_USER_REGION_READ");

@@ -16,10 +16,11 @@ import {
 } from "../../../shared/spec/pci.js";
 import { Command, Irq, Region, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
 import { encodeAccess } from "../bodies.js";
-import { type Check, Failure, Skip } from "../check.js";
+import type { Check } from "../check.js";
 import type { Context } from "../context.js";
 import type { Device } from "../device.js";
 import { expectEqual, expectSuccess, expectThat } from "../expect.js";
+import { Failure, Skip } from "../verdict.js";
 
 const PCI = (section: string) => `PCI 3.0, ${section}`;
 const hex = (value: number) => `0x${value.toString(16)}`;

@@ -1,8 +1,9 @@
 /** GET_INFO, DEVICE_RESET. */
 import { Command, DeviceInfo, DeviceInfoFlags, NUM_PCI_REGIONS } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { expectReply, expectSuccess, expectThat } from "../expect.js";
+import { Skip } from "../verdict.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_GET_INFO");
 const RESET = vfioUser("VFIO_USER_DEVICE_RESET");

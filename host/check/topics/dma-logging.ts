@@ -13,7 +13,7 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeFeature, encodeUnmap, PAGE } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { map, unmap } from "../dma.js";
 import {
   bitmapBytes,
@@ -31,6 +31,7 @@ import {
 import { describe, expectEqual, expectRefusal, expectReply, expectSuccess, isError } from "../expect.js";
 import { hasFeature } from "../feature.js";
 import type { Session } from "../session.js";
+import { Skip } from "../verdict.js";
 
 const LOGGING = vfioUser("VFIO_DEVICE_FEATURE_DMA_LOGGING_START / VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP");
 const REPORT = vfioUser("VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT");

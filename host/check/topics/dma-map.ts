@@ -6,10 +6,11 @@ import { Errno } from "../../../shared/errors.js";
 import { Command, DmaMapFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";
 import { encodeMap, encodeUnmap, MAP_ADDRESS, type MapFields, PAGE } from "../bodies.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { at, FOUR_PAGES, map, mapped, unmap } from "../dma.js";
 import { describe, expectReply, isError } from "../expect.js";
 import type { Session } from "../session.js";
+import { Failure } from "../verdict.js";
 
 const MAP = vfioUser("VFIO_USER_DMA_MAP");
 const { DMA_MAP, DMA_UNMAP } = Command;

@@ -5,10 +5,11 @@
 import { Command, DmaUnmapFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";
 import { encodeUnmap, MAP_ADDRESS, PAGE } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
 import { at, FOUR_PAGES, map, mapped, unmap } from "../dma.js";
 import { expectRefusal, expectReply, isError } from "../expect.js";
+import { Skip } from "../verdict.js";
 
 const UNMAP = vfioUser("VFIO_USER_DMA_UNMAP");
 const { DMA_UNMAP } = Command;

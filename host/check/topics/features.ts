@@ -2,9 +2,10 @@
 import { Command, DeviceFeatureFlags, DmaLoggingReport, Feature } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeFeature, PAGE } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { expectRefusal } from "../expect.js";
 import { hasFeature } from "../feature.js";
+import { Skip } from "../verdict.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_FEATURE");
 const STATE = vfioUser("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE");

@@ -4,10 +4,11 @@
  */
 import { Command, DeviceInfo, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import { encodeAccess } from "../bodies.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { commandName } from "../conduct.js";
 import type { Context } from "../context.js";
 import { describe, expectRefusalOrClose } from "../expect.js";
+import { Failure } from "../verdict.js";
 import { encode, type HeaderFields } from "../wire.js";
 
 const HEADER = vfioUser("Header");

@@ -6,10 +6,11 @@ import { eventfdRead, POLL_READABLE } from "../../../native/index.js";
 import { Command, Irq, IrqInfo, IrqInfoFlags, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeIrqSet, type IrqSetFields } from "../bodies.js";
-import { type Check, Failure, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
 import { expectEqual, expectReply, expectSuccess, expectThat } from "../expect.js";
 import type { Session } from "../session.js";
+import { Failure, Skip } from "../verdict.js";
 import { waitFor } from "../wire.js";
 
 const INFO = vfioUser("VFIO_USER_DEVICE_GET_IRQ_INFO");

@@ -2,9 +2,10 @@
 import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
 import { Command, DeviceInfo, Region } from "../../../shared/spec/vfio-user.js";
 import { encodeAccess, encodeMap, PAGE } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
 import { expectEqual, expectSuccess, expectThat } from "../expect.js";
+import { Skip } from "../verdict.js";
 import { encode } from "../wire.js";
 
 const DISCONNECTION = vfioUser("Client Disconnection");

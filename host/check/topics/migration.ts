@@ -11,7 +11,7 @@ import {
 } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeFeature } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { expectEqual, expectRefusal, expectReply, expectSuccess, expectThat } from "../expect.js";
 import {
   expectState,
@@ -24,6 +24,7 @@ import {
   writeAll,
 } from "../migration.js";
 import type { Session } from "../session.js";
+import { Skip } from "../verdict.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_FEATURE");
 const MIGRATION = vfioUser("VFIO_DEVICE_FEATURE_MIGRATION");

@@ -10,10 +10,11 @@ import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";
 import { Command, DeviceInfo, Version } from "../../../shared/spec/vfio-user.js";
 import { encodeVersion, OUR_CAPABILITIES } from "../bodies.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
 import { type Capabilities, parseCapabilities } from "../device.js";
 import { describe, expectEqual, expectRefusalOrClose, expectSuccess, expectThat, isError } from "../expect.js";
+import { Failure } from "../verdict.js";
 import type { Message } from "../wire.js";
 
 const SECTION = vfioUser("VFIO_USER_VERSION");

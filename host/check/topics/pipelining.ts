@@ -1,11 +1,12 @@
 /** Messages on a stream: split, joined, many at once, with ids of the client's choice, and without a reply. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { Command, DeviceInfo, HeaderFlags, IrqInfo, RegionInfo } from "../../../shared/spec/vfio-user.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { commandName } from "../conduct.js";
 import type { Context } from "../context.js";
 import { describe, expectEqual, expectReply, expectSuccess, expectThat } from "../expect.js";
 import type { Session } from "../session.js";
+import { Failure } from "../verdict.js";
 import { encode } from "../wire.js";
 
 const HEADER = vfioUser("Header");

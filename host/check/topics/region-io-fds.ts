@@ -2,8 +2,9 @@
 import { inBounds } from "../../../shared/bits.js";
 import { Command, IoEventFd, RegionIoFds } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { expectEqual, expectThat, isError } from "../expect.js";
+import { Failure } from "../verdict.js";
 import type { Message } from "../wire.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_GET_REGION_IO_FDS");

@@ -6,9 +6,10 @@ import { GiB } from "../../../shared/limits.js";
 import { Command, NUM_PCI_REGIONS, RegionCap, RegionInfo, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
 import { encodeRegionInfo, PAGE } from "../bodies.js";
-import { type Check, Failure, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import { expectEqual, expectSuccess, expectThat } from "../expect.js";
 import { type Area, allInfos, areasOf, capabilities, checkAreas, type FullInfo, typeOf } from "../region-info.js";
+import { Failure, Skip } from "../verdict.js";
 
 const SECTION = vfioUser("VFIO_USER_DEVICE_GET_REGION_INFO");
 const SPARSE = vfioUser("VFIO region info cap sparse mmap");

@@ -3,9 +3,10 @@
  * own so that there are some. See conduct.ts.
  */
 import { Command, DeviceInfo, RegionInfo } from "../../../shared/spec/vfio-user.js";
-import { type Check, Failure, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Misconduct } from "../conduct.js";
 import type { Context } from "../context.js";
+import { Failure } from "../verdict.js";
 
 const HEADER = vfioUser("Header");
 

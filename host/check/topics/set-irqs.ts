@@ -2,9 +2,10 @@
 import { Command, IrqSet, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";
 import { encodeIrqSet, type IrqSetFields } from "../bodies.js";
-import { type Check, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Context } from "../context.js";
 import type { Device } from "../device.js";
+import { Skip } from "../verdict.js";
 
 const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_TRIGGER, ACTION_MASK, ACTION_UNMASK } = IrqSetFlags;
 const command = Command.DEVICE_SET_IRQS;

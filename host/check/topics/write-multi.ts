@@ -2,9 +2,10 @@
 import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
 import { Command, Region, WRITE_MULTI_MAX_DATA, WriteMulti, WriteMultiEntry } from "../../../shared/spec/vfio-user.js";
 import { badRequests } from "../bad-request.js";
-import { type Check, Failure, Skip, vfioUser } from "../check.js";
+import { type Check, vfioUser } from "../check.js";
 import type { Device } from "../device.js";
 import { expectEqual, expectSuccess, expectThat } from "../expect.js";
+import { Failure, Skip } from "../verdict.js";
 
 const SECTION = vfioUser("VFIO_USER_REGION_WRITE_MULTI");
 const { REGION_WRITE_MULTI } = Command;

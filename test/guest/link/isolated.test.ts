@@ -1,7 +1,7 @@
 /** Devices that have no driver-VM memory in their window: the real bridge copies for them. */
 import test, { type ExecutionContext } from "ava";
 import { createEdu } from "../../../guest/devices/edu/index.js";
-import { ScatterList } from "../../../guest/function/scatter-list.js";
+import { ScatterList } from "../../../guest/scatter-list.js";
 import { addSeals, close, createMemory, F_SEAL_SHRINK } from "../../../native/index.js";
 import { KiB, LARGE_PAGE_SIZE, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { Commands, Statuses } from "../../fakes/copy-device.js";

@@ -1,6 +1,6 @@
 /** Scatter lists over both links: memory in the window, memory reached by messages, and memory that is not there. */
 import test, { type ExecutionContext } from "ava";
-import { ScatterList } from "../../../guest/function/scatter-list.js";
+import { ScatterList } from "../../../guest/scatter-list.js";
 import { addressOf } from "../../../native/index.js";
 import { MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { both, each, type Machine, memory } from "./machine.js";

@@ -5,7 +5,7 @@
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { pageAligned } from "../../../../guest/function/page-aligned.js";
-import type { ScatterList } from "../../../../guest/function/scatter-list.js";
+import type { ScatterList } from "../../../../guest/scatter-list.js";
 import type { DmaMemory, NvmeTransport } from "../../../../scripts/drivers/nvme.js";
 import { type Log, quietLog } from "../../../../shared/log.js";
 

@@ -2,7 +2,7 @@
 import test, { type ExecutionContext } from "ava";
 import { NOT_IN_WINDOW } from "../../../../guest/devices/nvme/data-lists.js";
 import { PrpReader } from "../../../../guest/devices/nvme/prp.js";
-import { ScatterList } from "../../../../guest/function/scatter-list.js";
+import { ScatterList } from "../../../../guest/scatter-list.js";
 import { FakeDma } from "./machine.js";
 import { bringUp, scratch } from "./setup.js";
 
