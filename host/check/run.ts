@@ -68,6 +68,8 @@ function whyNot(path: string, { came }: ServerGone): string {
   const status = statSync(path, { throwIfNoEntry: false });
   if (status === undefined) return "there is no such file; is the server running?";
   if (!status.isSocket()) return "it is no socket; is that the server's path?";
+  if (came.startsWith("EACCES"))
+    return "this user may not connect to it: its permissions are the server's user's alone";
   return `${came}; is the server running?`;
 }
 

@@ -97,7 +97,11 @@ export class NvmeController implements Device {
           (error) => this.#onBug(error),
         ),
     );
-    this.#namespaces = new Namespaces(namespaces, (namespace) => this.#onSizeChanged(namespace));
+    this.#namespaces = new Namespaces(
+      namespaces,
+      (namespace) => this.#onSizeChanged(namespace),
+      ({ id }) => this.#onRemoved(id),
+    );
     const table = registerTable(layout, {
       onMaskSet: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask | bits),
       onMaskClear: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask & ~bits),
@@ -232,9 +236,10 @@ export class NvmeController implements Device {
   }
 
   #describeNamespaces(): object[] {
-    return this.#namespaces.all.map(({ id, blockCount, blockSize, storage: { readOnly, size } }) => {
+    return this.#namespaces.all.map(({ id, blockCount, blockSize, storage: { readOnly, size, isRemoved } }) => {
       const unusedBytes = size - blockCount * blockSize;
-      return { id, blockCount, blockSize, ...(readOnly && { readOnly }), ...(unusedBytes > 0 && { unusedBytes }) };
+      const marks = { ...(readOnly && { readOnly }), ...(isRemoved && { isRemoved }) };
+      return { id, blockCount, blockSize, ...marks, ...(unusedBytes > 0 && { unusedBytes }) };
     });
   }
 
@@ -270,10 +275,21 @@ export class NvmeController implements Device {
     events.raise(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogPage.CHANGED_NAMESPACE_LIST);
   }
 
+  #onRemoved(namespace: number): void {
+    const message =
+      "the disk's file was removed or replaced: what it holds is gone when this process ends, so save it now";
+    this.#parts.context.log.error({ namespace }, message);
+  }
+
   #onDiskFailed(id: number, error: StorageError, direction: "read" | "write"): void {
     const details = { namespace: id, err: error };
     const { log } = this.#parts.context;
-    if (statusOf(error, "write") === Status.CAPACITY_EXCEEDED) {
+    if (error.code === "EFBIG") {
+      log.error(
+        details,
+        "the disk's file may not be as large, so writes fail: raise the limit (ulimit -f, LimitFSIZE=)",
+      );
+    } else if (statusOf(error, "write") === Status.CAPACITY_EXCEEDED) {
       log.error(details, "the disk's file system is full, so the driver VM's writes fail: make room there");
     } else {
       log.error(details, direction === "read" ? "the disk could not be read" : "the disk could not be written");

@@ -48,6 +48,9 @@ export interface FdTraits {
 export class FdStorage implements Storage {
   size = 0;
   allocated = 0;
+  isRemoved = false;
+  /** Memory files have no name from the start. */
+  #hadName = false;
   blockSize: number | undefined;
   readonly smallestBlock: number;
   readonly preferredSize: number;
@@ -155,7 +158,9 @@ export class FdStorage implements Storage {
     await promisify(fs.close)(this.fd);
   }
 
-  #take({ size, blocks }: fs.Stats): void {
+  #take({ size, blocks, nlink }: fs.Stats): void {
+    this.#hadName ||= nlink > 0;
+    this.isRemoved = this.#hadName && nlink === 0;
     this.size = size;
     this.allocated = Math.min(size, blocks * STAT_BLOCK);
   }

@@ -13,12 +13,15 @@ const SIZE_CHECK_MS = 1000;
 export class Namespaces {
   /** Those whose size has changed since the driver last read the Changed Namespace List. */
   readonly changed = new Set<number>();
+  /** Those whose file was removed, as far as that was told. */
+  readonly #removed = new Set<number>();
   #timer: NodeJS.Timeout | undefined;
 
   constructor(
     /** In the order of their identifiers, which begin at 1. */
     readonly all: readonly Namespace[],
     readonly onChanged: (namespace: Namespace) => void,
+    readonly onRemoved: (namespace: Namespace) => void,
   ) {}
 
   /** Those with an identifier above `after`, as a list. */
@@ -67,6 +70,10 @@ export class Namespaces {
       if (changed) {
         this.changed.add(namespace.id);
         this.onChanged(namespace);
+      }
+      if (namespace.storage.isRemoved === true && !this.#removed.has(namespace.id)) {
+        this.#removed.add(namespace.id);
+        this.onRemoved(namespace);
       }
       done();
     });

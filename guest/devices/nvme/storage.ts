@@ -27,6 +27,8 @@ export interface Storage {
   readonly size: number;
   /** How much of it takes space, as roughly as the file system says; found along with `size`. */
   readonly allocated: number;
+  /** It was a file with a name, and no name leads to it any more: what is written is gone with the process. As `refresh` found it. */
+  readonly isRemoved?: boolean;
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
   /**

@@ -4,12 +4,14 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
+import { pino } from "pino";
 import { DEVICES } from "../../../../guest/devices/index.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import { createNvme, type NvmeOptions } from "../../../../guest/devices/nvme/index.js";
 import { close, createMemory } from "../../../../native/index.js";
 import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { UserError } from "../../../../shared/errors.js";
+import type { Log } from "../../../../shared/log.js";
 import { Machine } from "./machine.js";
 
 const MiB = 1024 * 1024;
@@ -26,8 +28,8 @@ function sparseFile(t: ExecutionContext, size: number): string {
 }
 
 /** A controller that runs until the test ends, or until `stop`. */
-async function run(t: ExecutionContext, options: NvmeOptions | NvmeController) {
-  const machine = await Machine.start("identity" in options ? options : await createNvme(options));
+async function run(t: ExecutionContext, options: NvmeOptions | NvmeController, log?: Log) {
+  const machine = await Machine.start("identity" in options ? options : await createNvme(options), undefined, log);
   let stopped: Promise<void> | undefined;
   const stop = (): Promise<void> => {
     stopped ??= machine.stop();
@@ -217,6 +219,29 @@ test("what is left at the end of a disk belongs to no block: at the start, when 
     instanceOf: UserError,
     message: `the disk's file ${file} has 4095 bytes, which is less than a block of 4096 bytes`,
   });
+});
+
+test("a file that is removed under its disk is served on, and said", async (t) => {
+  const file = sparseFile(t, MiB);
+  const other = sparseFile(t, MiB);
+  const errors: string[] = [];
+  const log = pino({ level: "error" }, { write: (line: string) => void errors.push(JSON.parse(line).msg) });
+  const { driver, machine } = await run(t, { files: [file, other] }, log);
+  fs.linkSync(other, `${other}.link`);
+  fs.unlinkSync(other);
+  fs.unlinkSync(file);
+  await driver.rescan();
+  await driver.write(7, new Uint8Array(512).fill(7));
+  t.like(machine.device.inspect(), {
+    namespaces: [
+      { id: 1, isRemoved: true },
+      { id: 2, isRemoved: undefined },
+    ],
+  });
+  t.deepEqual(errors, [
+    "the disk's file was removed or replaced: what it holds is gone when this process ends, so save it now",
+  ]);
+  fs.renameSync(`${other}.link`, other);
 });
 
 test("disks of more bytes than a number is exact for end before that", async (t) => {
