@@ -32,9 +32,14 @@ export class BridgeProcess {
     ]);
     const size = options.windowSize ?? "1G";
     const limit = options.maxFds === undefined ? "" : `ulimit -n ${options.maxFds}; `;
+    // A test that fails before it can end the bridge leaves none behind.
     this.process = spawn(
-      "bash",
+      "setpriv",
       [
+        "--pdeathsig",
+        "KILL",
+        "--",
+        "bash",
         "-c",
         `${limit}exec "$@"`,
         "bash",
