@@ -1,17 +1,23 @@
 // Closing descriptors that a peer handed over. close() waits where the file's owner wants it to: a file of FUSE or of a server
-// that does not answer, a TCP socket that lingers, a device. So only what cannot wait is closed here (memory, eventfds, pipes,
-// AF_UNIX sockets), and the rest by threads, which may hang for ever. Who handed it over is to be charged for it until then.
+// that does not answer, a TCP socket that lingers, a device, or an AF_UNIX socket in which such a one waits to be received. So
+// only what cannot wait is closed here (memory, eventfds, pipes, sockets of ours in which nothing waits), and the rest by
+// threads, which may hang for ever. Who handed it over is to be charged for it until then, and has threads of its own, so that
+// nobody else's wait behind it.
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "addon.h"
@@ -20,6 +26,7 @@
 #include "error.h"
 #include "eventfd.h"
 #include "file_status.h"
+#include "socket.h"
 
 namespace {
 
@@ -29,68 +36,82 @@ struct Item {
   uint32_t token;
 };
 
+struct Owner {
+  std::deque<Item> waiting;
+  unsigned threads = 0;
+};
+
 // Of the process, and never destroyed: a thread may still be closing when it ends.
 struct Closers {
   std::mutex mutex;
-  std::deque<Item> waiting;
+  // By number. One without work is not here.
+  std::map<uint32_t, Owner> owners;
   std::vector<Item> closed;
   uint32_t last_token = 0;
-  unsigned threads = 0;
 };
-constexpr unsigned kMaxThreads = 16;
+constexpr unsigned kMaxThreadsOfOwner = 4;
 
 Closers& closers() {
   static Closers* const one = new Closers;
   return *one;
 }
 
-bool ClosesAtOnce(int fd) {
+// A socket of ours may be shut down, so that nothing more comes.
+bool IsEmptySocket(int fd) {
+  int waiting = 0;
+  return shutdown(fd, SHUT_RDWR) == 0 && ioctl(fd, SIOCINQ, &waiting) == 0 && waiting == 0;
+}
+
+bool ClosesAtOnce(int fd, bool is_own_socket) {
+  if (is_own_socket) return IsEmptySocket(fd);
   if (fcntl(fd, F_GET_SEALS) >= 0) return true;
   struct statx status;
   if (StatusWithoutWaiting(fd, &status) != 0) return false;
-  if (S_ISFIFO(status.stx_mode)) return true;
-  if (S_ISSOCK(status.stx_mode)) {
-    int domain = 0;
-    socklen_t length = sizeof domain;
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX;
-  }
-  return CheckEventfd(fd) == 0;
+  return S_ISFIFO(status.stx_mode) || CheckEventfd(fd) == 0;
 }
 
-void Run() {
+void Run(uint32_t number) {
   Closers& all = closers();
   std::unique_lock lock(all.mutex);
-  while (!all.waiting.empty()) {
-    Item item = all.waiting.front();
-    all.waiting.pop_front();
+  // Stays where it is, as long as this thread counts.
+  Owner& owner = all.owners[number];
+  while (!owner.waiting.empty()) {
+    Item item = owner.waiting.front();
+    owner.waiting.pop_front();
     lock.unlock();
     close(item.fd);
     lock.lock();
-    if (item.env != nullptr) all.closed.push_back(item);
+    all.closed.push_back(item);
   }
-  all.threads--;
+  if (--owner.threads == 0) all.owners.erase(number);
 }
 
 // Without a thread it waits in the queue for the end of those that there are; without any, nothing is left but to close it here.
-void StartThread(Closers& all) {
-  if (all.threads >= kMaxThreads) return;
-  sigset_t every;
-  sigset_t before;
-  sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &before);
-  all.threads++;
-  try {
-    std::thread(Run).detach();
-  } catch (const std::system_error&) {
-    all.threads--;
+uint32_t Discard(int fd, napi_env env, uint32_t number, bool is_own_socket) {
+  if (is_own_socket) ForgetSocket(fd);
+  if (ClosesAtOnce(fd, is_own_socket)) {
+    close(fd);
+    return 0;
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  Closers& all = closers();
+  std::unique_lock lock(all.mutex);
+  if (++all.last_token == 0) all.last_token = 1;
+  uint32_t token = all.last_token;
+  Owner& owner = all.owners[number];
+  owner.waiting.push_back({fd, env, token});
+  if (owner.threads < kMaxThreadsOfOwner && StartWithoutSignals([number] { Run(number); })) owner.threads++;
+  if (owner.threads > 0) return token;
+  all.owners.erase(number);
+  lock.unlock();
+  close(fd);
+  return 0;
 }
 
 Napi::Value DiscardExport(const Napi::CallbackInfo& info) {
   int fd = Fd(info[0]);
   if (fcntl(fd, F_GETFD) == -1) throw SystemError(info.Env(), errno, "close");
-  return Napi::Number::New(info.Env(), Discard(fd, info.Env()));
+  uint32_t owner = info[1].IsUndefined() ? 0 : static_cast<uint32_t>(Integer(info[1], "owner", 0, UINT32_MAX));
+  return Napi::Number::New(info.Env(), Discard(fd, info.Env(), owner, info[2].ToBoolean()));
 }
 
 Napi::Value TakeDiscarded(const Napi::CallbackInfo& info) {
@@ -108,22 +129,19 @@ Napi::Value TakeDiscarded(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-uint32_t Discard(int fd, napi_env env) {
-  if (ClosesAtOnce(fd)) {
-    close(fd);
-    return 0;
+bool StartWithoutSignals(std::function<void()> work) {
+  sigset_t every;
+  sigset_t before;
+  sigfillset(&every);
+  pthread_sigmask(SIG_SETMASK, &every, &before);
+  bool is_started = true;
+  try {
+    std::thread(std::move(work)).detach();
+  } catch (const std::system_error&) {
+    is_started = false;
   }
-  Closers& all = closers();
-  std::unique_lock lock(all.mutex);
-  if (++all.last_token == 0) all.last_token = 1;
-  uint32_t token = all.last_token;
-  all.waiting.push_back({fd, env, token});
-  StartThread(all);
-  if (all.threads > 0) return token;
-  all.waiting.pop_back();
-  lock.unlock();
-  close(fd);
-  return 0;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return is_started;
 }
 
 void InitDiscard(Napi::Env env, Napi::Object exports) {

@@ -1,9 +1,7 @@
-// Closing what a peer handed over without waiting for it.
+// Threads for what may wait for a peer: see discard.cc.
 #pragma once
 
-#include <napi.h>
+#include <functional>
 
-#include <cstdint>
-
-// Closes a descriptor, or has a thread do it: 0, or a number that is told to this environment, if there is one, when it is done.
-uint32_t Discard(int fd, napi_env env = nullptr);
+// Runs `work` in a thread of its own, which takes no signals. False when there can be none.
+bool StartWithoutSignals(std::function<void()> work);

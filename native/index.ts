@@ -286,7 +286,7 @@ interface Addon {
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   duplicate(fd: number): number;
   close(fd: number): void;
-  discard(fd: number): number;
+  discard(fd: number, owner?: number, isOwnSocket?: boolean): number;
   takeDiscarded(): number[];
   fileStatus(fd: number): FileStatus;
   getSeals(fd: number): number;
@@ -341,7 +341,8 @@ export const {
   /**
    * recvmsg into bytes[offset, offset + length), at least one byte: the byte count, 0 at the end of the stream, -1 when nothing waits.
    * fds[0] becomes the count of fds that came along, at most `most` (as many as `fds` has room for, if it is left out), which
-   * follow; or LOST_FDS, when there were more, or the process has no room for them: then all of them are closed.
+   * follow. When some were lost, since there were more or the process has no room for them, it is LOST_FDS less the count of the rest.
+   * EBUSY when dropping those takes long: nothing is received any more then.
    */
   receive,
   /**
@@ -355,7 +356,8 @@ export const {
   close,
   /**
    * Closes an fd that a peer handed over, without waiting: 0 when it is closed. Otherwise a thread closes it, however long that
-   * takes, and the result is the number by which `takeDiscarded` says when it has.
+   * takes, and the result is the number by which `takeDiscarded` says when it has. Each `owner`, any number, has threads of its own.
+   * `isOwnSocket`: it is a connection's, in which such fds may wait.
    */
   discard,
   /** What threads have closed since this was asked last. */

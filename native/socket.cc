@@ -8,7 +8,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <memory>
+#include <unordered_map>
+#include <vector>
 
 #include "addon.h"
 #include "arguments.h"
@@ -213,27 +218,72 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
-  fds[0] = 0;
-  ControlBuffer control;
-  iovec vector{bytes.data, bytes.length};
-  msghdr message{};
-  message.msg_iov = &vector;
-  message.msg_iovlen = 1;
-  // The kernel drops what finds no room, without closing it as a process does.
-  most = std::min(most, kMaxFds);
-  if (most > 0) {
-    message.msg_control = control.bytes;
-    message.msg_controllen = CMSG_LEN(sizeof(int) * most);
-  }
-  ssize_t received;
-  do {
-    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (received < 0 && errno == EINTR);
-  if (received < 0) return -errno;
+namespace {
 
+// What has to be received and thrown away is a thread's, since the last reference to a file may go with it: closing a TCP socket
+// that lingers takes as long as its owner likes. Until then nothing more is received; when it takes long, nothing ever is.
+struct Drop {
+  std::atomic<bool> is_done = false;
+  const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
+};
+constexpr auto kMostDropTime = std::chrono::milliseconds(250);
+constexpr int kMostDrops = 16;
+std::atomic<int> drops = 0;
+// Of this thread, by the socket.
+thread_local std::unordered_map<int, std::shared_ptr<Drop>> drops_of;
+
+void CloseAll(const int32_t* fds) {
+  for (int32_t n = kLostFds - fds[0]; n > 0; n--) close(fds[n]);
+}
+
+// Throws away `length` bytes that were looked at, and the descriptors that came with them, fds[1...] being copies of some. 0 when
+// that has begun; or an errno, and the copies are closed.
+int DropReceived(int fd, size_t length, int32_t* fds) {
+  int copy = drops >= kMostDrops ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (copy < 0) {
+    // The process may have no room for one: the last copy's is taken then.
+    int32_t last = kLostFds - fds[0];
+    if (drops >= kMostDrops || last == 0 || dup3(fd, fds[last], O_CLOEXEC) < 0) {
+      CloseAll(fds);
+      return EBUSY;
+    }
+    copy = fds[last];
+    fds[0]++;
+  }
+  auto drop = std::make_shared<Drop>();
+  drops++;
+  bool is_started = StartWithoutSignals([copy, length, drop] {
+    std::vector<uint8_t> bytes(length);
+    recv(copy, bytes.data(), length, MSG_DONTWAIT);
+    close(copy);
+    drops--;
+    drop->is_done = true;
+  });
+  if (is_started) {
+    drops_of[fd] = drop;
+    return 0;
+  }
+  drops--;
+  close(copy);
+  CloseAll(fds);
+  return EBUSY;
+}
+
+// 0, EAGAIN while what came before is being dropped, or EBUSY.
+int Dropping(int fd) {
+  if (drops_of.empty()) return 0;
+  auto found = drops_of.find(fd);
+  if (found == drops_of.end()) return 0;
+  const Drop& drop = *found->second;
+  if (!drop.is_done) return std::chrono::steady_clock::now() - drop.begun < kMostDropTime ? EAGAIN : EBUSY;
+  drops_of.erase(found);
+  return 0;
+}
+
+// The descriptors of a message into fds[1...], and their count.
+size_t Take(msghdr* message, int32_t* fds) {
   size_t count = 0;
-  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+  for (cmsghdr* part = CMSG_FIRSTHDR(message); part != nullptr; part = CMSG_NXTHDR(message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     size_t arrived = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < arrived; i++) {
@@ -242,12 +292,50 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
       fds[++count] = one;
     }
   }
-  fds[0] = static_cast<int32_t>(count);
-  if ((message.msg_flags & MSG_CTRUNC) != 0) {
-    for (size_t i = 1; i <= count; i++) Discard(fds[i]);
-    fds[0] = kLostFds;
+  return count;
+}
+
+ssize_t ReceiveOnce(int fd, Bytes bytes, int32_t* fds, size_t most, int flags, bool* is_cut) {
+  ControlBuffer control;
+  iovec vector{bytes.data, bytes.length};
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  if (most > 0) {
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_LEN(sizeof(int) * most);
   }
+  ssize_t received;
+  do {
+    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags);
+  } while (received < 0 && errno == EINTR);
+  if (received < 0) return -errno;
+  size_t count = Take(&message, fds);
+  *is_cut = (message.msg_flags & MSG_CTRUNC) != 0;
+  fds[0] = static_cast<int32_t>(*is_cut ? kLostFds - static_cast<int32_t>(count) : static_cast<int32_t>(count));
   return received;
+}
+
+}  // namespace
+
+void ForgetSocket(int fd) { drops_of.erase(fd); }
+
+ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
+  fds[0] = 0;
+  if (int error = Dropping(fd); error != 0) return -error;
+  bool is_cut = false;
+  if (most >= kMaxFds) return ReceiveOnce(fd, bytes, fds, kMaxFds, 0, &is_cut);
+  // More may come than there is room for, which the kernel would drop here: so it is looked at first.
+  ssize_t seen = ReceiveOnce(fd, bytes, fds, most, MSG_PEEK, &is_cut);
+  if (seen <= 0) return seen;
+  size_t length = static_cast<size_t>(seen);
+  if (is_cut) {
+    int error = DropReceived(fd, length, fds);
+    return error == 0 ? seen : -error;
+  }
+  // What was looked at is here already, or there is none.
+  int32_t none;
+  return ReceiveOnce(fd, {bytes.data, length}, &none, 0, 0, &is_cut);
 }
 
 void InitSocket(Napi::Env env, Napi::Object exports) {

@@ -3,9 +3,13 @@
  * the others cannot take: it is charged with each from its arrival until it is closed. That may be long after it was given up,
  * since closing waits for a file whose owner does not answer (native `discard`).
  */
-import { discard, takeDiscarded } from "../native/index.js";
+import { discard, LOST_FDS, takeDiscarded } from "../native/index.js";
+
+let lastNumber = 0;
 
 export class FdShare {
+  /** Whose threads close what takes long. */
+  readonly number = ++lastNumber;
   #used = 0;
   readonly #most: () => number;
 
@@ -49,9 +53,19 @@ const closing = new Map<number, FdShare>();
 
 /** Closes an fd that a peer handed over, in any case without waiting. */
 export function closePeerFd(fd: number): void {
+  end(fd, false);
+}
+
+/** The same for a connection of a peer's, in which fds may wait; it is charged to `share` for as long as that takes. */
+export function closePeerSocket(fd: number, share: FdShare): void {
+  if (owners[fd] === undefined) share.adopt(fd);
+  end(fd, true);
+}
+
+function end(fd: number, isOwnSocket: boolean): void {
   const owner = owners[fd];
   owners[fd] = undefined;
-  const token = discard(fd);
+  const token = discard(fd, owner?.number, isOwnSocket);
   if (token === 0) owner?.release();
   else if (owner !== undefined) closing.set(token, owner);
   if (token % SETTLED_EVERY === SETTLED_EVERY - 1) settle();
@@ -68,4 +82,13 @@ function settle(): void {
     closing.get(token)?.release();
     closing.delete(token);
   }
+}
+
+/** The fds that native `receive` gave, now charged to `share`; and whether others were lost. */
+export function takeReceived(slots: Int32Array, share: FdShare): { fds: number[]; isLost: boolean } {
+  const isLost = slots[0] <= LOST_FDS;
+  const count = isLost ? LOST_FDS - slots[0] : slots[0];
+  const fds = Array.from(slots.subarray(1, 1 + count));
+  for (const fd of fds) share.adopt(fd);
+  return { fds, isLost };
 }

@@ -10,6 +10,13 @@ const BACKLOG = 4;
 const ACCEPT_RETRY_MS = 100;
 const ACCEPT_REST_MS = 10;
 
+export interface ListenerOwner {
+  /** Whether another connection can be had. */
+  hasRoom(): boolean;
+  /** Owns the fd that it gets. */
+  connected(fd: number): void;
+}
+
 export class Listener {
   readonly #path: string;
   readonly #fd: number;
@@ -18,13 +25,13 @@ export class Listener {
   readonly #log: Log;
   #retry: NodeJS.Timeout | undefined;
 
-  /** `connected` owns the fds that it gets. @throws UserError when the socket cannot be had */
-  constructor(path: string, log: Log, connected: (fd: number) => void) {
+  /** @throws UserError when the socket cannot be had */
+  constructor(path: string, log: Log, owner: ListenerOwner) {
     this.#path = path;
     this.#log = log;
     this.#fd = listenAt(path, BACKLOG);
     this.#inode = statSync(path).ino;
-    this.#poll = new Poll(this.#fd, () => this.#accept(connected));
+    this.#poll = new Poll(this.#fd, () => this.#accept(owner));
     this.#poll.start(POLL_READABLE);
   }
 
@@ -40,7 +47,11 @@ export class Listener {
     }
   }
 
-  #accept(connected: (fd: number) => void): void {
+  #accept({ hasRoom, connected }: ListenerOwner): void {
+    if (!hasRoom()) {
+      this.#rest(ACCEPT_RETRY_MS);
+      return;
+    }
     try {
       const fd = accept(this.#fd);
       if (fd < 0) return;

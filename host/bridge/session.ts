@@ -4,11 +4,10 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { close } from "../../native/index.js";
 import { DEVICE_VM_FDS } from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { LimitedLog } from "../../shared/log-limit.js";
-import { FdShare } from "../../shared/peer-fds.js";
+import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
@@ -77,7 +76,10 @@ export class Session {
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(): Promise<void> {
     const { vhostUserSocketPath } = this.#options;
-    this.#listener = new Listener(vhostUserSocketPath, this.#log, (fd) => this.#connected(fd));
+    this.#listener = new Listener(vhostUserSocketPath, this.#log, {
+      hasRoom: () => this.#deviceVmFds.left() > 0,
+      connected: (fd) => this.#connected(fd),
+    });
     try {
       this.#server.open();
     } catch (error) {
@@ -102,7 +104,7 @@ export class Session {
     this.#backEnd?.endIfHungUp();
     if (this.#backEnd) {
       this.#log.warn("refused a second front-end: one device VM at a time");
-      close(fd);
+      closePeerSocket(fd, this.#deviceVmFds);
       return;
     }
     this.#log.info("front-end connected");

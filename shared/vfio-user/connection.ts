@@ -179,7 +179,7 @@ export class Connection {
     this.turn.close();
     this.socket.close();
     this.sendQueue.close();
-    this.syscalls.close(this.fd);
+    this.syscalls.closeSocket(this.fd, this.fds);
     closeAll(this.syscalls, this.commandFrame.fds);
     this.buffer.close();
     this.handler.gone(reason);

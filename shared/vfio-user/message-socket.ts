@@ -1,6 +1,6 @@
 /** A connected socket. */
 export interface SocketIo {
-  /** What came along with the bytes that were received last: fds[0] is their count or LOST_FDS, they follow. */
+  /** What came along with the bytes that were received last: see native `receive` for `fds`. */
   readonly fds: Int32Array;
   /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits. @throws SystemError */
   receive(bytes: Uint8Array, offset: number, length: number): number;

@@ -2,10 +2,9 @@
  * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of commands
  * that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a message needs it.
  */
-import { LOST_FDS } from "../../native/index.js";
 import { PeerGone } from "../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
-import type { FdShare } from "../peer-fds.js";
+import { type FdShare, takeReceived } from "../peer-fds.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import type { SocketIo } from "./message-socket.js";
 import { closeAll, type Syscalls } from "./syscalls.js";
@@ -210,8 +209,9 @@ export class ReceiveBuffer {
       if (size < Header.size || size >= this.end - at) break;
       at += size;
     }
-    const fds = received[0] === LOST_FDS ? LOST : Array.from(received.subarray(1, 1 + received[0]));
-    for (const fd of fds) this.share.adopt(fd);
+    const arrived = takeReceived(received, this.share);
+    if (arrived.isLost) closeAll(this.syscalls, arrived.fds);
+    const fds = arrived.isLost ? LOST : arrived.fds;
     if (at !== this.scan) {
       this.laterFds = fds;
       this.laterFdsAt = at;

@@ -10,7 +10,7 @@ import { isSystemError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
 import { checkListener, listenAt } from "../listen.js";
 import { type Log, quietLog } from "../log.js";
-import { FdShare } from "../peer-fds.js";
+import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
 import { Session, type SessionStats } from "./session.js";
@@ -121,6 +121,11 @@ export class Server {
       this.poll?.stop();
       return;
     }
+    // All are in use, or those of clients that have gone are still being closed.
+    if (this.fds.left() === 0) {
+      this.rest(ACCEPT_RETRY_MS);
+      return;
+    }
     let fd: number;
     try {
       fd = accept(this.fd);
@@ -132,7 +137,7 @@ export class Server {
     this.rest(ACCEPT_REST_MS);
     if (this.session !== undefined) {
       this.log.warn("refused a second client: one at a time");
-      close(fd);
+      closePeerSocket(fd, this.fds);
       return;
     }
     let session: Session;

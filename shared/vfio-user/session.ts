@@ -223,7 +223,7 @@ export class Session implements ConnectionHandler {
           this.options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
           this.memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
         },
-        this.options.share,
+        { share: this.options.share, fds: this.options.fds },
       );
     } catch (error) {
       if (!isSystemError(error)) throw error;

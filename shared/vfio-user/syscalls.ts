@@ -3,13 +3,15 @@
  * their place without a socket.
  */
 import { duplicate, isHungUp } from "../../native/index.js";
-import { closePeerFd } from "../peer-fds.js";
+import { closePeerFd, closePeerSocket, type FdShare } from "../peer-fds.js";
 import { MessageSocket, type SocketIo } from "./message-socket.js";
 
 export interface Syscalls {
   duplicate(fd: number): number;
   /** Without waiting, whatever it is. */
   close(fd: number): void;
+  /** The same for the connection itself; `share` is charged with it for as long as that takes. */
+  closeSocket(fd: number, share: FdShare): void;
   /** Whether the peer has closed its end. */
   isHungUp(fd: number): boolean;
   /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
@@ -19,6 +21,7 @@ export interface Syscalls {
 export const systemCalls: Syscalls = {
   duplicate,
   close: closePeerFd,
+  closeSocket: closePeerSocket,
   isHungUp,
   open: (fd, callback) => new MessageSocket(fd, callback),
 };

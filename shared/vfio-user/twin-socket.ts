@@ -6,8 +6,7 @@
 import { close, socketPair } from "../../native/index.js";
 import { Errno, PeerGone } from "../errors.js";
 import { HeaderFlags } from "../spec/vfio-user.js";
-import type { Share } from "../turn.js";
-import { Connection, type ConnectionHandler, type Frame } from "./connection.js";
+import { Connection, type ConnectionHandler, type ConnectionOptions, type Frame } from "./connection.js";
 
 export class TwinSocket {
   readonly connection: Connection;
@@ -15,7 +14,7 @@ export class TwinSocket {
   private closing = false;
 
   /** `gone` is called when the client closes its end or breaks the framing, not for `close`. @throws SystemError */
-  constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void, share?: Share) {
+  constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void, options: ConnectionOptions = {}) {
     const [near, far] = socketPair();
     this.offered = far;
     const handler: ConnectionHandler = {
@@ -28,7 +27,7 @@ export class TwinSocket {
         if (!this.closing) gone(reason);
       },
     };
-    this.connection = new Connection(near, handler, share === undefined ? {} : { share });
+    this.connection = new Connection(near, handler, options);
   }
 
   /** The client's end, to be sent along with VERSION's reply; -1 after `handedOver`. */

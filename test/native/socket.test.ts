@@ -1,9 +1,11 @@
 /** Sockets: bytes and fds, what is not now, the end of a stream, and what a peer does wrong. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import fs from "node:fs";
 import { constants } from "node:os";
 import path from "node:path";
-import test from "ava";
+import type { Readable } from "node:stream";
+import test, { type ExecutionContext } from "ava";
 import * as native from "../../native/index.js";
 import { failure, fdsOfMemory, folder, owned, pair } from "./helpers.js";
 
@@ -73,23 +75,33 @@ for (const count of [1, 253]) {
   });
 }
 
-test("of fds that do not all fit none is left, and the bytes arrive", (t) => {
+/** What does not fit is thrown away by a thread, and nothing is received before it has been. */
+async function receiveBehind(fd: number, bytes: Uint8Array, fds: Int32Array, most?: number): Promise<number> {
+  for (;;) {
+    const count = native.receive(fd, bytes, 0, 1, fds, most);
+    if (count >= 0) return count;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+test("of fds that do not all fit none is left, and the bytes arrive", async (t) => {
   const [a, b] = pair(t);
   const memory = owned(t, native.createMemory("too-many", 4096, false));
   const bytes = new Uint8Array(1);
   for (const room of [1, 2, 3]) {
     native.send(a, new Uint8Array([room]), 0, 1, [memory, memory, memory]);
     const fds = new Int32Array(room);
-    t.is(native.receive(b, bytes, 0, 1, fds), 1);
-    t.deepEqual([bytes[0], fds[0]], [room, native.LOST_FDS]);
+    t.is(await receiveBehind(b, bytes, fds), 1);
+    t.deepEqual([bytes[0], fds[0]], [room, native.LOST_FDS - (room - 1)]);
+    for (let n = 1; n < room; n++) native.close(fds[n]!);
     t.is(fdsOfMemory("too-many"), 1);
   }
   for (const most of [0, 2, 3]) {
     native.send(a, new Uint8Array(1), 0, 1, [memory, memory, memory]);
     const fds = new Int32Array(10);
-    t.is(native.receive(b, bytes, 0, 1, fds, most), 1);
-    t.is(fds[0], most < 3 ? native.LOST_FDS : 3);
-    for (let n = 1; n <= fds[0]; n++) native.close(fds[n]!);
+    t.is(await receiveBehind(b, bytes, fds, most), 1);
+    t.is(fds[0], most < 3 ? native.LOST_FDS - most : 3);
+    for (let n = 1; n <= most; n++) native.close(fds[n]!);
     t.is(fdsOfMemory("too-many"), 1);
   }
   // A message without fds needs no room for any.
@@ -99,7 +111,7 @@ test("of fds that do not all fit none is left, and the bytes arrive", (t) => {
   t.is(fds[0], 0);
 });
 
-test("fds for which the process has no room are lost, those that arrived too, and the bytes arrive", (t) => {
+test("fds for which the process has no room are lost, those that arrived can be closed, and the bytes arrive", (t) => {
   // In a process of its own, for the limit is the process's.
   const script = `
     import * as native from ${JSON.stringify(new URL("../../native/index.js", import.meta.url).href)};
@@ -111,11 +123,12 @@ test("fds for which the process has no room are lost, those that arrived too, an
     native.close(spare.pop()); native.close(spare.pop());
     const fds = new Int32Array(254);
     const count = native.receive(b, new Uint8Array(1), 0, 1, fds);
+    for (let n = 1; n <= native.LOST_FDS - fds[0]; n++) native.close(fds[n]);
     const left = [native.eventfd(0), native.eventfd(0)];
     process.stdout.write([count, fds[0], left.length].join(" "));`;
   const command = 'ulimit -n 300 && exec "$0" --input-type=module -e "$1"';
   const printed = execFileSync("bash", ["-c", command, process.execPath, script], { encoding: "utf8" });
-  t.is(printed, "1 -1 2");
+  t.is(printed, "1 -3 2");
 });
 
 test("arguments out of range are refused before any call", (t) => {
@@ -191,4 +204,67 @@ test("paths that cannot be", (t) => {
   system(t, "ENOENT", "bind", () => native.listen("", 1));
   t.throws(() => native.listen("a\0b", 1), { instanceOf: TypeError });
   t.regex(t.throws(() => native.connect("/nonexistent/socket")).message, / '\/nonexistent\/socket'$/);
+});
+
+/** A TCP socket that takes so many seconds to close, as what was sent is not read. */
+async function lingering(t: ExecutionContext, seconds: number): Promise<number> {
+  // Python can set SO_LINGER, and hands the socket over.
+  const [ours, theirs] = pair(t);
+  const script = `
+import array, os, socket, struct, sys
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+s = socket.socket()
+s.connect(listener.getsockname())
+peer, _ = listener.accept()
+s.setblocking(False)
+try:
+    while True: s.send(bytes(65536))
+except BlockingIOError: pass
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, ${seconds}))
+socket.socket(fileno=3).sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [s.fileno()]))])
+os.close(s.detach())
+sys.stdout.write("sent")
+sys.stdout.flush()
+sys.stdin.read()`;
+  const child = spawn("python3", ["-c", script], { stdio: ["pipe", "pipe", "inherit", theirs] });
+  t.teardown(() => child.kill("SIGKILL"));
+  await once(child.stdout as Readable, "data");
+  const fds = new Int32Array(254);
+  t.is(native.receive(ours, new Uint8Array(1), 0, 1, fds), 1);
+  t.is(fds[0], 1);
+  return fds[1]!;
+}
+
+test("a file that takes long to close stops nobody: neither dropped with its message, nor left in a socket", async (t) => {
+  const bytes = new Uint8Array(2);
+  const fds = new Int32Array(1);
+  for (const isReceived of [true, false]) {
+    const file = await lingering(t, 60);
+    const [a, b] = native.socketPair();
+    native.send(a, bytes, 0, 1, [file]);
+    native.send(a, bytes, 0, 1);
+    // The reference that is left is the message's.
+    native.close(file);
+    if (isReceived) {
+      t.is(native.receive(b, bytes, 0, 1, fds), 1);
+      t.is(fds[0], native.LOST_FDS);
+      await t.throwsAsync(() => receiveBehind(b, bytes, fds), { code: "EBUSY" });
+    }
+    const token = native.discard(b, 1, true);
+    t.true(token > 0, "what waits in it is a thread's to close");
+    // Another owner's are closed meanwhile.
+    const other = native.discard(fs.openSync(process.execPath, "r"), 2);
+    const closed: number[] = [];
+    while (!closed.includes(other)) {
+      closed.push(...native.takeDiscarded());
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    if (!isReceived) t.false(closed.includes(token));
+    native.close(a);
+  }
+  const [c, d] = native.socketPair();
+  t.is(native.discard(c, 1, true), 0);
+  t.is(native.discard(d, 1, true), 0);
 });

@@ -10,7 +10,7 @@
 import * as native from "../../../native/index.js";
 import { PeerGone } from "../../../shared/errors.js";
 import { MAX_VHOST_USER_MESSAGE_SIZE, MAX_VHOST_USER_REGIONS } from "../../../shared/limits.js";
-import { closePeerFd, FdShare } from "../../../shared/peer-fds.js";
+import { closePeerFd, closePeerSocket, FdShare, takeReceived } from "../../../shared/peer-fds.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vhost-user.js";
 import { Rest, type Share, Turn } from "../../../shared/turn.js";
 
@@ -157,7 +157,7 @@ export class Connection {
     this.#turn.close();
     this.#poll.close();
     this.#closeFds();
-    closePeerFd(this.#fd);
+    closePeerSocket(this.#fd, this.#share);
   }
 
   /** One recvmsg; false when nothing waits. */
@@ -171,10 +171,10 @@ export class Connection {
     const most = Math.min(MAX_VHOST_USER_REGIONS - message.fds.length, this.#share.left());
     const count = native.receive(this.#fd, bytes, at, end - at, slots, most);
     if (count < 0) return false;
-    if (slots[0] === native.LOST_FDS) message.lostFds = true;
-    for (let n = 1; n <= slots[0]; n++) {
-      this.#share.adopt(slots[n]);
-      message.fds.push(slots[n]);
+    if (slots[0] !== 0) {
+      const { fds, isLost } = takeReceived(slots, this.#share);
+      message.fds.push(...fds);
+      if (isLost) message.lostFds = true;
     }
     if (count === 0) throw new PeerGone("the peer closed the socket");
     this.#received += count;

@@ -96,6 +96,7 @@ export class FakeSocket {
       if (this.closed.includes(fd)) throw new Error(`fd ${fd} closed twice`);
       this.closed.push(fd);
     },
+    closeSocket: (fd) => void this.closed.push(fd),
     isHungUp: () => this.arrivals.includes("end"),
     open: (_fd, callback) => {
       this.callback = callback;
