@@ -30,7 +30,8 @@ export interface Dma {
    * Zero-copy: finds the longest run from `address` on, at most `length` bytes, that lies in one map and one piece of the
    * window, and puts it into `into` (which is reused, so nothing is allocated). Returns its length; 0 where nothing is
    * mapped, the access is not permitted, or the memory is not in the window. The segment is good until the device's
-   * `quiesce` or `reset` resolves or, in synchronous code, until it returns to the event loop.
+   * `quiesce` or `reset` resolves or, in synchronous code, until it returns to the event loop. Of memory that is gone, as below, it
+   * is zeros.
    *
    * While the driver VM logs DMA for a live migration, all of a segment that was located for "write" counts as written from
    * then until a `quiesce` that began later has resolved: `quiesce` is called for each report of the log.
@@ -38,7 +39,10 @@ export interface Dma {
   locate(address: number, length: number, access: "read" | "write", into: Segment): number;
   /** A Uint8Array on driver-VM memory itself, or undefined when it is not in one piece of the window. Same lifetime. */
   view(address: number, length: number, access: "read" | "write"): Uint8Array | undefined;
-  /** Fills `target` from driver-VM memory, by window, copy or message. Rejects with DmaError when a part is not mapped or not readable; `target` is then undefined in content. */
+  /**
+   * Fills `target` from driver-VM memory, by window, copy or message. Rejects with DmaError when a part is not mapped, not
+   * readable, or gone because the client made the memory's file smaller; `target` is then undefined in content.
+   */
   read(address: number, target: Uint8Array): Promise<void>;
   write(address: number, source: Uint8Array): Promise<void>;
   /** The same where all of it is in the window. @throws DmaError otherwise */
@@ -203,14 +207,15 @@ export interface Migration {
   preCopy?(first: boolean): Uint8Array | undefined | Promise<Uint8Array | undefined>;
 }
 
-/** DMA to an address that is not mapped, or not for that access. */
+/** DMA to an address that is not mapped, or not for that access, or whose memory is gone. */
 export class DmaError extends Error {
   override readonly name = "DmaError";
   constructor(
     readonly address: number,
     readonly length: number,
     access: "read" | "write",
+    reason = "not mapped for it in the driver VM",
   ) {
-    super(`DMA ${access} of ${length} bytes at ${formatAddress(address)}: not mapped for it in the driver VM`);
+    super(`DMA ${access} of ${length} bytes at ${formatAddress(address)}: ${reason}`);
   }
 }

@@ -14,6 +14,7 @@
 #include "addon.h"
 #include "arguments.h"
 #include "file_end.h"
+#include "guard.h"
 
 namespace {
 
@@ -58,8 +59,12 @@ void Prefetch(const List& list, const Entry& entry) {
   for (size_t at = 0; at < kPrefetch; at += kCacheLine) __builtin_prefetch(start + at);
 }
 
+bool PlaceIsLost(const Place& place, uint32_t offset, uint32_t length) {
+  return !place.is_file() && IsLost(place.data + offset, length);
+}
+
 // Returns 0 or an errno; what is moved in part only is EIO.
-int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& file_end) {
+int Move(const Entry& entry, const Place& source, const Place& target, FileEnd& file_end) {
   if (!source.is_file() && !target.is_file()) {
     memmove(target.data + entry.target_offset, source.data + entry.source_offset, entry.length);
     return 0;
@@ -82,6 +87,16 @@ int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& 
   } while (moved < 0 && errno == EINTR);
   if (moved < 0) return errno;
   return static_cast<size_t>(moved) == entry.length ? 0 : EIO;
+}
+
+// Memory that is gone is zeros, which a system call does not notice either: what is known to be gone is not copied at all.
+int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& file_end) {
+  if (PlaceIsLost(source, entry.source_offset, entry.length)) return EFAULT;
+  int error = Move(entry, source, target, file_end);
+  if (error != 0) return error;
+  bool isLost = PlaceIsLost(source, entry.source_offset, entry.length) ||
+                PlaceIsLost(target, entry.target_offset, entry.length);
+  return isLost ? EFAULT : 0;
 }
 
 napi_value Run(napi_env env, napi_callback_info info) {

@@ -21,8 +21,6 @@ namespace {
 
 // A GiB each, mostly.
 constexpr size_t kMaxRanges = 32768;
-// Pages of a range that are repaired one by one.
-constexpr uint32_t kSinglePages = 64;
 constexpr uintptr_t kPageSizes[] = {uintptr_t{1} << 12, uintptr_t{1} << 21, uintptr_t{1} << 30};
 
 // What the handler looks at: written by any thread, read without a lock. A slot is free while its range is null.
@@ -104,6 +102,21 @@ bool PutCopy(uintptr_t begin, size_t length) {
 
 }  // namespace
 
+std::atomic<uint32_t> any_lost;
+static_assert(std::atomic<uint32_t>::is_always_lock_free);
+
+bool SearchLost(const void* address, size_t length) {
+  uintptr_t begin = reinterpret_cast<uintptr_t>(address);
+  uintptr_t end = begin + length;
+  size_t used = used_slots.load();
+  for (size_t i = 0; i < used; i++) {
+    if (begin >= slots[i].end.load() || end <= slots[i].begin.load()) continue;
+    GuardedRange* range = slots[i].range.load();
+    if (range != nullptr && range->IsLost(begin, end)) return true;
+  }
+  return false;
+}
+
 GuardedRange::GuardedRange(void* base, size_t length)
     : base_(reinterpret_cast<uintptr_t>(base)), end_(base_ + length) {
   InstallHandler();
@@ -130,7 +143,8 @@ void GuardedRange::Mapped(size_t offset, size_t length) {
   Unmapped(offset, length);
   while (changing_.test_and_set()) {
   }
-  maps_[base_ + offset] = base_ + offset + length;
+  uintptr_t end = base_ + offset + length;
+  maps_[base_ + offset] = {end, end};
   changing_.clear();
 }
 
@@ -140,15 +154,17 @@ void GuardedRange::Unmapped(size_t offset, size_t length) {
   while (changing_.test_and_set()) {
   }
   auto at = maps_.lower_bound(begin);
-  if (at != maps_.begin() && std::prev(at)->second > begin) {
-    auto before = std::prev(at);
-    if (before->second > end) maps_[end] = before->second;
-    before->second = begin;
+  if (at != maps_.begin() && std::prev(at)->second.end > begin) {
+    MapEnd& before = std::prev(at)->second;
+    if (before.end > end) maps_[end] = {before.end, std::max(before.lost, end)};
+    before = {begin, std::min(before.lost, begin)};
   }
   while (at != maps_.end() && at->first < end) {
-    if (at->second > end) maps_[end] = at->second;
+    if (at->second.end > end) maps_[end] = {at->second.end, std::max(at->second.lost, end)};
     at = maps_.erase(at);
   }
+  lost_pages_end_ = std::remove_if(lost_pages_, lost_pages_end_,
+                                   [=](const Map& page) { return page.begin >= begin && page.end <= end; });
   changing_.clear();
 }
 
@@ -158,23 +174,53 @@ GuardedRange::Map GuardedRange::Find(uintptr_t address) {
   while (changing_.test_and_set()) {
   }
   auto after = maps_.upper_bound(address);
-  if (after != maps_.begin() && std::prev(after)->second > address) {
-    found = {std::prev(after)->first, std::prev(after)->second};
+  if (after != maps_.begin() && std::prev(after)->second.end > address) {
+    found = {std::prev(after)->first, std::prev(after)->second.end};
   }
   changing_.clear();
   return found;
 }
 
+bool GuardedRange::IsLost(uintptr_t begin, uintptr_t end) {
+  while (changing_.test_and_set()) {
+  }
+  bool isLost = std::any_of(lost_pages_, lost_pages_end_,
+                            [=](const Map& page) { return page.begin < end && begin < page.end; });
+  auto at = maps_.upper_bound(begin);
+  if (at != maps_.begin()) --at;
+  for (; at != maps_.end() && at->first < end && !isLost; ++at) {
+    const auto& [map_end, lost] = at->second;
+    isLost = lost < map_end && lost < end && begin < map_end;
+  }
+  changing_.clear();
+  return isLost;
+}
+
+// Nothing is allocated. The flag is set before there are zeros, and where they are is noted before anybody can look: who copied
+// one finds out.
 bool GuardedRange::Repair(uintptr_t address) {
-  Map map = Find(address);
   bool isSingle = repairs_.fetch_add(1) < kSinglePages;
+  any_lost = 1;
+  bool isRepaired = false;
+  while (changing_.test_and_set()) {
+  }
+  auto after = maps_.upper_bound(address);
+  MapEnd* map = after != maps_.begin() && std::prev(after)->second.end > address ? &std::prev(after)->second : nullptr;
+  uintptr_t first = map != nullptr ? std::prev(after)->first : base_;
   // Pages of hugetlbfs can only be replaced whole.
   for (uintptr_t page_size : kPageSizes) {
     uintptr_t page = address & ~(page_size - 1);
-    if (page < map.begin) break;
-    if (PutZeros(page, isSingle ? page + page_size : std::max(map.end, page + page_size))) return true;
+    if (page < first) break;
+    uintptr_t end = page + page_size;
+    if (!isSingle && map != nullptr) end = std::max(end, map->end);
+    isRepaired = PutZeros(page, end);
+    if (!isRepaired) continue;
+    if (isSingle && lost_pages_end_ < std::end(lost_pages_)) *lost_pages_end_++ = {page, end};
+    else if (map != nullptr) map->lost = std::min(map->lost, page);
+    break;
   }
-  return false;
+  changing_.clear();
+  return isRepaired;
 }
 
 bool GuardedRange::Permit(uintptr_t address) {

@@ -8,6 +8,18 @@
 #include <cstdint>
 #include <map>
 
+// 1 once this process found memory to be gone, else 0.
+extern std::atomic<uint32_t> any_lost;
+
+// Whether a part of [address, address + length) is zeros that were put in the place of what is gone, until it is mapped anew. To be
+// asked after a copy from or to memory of a peer's; it costs nothing as long as no peer ever took memory away.
+bool SearchLost(const void* address, size_t length);
+inline bool IsLost(const void* address, size_t length) {
+  // It is set before there are zeros to be copied.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  return any_lost.load(std::memory_order_relaxed) != 0 && SearchLost(address, length);
+}
+
 // A range of addresses and the maps in it. Registered with the signal handler as long as it lives.
 class GuardedRange {
  public:
@@ -29,15 +41,26 @@ class GuardedRange {
   // How often something was repaired by zeros that is mapped.
   uint32_t repairs() const { return repairs_; }
 
+  // Whether zeros are in the place of a part of [begin, end) that is mapped.
+  bool IsLost(uintptr_t begin, uintptr_t end);
+
   // For the signal handler. What is gone (SIGBUS): puts zeros there. False when that fails.
   bool Repair(uintptr_t address);
   // What may not be accessed (SIGSEGV): puts zeros where nothing is mapped, and a copy where it is mapped for reading only.
   bool Permit(uintptr_t address);
 
  private:
+  // Pages of a range that are repaired one by one.
+  static constexpr uint32_t kSinglePages = 64;
+
   struct Map {
     uintptr_t begin;
     uintptr_t end;
+  };
+  struct MapEnd {
+    uintptr_t end;
+    // From here on all of the map was replaced by zeros: `end` where nothing was.
+    uintptr_t lost;
   };
 
   // The map that the address is in; all of the range where there is none.
@@ -46,8 +69,11 @@ class GuardedRange {
   uintptr_t base_;
   uintptr_t end_;
   int slot_ = -1;
-  // The end of each map by its start. The flag keeps a handler on another thread out while they change.
-  std::map<uintptr_t, uintptr_t> maps_;
+  // Each map by its start. The flag keeps a handler on another thread out while they change.
+  std::map<uintptr_t, MapEnd> maps_;
+  // Single pages that were replaced by zeros and are not mapped anew: those in front of `lost_pages_end_`.
+  Map lost_pages_[kSinglePages];
+  Map* lost_pages_end_ = lost_pages_;
   std::atomic_flag changing_;
   std::atomic<int> stray_{-1};
   std::atomic<uint32_t> repairs_{0};

@@ -65,7 +65,7 @@ export const PROT_WRITE = 2;
  * once, one for each piece, and stay valid for ever. What no system call may touch (EFAULT) is harmless to everything else in this
  * process, by signal handlers:
  * - an unmapped part reads as zeros and swallows writes;
- * - so does what a file's owner truncated, or punched out where no huge page is left;
+ * - so does what a file's owner truncated, or punched out where no huge page is left: `isLost` tells;
  * - a write to what was mapped without PROT_WRITE goes to a private copy of the page, and `stray` is signalled. Whoever made the
  *   reservation then maps the memory anew.
  */
@@ -168,7 +168,10 @@ export const RWF_NOWAIT = 8;
 export interface CopyList {
   /** COPY_ENTRY.SIZE numbers for each copy: sources and targets by number, offsets and lengths in bytes. */
   readonly entries: Uint32Array;
-  /** What became of each copy: 0, or a positive errno. A file that moves less than asked for is EIO, a write beyond its end ENOSPC. */
+  /**
+   * What became of each copy: 0, or a positive errno. A file that moves less than asked for is EIO, a write beyond its end ENOSPC;
+   * memory that is gone, as `isLost` says, EFAULT.
+   */
   readonly results: Int32Array;
   /** Makes a buffer known and returns its number, from 0 on. It is kept for as long as the list. */
   add(buffer: ArrayBuffer): number;
@@ -200,7 +203,8 @@ export const IO_RANGE = { MODE: 0, LENGTH_LOW: 1, LENGTH_HIGH: 2, SIZE: 3 } as c
 export const IO_PIECE = { BUFFER: 0, OFFSET: 1, LENGTH: 2, SIZE: 3 } as const;
 /**
  * SYNC is fdatasync, SYNC_ALL fsync; neither has pieces. SET_ATTRIBUTE has two: the extended attribute's name, with a zero at its end,
- * and the value. COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position.
+ * and the value. COPY is from each piece of an even number to the next one, which is as long; it has neither file nor position; it
+ * ends with EFAULT, all else being copied, where memory is gone.
  */
 export const IO_OPERATION = {
   READ: 0,
@@ -310,6 +314,8 @@ interface Addon {
   Relay: new () => Relay;
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
   mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
+  anyLost: Uint32Array;
+  isLost(bytes: Uint8Array, offset: number, length: number): boolean;
   addressOf(buffer: ArrayBuffer): number;
   createCopyList(capacity: number): CopyList;
   createIoPool(requests: number, threads: number, words: number, signal: number): IoPool;
@@ -425,6 +431,13 @@ export const {
    * as zeros, as in a Reservation.
    */
   mapFile,
+  /** [0]: 1 once this process found mapped memory to be gone, else 0. To be read by Atomics. */
+  anyLost,
+  /**
+   * Whether part of bytes[offset, offset + length), at least one byte, is zeros in the place of memory that is gone: it was touched,
+   * and is not mapped anew. To be asked after a copy; shared/lost-memory.ts asks only where something ever was.
+   */
+  isLost,
   /** The address of an ArrayBuffer's first byte in this process. */
   addressOf,
   /** Room for `capacity` copies, at most 65536. */

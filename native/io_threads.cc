@@ -21,6 +21,7 @@
 #include <system_error>
 
 #include "file_end.h"
+#include "guard.h"
 
 namespace {
 
@@ -37,11 +38,13 @@ int64_t Now() {
   return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
-// Memory whose file was truncated meanwhile becomes zeros (guard.h).
-void Copy(const IoRequest& request) {
+// Returns 0, or EFAULT when some of the memory is gone: it was taken for zeros (guard.h).
+int Copy(const IoRequest& request) {
   for (size_t n = 0; n + 1 < request.pieces.size(); n += 2) {
     memmove(request.pieces[n + 1].iov_base, request.pieces[n].iov_base, request.pieces[n].iov_len);
   }
+  auto is_lost = [](const iovec& piece) { return IsLost(piece.iov_base, piece.iov_len); };
+  return std::any_of(request.pieces.begin(), request.pieces.end(), is_lost) ? EFAULT : 0;
 }
 
 // Returns 0 or an errno, once all bytes are moved or one of them cannot be: EIO or ENOSPC where the file ends.
@@ -103,8 +106,7 @@ int Perform(IoRequest& request) {
     case IoRequest::kWrite:
       return Move(request);
     case IoRequest::kCopy:
-      Copy(request);
-      return 0;
+      return Copy(request);
     case IoRequest::kSync:
     case IoRequest::kSyncAll:
       return Sync(request);

@@ -264,9 +264,18 @@ Napi::Value MapFile(const Napi::CallbackInfo& info) {
   return buffer;
 }
 
+Napi::Value FindLost(const Napi::CallbackInfo& info) {
+  Bytes bytes = Slice(info[0], info[1], info[2]);
+  return Napi::Boolean::New(info.Env(), IsLost(bytes.data, bytes.length));
+}
+
 }  // namespace
 
 void InitMemory(Napi::Env env, Napi::Object exports) {
   Reservation::Init(env, exports);
+  static_assert(sizeof any_lost == sizeof(uint32_t));
+  Napi::ArrayBuffer count = Napi::ArrayBuffer::New(env, &any_lost, sizeof any_lost);
+  exports.Set("anyLost", Napi::Uint32Array::New(env, 1, count, 0));
+  Export<FindLost>(env, exports, "isLost");
   Export<MapFile>(env, exports, "mapFile");
 }

@@ -7,13 +7,14 @@
 
 import { formatAddress } from "../../shared/address.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
+import { isLost } from "../../shared/lost-memory.js";
 import { DmaTable } from "../../shared/vfio-user/dma-table.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "../device.js";
 import type { DmaMapping, Link } from "../link/link.js";
 import type { ScatterList } from "../scatter-list.js";
 import type { DirtyLog } from "./dirty-log.js";
-import { ListCopies } from "./list-copies.js";
+import { ListCopies, MEMORY_GONE } from "./list-copies.js";
 
 type Access = "read" | "write";
 
@@ -159,6 +160,24 @@ export class WindowDma implements Dma {
     this.#link.abandonMessages(address, length);
   }
 
+  /** Waits for what the link moves. @throws DmaError */
+  async #outside(
+    { isCopied }: DmaMapping,
+    moved: Promise<void>,
+    address: number,
+    length: number,
+    access: Access,
+  ): Promise<void> {
+    if (!isCopied) return this.#answered(moved, address, length, access);
+    try {
+      await moved;
+    } catch (error) {
+      // The map is there, so it is the memory that is not.
+      const isGone = error instanceof ProtocolError && error.errno === Errno.EFAULT;
+      throw isGone ? gone(address, length, access) : error;
+    }
+  }
+
   /** @throws DmaError when it was given up, since the memory goes or the function is reset */
   async #answered(moved: Promise<void>, address: number, length: number, access: Access): Promise<void> {
     this.#messages++;
@@ -182,7 +201,7 @@ export class WindowDma implements Dma {
       }
       const { mapping, length } = this.#outsideWindow(address + done, target.length - done, "read");
       const moved = this.#link.readMemory(address + done, part(target, done, length), mapping.isCopied);
-      await (mapping.isCopied ? moved : this.#answered(moved, address + done, length, "read"));
+      await this.#outside(mapping, moved, address + done, length, "read");
       this.#accountFor(mapping, length);
       done += length;
     }
@@ -199,7 +218,7 @@ export class WindowDma implements Dma {
       // Marked before and after: a report in between has it once, and it may not have been written yet by then.
       this.dirtyLog?.mark(address + done, length);
       const moved = this.#link.writeMemory(address + done, part(source, done, length), mapping.isCopied);
-      await (mapping.isCopied ? moved : this.#answered(moved, address + done, length, "write"));
+      await this.#outside(mapping, moved, address + done, length, "write");
       this.dirtyLog?.mark(address + done, length);
       this.#accountFor(mapping, length);
       done += length;
@@ -253,9 +272,10 @@ export class WindowDma implements Dma {
     return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };
   }
 
-  /** Copies what is in the window. Returns how many bytes that was, from the list's beginning on. */
+  /** Copies what is in the window. Returns how many bytes that was, from the list's beginning on. @throws DmaError when some of it is gone */
   #copyList(list: ScatterList, bytes: Uint8Array, access: Access): number {
     const copied = this.#lists.run(list, bytes, access);
+    if (copied === MEMORY_GONE) throw gone(list.addresses[0], list.length, access);
     if (access === "read") this.bytesRead += copied;
     else this.bytesWritten += copied;
     return copied;
@@ -297,11 +317,12 @@ export class WindowDma implements Dma {
     }
   }
 
-  /** Copies as much as one segment holds; 0 when the address is not in the window. */
+  /** Copies as much as one segment holds; 0 when the address is not in the window. @throws DmaError when the memory is gone */
   #copyFrom(address: number, target: Uint8Array, at: number): number {
     const segment = this.#segment;
     const length = this.locate(address, target.length - at, "read", segment);
     copyBytes(segment.bytes, segment.offset, target, at, length);
+    if (length > 0 && isLost(segment.bytes, segment.offset, length)) throw gone(address, length, "read");
     this.bytesRead += length;
     return length;
   }
@@ -310,6 +331,7 @@ export class WindowDma implements Dma {
     const segment = this.#segment;
     const length = this.locate(address, source.length - at, "write", segment);
     copyBytes(source, at, segment.bytes, segment.offset, length);
+    if (length > 0 && isLost(segment.bytes, segment.offset, length)) throw gone(address, length, "write");
     this.bytesWritten += length;
     return length;
   }
@@ -339,6 +361,10 @@ export class WindowDma implements Dma {
     this.#bytes[index] = new Uint8Array(piece);
     this.#data[index] = new DataView(piece);
   }
+}
+
+function gone(address: number, length: number, access: Access): DmaError {
+  return new DmaError(address, length, access, "its memory, or some of it, is gone: its file was made smaller");
 }
 
 function overlaps(transfer: Transfer, address: number, length: number): boolean {

@@ -12,6 +12,8 @@ interface Piece {
 
 /** Copies for one call; a list of more takes several. */
 const MAX_COPIES = 256;
+/** The only thing that goes wrong between memory and memory. */
+export const MEMORY_GONE = -1;
 
 /** Copies between the ranges of a list and an array of the device's. */
 export class ListCopies {
@@ -38,7 +40,7 @@ export class ListCopies {
 
   /**
    * Copies the list's data to the beginning of `bytes`, or from there. Returns how many bytes: fewer than the list has when a
-   * range is not in the window. @throws RangeError when `bytes` is shorter than the list
+   * range is not in the window, MEMORY_GONE when what was copied is not all there. @throws RangeError when `bytes` is shorter than the list
    */
   run(list: ScatterList, bytes: Uint8Array, access: "read" | "write"): number {
     if (bytes.length < list.length) throw new RangeError(`${bytes.length} bytes for a list of ${list.length}`);
@@ -55,13 +57,14 @@ export class ListCopies {
     const start = bytes.byteOffset;
     let moved = 0;
     let entry = 0;
+    let failures = 0;
     for (let n = 0; n < list.count; n++) {
       let address = list.addresses[n];
       for (let left = list.lengths[n]; left > 0; ) {
         const length = this.#dma.locate(address, left, access, segment);
         if (length === 0) {
-          this.#copies.run(entry / Copy.SIZE);
-          return moved;
+          failures += this.#copies.run(entry / Copy.SIZE);
+          return failures > 0 ? MEMORY_GONE : moved;
         }
         const piece = this.#piece.bytes === segment.bytes ? this.#piece : this.#find(segment.bytes);
         entries[entry + there] = piece.number;
@@ -74,12 +77,12 @@ export class ListCopies {
         address += length;
         left -= length;
         if (entry < entries.length) continue;
-        this.#copies.run(MAX_COPIES);
+        failures += this.#copies.run(MAX_COPIES);
         entry = 0;
       }
     }
-    this.#copies.run(entry / Copy.SIZE);
-    return moved;
+    failures += this.#copies.run(entry / Copy.SIZE);
+    return failures > 0 ? MEMORY_GONE : moved;
   }
 
   #find(bytes: Uint8Array): Piece {

@@ -118,5 +118,5 @@ export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32",
 export const CopyRequest = struct({ address: "i64", length: "u32", flags: "u32" });
 /** WRITE: to driver-VM memory. */
 export const CopyFlags = { WRITE: 1 } as const;
-/** 0, or an errno: EINVAL for a request that makes no sense, EFAULT for memory that is not reached so. */
+/** 0, or an errno: EINVAL for a request that makes no sense, EFAULT for memory that is not reached so, or is gone. */
 export const CopyStatus = struct({ errno: "u32" });

@@ -1,8 +1,19 @@
 /** Lists of copies: order, what is out of bounds, buffers that nothing else keeps; files, and what goes wrong with them. */
+import { ftruncateSync, writeSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import test from "ava";
-import { COPY_ENTRY, type CopyList, close, createCopyList, createMemory, RWF_NOWAIT } from "../../native/index.js";
+import {
+  COPY_ENTRY,
+  type CopyList,
+  close,
+  createCopyList,
+  createMemory,
+  PROT_READ,
+  PROT_WRITE,
+  Reservation,
+  RWF_NOWAIT,
+} from "../../native/index.js";
 
 function put(list: CopyList, index: number, ...entry: number[]): void {
   list.entries.set(entry, index * COPY_ENTRY.SIZE);
@@ -43,6 +54,34 @@ test("what is not within its buffers is refused, and those before it are done", 
     put(list, 1, ...wrong);
     t.throws(() => list.run(2), { instanceOf: RangeError }, wrong.join());
     t.true(bytes.every((byte) => byte === 7));
+  }
+});
+
+test("memory that is gone is EFAULT each time, and none of its zeros gets into a file", (t) => {
+  const PAGE = 4096;
+  const memory = createMemory("cut short", 4 * PAGE, false);
+  const file = createMemory("file", PAGE, false);
+  t.teardown(() => {
+    close(memory);
+    close(file);
+  });
+  const reserved = new Reservation(16 * PAGE, 16 * PAGE);
+  t.teardown(() => reserved.release());
+  reserved.map(0, 4 * PAGE, memory, 0, PROT_READ | PROT_WRITE);
+  const bytes = new Uint8Array(PAGE).fill(7);
+  writeSync(file, bytes);
+  const list = createCopyList(5);
+  const [there, own, disk] = [list.add(reserved.piece(0)), list.add(bytes.buffer), list.addFile(file, 0)];
+  ftruncateSync(memory, PAGE);
+  put(list, 0, there, PAGE, disk, 0, PAGE, 0);
+  put(list, 1, there, PAGE, own, 0, PAGE);
+  put(list, 2, own, 0, there, 2 * PAGE, PAGE);
+  put(list, 3, there, PAGE, disk, 0, PAGE, 0);
+  put(list, 4, disk, 0, there, 0, PAGE);
+  for (let round = 0; round < 2; round++) {
+    t.is(list.run(5), 4);
+    t.deepEqual([...list.results], [14, 14, 14, 14, 0]);
+    t.true(new Uint8Array(reserved.piece(0), 0, PAGE).every((byte) => byte === 7));
   }
 });
 

@@ -207,7 +207,7 @@ test("memory whose file was truncated is EFAULT, before and within the data, and
   }
 });
 
-test("copies in pairs, within a buffer and between two; memory that vanished is zeros", async (t) => {
+test("copies in pairs, within a buffer and between two; memory that vanished is EFAULT, and zeros", async (t) => {
   const pool = new Pool(t, 4);
   const source = pattern(3 * PAGE, 4);
   const target = new Uint8Array(3 * PAGE);
@@ -238,9 +238,14 @@ test("copies in pairs, within a buffer and between two; memory that vanished is 
     [vanishing, 0, 3 * PAGE],
     [to, 0, 3 * PAGE],
   ];
-  t.is(await pool.one(Operation.COPY, 0, 0, whole), 0);
+  t.is(await pool.one(Operation.COPY, 0, 0, whole), EFAULT);
   t.true(target.every((byte, n) => byte === (n < PAGE ? 7 : 0)));
-  t.is(await pool.one(Operation.COPY, 0, 0, [...whole].reverse()), 0);
+  t.is(await pool.one(Operation.COPY, 0, 0, [...whole].reverse()), EFAULT);
+  const there: readonly Part[] = [
+    [vanishing, 0, PAGE],
+    [to, 0, PAGE],
+  ];
+  t.is(await pool.one(Operation.COPY, 0, 0, there), 0);
 });
 
 test("waiting blocks until there is another end", (t) => {

@@ -93,6 +93,39 @@ test("a file that is truncated after it was mapped reads as zeros from there on"
   t.is(at(reserved, 0), 1);
 });
 
+test("what is gone is known from its first touch until it is mapped anew, page by page and in one go", (t) => {
+  const reserved = reservation(t, 4 * MiB, 4 * MiB);
+  const memory = numbered(t, 2 * MiB);
+  reserved.map(0, MiB, memory, 0, RW);
+  reserved.map(MiB, 2 * MiB, memory, 0, RW);
+  reserved.map(3 * MiB, MiB, numbered(t, MiB), 0, RW);
+  const bytes = new Uint8Array(reserved.piece(0));
+  const lost = (page: number, pages = 1) => native.isLost(bytes, page * PAGE, pages * PAGE);
+  t.false(lost(0, 1024));
+  fs.ftruncateSync(memory, PAGE);
+  t.false(lost(0, 1024), "nobody has touched it");
+  t.is(bytes[10 * PAGE], 0);
+  t.is(native.anyLost[0], 1);
+  t.deepEqual(
+    [lost(9), lost(10), lost(11), lost(0, 10), lost(0, 11), lost(10, 5)],
+    [false, true, false, false, true, true],
+  );
+  t.true(native.isLost(bytes, 11 * PAGE - 1, 1));
+  t.false(native.isLost(bytes, 11 * PAGE, 1));
+  // More single pages than are told apart: from the lowest that was touched then on, all of that map is gone.
+  for (let page = 256 + 511; page > 256 + 300; page--) t.is(bytes[page * PAGE], 0);
+  t.true(lost(256 + 301, 211));
+  t.deepEqual([lost(256 + 300), lost(768, 256), lost(255), lost(11, 244)], [false, false, false, false]);
+  fs.ftruncateSync(memory, 2 * MiB);
+  t.true(lost(10), "it is zeros all the same");
+  reserved.map(MiB, MiB, memory, 0, RW);
+  t.deepEqual([lost(10), lost(256, 256), lost(512, 256)], [true, false, true]);
+  reserved.map(0, MiB, memory, 0, RW);
+  reserved.unmap(2 * MiB, MiB);
+  t.false(lost(0, 1024));
+  t.throws(() => native.isLost(bytes, 4 * MiB, 1), { instanceOf: RangeError });
+});
+
 test("page after page of a truncated file takes few maps of the process", (t) => {
   const reserved = reservation(t, 64 * MiB, 64 * MiB);
   const memory = owned(t, native.createMemory("truncated", 64 * MiB, false));

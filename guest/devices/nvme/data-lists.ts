@@ -2,6 +2,7 @@
  * Lists in driver-VM memory that say where a command's data is: PRP lists (prp.ts) and SGL segments (sgl.ts). A reader asks for
  * one list after the other; each is read exactly once, in the window or by messages.
  */
+import { isLost } from "../../../shared/lost-memory.js";
 import type { Dma } from "../../device.js";
 import { newSegment } from "./segment.js";
 import { Status } from "./spec.js";
@@ -31,6 +32,7 @@ export function readLists(reader: ListReader, dma: Dma, step: number): number {
     if (dma.locate(listAddress, listLength, "read", segment) < listLength) return NOT_IN_WINDOW;
     dma.account(listLength, 0);
     status = reader.walk(segment.data, segment.offset);
+    if (isLost(segment.bytes, segment.offset, listLength)) return Status.DATA_TRANSFER_ERROR;
   }
   return status;
 }

@@ -1,4 +1,5 @@
 /** Places in the window, and the list of them that one command's data is. */
+import { isLost } from "../../../shared/lost-memory.js";
 import type { Dma, Segment } from "../../device.js";
 import type { ScatterList } from "../../scatter-list.js";
 
@@ -64,6 +65,15 @@ export class SegmentList {
       }
     }
     return true;
+  }
+
+  /** Whether some of the memory is gone; to be asked after a copy from or to it. */
+  isLost(): boolean {
+    for (let n = 0; n < this.count; n++) {
+      const { bytes, offset, length } = this.segments[n];
+      if (isLost(bytes, offset, length)) return true;
+    }
+    return false;
   }
 
   /** Grows the segment before when `segment` follows on it in the window. */

@@ -138,7 +138,7 @@ export class Transfers {
       at += segment.length;
     }
     this.#dma.account(0, at);
-    done(Status.SUCCESS);
+    done(segments.isLost() ? Status.DATA_TRANSFER_ERROR : Status.SUCCESS);
   }
 
   #fromDriver(command: Command, bytes: Uint8Array, done: StatusDone): void {
@@ -154,7 +154,7 @@ export class Transfers {
       at += segment.length;
     }
     this.#dma.account(at, 0);
-    done(Status.SUCCESS);
+    done(segments.isLost() ? Status.DATA_TRANSFER_ERROR : Status.SUCCESS);
   }
 }
 

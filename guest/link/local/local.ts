@@ -19,6 +19,7 @@ import { CopiedMemory } from "../../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
+import { isLost } from "../../../shared/lost-memory.js";
 import { openFileLimit, peerFds } from "../../../shared/open-files.js";
 import { closePeerFd, FdShare } from "../../../shared/peer-fds.js";
 import { Command, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
@@ -305,6 +306,9 @@ export class LocalLink implements Link, Backend {
       const length = memory.locate(address + done, bytes.length - done);
       if (isWrite) copyBytes(bytes, done, memory.bytes, memory.offset, length);
       else copyBytes(memory.bytes, memory.offset, bytes, done, length);
+      if (isLost(memory.bytes, memory.offset, length)) {
+        throw new ProtocolError(`memory at ${formatAddress(address + done)} is gone`, Errno.EFAULT);
+      }
       done += length;
     }
   }

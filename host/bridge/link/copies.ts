@@ -14,6 +14,7 @@ import type { CopiedMemory } from "../../../shared/copied-memory.js";
 import { Errno } from "../../../shared/errors.js";
 import { IoBuffers } from "../../../shared/io-buffers.js";
 import { KiB, MAX_COPY_SIZE, MAX_QUEUE_SIZE, MiB } from "../../../shared/limits.js";
+import { isLost } from "../../../shared/lost-memory.js";
 import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../../shared/spec/link.js";
 import { Rest, type Share, Turn } from "../../../shared/turn.js";
 import { type DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
@@ -39,6 +40,19 @@ const LEAST_COST = 4 * KiB;
 const COPIED_AS_ONE = 16;
 const DESCRIPTOR_PARTS = COPIED_AS_ONE / 2;
 
+/** A request that a thread copies for. */
+interface Away {
+  /** Of its chain. */
+  readonly head: number;
+  /** Bytes that are written into the chain. */
+  readonly written: number;
+  readonly address: number;
+  readonly length: number;
+  readonly isWrite: boolean;
+  /** Where each byte of its status is. */
+  readonly status: readonly { readonly bytes: Uint8Array; readonly offset: number }[];
+}
+
 export class Copies {
   /** Requests that were carried out so far, and their bytes. */
   copies = 0;
@@ -53,9 +67,8 @@ export class Copies {
   /** When copies are the event loop's own again. */
   #sharingUntil = 0;
   readonly #buffers: IoBuffers;
-  /** Chains that a thread copies for, and what is written into each. */
-  readonly #heads: number[] = [];
-  readonly #written: number[] = [];
+  /** What a thread copies, or is to copy next. */
+  readonly #batch: Away[] = [];
   #isAway = false;
   readonly #header = new Uint8Array(CopyRequest.size);
   readonly #request = CopyRequest.view(new DataView(this.#header.buffer));
@@ -113,13 +126,13 @@ export class Copies {
     try {
       let left = BYTES_PER_TURN;
       let untilLook = BYTES_PER_LOOK;
-      while (goesOn && left > 0 && (this.#heads.length === 0 || this.#threads.hasRoom(MOST_PLACES)) && queue.next()) {
+      while (goesOn && left > 0 && (this.#batch.length === 0 || this.#threads.hasRoom(MOST_PLACES)) && queue.next()) {
         served = true;
-        const handedOver = this.#heads.length;
+        const handedOver = this.#batch.length;
         const cost = this.#carryOut(queue, isSharing);
         left -= cost;
         goesOn = turn.spend(cost / COPIED_AS_ONE);
-        if (this.#heads.length === handedOver) untilLook -= cost;
+        if (this.#batch.length === handedOver) untilLook -= cost;
         if (untilLook > 0) continue;
         untilLook = BYTES_PER_LOOK;
         // What is not large is this thread's in any case, so it stops here.
@@ -133,8 +146,8 @@ export class Copies {
       // The driver notifies of what comes when the queue was found empty, and of nothing before.
       if (left <= 0) goesOn = false;
     } catch (error) {
-      if (this.#heads.length > 0) this.#threads.drop();
-      this.#heads.length = this.#written.length = 0;
+      if (this.#batch.length > 0) this.#threads.drop();
+      this.#batch.length = 0;
       if (!(error instanceof QueueBroken)) throw error;
       const backEnd = this.#backEnd;
       this.stop();
@@ -142,7 +155,7 @@ export class Copies {
       this.#broken(error.message);
       return;
     }
-    if (this.#heads.length > 0) {
+    if (this.#batch.length > 0) {
       this.#isAway = true;
       this.#threads.start(this.#onEnded);
     } else {
@@ -152,11 +165,14 @@ export class Copies {
   }
 
   /** The batch that a thread was at is done. */
-  readonly #onEnded = (): void => {
+  readonly #onEnded = (errno: number): void => {
     this.#isAway = false;
-    const heads = this.#heads;
-    for (let n = 0; n < heads.length; n++) this.#queue?.completeLater(heads[n], this.#written[n]);
-    heads.length = this.#written.length = 0;
+    for (const away of this.#batch) {
+      const isGone = errno !== 0 && this.#isLost(away);
+      if (isGone) this.#fail(away);
+      this.#queue?.completeLater(away.head, isGone ? CopyStatus.size : away.written);
+    }
+    this.#batch.length = 0;
     this.#backEnd?.call(Queue.COPY);
     this.#turn.goOn();
   };
@@ -191,15 +207,15 @@ export class Copies {
     else if (!this.#memory.reaches(address, length, isWrite)) errno = Errno.EFAULT;
     // Requests end in their order, so what is behind one that a thread has goes the same way.
     const isThreads =
-      this.#heads.length > 0 || (errno === 0 && isSharing && length >= LARGE && this.#threads.hasRoom(MOST_PLACES));
-    if (errno === 0 && !isThreads) this.#copy(queue, address, length, isWrite);
+      this.#batch.length > 0 || (errno === 0 && isSharing && length >= LARGE && this.#threads.hasRoom(MOST_PLACES));
+    if (errno === 0 && !isThreads && !this.#copy(queue, address, length, isWrite)) errno = Errno.EFAULT;
     this.#status.errno = errno;
     queue.write(0, this.#statusBytes, 0, CopyStatus.size);
     const written = CopyStatus.size + (errno === 0 && !isWrite ? length : 0);
     if (isThreads) {
       if (errno === 0) this.#addToBatch(queue, address, length, isWrite);
-      this.#heads.push(queue.detach());
-      this.#written.push(written);
+      const status = this.#statusPlaces(queue);
+      this.#batch.push({ head: queue.detach(), written, address, length, isWrite, status });
     } else {
       queue.complete(written);
     }
@@ -207,6 +223,34 @@ export class Copies {
     this.copies++;
     this.bytes += length;
     return Math.max(length, LEAST_COST) + cost;
+  }
+
+  #statusPlaces({ chain }: DeviceQueue): Away["status"] {
+    chain.seek(true, 0);
+    return Array.from({ length: CopyStatus.size }, () => {
+      chain.next(1);
+      return { bytes: chain.bytes, offset: chain.offset };
+    });
+  }
+
+  /** Whether some of the driver VM's memory that a request is about was gone. */
+  #isLost({ address, length, isWrite }: Away): boolean {
+    const memory = this.#memory;
+    if (!memory.reaches(address, length, isWrite)) return false;
+    for (let done = 0; done < length; ) {
+      const run = memory.locate(address + done, length - done);
+      if (isLost(memory.bytes, memory.offset, run)) return true;
+      done += run;
+    }
+    return false;
+  }
+
+  /** Its status was written when it was handed to the thread. */
+  #fail({ status }: Away): void {
+    this.#status.errno = Errno.EFAULT;
+    status.forEach(({ bytes, offset }, n) => {
+      bytes[offset] = this.#statusBytes[n];
+    });
   }
 
   #addToBatch(queue: DeviceQueue, address: number, length: number, isWrite: boolean): void {
@@ -222,13 +266,17 @@ export class Copies {
     }
   }
 
-  #copy(queue: DeviceQueue, address: number, length: number, isWrite: boolean): void {
+  /** False when some of the memory is gone. */
+  #copy(queue: DeviceQueue, address: number, length: number, isWrite: boolean): boolean {
     const memory = this.#memory;
+    let isWhole = true;
     for (let done = 0; done < length; ) {
       const run = memory.locate(address + done, length - done);
       if (isWrite) queue.read(CopyRequest.size + done, memory.bytes, memory.offset, run);
       else queue.write(CopyStatus.size + done, memory.bytes, memory.offset, run);
+      if (isLost(memory.bytes, memory.offset, run)) isWhole = false;
       done += run;
     }
+    return isWhole;
   }
 }

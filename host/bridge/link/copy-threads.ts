@@ -27,7 +27,7 @@ export class CopyThreads {
   readonly pool: IoPool;
   readonly #words: Uint32Array;
   readonly #ends: Int32Array;
-  readonly #ended: (() => void)[] = [];
+  readonly #ended: ((errno: number) => void)[] = [];
   readonly #free: number[] = [];
   #pairs = 0;
   /** Ends that were dealt with, modulo 2^32. */
@@ -73,8 +73,11 @@ export class CopyThreads {
     this.#pairs = 0;
   }
 
-  /** Hands the batch to a thread; `hasRoom` said that there is a place. Its memory has to stay where it is until `ended` is called. */
-  start(ended: () => void): void {
+  /**
+   * Hands the batch to a thread; `hasRoom` said that there is a place. Its memory has to stay where it is until `ended` is called,
+   * with 0, or EFAULT when some of it is gone.
+   */
+  start(ended: (errno: number) => void): void {
     const batch = this.#free.pop() as number;
     const words = this.#words;
     words.fill(0, 0, Request.SIZE);
@@ -97,10 +100,12 @@ export class CopyThreads {
     const ends = this.#ends;
     Atomics.store(ends, Ends.TOLD, 0);
     while (Atomics.load(ends, Ends.COUNT) !== this.#seen) {
-      const batch = ends[Ends.FIRST + (this.#seen & (BATCHES - 1)) * Ends.SIZE];
+      const end = Ends.FIRST + (this.#seen & (BATCHES - 1)) * Ends.SIZE;
+      const batch = ends[end];
+      const errno = ends[end + 1];
       this.#seen = (this.#seen + 1) | 0;
       this.#free.push(batch);
-      this.#ended[batch]();
+      this.#ended[batch](errno);
     }
   }
 }

@@ -7,6 +7,7 @@ import type { BackEnd } from "../../../../host/bridge/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../../../host/bridge/vhost-user/memory.js";
 import * as native from "../../../../native/index.js";
 import { type CopiedMap, CopiedMemory } from "../../../../shared/copied-memory.js";
+import { Errno } from "../../../../shared/errors.js";
 import { KiB, MAX_COPY_SIZE, MiB } from "../../../../shared/limits.js";
 import { quietLog } from "../../../../shared/log.js";
 import { CopyFlags, CopyRequest, Queue } from "../../../../shared/spec/link.js";
@@ -253,23 +254,29 @@ test.serial("a device that stops gets back what was under way, and a new one sta
   t.deepEqual(made.broken, []);
 });
 
-test.serial("memory that its owner truncates meanwhile becomes zeros", async (t) => {
-  const seen = watch(t);
-  disturb(t);
-  const { driver, data, add, ended, kick, copied, map } = session(t);
-  driver.bytes.fill(5);
-  for (let round = 0; round < 3; round++) {
-    data.fill(1, 0, 8 * MiB);
-    for (let n = 0; n < 4; n++) add(n * 3, DRIVER + n * MAX_COPY_SIZE, MAX_COPY_SIZE, n * MAX_COPY_SIZE);
-    add(20, DRIVER + 8 * MiB, MAX_COPY_SIZE, 8 * MiB, true);
-    kick();
-    if (round === 0) ftruncateSync(driver.fd, MiB);
-    t.deepEqual(new Set((await ended(5)).values()), new Set([0]));
-    if (round > 0) t.true(data.subarray(MiB, 8 * MiB).every((byte) => byte === 0));
-  }
-  t.true(seen.batches > 0);
-  copied.remove(map);
-});
+test.serial(
+  "memory that its owner truncates meanwhile: EFAULT for who asked for it, and for nobody else",
+  async (t) => {
+    const seen = watch(t);
+    disturb(t);
+    const { driver, data, add, ended, kick, copied, map } = session(t);
+    driver.bytes.fill(5);
+    for (let round = 0; round < 3; round++) {
+      data.fill(1, 0, 8 * MiB);
+      for (let n = 0; n < 4; n++) add(n * 3, DRIVER + n * MAX_COPY_SIZE, MAX_COPY_SIZE, n * MAX_COPY_SIZE);
+      add(20, DRIVER + 8 * MiB, MAX_COPY_SIZE, 8 * MiB, true);
+      add(30, DRIVER, MiB, 12 * MiB);
+      kick();
+      if (round === 0) ftruncateSync(driver.fd, MiB);
+      const statuses = await ended(6);
+      t.is(statuses.get(30), 0);
+      statuses.delete(30);
+      t.deepEqual(new Set(statuses.values()), new Set([Errno.EFAULT]));
+    }
+    t.true(seen.batches > 0);
+    copied.remove(map);
+  },
+);
 
 test.serial("two sessions at once", async (t) => {
   const seen = watch(t);
