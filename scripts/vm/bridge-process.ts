@@ -72,6 +72,10 @@ export class BridgeProcess {
     await this.waitForLog((line) => line.msg === "serving");
   }
 
+  get pid(): number | undefined {
+    return this.child.pid;
+  }
+
   get alive(): boolean {
     return this.child.exitCode === null && this.child.signalCode === null;
   }

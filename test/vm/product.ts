@@ -1,7 +1,7 @@
 /**
  * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with their test.
  */
-import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
@@ -67,13 +67,26 @@ export class Product {
     await rm(this.directory, { recursive: true });
   }
 
-  /** A driver VM that has the n-th disk and takes commands; it ends with the test. */
-  async driverVm(t: ExecutionContext, choices: vms.DriverVmChoices = {}, n = 0): Promise<Vm> {
+  /** A driver VM that has the n-th disk and begins to boot; it ends with the test. */
+  async switchOn(t: ExecutionContext, choices: vms.DriverVmChoices = {}, n = 0): Promise<Vm> {
     const { environment, directory, bridge } = this;
     const vm = await vms.startDriverVm(environment, directory, bridge.sockets[n].vfioUser, choices);
     t.teardown(() => vm.stop());
+    return vm;
+  }
+
+  /** As `switchOn`, when it takes commands. */
+  async driverVm(t: ExecutionContext, choices: vms.DriverVmChoices = {}, n = 0): Promise<Vm> {
+    const vm = await this.switchOn(t, choices, n);
     await vms.booted(vm);
     return vm;
+  }
+
+  /** How many file descriptors the bridge and the first disk's process have, and the latter's DMA maps. */
+  async openFiles(): Promise<{ bridge: number; device: number; maps: number }> {
+    const device = await this.deviceVm.check(`ls /proc/$(cat ${vms.disk(0).pid})/fd | wc -l`, vms.COMMAND_MS);
+    const bridge = (await readdir(`/proc/${this.bridge.pid}/fd`)).length;
+    return { bridge, device: Number(device), maps: await vms.nvmeMaps(this.deviceVm) };
   }
 
   /** No process of the product died, and nobody complained of anybody. */

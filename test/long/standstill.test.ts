@@ -1,0 +1,103 @@
+/**
+ * Each process on the way from the driver VM to its disk stands still under verified I/O, for less time and for more than QEMU waits
+ * for an answer (5 s), and the device VM is paused at bad moments: nothing fails, and nothing is left open.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import anyTest, { type ExecutionContext, type TestFn } from "ava";
+import type { Vm } from "../../scripts/vm/qemu.js";
+import { booted, COMMAND_MS, disk, exerciseDisk, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { driverVmChoices, driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
+import { startVerifiedIo } from "./verified-io.js";
+
+const DISK_MIB = 64;
+
+const test = anyTest as TestFn<LongSetUp>;
+
+test.before(async (t) => {
+  t.context = await startLong(t, DISK_MIB);
+});
+
+test.after.always(async (t) => {
+  await t.context.product?.stop();
+});
+
+type Test = ExecutionContext<LongSetUp>;
+
+async function pause(vm: Vm, milliseconds: number): Promise<void> {
+  await vm.qmp("stop");
+  await delay(milliseconds);
+  await vm.qmp("cont");
+}
+
+async function works(t: Test, vm: Vm): Promise<void> {
+  t.is(await waitForDisk(vm), DISK_MIB * 2 ** 20);
+  t.regex(await exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
+  t.notRegex(await vm.check("dmesg", COMMAND_MS), /I\/O error|nvme.*(timeout|not ready)|Disabling device/i);
+  t.true(t.context.product.bridge.alive);
+}
+
+/** Waits for `milliseconds` while a process stands still. */
+type StandStill = (t: Test, driverVm: Vm, milliseconds: number) => Promise<void>;
+
+const stopped = (pidOf: (t: Test, driverVm: Vm) => number | undefined): StandStill => {
+  return async (t, driverVm, milliseconds) => {
+    const pid = pidOf(t, driverVm);
+    if (pid === undefined) throw new Error("the process has ended");
+    process.kill(pid, "SIGSTOP");
+    await delay(milliseconds);
+    process.kill(pid, "SIGCONT");
+  };
+};
+
+const STANDSTILLS: Readonly<Record<string, StandStill>> = {
+  "the driver VM's QEMU": stopped((_, driverVm) => driverVm.pid),
+  "the driver VM, by QMP": (_, driverVm, milliseconds) => pause(driverVm, milliseconds),
+  "the device VM's QEMU": stopped((t) => t.context.product.deviceVm.pid),
+  "the device VM, by QMP": (t, _, milliseconds) => pause(t.context.product.deviceVm, milliseconds),
+  "the bridge": stopped((t) => t.context.product.bridge.pid),
+  "the device process": async (t, _, milliseconds) => {
+    const { deviceVm } = t.context.product;
+    await deviceVm.check(`kill -STOP $(cat ${disk(0).pid})`, COMMAND_MS);
+    await delay(milliseconds);
+    await deviceVm.check(`kill -CONT $(cat ${disk(0).pid})`, COMMAND_MS);
+  },
+};
+
+for (const [who, standStill] of Object.entries(STANDSTILLS)) {
+  test.serial(`${who} stands still`, async (t) => {
+    const { vm } = await driverVmOf(t);
+    await works(t, vm);
+    const open = await t.context.product.openFiles();
+    for (const seconds of [3, 12]) {
+      const io = await startVerifiedIo(vm, { seconds: seconds + 5, offsetMiB: 16, sizeMiB: 32 });
+      await standStill(t, vm, seconds * 1000);
+      await io.end();
+      await works(t, vm);
+    }
+    t.deepEqual(await t.context.product.openFiles(), open);
+  });
+}
+
+test.serial("a pause longer than Linux waits for a command", async (t) => {
+  const { vm } = await driverVmOf(t);
+  const io = await startVerifiedIo(vm, { seconds: 20, offsetMiB: 16, sizeMiB: 32 });
+  await pause(t.context.product.deviceVm, 45_000);
+  await io.end();
+  t.notRegex(await vm.check("dmesg", COMMAND_MS), /I\/O error|Disabling device/);
+});
+
+for (const [afterMs, ms] of [
+  [500, 4000],
+  [2500, 7000],
+  [5000, 7000],
+]) {
+  test.serial(`a pause of ${ms} ms, ${afterMs} ms after the driver VM is switched on`, async (t) => {
+    t.timeout(15 * 60_000);
+    const { product } = t.context;
+    const vm = await product.switchOn(t, await driverVmChoices(t));
+    await delay(afterMs);
+    await pause(product.deviceVm, ms);
+    await booted(vm);
+    await works(t, vm);
+  });
+}
