@@ -48,6 +48,15 @@ const keepWriting = (vm: Vm) =>
     COMMAND_MS,
   );
 
+/** Does it again and again, whatever fails, until what this returns is called. */
+async function untilEnd(vm: Vm, command: string): Promise<() => Promise<unknown>> {
+  await vm.check(
+    `{ while [ ! -e /tmp/enough ]; do ${command}; done; touch /tmp/ended; } >/dev/null 2>&1 &`,
+    COMMAND_MS,
+  );
+  return () => vm.check("touch /tmp/enough; until [ -e /tmp/ended ]; do sleep 0.1; done", COMMAND_MS);
+}
+
 async function works(t: Test, vm: Vm): Promise<void> {
   t.is(await waitForDisk(vm), DISK_MIB * 2 ** 20);
   t.regex(await exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
@@ -194,7 +203,7 @@ test.serial("the disk is formatted to other blocks and back, under I/O", async (
     "if=/dev/nvme0n1 of=/dev/null iflag=direct",
   ];
   const both = `dd bs=16k count=300 ${write}; dd bs=16k count=300 ${read}`;
-  await vm.check(`while [ ! -e /tmp/enough ]; do ${both}; done >/dev/null 2>&1 &`, COMMAND_MS);
+  const end = await untilEnd(vm, both);
   const size = "until [ $(cat /sys/block/nvme0n1/queue/logical_block_size) = $size ]; do sleep 0.1; done";
   for (const [format, bytes] of [
     [1, 4096],
@@ -203,7 +212,7 @@ test.serial("the disk is formatted to other blocks and back, under I/O", async (
     [0, 512],
   ])
     await vm.check(`nvme format /dev/nvme0n1 --lbaf=${format} --force >/dev/null; size=${bytes}; ${size}`, COMMAND_MS);
-  await vm.check("touch /tmp/enough", COMMAND_MS);
+  await end();
   await works(t, vm);
 });
 
@@ -214,11 +223,11 @@ test.serial("the driver is unbound and bound fifteen times, under writes", async
   // A file that dd makes in the disk's place is none.
   const write =
     "[ ! -b /dev/nvme0n1 ] || dd if=/dev/zero of=/dev/nvme0n1 bs=64k seek=512 count=300 oflag=direct conv=nocreat";
-  await vm.check(`while [ ! -e /tmp/enough ]; do ${write}; done >/dev/null 2>&1 &`, COMMAND_MS);
+  const end = await untilEnd(vm, write);
   for (let n = 0; n < 15; n++)
     await vm.check(`cd /sys/bus/pci/drivers/nvme && echo ${PCI} >unbind && echo ${PCI} >bind`, COMMAND_MS);
   await waitForDisk(vm);
-  await vm.check("touch /tmp/enough", COMMAND_MS);
+  await end();
   t.is(await readMark(vm), sum);
   await works(t, vm);
   t.deepEqual(await t.context.product.openFiles(), open);
