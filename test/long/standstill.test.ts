@@ -78,14 +78,6 @@ for (const [who, standStill] of Object.entries(STANDSTILLS)) {
   });
 }
 
-test.serial("a pause longer than Linux waits for a command", async (t) => {
-  const { vm } = await driverVmOf(t);
-  const io = await startVerifiedIo(vm, { seconds: 20, offsetMiB: 16, sizeMiB: 32 });
-  await pause(t.context.product.deviceVm, 45_000);
-  await io.end();
-  t.notRegex(await vm.check("dmesg", COMMAND_MS), /I\/O error|Disabling device/);
-});
-
 for (const [afterMs, ms] of [
   [500, 4000],
   [2500, 7000],
