@@ -52,6 +52,7 @@ export class Meddler {
   private readonly fd: number;
   private readonly poll: Poll;
   private readonly connections = new Set<Connection>();
+  private closed = false;
 
   constructor(
     path: string,
@@ -64,13 +65,18 @@ export class Meddler {
   }
 
   close(): void {
+    this.closed = true;
     this.poll.close();
     systemCalls.close(this.fd);
     for (const connection of [...this.connections]) connection.close();
   }
 
+  /** One client after the other: the end of the last one, which came before, is heard of first, as the server refuses a second. */
   private acceptAll(): void {
-    for (let fd = accept(this.fd); fd !== -1; fd = accept(this.fd)) this.join(fd);
+    for (let fd = accept(this.fd); fd !== -1; fd = accept(this.fd)) {
+      const accepted = fd;
+      setImmediate(() => (this.closed ? systemCalls.close(accepted) : this.join(accepted)));
+    }
   }
 
   private join(fd: number): void {
