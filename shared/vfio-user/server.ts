@@ -18,7 +18,7 @@ import { Session, type SessionStats } from "./session.js";
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
 const ACCEPT_RETRY_MS = 100;
-/** Pause after each connection, so that connecting again and again takes nothing from others. */
+/** Pause after each connection while other sessions want something: connecting again and again takes little from them. */
 const ACCEPT_REST_MS = 10;
 
 export interface ServerOptions {
@@ -134,7 +134,7 @@ export class Server {
       return;
     }
     if (fd === -1) return;
-    this.rest(ACCEPT_REST_MS);
+    if (this.share.hadOthers()) this.rest(ACCEPT_REST_MS);
     if (this.session !== undefined) {
       this.log.warn("refused a second client: one at a time");
       closePeerSocket(fd, this.fds);

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ALL_CHECKS } from "../../../host/check/all.js";
 import { type Result, type RunOptions, runChecks } from "../../../host/check/run.js";
+import { Share } from "../../../shared/turn.js";
 import { Server } from "../../../shared/vfio-user/server.js";
 import { FullDevice } from "./full-device.js";
 import { Meddler, type Meddling } from "./meddler.js";
@@ -18,10 +19,11 @@ export async function withServer<T>(broken: Broken, body: (path: string) => Prom
   const directory = mkdtempSync(join(tmpdir(), "vfio-user-check-"));
   const path = join(directory, "server");
   const device = broken.device ?? new FullDevice();
-  const server = new Server({ backend: device, socket: path });
+  const share = new Share();
+  const server = new Server({ backend: device, socket: path, share });
   server.open();
   const front = join(directory, "meddler");
-  const meddler = broken.meddling && new Meddler(front, path, broken.meddling);
+  const meddler = broken.meddling && new Meddler(front, path, broken.meddling, share);
   try {
     return await body(meddler ? front : path);
   } finally {

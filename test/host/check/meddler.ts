@@ -4,6 +4,7 @@
  */
 import { accept, connect, listen, POLL_READABLE, Poll } from "../../../native/index.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import type { Share } from "../../../shared/turn.js";
 import { Connection, type Frame, putHeader } from "../../../shared/vfio-user/connection.js";
 import { type Syscalls, systemCalls } from "../../../shared/vfio-user/syscalls.js";
 
@@ -58,6 +59,8 @@ export class Meddler {
     path: string,
     private readonly serverPath: string,
     private readonly meddling: Meddling,
+    /** The server's: the meddler is no other session, for which clients would have to rest. */
+    private readonly share: Share,
   ) {
     this.fd = listen(path, 16);
     this.poll = new Poll(this.fd, () => this.acceptAll());
@@ -108,22 +111,26 @@ export class Meddler {
         },
         gone: () => endAll(),
       },
-      { syscalls: this.syscalls() },
+      { syscalls: this.syscalls(), share: this.share },
     );
-    const server: Connection = new Connection(connect(this.serverPath), {
-      command: (frame) => {
-        forward(client, passing(frame));
-        server.finish();
+    const server: Connection = new Connection(
+      connect(this.serverPath),
+      {
+        command: (frame) => {
+          forward(client, passing(frame));
+          server.finish();
+        },
+        reply: (frame) => {
+          const reply = passing(frame);
+          const request = asked.shift();
+          const send = (more: Partial<Passing>) => forward(client, { ...reply, fds: [], ...more });
+          if (request !== undefined && meddling.reply?.(reply, request, send)) endAll();
+          else forward(client, reply);
+        },
+        gone: () => endAll(),
       },
-      reply: (frame) => {
-        const reply = passing(frame);
-        const request = asked.shift();
-        const send = (more: Partial<Passing>) => forward(client, { ...reply, fds: [], ...more });
-        if (request !== undefined && meddling.reply?.(reply, request, send)) endAll();
-        else forward(client, reply);
-      },
-      gone: () => endAll(),
-    });
+      { share: this.share },
+    );
     this.connections.add(client).add(server);
   }
 
