@@ -99,7 +99,6 @@ export class DeviceEndpoint implements Endpoint {
       this.#resetRequested = true;
     };
     this.#config = createConfigSpace(device.identity, requestReset, {
-      intxPending: () => this.interrupts.intxPending,
       msiPending: () => this.interrupts.msiPending(),
       changed: () => this.interrupts.gateChanged(),
     });

@@ -18,9 +18,10 @@ const BOUND = 1;
 const MASKED = 2;
 const PENDING = 4;
 
-/** What the driver VM says in config space. */
+/** What the driver VM says in config space, and what it sees there. */
 export interface InterruptGate {
   readonly intxDisabled: boolean;
+  intxPending: boolean;
   msiMasked(vector: number): boolean;
 }
 
@@ -66,12 +67,14 @@ export class InterruptController implements Interrupts {
   raise(vector: number): void {
     this.#level = !this.#muted;
     this.trigger(vector);
+    this.#showPin();
   }
 
   lower(): void {
     this.#level = this.#intxAsserted = false;
     for (const vector of this.#states[Irq.INTX].keys()) this.#states[Irq.INTX][vector] &= ~PENDING;
     if (this.byPin) this.#forgetMessages();
+    this.#showPin();
   }
 
   get byPin(): boolean {
@@ -151,10 +154,16 @@ export class InterruptController implements Interrupts {
     }
     this.#intxAsserted = bytes[at] === 1;
     this.#level = bytes[at + 1] === 1;
+    this.#showPin();
   }
 
   /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
   change(change: IrqChange): void {
+    this.#change(change);
+    this.#showPin();
+  }
+
+  #change(change: IrqChange): void {
     const action = change.flags & IrqSetFlags.ACTIONS_MASK;
     const data = change.flags & IrqSetFlags.DATA_MASK;
     if (data === IrqSetFlags.DATA_NONE && action === IrqSetFlags.ACTION_TRIGGER && change.count === 0) {
@@ -187,6 +196,7 @@ export class InterruptController implements Interrupts {
       for (let vector = 0; vector < states.length; vector++) states[vector] &= ~PENDING;
     }
     this.#level = this.#intxAsserted = false;
+    this.#showPin();
   }
 
   /** Vectors by interrupt index. */
@@ -202,7 +212,10 @@ export class InterruptController implements Interrupts {
   #signal(index: number, vector: number): void {
     const states = this.#states[index];
     const state = states[vector];
-    if (index === Irq.INTX) this.#intxAsserted = true;
+    if (index === Irq.INTX) {
+      this.#intxAsserted = true;
+      this.#showPin();
+    }
     if (this.#held || (state & (BOUND | MASKED)) !== BOUND || this.#gated(index, vector)) {
       states[vector] = state | PENDING;
       return;
@@ -211,6 +224,11 @@ export class InterruptController implements Interrupts {
     states[vector] = index === Irq.INTX ? BOUND | MASKED : BOUND;
     this.count++;
     this.link.trigger(index, vector);
+  }
+
+  #showPin(): void {
+    const { intxPending } = this;
+    if (this.gate.intxPending !== intxPending) this.gate.intxPending = intxPending;
   }
 
   /** A function that sends messages asserts no pin. */

@@ -26,8 +26,6 @@ import { msi, msix, powerManagement, vendorSpecific } from "./standard-capabilit
 
 /** What the space asks of the interrupts' side, and tells it. */
 export interface InterruptHooks {
-  /** Whether INTA# is asserted, or would be if it were not disabled. */
-  intxPending?(): boolean;
   /** MSI vectors that wait while they are masked, a bit each. */
   msiPending?(): number;
   /** The driver VM wrote a register that enables, disables or masks interrupts. */
@@ -49,6 +47,8 @@ export interface ConfigSpace {
   readonly intxPins: 0 | 1;
   readonly msiVectors: number;
   readonly msixVectors: number;
+  /** Whether INTA# is asserted, or would be if it were not disabled: status shows it. */
+  intxPending: boolean;
   /** Whether the driver VM lets the function do DMA: it is a bus master, in D0. */
   readonly busMaster: boolean;
   readonly intxDisabled: boolean;
@@ -97,6 +97,8 @@ export function createConfigSpace(
   const mayMaster = () => bits("command", CommandBits.BUS_MASTER) !== 0 && bits("pm.control", Pm.STATE_MASK) === Pm.D0;
   // Kept, as each look-up of an address asks for it.
   let busMaster = mayMaster();
+  // Stored, so that reads of command and status need nobody; it is no part of what a migration moves.
+  const idleStatus = registers.get("status");
   return {
     registers,
     size,
@@ -106,6 +108,12 @@ export function createConfigSpace(
     intxPins,
     msiVectors,
     msixVectors: layout?.vectors ?? 0,
+    get intxPending() {
+      return bits("status", StatusBits.INTERRUPT) !== 0;
+    },
+    set intxPending(pending) {
+      if (intxPins === 1) registers.set("status", idleStatus | (pending ? StatusBits.INTERRUPT : 0));
+    },
     get busMaster() {
       return busMaster;
     },
@@ -135,7 +143,11 @@ export function createConfigSpace(
       registers.reset();
       busMaster = mayMaster();
     },
-    save: () => registers.save(),
+    save: () => {
+      const image = registers.save();
+      image[Header.STATUS] &= ~StatusBits.INTERRUPT;
+      return image;
+    },
     load: (image) => {
       if (!registers.isReachable(image)) throw new RangeError("config space of another kind of function");
       registers.load(image);
@@ -203,7 +215,8 @@ function header(table: Map<string, Register>, identity: PciIdentity, facts: Head
       CommandBits.INTX_DISABLE,
     onWrite: () => interrupts.changed?.(),
   });
-  table.set("status", statusRegister(first, intxPins, interrupts));
+  // Error bits are not there: nothing raises an error.
+  fixed("status", Header.STATUS, 2, first === 0 ? 0 : StatusBits.CAPABILITIES_LIST);
   fixed("revisionId", Header.REVISION_ID, 1, identity.revisionId ?? 0);
   fixed("programmingInterface", Header.CLASS_CODE, 1, identity.classCode & 0xff);
   fixed("subclass", Header.CLASS_CODE + 1, 1, (identity.classCode >>> 8) & 0xff);
@@ -214,12 +227,4 @@ function header(table: Map<string, Register>, identity: PciIdentity, facts: Head
   fixed("capabilities", Header.CAPABILITIES, 1, first);
   table.set("interruptLine", { offset: Header.INTERRUPT_LINE, size: 1, writable: 0xff });
   fixed("interruptPin", Header.INTERRUPT_PIN, 1, intxPins);
-}
-
-/** Error bits are not there: nothing raises an error. */
-function statusRegister(first: number, intxPins: 0 | 1, interrupts: InterruptHooks): Register {
-  const fixed = first === 0 ? 0 : StatusBits.CAPABILITIES_LIST;
-  const pending = () => (interrupts.intxPending?.() ? StatusBits.INTERRUPT : 0);
-  const onRead = () => fixed | pending();
-  return { offset: Header.STATUS, size: 2, reset: fixed, ...(intxPins === 1 ? { onRead } : {}) };
 }

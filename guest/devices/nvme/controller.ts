@@ -60,7 +60,7 @@ export class NvmeController implements Device {
   readonly identity: PciIdentity;
   readonly #options: ControllerOptions;
   readonly #layout: BarLayout;
-  readonly #registers: RegisterFile<RegisterName>;
+  readonly registers: { readonly 0: RegisterFile<RegisterName> };
   readonly #namespaces: Namespaces;
   readonly #features: Features;
   #started: Parts | undefined;
@@ -109,13 +109,13 @@ export class NvmeController implements Device {
       onConfiguration: (value, previous) => this.#parts.lifecycle.configure(value, previous),
       onSubsystemReset: () => this.#parts.lifecycle.resetSubsystem(),
     });
-    this.#registers = new RegisterFile<RegisterName>(REGISTERS_SIZE, table);
+    this.registers = { 0: new RegisterFile<RegisterName>(REGISTERS_SIZE, table) };
   }
 
   start(context: DeviceContext): void {
     const { mdts, firmware, sharedDoorbells } = this.#options;
     const { log } = context;
-    const registers = this.#registers;
+    const registers = this.registers[0];
     const namespaces = this.#namespaces;
     const features = this.#features;
     const maxTransfer = MINIMUM_PAGE_SIZE * 2 ** mdts;
@@ -180,18 +180,10 @@ export class NvmeController implements Device {
     );
   }
 
-  readBar(bar: number, offset: number, size: number): number {
-    if (bar !== 0 || offset + size > REGISTERS_SIZE) return 0;
-    return this.#registers.read(offset, size);
-  }
-
   writeBar(bar: number, offset: number, size: number, value: number): void {
-    if (bar !== 0) return;
-    if (offset + size <= REGISTERS_SIZE) this.#registers.write(offset, size, value);
-    else if (offset >= DOORBELL_OFFSET && offset < this.#layout.msixOffset) {
-      const { engine, events } = this.#parts;
-      ringDoorbell(engine, events, offset, size, value);
-    }
+    if (bar !== 0 || offset < DOORBELL_OFFSET || offset >= this.#layout.msixOffset) return;
+    const { engine, events } = this.#parts;
+    ringDoorbell(engine, events, offset, size, value);
   }
 
   sharedWritten(_bar: number, offset: number, size: number): void {
@@ -228,11 +220,10 @@ export class NvmeController implements Device {
   }
 
   inspect(): unknown {
-    const registers = this.#registers.inspect();
     const namespaces = this.#describeNamespaces();
-    if (this.#started === undefined) return { registers, namespaces };
+    if (this.#started === undefined) return { namespaces };
     const { engine, counters } = this.#started;
-    return { registers, namespaces, ...engine.inspect(), ...counters };
+    return { namespaces, ...engine.inspect(), ...counters };
   }
 
   #describeNamespaces(): object[] {

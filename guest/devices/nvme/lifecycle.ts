@@ -37,6 +37,9 @@ export interface LifecycleParts {
 
 export class Lifecycle {
   readonly #parts: LifecycleParts;
+  /** What CC and CSTS said before the function's reset put them back. */
+  #isOn = false;
+  #isShutDown = false;
   /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
   #generation = 0;
   /** A disable or reset waits for DMA: enabling waits too. */
@@ -49,6 +52,7 @@ export class Lifecycle {
   /** CC was written. */
   configure(value: number, previous: number): void {
     const enabled = (value & Cc.EN) !== 0;
+    this.#isOn = enabled;
     if (enabled !== ((previous & Cc.EN) !== 0)) {
       if (enabled) void this.#enable();
       else this.#disable();
@@ -58,11 +62,8 @@ export class Lifecycle {
 
   /** The function's reset. Resolves when no DMA is in flight. */
   async reset(): Promise<void> {
-    const { logPages, registers } = this.#parts;
-    const isOn = (registers.get("CC") & Cc.EN) !== 0;
-    const isShutDown = (registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
-    if (isOn && !isShutDown) logPages.unsafeShutdowns++;
-    registers.reset();
+    if (this.#isOn && !this.#isShutDown) this.#parts.logPages.unsafeShutdowns++;
+    this.#isOn = false;
     await this.#stopAndSettle();
   }
 
@@ -71,6 +72,7 @@ export class Lifecycle {
     const { log, registers } = this.#parts;
     log.info("NVM subsystem reset by the driver");
     registers.reset();
+    this.#isOn = false;
     registers.set("CSTS", Csts.NSSRO);
     void this.#stopAndSettle();
   }
@@ -110,6 +112,7 @@ export class Lifecycle {
   /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
   #setStatus(status: number): void {
     const { registers } = this.#parts;
+    this.#isShutDown = false;
     registers.set("CSTS", status | (registers.get("CSTS") & Csts.NSSRO));
   }
 
@@ -143,8 +146,10 @@ export class Lifecycle {
       namespaces.sync((status) => {
         inFlight.end(epoch);
         if (generation !== this.#generation) return;
-        if (status === Status.SUCCESS) setStatus(Csts.SHST_COMPLETE);
-        else this.fail("the shutdown is not complete: a disk could not be synced");
+        if (status === Status.SUCCESS) {
+          setStatus(Csts.SHST_COMPLETE);
+          this.#isShutDown = true;
+        } else this.fail("the shutdown is not complete: a disk could not be synced");
       });
     });
   }

@@ -114,16 +114,26 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
   });
   const [home] = MAPS;
 
+  const file = device.registers[0];
+  const read = (offset: number, size: number) => (offset + size <= file.size ? file.read(offset, size) : 0);
+  const put = (offset: number, size: number, value: number) => {
+    if (offset + size <= file.size) file.write(offset, size, value);
+    else device.writeBar(0, offset, size, value);
+  };
+  const reset = () => {
+    file.reset();
+    return device.reset();
+  };
   const write = (offset: number, size: number, value: number) => {
     trace.note("write", offset.toString(16), size, value.toString(16));
-    device.writeBar(0, offset, size, value >>> 0);
+    put(offset, size, value >>> 0);
   };
 
   /** Enables the controller, nearly always as a driver should. */
   async function enable(random: Choices): Promise<void> {
     const odd = (value: number) => (random.chance(97) ? value : oddNumber(random, 4, value));
     write(REGISTER.CC, 4, 0);
-    for (let n = 0; n < 50 && device.readBar(0, REGISTER.CSTS, 4) !== 0; n++) await turn();
+    for (let n = 0; n < 50 && read(REGISTER.CSTS, 4) !== 0; n++) await turn();
     write(REGISTER.AQA, 4, odd(((QUEUE_ENTRIES - 1) << 16) | (QUEUE_ENTRIES - 1)));
     for (const [register, page] of [
       [REGISTER.ASQ, 0],
@@ -235,7 +245,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
           const size = random.pick([1, 2, 4]);
           const offset = random.chance(60) ? random.below(REGISTERS_SIZE) : DOORBELL_OFFSET + random.below(0x1000);
           write(offset - (offset % size), size, oddNumber(random, size));
-          device.readBar(0, offset - (offset % size), size);
+          read(offset - (offset % size), size);
         } else if (kind === 16) disturbStorage(random);
         else if (kind === 17 && random.chance(30)) {
           trace.note("maps change");
@@ -246,8 +256,8 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
         } else if (kind === 18 && random.chance(20)) {
           trace.note("reset");
           storage.release();
-          if (random.chance(50)) await device.reset();
-          else void device.reset();
+          if (random.chance(50)) await reset();
+          else void reset();
           if (random.chance(70)) await enable(random);
           tails.fill(0);
           heads.fill(0);
@@ -255,7 +265,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
         if (random.chance(50)) await turn();
       }
       calmStorage();
-      await device.reset();
+      await reset();
       let end = 0;
       for (const { offset, size } of WRITABLE) {
         checkCanary(dma.bytes, end, offset, `memory from 0x${end.toString(16)} on`);
@@ -269,8 +279,8 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
       const data = new DataView(dma.memory, home.offset, home.size);
       const transport: NvmeTransport = {
         memory: { address: home.address, bytes, data },
-        readRegister: async (offset) => device.readBar(0, offset, 4),
-        writeRegister: async (offset, value) => device.writeBar(0, offset, 4, value >>> 0),
+        readRegister: async (offset) => read(offset, 4),
+        writeRegister: async (offset, value) => put(offset, 4, value >>> 0),
         waitInterrupt: (vector) => interrupts.wait(vector),
       };
       const driver = await NvmeDriver.open(transport, { queues: 2, entries: 8 });
@@ -283,7 +293,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
       assert.equal(Buffer.compare(source, target), 0, "what was read is what was written");
       await driver.flush();
       await driver.close();
-      await device.reset();
+      await reset();
       interrupts.forget();
     },
     close: () => device.close(),

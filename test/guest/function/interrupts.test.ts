@@ -6,7 +6,12 @@ const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_MASK, ACTION_UNMASK, ACTION_T
 
 function controller() {
   const rung: string[] = [];
-  const gate = { intxDisabled: false, masks: 0, msiMasked: (vector: number) => ((gate.masks >>> vector) & 1) === 1 };
+  const gate = {
+    intxDisabled: false,
+    intxPending: false,
+    masks: 0,
+    msiMasked: (vector: number) => ((gate.masks >>> vector) & 1) === 1,
+  };
   const link = { doorbellsRung: 0, trigger: (index: number, vector: number) => void rung.push(`${index}:${vector}`) };
   const interrupts = new InterruptController([1, 8, 4, 1, 1], link, gate);
   const bind = (index: number, start: number, ...bound: boolean[]) =>

@@ -58,7 +58,7 @@ for (const { name, command, operation, fails } of LONG) {
       } else if (way === "CC.EN") {
         await disable(machine);
       } else {
-        await machine.device.reset();
+        await machine.reset();
       }
       const { length } = storage.calls;
       await settle();
@@ -74,7 +74,7 @@ test("Deallocate and Format end in the middle, too; a Format leaves the size of 
     [2048, 2048],
   ]);
   while (storage.calls.length === 0) await new Promise((resolve) => setImmediate(resolve));
-  await machine.device.reset();
+  await machine.reset();
   const { length } = storage.calls;
   await settle();
   t.is(storage.calls.length, length);
@@ -85,7 +85,7 @@ test("Deallocate and Format end in the middle, too; a Format leaves the size of 
   void second.admin({ opcode: FORMAT, namespaceId: 1, dwords: [0] });
   await storage.whenHeld(1);
   const format = storage.calls.length;
-  await machine.device.reset();
+  await machine.reset();
   storage.release();
   await settle();
   t.is(storage.blockSize, 4096, "it is as before, over a restart, too");
@@ -104,7 +104,7 @@ test("a Format that waits for other commands does not begin when a reset ends th
   await storage.whenHeld(1);
   void driver.admin({ opcode: FORMAT, namespaceId: 1, dwords: [1] });
   await settle();
-  await machine.device.reset();
+  await machine.reset();
   storage.release();
   await settle();
   t.deepEqual(storage.calls, ["read"]);
@@ -127,7 +127,7 @@ test("a write that waits for another, or for a buffer, is not done when it has e
   storage.release();
   await settle();
   t.is(storage.calls.length, 1 + 4);
-  await machine.device.reset();
+  await machine.reset();
   await (await NvmeDriver.open(machine)).write(0, new Uint8Array(4096));
 });
 

@@ -68,7 +68,7 @@ test("a controller reset, a reset of the function and the end of a queue take it
   void enable(machine).submit(KEEP_ALIVE);
   await settle();
   t.true(interrupts.asserted);
-  await machine.device.reset();
+  await machine.reset();
   t.false(interrupts.asserted);
 });
 

@@ -250,8 +250,10 @@ export class Machine implements NvmeTransport {
     this.dma.maps = this.dma.maps.map((map) => ({ ...map, windowed: false }));
   }
 
+  /** As the library has it: what lies within the register file is the file's. */
   read(offset: number, size = 4): number {
-    return this.device.readBar(0, offset, size);
+    const file = this.device.registers[0];
+    return offset + size <= file.size ? file.read(offset, size) : 0;
   }
 
   write(offset: number, value: number, size = 4): void {
@@ -262,7 +264,15 @@ export class Machine implements NvmeTransport {
       this.device.sharedWritten(0, offset, size);
       return;
     }
-    this.device.writeBar(0, offset, size, value);
+    const file = this.device.registers[0];
+    if (offset + size <= file.size) file.write(offset, size, value);
+    else this.device.writeBar(0, offset, size, value);
+  }
+
+  /** The function's reset. */
+  async reset(): Promise<void> {
+    this.device.registers[0].reset();
+    await this.device.reset();
   }
 
   readRegister(offset: number): Promise<number> {
@@ -286,7 +296,7 @@ export class Machine implements NvmeTransport {
   }
 
   async stop(): Promise<void> {
-    await this.device.reset();
+    await this.reset();
     await this.device.close();
   }
 }

@@ -32,7 +32,7 @@ test("NSSR resets by its magic number alone, and CSTS.NSSRO says so until it is 
   t.is(machine.read(CSTS), 1);
   await driver.flush();
   machine.write(NSSR, MAGIC);
-  await machine.device.reset();
+  await machine.reset();
   t.is(machine.read(CSTS), 0, "as after power-on");
 });
 
@@ -73,7 +73,7 @@ test("a shutdown after which a disk could not be synced is not complete", async 
   machine.write(CC, ENABLE | (1 << 14));
   while ((machine.read(CSTS) & 2) === 0) await settle();
   t.is(machine.read(CSTS) & 0xf, 1 | 2 | 4, "RDY, CFS, and shutdown processing that is not at its end");
-  await machine.device.reset();
+  await machine.reset();
   const again = await NvmeDriver.open(machine);
   const smart = await again.adminRead({ opcode: 0x02, dwords: [0x02 | (127 << 16)] }, 512);
   t.is(new DataView(smart.buffer).getBigUint64(144, true), 1n, "an unsafe shutdown");
@@ -86,12 +86,12 @@ test("a reset without a shutdown is unsafe, and counted", async (t) => {
     return new DataView(smart.buffer).getBigUint64(144, true);
   };
   t.is(await unsafe(driver), 0n);
-  await machine.device.reset();
-  await machine.device.reset();
+  await machine.reset();
+  await machine.reset();
   const second = await NvmeDriver.open(machine);
   t.is(await unsafe(second), 1n);
   await second.close();
-  await machine.device.reset();
+  await machine.reset();
   t.is(await unsafe(await NvmeDriver.open(machine)), 1n);
 });
 

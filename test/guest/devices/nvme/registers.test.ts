@@ -173,7 +173,7 @@ test("enable and disable: RDY follows EN, and queue registers stay", async (t) =
   t.is(machine.read(AQA), 0x000f_000f);
   machine.write(CC, ENABLE);
   t.is(machine.read(CSTS), 1);
-  await machine.device.reset();
+  await machine.reset();
   t.is(machine.read(CSTS), 0);
   t.is(machine.read(CC), 0);
   t.is(machine.read(AQA), 0);
@@ -284,7 +284,7 @@ test("a reset waits for no disk: nothing of before lands, is posted or interrupt
   storage.hold();
   void driver.io({ opcode: 2, namespaceId: 1, prp1: scratch(machine).address });
   await storage.whenHeld(1);
-  await machine.device.reset();
+  await machine.reset();
   t.is(machine.read(CSTS), 0);
   const again = await NvmeDriver.open(machine);
   const { count } = machine.interrupts;
@@ -375,7 +375,6 @@ test("accesses outside of the registers read zeros and change nothing", async (t
     t.is(machine.read(offset), 0);
     t.notThrows(() => machine.write(offset, 0xffffffff));
   }
-  t.is(machine.device.readBar(1, 0, 4), 0);
   machine.device.writeBar(1, CC, 4, 1);
   t.is(machine.read(CC), 0);
 });

@@ -239,7 +239,7 @@ test("doorbells are 0 after a controller reset, a function reset, and where a qu
   machine.write(0x14, 0);
   t.true(words(machine).every((word) => word === 0));
   words(machine).fill(5);
-  await machine.device.reset();
+  await machine.reset();
   t.true(words(machine).every((word) => word === 0));
 });
 
