@@ -54,7 +54,7 @@ export class QueueEngine {
     const onNonsense = () => hooks.onInvalidDoorbell();
     this.shadow = new ShadowPoll(this, onNonsense);
     this.shared = shared && new SharedPoll(this, onNonsense, shared);
-    this.interrupts = new QueueInterrupts(context.interrupts, this.completionQueues, shared === undefined);
+    this.interrupts = new QueueInterrupts(context.interrupts, this.completionQueues);
     this.commands = new CommandFlow(context, hooks, this);
   }
 

@@ -2,8 +2,8 @@
  * Interrupts of completion queues (NVM Express 1.4, 7.5): one for all entries of a turn, none while its vector is masked.
  *
  * A message (MSI-X, MSI) is sent once for what was posted. INTA# is a level: asserted as long as a queue whose vector is not
- * masked has entries that the driver did not take. Where heads are memory that is looked at now and then, the level would stay
- * asserted long after the driver took the last entry; there INTA# is asserted for each posting and the driver VM's VMM ends it.
+ * masked has entries that the driver did not take. An interrupt without an entry must not be: QEMU without KVM ends one at the
+ * driver's next access to a BAR, and a driver that finds nothing makes none. (While it is asserted QEMU maps no doorbells.)
  */
 import type { Interrupts } from "../../device.js";
 import type { CompletionQueue } from "./queues.js";
@@ -11,17 +11,15 @@ import type { CompletionQueue } from "./queues.js";
 export class QueueInterrupts {
   readonly #interrupts: Interrupts;
   readonly #queues: readonly (CompletionQueue | undefined)[];
-  readonly #followsHeads: boolean;
   /** Queues with entries that the driver was not told of. */
   readonly #due: CompletionQueue[] = [];
   #mask = 0;
   #asserted = false;
 
-  /** `queues`: all completion queues there are. `followsHeads`: each head doorbell is heard of when it is written. */
-  constructor(interrupts: Interrupts, queues: readonly (CompletionQueue | undefined)[], followsHeads: boolean) {
+  /** `queues`: all completion queues there are. */
+  constructor(interrupts: Interrupts, queues: readonly (CompletionQueue | undefined)[]) {
     this.#interrupts = interrupts;
     this.#queues = queues;
-    this.#followsHeads = followsHeads;
   }
 
   /** INTMS and INTMC: a bit for each of the first 32 vectors. */
@@ -37,7 +35,7 @@ export class QueueInterrupts {
   /** What is not masked any more goes out at the next `flush`. */
   set mask(mask: number) {
     this.#mask = mask;
-    if (!this.#followsHeads || !this.#interrupts.byPin) return;
+    if (!this.#interrupts.byPin) return;
     for (const queue of this.#queues) if (queue !== undefined && queue.used > 0) this.request(queue);
     this.acknowledge();
   }
@@ -89,7 +87,7 @@ export class QueueInterrupts {
   }
 
   #send(queue: CompletionQueue): void {
-    if (!this.#followsHeads || !this.#interrupts.byPin) {
+    if (!this.#interrupts.byPin) {
       this.#interrupts.trigger(queue.vector);
     } else if (queue.used > 0) {
       // What a driver that polls has taken meanwhile needs no interrupt.
