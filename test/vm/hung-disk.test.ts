@@ -34,7 +34,8 @@ for (const cache of ["writeback", "none"]) {
     await vm.check(`dd if=/dev/urandom of=/tmp/data bs=1M count=${DATA_MIB} 2>/dev/null`, COMMAND_MS);
     // Each piece is flushed before the next.
     const piece = `dd if=/tmp/data of=/dev/nvme0n${slow} bs=4k count=4 skip=$n seek=$n oflag=direct conv=fsync 2>/tmp/said`;
-    const write = `for n in $(seq 0 4 ${DATA_MIB * 256 - 4}); do ${piece} || exit 1; done`;
+    const all = `for n in $(seq 0 4 ${DATA_MIB * 256 - 4}); do ${piece} || exit 1; done`;
+    const write = `until [ -e /tmp/enough ]; do ${all}; done`;
     const half = `[ $(awk '{ print $7 }' /sys/block/nvme0n${slow}/stat) -gt ${DATA_MIB * 1024} ]`;
     await vm.check(
       `{ (${write}); echo $? >/tmp/status; } & until ${half} || [ -e /tmp/status ]; do :; done`,
@@ -55,7 +56,10 @@ for (const cache of ["writeback", "none"]) {
     } finally {
       await goOn(deviceVm);
     }
-    const status = await vm.check("until [ -e /tmp/status ]; do sleep 0.1; done; cat /tmp/status", COMMAND_MS);
+    const status = await vm.check(
+      "touch /tmp/enough; until [ -e /tmp/status ]; do sleep 0.1; done; cat /tmp/status",
+      COMMAND_MS,
+    );
     t.is(status, "0", await vm.check("cat /tmp/said; dmesg | grep nvme", COMMAND_MS));
     const back = `dd if=/dev/nvme0n${slow} bs=1M count=${DATA_MIB} iflag=direct 2>/dev/null | cmp - /tmp/data`;
     await vm.check(back, COMMAND_MS);
