@@ -90,3 +90,18 @@ for (const afterMs of [500, 2500, 5000]) {
     await works(t, vm);
   });
 }
+
+test.serial(
+  "the device VM is paused for longer than Linux waits for a command: it asks, and goes on waiting",
+  async (t) => {
+    t.timeout(15 * 60_000);
+    const { product } = t.context;
+    const { vm } = await driverVmOf(t);
+    await waitForDisk(vm);
+    const io = await startVerifiedIo(vm, { seconds: 20, offsetMiB: 16, sizeMiB: 32 });
+    await pause(product.deviceVm, 45_000);
+    await io.end();
+    t.regex(await exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
+    t.notRegex(await vm.check("dmesg", COMMAND_MS), /I\/O error|Disabling device|controller is down/);
+  },
+);
