@@ -47,9 +47,14 @@ export class Share {
     this.#ownTurns = (this.#ownTurns + 1) | 0;
   }
 
+  /** Light turns of others so far: another number whenever there were some. */
+  get othersTurns(): number {
+    return (lightTurns - this.#ownTurns) | 0;
+  }
+
   /** Whether others had light turns since this was asked last. */
   hadOthers(): boolean {
-    const others = (lightTurns - this.#ownTurns) | 0;
+    const others = this.othersTurns;
     const had = others !== this.#seen;
     this.#seen = others;
     return had;

@@ -63,6 +63,8 @@ export class Server {
   private inode: number | undefined;
   private session: Session | undefined;
   private retry: NodeJS.Timeout | undefined;
+  /** Light turns of other sessions at the last connection. */
+  private othersSeen = 0;
   private serving: Promise<void> = Promise.resolve();
 
   constructor(private readonly options: ServerOptions) {
@@ -134,7 +136,9 @@ export class Server {
       return;
     }
     if (fd === -1) return;
-    if (this.share.hadOthers()) this.rest(ACCEPT_REST_MS);
+    const { othersTurns } = this.share;
+    if (othersTurns !== this.othersSeen) this.rest(ACCEPT_REST_MS);
+    this.othersSeen = othersTurns;
     if (this.session !== undefined) {
       this.log.warn("refused a second client: one at a time");
       closePeerSocket(fd, this.fds);
