@@ -12,21 +12,23 @@ interface Range {
 
 export class WindowAllocator {
   /** Sorted, and never two that touch. */
-  private readonly freeRanges: Range[];
-  private readonly allocated = new Map<number, number>();
+  readonly #freeRanges: Range[];
+  readonly #allocated = new Map<number, number>();
+  readonly #pieceSize: number;
 
   /** `begin`: where the part that is handed out begins, in bytes; all are multiples of the page size. */
   constructor(
     readonly size: number,
-    private readonly pieceSize: number,
+    pieceSize: number,
     begin = 0,
   ) {
-    this.freeRanges = begin < size ? [{ start: begin, end: size }] : [];
+    this.#pieceSize = pieceSize;
+    this.#freeRanges = begin < size ? [{ start: begin, end: size }] : [];
   }
 
   /** Allocations now. */
   get count(): number {
-    return this.allocated.size;
+    return this.#allocated.size;
   }
 
   /**
@@ -42,17 +44,17 @@ export class WindowAllocator {
     const alignment = Math.max(length >= LARGE_PAGE_SIZE ? LARGE_PAGE_SIZE : PAGE_SIZE, pageSize);
     const shift = isAligned(phase, PAGE_SIZE) ? phase % alignment : 0;
     // A shifted map of almost a piece fits in no piece.
-    const fits = length > this.pieceSize || shift + length <= this.pieceSize;
-    const offset = shift !== 0 && fits ? this.place(length, alignment, shift) : -1;
-    return offset !== -1 ? offset : this.place(length, alignment, 0);
+    const fits = length > this.#pieceSize || shift + length <= this.#pieceSize;
+    const offset = shift !== 0 && fits ? this.#place(length, alignment, shift) : -1;
+    return offset !== -1 ? offset : this.#place(length, alignment, 0);
   }
 
-  private place(length: number, alignment: number, shift: number): number {
-    for (let index = 0; index < this.freeRanges.length; index++) {
-      const offset = this.fit(this.freeRanges[index], length, alignment, shift);
+  #place(length: number, alignment: number, shift: number): number {
+    for (let index = 0; index < this.#freeRanges.length; index++) {
+      const offset = this.#fit(this.#freeRanges[index], length, alignment, shift);
       if (offset === -1) continue;
-      this.take(index, offset, offset + length);
-      this.allocated.set(offset, length);
+      this.#take(index, offset, offset + length);
+      this.#allocated.set(offset, length);
       return offset;
     }
     return -1;
@@ -60,10 +62,10 @@ export class WindowAllocator {
 
   /** Gives back what `allocate` returned. @throws Error when it was not allocated, which is a bug of the caller's */
   free(offset: number): void {
-    const length = this.allocated.get(offset);
+    const length = this.#allocated.get(offset);
     if (length === undefined) throw new Error(`window offset ${offset} is not allocated`);
-    this.allocated.delete(offset);
-    const ranges = this.freeRanges;
+    this.#allocated.delete(offset);
+    const ranges = this.#freeRanges;
     let index = 0;
     while (index < ranges.length && ranges[index].start < offset) index++;
     const before = ranges[index - 1];
@@ -84,21 +86,21 @@ export class WindowAllocator {
   }
 
   /** The lowest offset in `range` that suits, or -1. */
-  private fit(range: Range, length: number, alignment: number, shift: number): number {
+  #fit(range: Range, length: number, alignment: number, shift: number): number {
     const align = (at: number) => alignUp(at - shift, alignment) + shift;
     let offset = align(Math.max(range.start, shift));
-    if (length <= this.pieceSize) {
-      const pieceEnd = (Math.floor(offset / this.pieceSize) + 1) * this.pieceSize;
+    if (length <= this.#pieceSize) {
+      const pieceEnd = (Math.floor(offset / this.#pieceSize) + 1) * this.#pieceSize;
       if (offset + length > pieceEnd) offset = align(pieceEnd);
     }
     return offset + length <= range.end ? offset : -1;
   }
 
-  private take(index: number, start: number, end: number): void {
-    const range = this.freeRanges[index];
+  #take(index: number, start: number, end: number): void {
+    const range = this.#freeRanges[index];
     const rest: Range[] = [];
     if (range.start < start) rest.push({ start: range.start, end: start });
     if (end < range.end) rest.push({ start: end, end: range.end });
-    this.freeRanges.splice(index, 1, ...rest);
+    this.#freeRanges.splice(index, 1, ...rest);
   }
 }

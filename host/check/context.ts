@@ -28,8 +28,8 @@ export interface Target {
 }
 
 export class Context {
-  private readonly sessions: Session[] = [];
-  private readonly fds: number[] = [];
+  readonly #sessions: Session[] = [];
+  readonly #fds: number[] = [];
 
   constructor(readonly target: Target) {}
 
@@ -53,7 +53,7 @@ export class Context {
     for (;;) {
       try {
         const session = new Session(Wire.connect(this.target.path), this.conduct, this.timeoutMs);
-        this.sessions.push(session);
+        this.#sessions.push(session);
         return session;
       } catch (error) {
         if (!isSystemError(error)) throw error;
@@ -104,14 +104,14 @@ export class Context {
   /** A sealed memfd of that size. */
   memory(size: number): number {
     const fd = createMemory("vfio-user-check", size, false);
-    this.fds.push(fd);
+    this.#fds.push(fd);
     addSeals(fd, F_SEAL_SHRINK | F_SEAL_GROW);
     return fd;
   }
 
   eventfd(): number {
     const fd = eventfd(0);
-    this.fds.push(fd);
+    this.#fds.push(fd);
     return fd;
   }
 
@@ -135,7 +135,7 @@ export class Context {
   }
 
   close(): void {
-    for (const session of this.sessions) session.close();
-    for (const fd of this.fds) close(fd);
+    for (const session of this.#sessions) session.close();
+    for (const fd of this.#fds) close(fd);
   }
 }

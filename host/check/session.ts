@@ -17,13 +17,16 @@ const MAX_DMA_ANSWER = 1 * MiB;
 export class Session {
   /** The reply to VERSION, when there was one. */
   version: Message | undefined;
-  private nextId = 0x1000;
+  #nextId = 0x1000;
+  readonly #conduct: Conduct;
 
   constructor(
     readonly wire: Wire,
-    private readonly conduct: Conduct,
+    conduct: Conduct,
     readonly timeoutMs: number,
-  ) {}
+  ) {
+    this.#conduct = conduct;
+  }
 
   /** @throws Failure when nothing comes in time */
   async request(
@@ -44,7 +47,7 @@ export class Session {
       throw new Failure(`a reply to ${commandName(command)}`, `none within ${this.timeoutMs} ms`);
     }
     if (message === "closed") return undefined;
-    this.conduct.reply({ id, command }, message);
+    this.#conduct.reply({ id, command }, message);
     return message;
   }
 
@@ -57,8 +60,8 @@ export class Session {
     for (;;) {
       const message = await this.wire.receive(timeoutMs);
       if (typeof message === "string" || isReply(message)) return message;
-      this.conduct.unasked(message);
-      await this.serve(message);
+      this.#conduct.unasked(message);
+      await this.#serve(message);
     }
   }
 
@@ -67,11 +70,11 @@ export class Session {
   }
 
   takeId(): number {
-    this.nextId = (this.nextId + 1) & 0xffff;
-    return this.nextId;
+    this.#nextId = (this.#nextId + 1) & 0xffff;
+    return this.#nextId;
   }
 
-  private async serve({ id, command, flags, body, data }: Message): Promise<void> {
+  async #serve({ id, command, flags, body, data }: Message): Promise<void> {
     if (flags & HeaderFlags.NO_REPLY) return;
     const isDma = (command === Command.DMA_READ || command === Command.DMA_WRITE) && body.length >= DmaAccess.size;
     const count = isDma ? DmaAccess.view(data).count : Number.POSITIVE_INFINITY;

@@ -44,9 +44,9 @@ export function isReply(message: Message): boolean {
 }
 
 export class Wire {
-  private readonly fds: number[] = [];
-  private readonly scratch = new Int32Array(1 + MAX_MESSAGE_FDS);
-  private closed = false;
+  readonly #fds: number[] = [];
+  readonly #scratch = new Int32Array(1 + MAX_MESSAGE_FDS);
+  #closed = false;
 
   private constructor(readonly fd: number) {}
 
@@ -70,7 +70,7 @@ export class Wire {
       if (sent > 0) {
         at += sent;
         rest = undefined;
-      } else if (!(await this.wait(POLL_WRITABLE, deadline))) {
+      } else if (!(await this.#wait(POLL_WRITABLE, deadline))) {
         throw new Failure("the server to read what it is sent", `${bytes.length - at} bytes unread in ${timeoutMs} ms`);
       }
     }
@@ -84,53 +84,49 @@ export class Wire {
   async receive(timeoutMs: number): Promise<Message | "closed" | "silent"> {
     const deadline = performance.now() + timeoutMs;
     const fds: number[] = [];
-    const header = await this.read(Header.size, deadline, fds);
+    const header = await this.#read(Header.size, deadline, fds);
     if (typeof header === "string") return header;
     const { id, command, size, flags, errno } = Header.view(new DataView(header.buffer));
     if (size < Header.size || size > MAX_REPLY_SIZE) {
       throw new Failure("a message size of at least 16 in each header", `a header with the size ${size}`);
     }
-    const body = await this.read(size - Header.size, deadline, fds);
+    const body = await this.#read(size - Header.size, deadline, fds);
     if (typeof body === "string") return body;
     return { id, command, flags, errno, body, data: new DataView(body.buffer), fds };
   }
 
   /** Closes the connection and all fds that came over it. */
   close(): void {
-    if (this.closed) return;
-    this.closed = true;
-    for (const fd of this.fds) close(fd);
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const fd of this.#fds) close(fd);
     close(this.fd);
   }
 
-  private async read(
-    length: number,
-    deadline: number,
-    fds: number[],
-  ): Promise<Uint8Array<ArrayBuffer> | "closed" | "silent"> {
+  async #read(length: number, deadline: number, fds: number[]): Promise<Uint8Array<ArrayBuffer> | "closed" | "silent"> {
     const bytes = new Uint8Array(length);
     for (let at = 0; at < length; ) {
       let count: number;
       try {
-        count = receive(this.fd, bytes, at, length - at, this.scratch);
+        count = receive(this.fd, bytes, at, length - at, this.#scratch);
       } catch (error) {
         if (isSystemError(error)) return "closed";
         throw error;
       }
       if (count === 0) return "closed";
       if (count === -1) {
-        if (!(await this.wait(POLL_READABLE, deadline))) return "silent";
+        if (!(await this.#wait(POLL_READABLE, deadline))) return "silent";
         continue;
       }
-      const came = this.scratch.subarray(1, 1 + this.scratch[0]);
-      this.fds.push(...came);
+      const came = this.#scratch.subarray(1, 1 + this.#scratch[0]);
+      this.#fds.push(...came);
       fds.push(...came);
       at += count;
     }
     return bytes;
   }
 
-  private wait(events: number, deadline: number): Promise<boolean> {
+  #wait(events: number, deadline: number): Promise<boolean> {
     return waitFor(this.fd, events, deadline - performance.now());
   }
 }

@@ -21,9 +21,9 @@ export class BridgeProcess {
   /** A pair for each device. */
   readonly sockets: readonly SocketPair[];
   readonly lines: LogLine[] = [];
-  private readonly child: ChildProcess;
-  private readonly exited: Promise<unknown>;
-  private readonly wakeUps = new WakeUps();
+  readonly #child: ChildProcess;
+  readonly #exited: Promise<unknown>;
+  readonly #wakeUps = new WakeUps();
 
   /** The sockets are made in `directory`, which stays the caller's. */
   constructor(directory: string, devices = 1) {
@@ -37,12 +37,12 @@ export class BridgeProcess {
       ...["--vhost-user-socket-path", vhostUser],
     ]);
     const node = [process.execPath, main, ...pairs, "--log-level", "debug"];
-    this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
-    this.exited = once(this.child, "close").finally(() => this.wakeUps.wake());
-    const reader = createInterface({ input: this.child.stderr as NonNullable<ChildProcess["stderr"]> });
+    this.#child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
+    this.#exited = once(this.#child, "close").finally(() => this.#wakeUps.wake());
+    const reader = createInterface({ input: this.#child.stderr as NonNullable<ChildProcess["stderr"]> });
     reader.on("line", (line) => {
       this.lines.push(parseLogLine(line));
-      this.wakeUps.wake();
+      this.#wakeUps.wake();
     });
   }
 
@@ -62,9 +62,9 @@ export class BridgeProcess {
     for (let next = from; ; ) {
       for (; next < this.lines.length; next++) if (matches(this.lines[next])) return this.lines[next];
       const left = deadline - performance.now();
-      if (left <= 0) throw this.failure("did not say what was waited for");
-      if (!this.alive) throw this.failure("ended");
-      await this.wakeUps.wait(left);
+      if (left <= 0) throw this.#failure("did not say what was waited for");
+      if (!this.alive) throw this.#failure("ended");
+      await this.#wakeUps.wait(left);
     }
   }
 
@@ -73,21 +73,21 @@ export class BridgeProcess {
   }
 
   get pid(): number | undefined {
-    return this.child.pid;
+    return this.#child.pid;
   }
 
   get alive(): boolean {
-    return this.child.exitCode === null && this.child.signalCode === null;
+    return this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
   /** SIGTERM, as a supervisor does; gives the exit code. */
   async stop(): Promise<number | null> {
-    this.child.kill("SIGTERM");
-    await this.exited;
-    return this.child.exitCode;
+    this.#child.kill("SIGTERM");
+    await this.#exited;
+    return this.#child.exitCode;
   }
 
-  private failure(what: string): Error {
+  #failure(what: string): Error {
     const last = this.lines.slice(-10).map((line) => JSON.stringify(line));
     return new Error(`the bridge ${what}; it said last:\n${last.join("\n")}`);
   }

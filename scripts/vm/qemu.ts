@@ -45,14 +45,14 @@ export function accelerator(): "tcg" | "kvm" {
 export class Vm {
   /** Resolves when QEMU has ended and all its output has been read; never rejects. */
   readonly exited: Promise<VmExit>;
-  private readonly child: ChildProcess;
-  private readonly qmpClient: QmpClient;
-  private lines: string[] = [];
-  private droppedLines = 0;
-  private partial = { console: "", qemu: "" };
-  private exit: VmExit | undefined;
-  private readonly wakeUps = new WakeUps();
-  private nextCommand = 1;
+  readonly #child: ChildProcess;
+  readonly #qmpClient: QmpClient;
+  #lines: string[] = [];
+  #droppedLines = 0;
+  #partial = { console: "", qemu: "" };
+  #exit: VmExit | undefined;
+  readonly #wakeUps = new WakeUps();
+  #nextCommand = 1;
 
   /** Starts QEMU; `name` is for messages, `args` come from deviceVmArguments or driverVmArguments. */
   constructor(
@@ -62,40 +62,40 @@ export class Vm {
   ) {
     const { program, args: prefix, environment: variables } = environment.qemu;
     const own = ["-chardev", "socket,id=qmp,fd=3", "-object", "monitor-qmp,id=monitor0,chardev=qmp"];
-    this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", program, ...prefix, ...args, ...own], {
+    this.#child = spawn("setpriv", ["--pdeathsig", "KILL", "--", program, ...prefix, ...args, ...own], {
       stdio: ["pipe", "pipe", "pipe", "pipe"],
       env: { ...process.env, ...variables },
     });
-    this.child.stdin?.on("error", () => {}); // QEMU's end is seen by `exited`
-    this.child.stdout?.setEncoding("utf8").on("data", (text: string) => this.receive("console", text));
-    this.child.stderr?.setEncoding("utf8").on("data", (text: string) => this.receive("qemu", text));
-    this.qmpClient = new QmpClient(this.child.stdio[3] as Duplex, name);
+    this.#child.stdin?.on("error", () => {}); // QEMU's end is seen by `exited`
+    this.#child.stdout?.setEncoding("utf8").on("data", (text: string) => this.#receive("console", text));
+    this.#child.stderr?.setEncoding("utf8").on("data", (text: string) => this.#receive("qemu", text));
+    this.#qmpClient = new QmpClient(this.#child.stdio[3] as Duplex, name);
     this.exited = new Promise((resolve) => {
       const finish = (exit: VmExit) => {
-        this.exit ??= exit;
-        this.wakeUps.wake();
-        resolve(this.exit);
+        this.#exit ??= exit;
+        this.#wakeUps.wake();
+        resolve(this.#exit);
       };
-      this.child.on("close", (code, signal) => finish({ code, signal }));
-      this.child.on("error", (error) => {
-        this.receive("qemu", `${error.message}\n`);
-        if (this.child.pid === undefined) finish({ code: 127, signal: null });
+      this.#child.on("close", (code, signal) => finish({ code, signal }));
+      this.#child.on("error", (error) => {
+        this.#receive("qemu", `${error.message}\n`);
+        if (this.#child.pid === undefined) finish({ code: 127, signal: null });
       });
     });
   }
 
   get pid(): number | undefined {
-    return this.child.pid;
+    return this.#child.pid;
   }
 
   /** The console's last lines; those of QEMU itself (its stderr) begin with "[qemu] ". */
   get log(): string {
-    return this.lines.slice(-QUOTED_LINES).join("\n");
+    return this.#lines.slice(-QUOTED_LINES).join("\n");
   }
 
   /** The number that the console's next line will have: with waitForLine's `from`, only lines from now on count. */
   get nextLine(): number {
-    return this.droppedLines + this.lines.length;
+    return this.#droppedLines + this.#lines.length;
   }
 
   /**
@@ -106,15 +106,15 @@ export class Vm {
     const deadline = performance.now() + timeoutMs;
     let next = from;
     for (;;) {
-      for (next = Math.max(next, this.droppedLines); next < this.nextLine; next++) {
-        const text = this.lines[next - this.droppedLines];
+      for (next = Math.max(next, this.#droppedLines); next < this.nextLine; next++) {
+        const text = this.#lines[next - this.#droppedLines];
         const match = text.match(pattern);
         if (match !== null) return { text, number: next, match };
       }
-      if (this.exit !== undefined) throw this.failure(`ended (${describe(this.exit)}) before ${pattern} came`);
+      if (this.#exit !== undefined) throw this.#failure(`ended (${describe(this.#exit)}) before ${pattern} came`);
       const left = deadline - performance.now();
-      if (left <= 0) throw this.failure(`${pattern} did not come in ${timeoutMs} ms`);
-      await this.wakeUps.wait(left);
+      if (left <= 0) throw this.#failure(`${pattern} did not come in ${timeoutMs} ms`);
+      await this.#wakeUps.wait(left);
     }
   }
 
@@ -123,13 +123,13 @@ export class Vm {
    * Each call is a shell of its own with no standard input; a background process it starts lives on.
    */
   async run(command: string, timeoutMs: number): Promise<CommandResult> {
-    const number = this.nextCommand++;
+    const number = this.#nextCommand++;
     const line = `${number} ${Buffer.from(command).toString("base64")}\n`;
     if (line.length > MAX_COMMAND_LINE) throw new RangeError(`a command of ${command.length} bytes is too long`);
     const from = this.nextLine;
     this.write(line);
     const end = await this.waitForLine(new RegExp(`^(.*)@@end ${number} (\\d+)$`), timeoutMs, from);
-    const output = this.lines.slice(Math.max(0, from - this.droppedLines), end.number - this.droppedLines);
+    const output = this.#lines.slice(Math.max(0, from - this.#droppedLines), end.number - this.#droppedLines);
     if (end.match[1] !== "") output.push(end.match[1]);
     return { status: Number(end.match[2]), output: output.join("\n") };
   }
@@ -143,23 +143,23 @@ export class Vm {
 
   /** Types on the guest's console. */
   write(text: string): void {
-    this.child.stdin?.write(text);
+    this.#child.stdin?.write(text);
   }
 
   /** Runs one QMP command and gives its `return`. */
   qmp(command: string, args: Record<string, unknown> = {}): Promise<unknown> {
-    return this.qmpClient.execute(command, args);
+    return this.#qmpClient.execute(command, args);
   }
 
   /** The data of the next QMP event of this name, from now on. */
   waitForEvent(name: string, timeoutMs: number, matches?: (data: Record<string, unknown>) => boolean) {
-    return this.qmpClient.waitForEvent(name, timeoutMs, matches);
+    return this.#qmpClient.waitForEvent(name, timeoutMs, matches);
   }
 
   /** Ends QEMU: SIGTERM, and SIGKILL when that is not enough. May be called at any time. */
   async stop(): Promise<VmExit> {
-    this.child.kill("SIGTERM");
-    const timer = setTimeout(() => this.child.kill("SIGKILL"), STOP_DEADLINE_MS);
+    this.#child.kill("SIGTERM");
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), STOP_DEADLINE_MS);
     const exit = await this.exited;
     clearTimeout(timer);
     return exit;
@@ -167,25 +167,25 @@ export class Vm {
 
   /** Ends QEMU at once, as a crash would. */
   async kill(): Promise<VmExit> {
-    this.child.kill("SIGKILL");
+    this.#child.kill("SIGKILL");
     return await this.exited;
   }
 
-  private receive(from: "console" | "qemu", text: string): void {
-    const lines = (this.partial[from] + text).split("\n");
-    this.partial[from] = (lines.pop() ?? "").slice(0, MAX_LINE_LENGTH);
+  #receive(from: "console" | "qemu", text: string): void {
+    const lines = (this.#partial[from] + text).split("\n");
+    this.#partial[from] = (lines.pop() ?? "").slice(0, MAX_LINE_LENGTH);
     const prefix = from === "qemu" ? "[qemu] " : "";
-    for (const line of lines) this.lines.push(prefix + line.replaceAll("\r", "").slice(0, MAX_LINE_LENGTH));
-    const excess = this.lines.length - MAX_LOG_LINES;
+    for (const line of lines) this.#lines.push(prefix + line.replaceAll("\r", "").slice(0, MAX_LINE_LENGTH));
+    const excess = this.#lines.length - MAX_LOG_LINES;
     if (excess > 0) {
-      this.lines.splice(0, excess);
-      this.droppedLines += excess;
+      this.#lines.splice(0, excess);
+      this.#droppedLines += excess;
     }
-    if (lines.length > 0) this.wakeUps.wake();
+    if (lines.length > 0) this.#wakeUps.wake();
   }
 
-  private failure(what: string): Error {
-    return new Error(`${this.name}: ${what}; its last lines:\n${this.log}\n${this.partial.console}`);
+  #failure(what: string): Error {
+    return new Error(`${this.name}: ${what}; its last lines:\n${this.log}\n${this.#partial.console}`);
   }
 }
 

@@ -16,39 +16,40 @@ interface EventWaiter extends Waiter {
 }
 
 export class QmpClient {
-  private readonly replies = new Map<number, Waiter>();
-  private readonly eventWaiters = new Set<EventWaiter>();
-  private readonly ready: Promise<unknown>;
-  private nextId = 1;
-  private rest = "";
-  private gone: Error | undefined;
+  readonly #replies = new Map<number, Waiter>();
+  readonly #eventWaiters = new Set<EventWaiter>();
+  readonly #ready: Promise<unknown>;
+  #nextId = 1;
+  #rest = "";
+  #gone: Error | undefined;
+  readonly #stream: Duplex;
+  readonly #name: string;
 
-  constructor(
-    private readonly stream: Duplex,
-    private readonly name: string,
-  ) {
+  constructor(stream: Duplex, name: string) {
+    this.#stream = stream;
+    this.#name = name;
     stream.setEncoding("utf8");
-    stream.on("data", (text: string) => this.receive(text));
-    stream.on("error", () => this.end());
-    stream.on("close", () => this.end());
+    stream.on("data", (text: string) => this.#receive(text));
+    stream.on("error", () => this.#end());
+    stream.on("close", () => this.#end());
     // QEMU takes commands only after this one, and reads it after its greeting whenever it comes.
-    this.ready = this.send("qmp_capabilities", {});
-    this.ready.catch(() => {});
+    this.#ready = this.#send("qmp_capabilities", {});
+    this.#ready.catch(() => {});
   }
 
   /** Runs one command and gives its `return`. An error reply rejects with QEMU's own description. */
   async execute(command: string, args: Json = {}): Promise<unknown> {
-    await this.ready;
-    return (await this.send(command, args)).return;
+    await this.#ready;
+    return (await this.#send(command, args)).return;
   }
 
   /** The next event of this name, from now on, whose data passes `matches`: its `data`, or an empty object. */
   async waitForEvent(name: string, timeoutMs: number, matches: (data: Json) => boolean = () => true): Promise<Json> {
-    if (this.gone !== undefined) throw this.gone;
+    if (this.#gone !== undefined) throw this.#gone;
     return await new Promise<Json>((resolve, reject) => {
       const finish = () => {
         clearTimeout(timer);
-        this.eventWaiters.delete(waiter);
+        this.#eventWaiters.delete(waiter);
       };
       const waiter: EventWaiter = {
         matches: (event) => event.event === name && matches((event.data ?? {}) as Json),
@@ -62,45 +63,45 @@ export class QmpClient {
         },
       };
       const timer = setTimeout(
-        () => waiter.reject(new Error(`${this.name}: no event ${name} in ${timeoutMs} ms`)),
+        () => waiter.reject(new Error(`${this.#name}: no event ${name} in ${timeoutMs} ms`)),
         timeoutMs,
       );
-      this.eventWaiters.add(waiter);
+      this.#eventWaiters.add(waiter);
     });
   }
 
-  private send(command: string, args: Json): Promise<Json> {
-    if (this.gone !== undefined) return Promise.reject(this.gone);
-    const id = this.nextId++;
+  #send(command: string, args: Json): Promise<Json> {
+    if (this.#gone !== undefined) return Promise.reject(this.#gone);
+    const id = this.#nextId++;
     return new Promise<Json>((resolve, reject) => {
-      this.replies.set(id, { resolve, reject });
-      this.stream.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
+      this.#replies.set(id, { resolve, reject });
+      this.#stream.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
     });
   }
 
-  private receive(text: string): void {
-    const lines = (this.rest + text).split("\n");
-    this.rest = lines.pop() ?? "";
-    for (const line of lines) if (line.trim() !== "") this.dispatch(JSON.parse(line) as Json);
+  #receive(text: string): void {
+    const lines = (this.#rest + text).split("\n");
+    this.#rest = lines.pop() ?? "";
+    for (const line of lines) if (line.trim() !== "") this.#dispatch(JSON.parse(line) as Json);
   }
 
-  private dispatch(message: Json): void {
+  #dispatch(message: Json): void {
     if (typeof message.event === "string") {
-      for (const waiter of [...this.eventWaiters]) if (waiter.matches(message)) waiter.resolve(message);
+      for (const waiter of [...this.#eventWaiters]) if (waiter.matches(message)) waiter.resolve(message);
       return;
     }
-    const waiter = typeof message.id === "number" ? this.replies.get(message.id) : undefined;
+    const waiter = typeof message.id === "number" ? this.#replies.get(message.id) : undefined;
     if (waiter === undefined) return; // the greeting
-    this.replies.delete(message.id as number);
+    this.#replies.delete(message.id as number);
     const error = message.error as { desc?: unknown } | undefined;
     if (error === undefined) waiter.resolve(message);
-    else waiter.reject(new Error(`${this.name}: QMP: ${String(error.desc)}`));
+    else waiter.reject(new Error(`${this.#name}: QMP: ${String(error.desc)}`));
   }
 
-  private end(): void {
-    if (this.gone !== undefined) return;
-    this.gone = new Error(`${this.name}: QEMU closed its QMP connection`);
-    for (const waiter of [...this.replies.values(), ...this.eventWaiters]) waiter.reject(this.gone);
-    this.replies.clear();
+  #end(): void {
+    if (this.#gone !== undefined) return;
+    this.#gone = new Error(`${this.#name}: QEMU closed its QMP connection`);
+    for (const waiter of [...this.#replies.values(), ...this.#eventWaiters]) waiter.reject(this.#gone);
+    this.#replies.clear();
   }
 }

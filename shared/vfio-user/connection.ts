@@ -64,53 +64,55 @@ export function putHeader(
 }
 
 export class Connection {
-  private readonly syscalls: Syscalls;
-  private readonly buffer: ReceiveBuffer;
-  private readonly sendQueue: SendQueue;
-  private readonly socket: SocketIo;
-  private readonly turn: Turn;
-  private readonly fds: FdShare;
-  private readonly errorReply = new Uint8Array(Header.size);
-  private readonly errorReplyData = new DataView(this.errorReply.buffer);
-  private readonly commandFrame: Frame;
-  private readonly replyFrame: Frame;
+  readonly #syscalls: Syscalls;
+  readonly #buffer: ReceiveBuffer;
+  readonly #sendQueue: SendQueue;
+  readonly #socket: SocketIo;
+  readonly #turn: Turn;
+  readonly #fds: FdShare;
+  readonly #errorReply = new Uint8Array(Header.size);
+  readonly #errorReplyData = new DataView(this.#errorReply.buffer);
+  readonly #commandFrame: Frame;
+  readonly #replyFrame: Frame;
   /** A command was handed over and is not finished. */
-  private busy = false;
+  #busy = false;
   /** Messages are being handed over just now. */
-  private running = false;
+  #running = false;
   /** Nothing is received until the commands that wait are served. */
-  private paused = false;
+  #paused = false;
   /** Conditions that are polled for. */
-  private polled = 0;
-  private isClosed = false;
+  #polled = 0;
+  #isClosed = false;
   /** Bytes of the message that was handed over last. */
-  private handedOver = 0;
+  #handedOver = 0;
+  readonly #fd: number;
+  readonly #handler: ConnectionHandler;
+  readonly #options: ConnectionOptions;
 
   /** Takes over the connected socket `fd`, and closes it in the end. */
-  constructor(
-    private readonly fd: number,
-    private readonly handler: ConnectionHandler,
-    private readonly options: ConnectionOptions = {},
-  ) {
-    this.syscalls = options.syscalls ?? systemCalls;
-    this.fds = options.fds ?? new FdShare();
-    this.buffer = new ReceiveBuffer(this.syscalls, this.fds);
-    this.turn = new Turn(options.share ?? new Share(), Rest.CONTROL, () => this.run());
-    this.socket = this.syscalls.open(fd, (events) => this.onEvents(events));
-    this.sendQueue = new SendQueue(this.syscalls, this.socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
-    this.commandFrame = this.buffer.newFrame();
-    this.replyFrame = this.buffer.newFrame();
-    this.expect();
-    this.updatePoll();
+  constructor(fd: number, handler: ConnectionHandler, options: ConnectionOptions = {}) {
+    this.#fd = fd;
+    this.#handler = handler;
+    this.#options = options;
+    this.#syscalls = options.syscalls ?? systemCalls;
+    this.#fds = options.fds ?? new FdShare();
+    this.#buffer = new ReceiveBuffer(this.#syscalls, this.#fds);
+    this.#turn = new Turn(options.share ?? new Share(), Rest.CONTROL, () => this.#run());
+    this.#socket = this.#syscalls.open(fd, (events) => this.#onEvents(events));
+    this.#sendQueue = new SendQueue(this.#syscalls, this.#socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
+    this.#commandFrame = this.#buffer.newFrame();
+    this.#replyFrame = this.#buffer.newFrame();
+    this.#expect();
+    this.#updatePoll();
   }
 
   get closed(): boolean {
-    return this.isClosed;
+    return this.#isClosed;
   }
 
   /** The peer has closed its end; what it sent before may still be here. */
   get isHungUp(): boolean {
-    return this.isClosed || this.syscalls.isHungUp(this.fd);
+    return this.#isClosed || this.#syscalls.isHungUp(this.#fd);
   }
 
   /**
@@ -118,14 +120,14 @@ export class Connection {
    * afterwards. A failure ends the connection; nothing is thrown.
    */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): void {
-    if (this.isClosed) return;
+    if (this.#isClosed) return;
     try {
-      this.sendQueue.send(bytes, offset, length, fds);
+      this.#sendQueue.send(bytes, offset, length, fds);
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
-    if (this.sendQueue.waiting) this.updatePoll();
+    if (this.#sendQueue.waiting) this.#updatePoll();
   }
 
   /**
@@ -133,213 +135,213 @@ export class Connection {
    * spares a system call, that is when the callback ends.
    */
   answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
-    if (this.isClosed) return;
+    if (this.#isClosed) return;
     try {
-      this.sendQueue.answer(bytes, length);
+      this.#sendQueue.answer(bytes, length);
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
-    if (this.sendQueue.waiting) this.updatePoll();
+    if (this.#sendQueue.waiting) this.#updatePoll();
   }
 
   /** Answers reads of registers from their memory, where it has them, and without telling the handler. */
   readsFrom(memory: RegisterMemory | undefined): void {
-    if (!this.isClosed) this.socket.readsFrom(memory);
+    if (!this.#isClosed) this.#socket.readsFrom(memory);
   }
 
   /** Reads that were answered so since this was asked last. */
   takeServed(): number {
-    return this.socket.takeServed();
+    return this.#socket.takeServed();
   }
 
   sendError(id: number, command: number, errno: number): void {
-    putHeader(this.errorReplyData, 0, id, command, Header.size, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno);
-    this.send(this.errorReply, 0, Header.size);
+    putHeader(this.#errorReplyData, 0, id, command, Header.size, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno);
+    this.send(this.#errorReply, 0, Header.size);
   }
 
   /** The command handed over last is done: its body may be overwritten and its fds that nobody took are closed. */
   finish(): void {
-    if (!this.busy) return;
-    closeAll(this.syscalls, this.commandFrame.fds);
-    this.busy = false;
-    this.run();
+    if (!this.#busy) return;
+    closeAll(this.#syscalls, this.#commandFrame.fds);
+    this.#busy = false;
+    this.#run();
   }
 
   /** Leaves the body of the command under way alone for ever, for somebody who may still look at it after `finish`. */
   leaveBody(): void {
-    if (this.busy && !this.isClosed) this.buffer.renew();
+    if (this.#busy && !this.#isClosed) this.#buffer.renew();
   }
 
   /** Ends the connection from this side. */
   close(reason = new PeerGone("the connection was closed on this side")): void {
-    if (this.isClosed) return;
-    this.isClosed = true;
-    this.settleLast();
-    this.turn.close();
-    this.socket.close();
-    this.sendQueue.close();
-    this.syscalls.closeSocket(this.fd, this.fds);
-    closeAll(this.syscalls, this.commandFrame.fds);
-    this.buffer.close();
-    this.handler.gone(reason);
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#settleLast();
+    this.#turn.close();
+    this.#socket.close();
+    this.#sendQueue.close();
+    this.#syscalls.closeSocket(this.#fd, this.#fds);
+    closeAll(this.#syscalls, this.#commandFrame.fds);
+    this.#buffer.close();
+    this.#handler.gone(reason);
   }
 
   /** Ends the connection for what a peer can bring about; anything else is our own bug. */
-  private failWith(error: unknown): void {
+  #failWith(error: unknown): void {
     if (error instanceof PeerGone) this.close(error);
     else if (isSystemError(error)) this.close(new PeerGone(`the connection failed: ${error.message}`));
     else throw error;
   }
 
-  private onEvents(events: number): void {
-    if (this.isClosed) return;
+  #onEvents(events: number): void {
+    if (this.#isClosed) return;
     if (events < 0) {
       this.close(new PeerGone(`the socket failed: errno ${-events}`));
       return;
     }
     if (events & POLL_UNSENT) {
-      this.unsent();
+      this.#unsent();
       return;
     }
-    if (events & POLL_WRITABLE) this.flush();
-    if (this.isClosed) return;
-    if (!this.paused && events & (POLL_READABLE | POLL_DISCONNECT)) this.receive();
+    if (events & POLL_WRITABLE) this.#flush();
+    if (this.#isClosed) return;
+    if (!this.#paused && events & (POLL_READABLE | POLL_DISCONNECT)) this.#receive();
     else if (events & POLL_DISCONNECT) this.close(new PeerGone("the peer closed the connection"));
   }
 
   /** The last answer is on its way before the connection ends, if the peer takes it. */
-  private settleLast(): void {
+  #settleLast(): void {
     try {
-      this.sendQueue.settle();
+      this.#sendQueue.settle();
     } catch (error) {
       if (!(error instanceof PeerGone)) throw error;
     }
   }
 
-  private unsent(): void {
+  #unsent(): void {
     try {
-      this.sendQueue.unsent(this.socket.answered());
+      this.#sendQueue.unsent(this.#socket.answered());
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
-    this.updatePoll();
+    this.#updatePoll();
   }
 
-  private flush(): void {
+  #flush(): void {
     try {
-      this.sendQueue.flush();
+      this.#sendQueue.flush();
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
-    this.updatePoll();
+    this.#updatePoll();
     // Commands may have waited for this.
-    this.run();
+    this.#run();
   }
 
-  private receive(): void {
+  #receive(): void {
     let received: number;
     try {
-      received = this.buffer.receive(this.socket);
+      received = this.#buffer.receive(this.#socket);
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
     if (received > 0) {
-      this.run();
+      this.#run();
     } else if (received === 0) {
-      const where = this.buffer.hasPartial ? " in the middle of a message" : "";
+      const where = this.#buffer.hasPartial ? " in the middle of a message" : "";
       this.close(new PeerGone(`the peer closed the connection${where}`));
     }
   }
 
   /** Hands over what can be handed over, then makes ready for the next receive call. */
-  private run(): void {
-    if (this.running || this.isClosed) return;
-    const { turn } = this;
+  #run(): void {
+    if (this.#running || this.#isClosed) return;
+    const turn = this.#turn;
     if (turn.begin()) {
-      this.running = true;
-      const { receiving } = this.options;
+      this.#running = true;
+      const { receiving } = this.#options;
       receiving?.(true);
       let goesOn = true;
       try {
-        while (goesOn && !this.isClosed && this.handOver()) goesOn = turn.spend(this.handedOver);
+        while (goesOn && !this.#isClosed && this.#handOver()) goesOn = turn.spend(this.#handedOver);
       } finally {
-        this.running = false;
+        this.#running = false;
         receiving?.(false);
       }
-      if (this.isClosed) return;
+      if (this.#isClosed) return;
       turn.end(!goesOn);
     }
-    const { bad } = this.buffer;
+    const { bad } = this.#buffer;
     if (bad !== undefined) {
       if (bad.isCommand) this.sendError(bad.id, bad.command, Errno.EINVAL);
       this.close(bad.reason);
       return;
     }
-    this.paused = !this.buffer.makeRoom(this.busy ? this.commandFrame : undefined);
-    this.expect();
-    this.updatePoll();
-    this.updateReads();
+    this.#paused = !this.#buffer.makeRoom(this.#busy ? this.#commandFrame : undefined);
+    this.#expect();
+    this.#updatePoll();
+    this.#updateReads();
   }
 
   /** Deals with one message; false when none is complete, or the next has to wait where it is. */
-  private handOver(): boolean {
-    const { buffer } = this;
-    const held = this.busy || this.sendQueue.congested;
+  #handOver(): boolean {
+    const buffer = this.#buffer;
+    const held = this.#busy || this.#sendQueue.congested;
     if (!held && !buffer.queueIsEmpty) {
-      this.begin(buffer.dequeue(this.commandFrame));
+      this.#begin(buffer.dequeue(this.#commandFrame));
       return true;
     }
     const type = buffer.peek();
     if (type === -1) return false;
     if (type === HeaderFlags.TYPE_REPLY) {
-      const { fds } = buffer.take(this.replyFrame);
+      const { fds } = buffer.take(this.#replyFrame);
       // Its bytes were asked for.
-      this.handedOver = 0;
-      this.handler.reply(this.replyFrame);
-      closeAll(this.syscalls, fds);
+      this.#handedOver = 0;
+      this.#handler.reply(this.#replyFrame);
+      closeAll(this.#syscalls, fds);
     } else if (!held) {
-      this.begin(buffer.take(this.commandFrame));
+      this.#begin(buffer.take(this.#commandFrame));
     } else {
       if (buffer.queueIsFull) return false;
-      this.handedOver = 0;
+      this.#handedOver = 0;
       buffer.enqueue();
     }
     return true;
   }
 
-  private begin(frame: Frame): void {
-    this.busy = true;
-    this.handedOver = frame.length;
+  #begin(frame: Frame): void {
+    this.#busy = true;
+    this.#handedOver = frame.length;
     try {
       // The answer to the command before is where the answer to this one will be.
-      this.sendQueue.settle();
+      this.#sendQueue.settle();
     } catch (error) {
-      this.failWith(error);
+      this.#failWith(error);
       return;
     }
-    this.handler.command(frame);
+    this.#handler.command(frame);
   }
 
   /** Makes the next receive call possible, or impossible. */
-  private expect(): void {
-    this.socket.allowFds(Math.min(this.fds.left(), MAX_MESSAGE_FDS));
-    this.buffer.expect(this.socket, !this.paused);
+  #expect(): void {
+    this.#socket.allowFds(Math.min(this.#fds.left(), MAX_MESSAGE_FDS));
+    this.#buffer.expect(this.#socket, !this.#paused);
   }
 
-  private updatePoll(): void {
-    const events = POLL_DISCONNECT | (this.paused ? 0 : POLL_READABLE) | (this.sendQueue.waiting ? POLL_WRITABLE : 0);
-    if (events === this.polled || this.isClosed) return;
-    this.polled = events;
-    this.socket.poll(events);
-    this.updateReads();
+  #updatePoll(): void {
+    const events = POLL_DISCONNECT | (this.#paused ? 0 : POLL_READABLE) | (this.#sendQueue.waiting ? POLL_WRITABLE : 0);
+    if (events === this.#polled || this.#isClosed) return;
+    this.#polled = events;
+    this.#socket.poll(events);
+    this.#updateReads();
   }
 
   /** A read from memory is answered at once: nothing may be in front of it. */
-  private updateReads(): void {
-    this.socket.mayRead(!this.busy && !this.sendQueue.waiting);
+  #updateReads(): void {
+    this.#socket.mayRead(!this.#busy && !this.#sendQueue.waiting);
   }
 }

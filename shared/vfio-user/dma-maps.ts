@@ -80,17 +80,19 @@ export interface Unmapped {
 }
 
 export class DmaMaps {
-  private readonly table: DmaTable<Entry>;
-  private readonly close: (fd: number) => void;
-  private ended = false;
+  readonly #table: DmaTable<Entry>;
+  readonly #close: (fd: number) => void;
+  #ended = false;
+  readonly #options: DmaMapsOptions;
 
-  constructor(private readonly options: DmaMapsOptions) {
-    this.table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
-    this.close = options.syscalls?.close ?? closePeerFd;
+  constructor(options: DmaMapsOptions) {
+    this.#options = options;
+    this.#table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
+    this.#close = options.syscalls?.close ?? closePeerFd;
   }
 
   get length(): number {
-    return this.table.length;
+    return this.#table.length;
   }
 
   /**
@@ -99,37 +101,37 @@ export class DmaMaps {
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
   map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
-    const entry = this.parseMap(frame);
+    const entry = this.#parseMap(frame);
     try {
-      this.table.insert(entry);
+      this.#table.insert(entry);
     } catch (error) {
-      if (entry.fd !== -1) this.close(entry.fd);
+      if (entry.fd !== -1) this.#close(entry.fd);
       throw error;
     }
     let mapping: Promise<void> | undefined;
     try {
-      mapping = this.options.backend.map(entry);
+      mapping = this.#options.backend.map(entry);
     } catch (error) {
-      this.forget([entry]);
+      this.#forget([entry]);
       throw error;
     }
     if (mapping === undefined) return undefined;
-    const finished = this.finishMap(entry, mapping, stillWanted);
+    const finished = this.#finishMap(entry, mapping, stillWanted);
     entry.change = finished;
     return finished;
   }
 
-  private async finishMap(entry: Entry, mapping: Promise<void>, stillWanted: () => boolean): Promise<void> {
+  async #finishMap(entry: Entry, mapping: Promise<void>, stillWanted: () => boolean): Promise<void> {
     try {
       await mapping;
     } catch (error) {
-      this.forget([entry]);
+      this.#forget([entry]);
       throw error;
     } finally {
       entry.change = undefined;
     }
     const { address, size } = entry;
-    if (!this.ended && !stillWanted()) await this.release({ address, size, maps: [entry] });
+    if (!this.#ended && !stillWanted()) await this.#release({ address, size, maps: [entry] });
   }
 
   /**
@@ -143,74 +145,74 @@ export class DmaMaps {
     if (frame.length !== (wantsBitmap ? BITMAP_OFFSET : DmaUnmap.size)) refuseUnmap(`a body of ${frame.length} bytes`);
     if (argsz < DmaUnmap.size || argsz > MAX_DATA_XFER_SIZE) refuseUnmap(`argsz ${argsz}`);
     const range = unmapRange(frame.data, frame.offset);
-    const maps = this.table.within(range.address, range.size);
+    const maps = this.#table.within(range.address, range.size);
     const dirty = wantsBitmap ? parseBitmap(frame, argsz, range) : undefined;
-    if (maps.some(({ change }) => change !== undefined)) return this.releaseLater(range, maps, dirty);
-    return this.release({ ...range, maps, dirty });
+    if (maps.some(({ change }) => change !== undefined)) return this.#releaseLater(range, maps, dirty);
+    return this.#release({ ...range, maps, dirty });
   }
 
   /** The client is gone: from now on the backend lets go of everything by itself. */
   end(): void {
-    this.ended = true;
+    this.#ended = true;
   }
 
   /** The backend let go of everything: close all fds. */
   clear(): void {
-    for (const entry of this.table) if (entry.fd !== -1) this.close(entry.fd);
-    this.table.clear();
+    for (const entry of this.#table) if (entry.fd !== -1) this.#close(entry.fd);
+    this.#table.clear();
   }
 
-  private release(request: Release): Unmapped | Promise<Unmapped> {
+  #release(request: Release): Unmapped | Promise<Unmapped> {
     // What the device wrote before its map went is still to be told.
-    if (request.maps.length === 0 && request.dirty === undefined) return this.released(request);
-    const unmapping = this.options.backend.unmap(request);
-    if (unmapping === undefined) return this.released(request);
-    const finished = this.finishRelease(request, unmapping);
+    if (request.maps.length === 0 && request.dirty === undefined) return this.#released(request);
+    const unmapping = this.#options.backend.unmap(request);
+    if (unmapping === undefined) return this.#released(request);
+    const finished = this.#finishRelease(request, unmapping);
     for (const entry of request.maps) entry.change = finished;
     return finished;
   }
 
-  private async finishRelease(request: Release, unmapping: Promise<void>): Promise<Unmapped> {
+  async #finishRelease(request: Release, unmapping: Promise<void>): Promise<Unmapped> {
     try {
       await unmapping;
     } finally {
       for (const entry of request.maps) entry.change = undefined;
     }
-    return this.released(request);
+    return this.#released(request);
   }
 
   /**
    * After those that the backend is still busy with, as the client was told that they take too long. What it maps meanwhile is
    * not unmapped.
    */
-  private async releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
+  async #releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
     let left = maps;
     for (let changes = changesOf(left); changes.length > 0; changes = changesOf(left)) {
       await Promise.allSettled(changes);
-      left = left.filter((entry) => this.isThere(entry));
+      left = left.filter((entry) => this.#isThere(entry));
     }
-    if (this.ended) throw new PeerGone("the client is gone");
-    return this.release({ ...range, maps: left, dirty });
+    if (this.#ended) throw new PeerGone("the client is gone");
+    return this.#release({ ...range, maps: left, dirty });
   }
 
-  private released({ maps, dirty }: Release): Unmapped {
-    this.forget(maps);
+  #released({ maps, dirty }: Release): Unmapped {
+    this.#forget(maps);
     return { size: maps.reduce((sum, { size }) => sum + size, 0), bitmap: dirty?.bitmap ?? NO_BITMAP };
   }
 
   /** The entries may be gone already, after `clear`. */
-  private forget(entries: readonly Entry[]): void {
-    const there = entries.filter((entry) => this.isThere(entry));
-    this.table.removeAll(there);
-    for (const { fd } of there) if (fd !== -1) this.close(fd);
+  #forget(entries: readonly Entry[]): void {
+    const there = entries.filter((entry) => this.#isThere(entry));
+    this.#table.removeAll(there);
+    for (const { fd } of there) if (fd !== -1) this.#close(fd);
   }
 
-  private isThere(entry: Entry): boolean {
-    return this.table.at(entry.address) === entry;
+  #isThere(entry: Entry): boolean {
+    return this.#table.at(entry.address) === entry;
   }
 
   /** The entry's fd, if any, was taken out of the frame. */
-  private parseMap(frame: Frame): Entry {
+  #parseMap(frame: Frame): Entry {
     const { argsz, flags, offset, address, size } = mapView.at(frame.data, frame.offset);
     if (argsz < DmaMap.size) refuse(`argsz ${argsz}`);
     const readable = (flags & DmaMapFlags.READ) !== 0;
@@ -218,14 +220,14 @@ export class DmaMaps {
     if ((flags & ~ALL_MAP_FLAGS) !== 0 || !(readable || writable)) refuse(`flags ${flags}`);
     const fd = frame.fds.length > 0 ? frame.fds[0] : -1;
     if (fd === -1 && (flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)) !== 0) refuse("no fd to map");
-    const use = fd === -1 ? Use.NONE : this.useOf(fd, offset, size, writable);
+    const use = fd === -1 ? Use.NONE : this.#useOf(fd, offset, size, writable);
     if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
     return new Entry(address, size, readable, writable, fd, offset, use === Use.SHARED, status[3]);
   }
 
   /** What may be done with good memory. */
-  private useOf(fd: number, offset: number, size: number, writable: boolean): Use {
+  #useOf(fd: number, offset: number, size: number, writable: boolean): Use {
     memoryStatus(fd, status);
     const fileSize = status[0];
     if (fileSize < 0) refuse("the fd is not a file or a memfd");
@@ -233,10 +235,10 @@ export class DmaMaps {
     if (!inBounds(offset, size, fileSize)) refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
     if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
     const seals = status[2];
-    const isTrusted = this.options.trustUnsealedMemory;
+    const isTrusted = this.#options.trustUnsealedMemory;
     // Access to a file that is not memory may take for ever.
     if (seals === -1 && !isTrusted) {
-      this.options.warn(
+      this.#options.warn(
         "the driver VM's memory is a file of a disk, which is not mapped, and each DMA becomes a message: use " +
           "memory-backend-memfd (with share=on), or trust it by --trust-unsealed-memory",
       );

@@ -55,218 +55,220 @@ const view = DmaAccess.view();
 
 export class DmaMessages implements ClientMemory {
   /** By id. */
-  private readonly sent = new Map<number, Request>();
-  private readonly waiting: Request[] = [];
+  readonly #sent = new Map<number, Request>();
+  readonly #waiting: Request[] = [];
   /** Bytes of the writes that were sent and not answered. */
-  private writeBytes = 0;
-  private nextId = 0;
-  private now = 0;
-  private gone: Error | undefined;
-  private layout: DmaLayout | undefined;
-  private probing: Promise<void> | undefined;
+  #writeBytes = 0;
+  #nextId = 0;
+  #now = 0;
+  #gone: Error | undefined;
+  #layout: DmaLayout | undefined;
+  #probing: Promise<void> | undefined;
   /** What waits for the end of that. */
-  private readonly early = new Set<Early>();
-  private out = new Uint8Array(4 * KiB);
-  private outData = new DataView(this.out.buffer);
+  readonly #early = new Set<Early>();
+  #out = new Uint8Array(4 * KiB);
+  #outData = new DataView(this.#out.buffer);
+  readonly #connection: Connection;
+  /** The most that one message carries. */
+  readonly #maxDataXferSize: number;
 
-  constructor(
-    private readonly connection: Connection,
-    /** The most that one message carries. */
-    private readonly maxDataXferSize: number,
-  ) {}
+  constructor(connection: Connection, maxDataXferSize: number) {
+    this.#connection = connection;
+    this.#maxDataXferSize = maxDataXferSize;
+  }
 
   read(address: number, target: Uint8Array): Promise<void> {
-    return this.transfer(Command.DMA_READ, address, target);
+    return this.#transfer(Command.DMA_READ, address, target);
   }
 
   write(address: number, source: Uint8Array): Promise<void> {
-    return this.transfer(Command.DMA_WRITE, address, source);
+    return this.#transfer(Command.DMA_WRITE, address, source);
   }
 
   /** A reply of the client's. False when nothing waits for it (it was never asked for). */
   handleReply(frame: Frame): boolean {
-    const request = this.sent.get(frame.id);
+    const request = this.#sent.get(frame.id);
     if (request === undefined || request.command !== frame.command) return false;
-    this.sent.delete(frame.id);
+    this.#sent.delete(frame.id);
     if (!request.abandoned) {
-      const wrong = this.finish(request, frame);
+      const wrong = this.#finish(request, frame);
       if (wrong === undefined) request.resolve();
-      else this.drop(request, wrong);
-      this.release(request);
+      else this.#drop(request, wrong);
+      this.#release(request);
     }
-    this.sendWaiting();
+    this.#sendWaiting();
     return true;
   }
 
   /** Gives up requests older than `deadline` ticks. */
   tick(now: number, deadline: number): void {
-    this.now = now;
+    this.#now = now;
     const isLate = (request: Request) => !request.abandoned && now - request.startedAt >= deadline;
-    for (const request of this.sent.values()) {
+    for (const request of this.#sent.values()) {
       if (!isLate(request)) continue;
-      this.giveUp(request);
-      this.release(request);
+      this.#giveUp(request);
+      this.#release(request);
     }
     // In the order in which they came: behind one that is not late, none is.
-    while (this.waiting.length > 0 && isLate(this.waiting[0])) {
-      const request = this.waiting.shift();
-      if (request !== undefined) this.giveUp(request);
+    while (this.#waiting.length > 0 && isLate(this.#waiting[0])) {
+      const request = this.#waiting.shift();
+      if (request !== undefined) this.#giveUp(request);
     }
-    this.sendWaiting();
+    this.#sendWaiting();
   }
 
   abandon(address = 0, length = ADDRESS_SPACE): void {
     const spans = exactSpans(address, length);
     const concerns = (request: Range) => meets(spans, request.address, request.count);
     const reason = (command: number) => new ProtocolError("a DMA was given up", Errno.ECANCELED, command);
-    for (const request of this.sent.values()) {
+    for (const request of this.#sent.values()) {
       if (request.abandoned || request.bytes === NO_BYTES || !concerns(request)) continue;
-      this.drop(request, reason(request.command));
-      this.release(request);
+      this.#drop(request, reason(request.command));
+      this.#release(request);
     }
-    for (const request of this.waiting.splice(0)) {
-      if (request.bytes !== NO_BYTES && concerns(request)) this.drop(request, reason(request.command));
-      else this.waiting.push(request);
+    for (const request of this.#waiting.splice(0)) {
+      if (request.bytes !== NO_BYTES && concerns(request)) this.#drop(request, reason(request.command));
+      else this.#waiting.push(request);
     }
-    for (const early of this.early) if (concerns(early)) early.reject(reason(early.command));
-    this.sendWaiting();
+    for (const early of this.#early) if (concerns(early)) early.reject(reason(early.command));
+    this.#sendWaiting();
   }
 
   /** The client cannot be reached any more: everything rejects with `reason`. */
   close(reason: Error): void {
-    if (this.gone !== undefined) return;
-    this.gone = reason;
-    const requests = [...this.sent.values(), ...this.waiting];
-    this.sent.clear();
-    this.waiting.length = 0;
-    for (const request of requests) if (!request.abandoned) this.drop(request, reason);
+    if (this.#gone !== undefined) return;
+    this.#gone = reason;
+    const requests = [...this.#sent.values(), ...this.#waiting];
+    this.#sent.clear();
+    this.#waiting.length = 0;
+    for (const request of requests) if (!request.abandoned) this.#drop(request, reason);
   }
 
-  private async transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
+  async #transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
     if (bytes.length === 0) return;
     if (!isAddressRange(address, bytes.length)) {
       throw new ProtocolError(`no DMA address: ${formatAddress(address)}`, Errno.EINVAL, command);
     }
-    if (this.layout === undefined) {
-      await this.probed(command, address, bytes.length);
+    if (this.#layout === undefined) {
+      await this.#probed(command, address, bytes.length);
     }
-    const most = command === Command.DMA_READ ? Math.min(this.maxDataXferSize, MAX_READ_COUNT) : this.maxDataXferSize;
-    if (bytes.length <= most) return this.request(command, address, bytes.length, bytes);
+    const most = command === Command.DMA_READ ? Math.min(this.#maxDataXferSize, MAX_READ_COUNT) : this.#maxDataXferSize;
+    if (bytes.length <= most) return this.#request(command, address, bytes.length, bytes);
     if (bytes.length > most * MAX_DMA_REQUESTS) {
       throw new ProtocolError(`a DMA of ${bytes.length} bytes in parts of ${most}`, Errno.EBUSY, command);
     }
     const parts: Promise<void>[] = [];
     for (let at = 0; at < bytes.length; at += most) {
       const part = bytes.subarray(at, at + most);
-      parts.push(this.request(command, address + at, part.length, part));
+      parts.push(this.#request(command, address + at, part.length, part));
     }
     // All have to end before the bytes are the caller's again, also when one fails.
     for (const part of await Promise.allSettled(parts)) if (part.status === "rejected") throw part.reason;
   }
 
   /** Resolves when the layout is known, or cannot be found out. */
-  private async probed(command: number, address: number, count: number): Promise<void> {
-    this.probing ??= this.probe();
-    const { probing } = this;
+  async #probed(command: number, address: number, count: number): Promise<void> {
+    this.#probing ??= this.#probe();
+    const probing = this.#probing;
     let early: Early | undefined;
     try {
       await new Promise<void>((resolve, reject) => {
         early = { command, address, count, reject };
-        this.early.add(early);
+        this.#early.add(early);
         probing.then(resolve, reject);
       });
     } finally {
-      if (early !== undefined) this.early.delete(early);
+      if (early !== undefined) this.#early.delete(early);
     }
   }
 
-  private async probe(): Promise<void> {
+  async #probe(): Promise<void> {
     try {
-      await this.request(Command.DMA_READ, 0, PROBE_COUNT, NO_BYTES);
-      this.layout = "qemu";
+      await this.#request(Command.DMA_READ, 0, PROBE_COUNT, NO_BYTES);
+      this.#layout = "qemu";
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      if (error.errno === Errno.ETIMEDOUT) this.probing = undefined;
-      else this.layout = "specification";
+      if (error.errno === Errno.ETIMEDOUT) this.#probing = undefined;
+      else this.#layout = "specification";
     }
   }
 
-  private request(command: number, address: number, count: number, bytes: Uint8Array): Promise<void> {
+  #request(command: number, address: number, count: number, bytes: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
-      if (this.gone !== undefined) return reject(this.gone);
-      if (this.waiting.length >= MAX_DMA_REQUESTS)
+      if (this.#gone !== undefined) return reject(this.#gone);
+      if (this.#waiting.length >= MAX_DMA_REQUESTS)
         return reject(new ProtocolError("too many DMAs at once", Errno.EBUSY, command));
-      const startedAt = this.now;
-      this.waiting.push({ command, address, count, bytes, startedAt, resolve, reject, abandoned: false });
-      this.sendWaiting();
+      const startedAt = this.#now;
+      this.#waiting.push({ command, address, count, bytes, startedAt, resolve, reject, abandoned: false });
+      this.#sendWaiting();
     });
   }
 
   /** Sends what waits, in order, as far as the client is to have it at once. */
-  private sendWaiting(): void {
-    while (this.waiting.length > 0 && this.sent.size < MAX_SENT && this.gone === undefined) {
-      const request = this.waiting[0];
+  #sendWaiting(): void {
+    while (this.#waiting.length > 0 && this.#sent.size < MAX_SENT && this.#gone === undefined) {
+      const request = this.#waiting[0];
       const isWrite = request.command === Command.DMA_WRITE;
-      if (isWrite && this.writeBytes > 0 && this.writeBytes + request.count > MAX_DMA_WRITE_BYTES) return;
-      this.waiting.shift();
-      if (isWrite) this.writeBytes += request.count;
-      let id = this.nextId;
-      while (this.sent.has(id)) id = (id + 1) % MAX_IDS;
-      this.nextId = (id + 1) % MAX_IDS;
-      this.sent.set(id, request);
-      this.send(id, request, isWrite ? request.bytes : NO_BYTES);
+      if (isWrite && this.#writeBytes > 0 && this.#writeBytes + request.count > MAX_DMA_WRITE_BYTES) return;
+      this.#waiting.shift();
+      if (isWrite) this.#writeBytes += request.count;
+      let id = this.#nextId;
+      while (this.#sent.has(id)) id = (id + 1) % MAX_IDS;
+      this.#nextId = (id + 1) % MAX_IDS;
+      this.#sent.set(id, request);
+      this.#send(id, request, isWrite ? request.bytes : NO_BYTES);
     }
   }
 
-  private send(id: number, { command, address, count }: Request, data: Uint8Array): void {
+  #send(id: number, { command, address, count }: Request, data: Uint8Array): void {
     const size = Header.size + DmaAccess.size + data.length;
-    if (this.out.length < size) {
-      this.out = new Uint8Array(size);
-      this.outData = new DataView(this.out.buffer);
+    if (this.#out.length < size) {
+      this.#out = new Uint8Array(size);
+      this.#outData = new DataView(this.#out.buffer);
     }
-    putHeader(this.outData, 0, id, command, size, HeaderFlags.TYPE_COMMAND);
-    view.at(this.outData, Header.size);
+    putHeader(this.#outData, 0, id, command, size, HeaderFlags.TYPE_COMMAND);
+    view.at(this.#outData, Header.size);
     view.address = address;
     view.count = count;
     if (data.length > 0) {
-      const at = Header.size + DATA_OFFSET[this.layout ?? "specification"];
-      this.out.set(data, at);
-      this.out.fill(0, at + data.length, size);
+      const at = Header.size + DATA_OFFSET[this.#layout ?? "specification"];
+      this.#out.set(data, at);
+      this.#out.fill(0, at + data.length, size);
     }
-    this.connection.send(this.out, 0, size);
+    this.#connection.send(this.#out, 0, size);
   }
 
   /** The request is over: makes room for the next. */
-  private release(request: Request): void {
-    if (request.command === Command.DMA_WRITE) this.writeBytes -= request.count;
+  #release(request: Request): void {
+    if (request.command === Command.DMA_WRITE) this.#writeBytes -= request.count;
   }
 
-  private giveUp(request: Request): void {
-    this.drop(request, new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, request.command));
+  #giveUp(request: Request): void {
+    this.#drop(request, new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, request.command));
   }
 
-  private drop(request: Request, reason: Error): void {
+  #drop(request: Request, reason: Error): void {
     request.abandoned = true;
     request.reject(reason);
   }
 
   /** Takes a reply's data; what is wrong with it, or undefined. */
-  private finish(request: Request, frame: Frame): ProtocolError | undefined {
+  #finish(request: Request, frame: Frame): ProtocolError | undefined {
     const { command, bytes, count } = request;
     if (frame.flags & HeaderFlags.ERROR) {
       return new ProtocolError("the client refused a DMA", frame.errno || Errno.EIO, command);
     }
-    const wrong = this.check(request, frame);
+    const wrong = this.#check(request, frame);
     if (wrong !== undefined) return new ProtocolError(`the client's reply to a DMA: ${wrong}`, Errno.EPROTO, command);
     if (command === Command.DMA_READ && bytes.length > 0) {
-      const from = frame.offset + DATA_OFFSET[this.layout ?? "specification"];
+      const from = frame.offset + DATA_OFFSET[this.#layout ?? "specification"];
       bytes.set(frame.bytes.subarray(from, from + count));
     }
     return undefined;
   }
 
   /** What is wrong with a reply that is no error reply, or undefined. */
-  private check(request: Request, frame: Frame): string | undefined {
+  #check(request: Request, frame: Frame): string | undefined {
     if (request.command === Command.DMA_WRITE) {
       // The reply is a header alone (early QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user, QEMU).
       if (frame.length === 0) return undefined;

@@ -21,51 +21,51 @@ export interface DmaTableOptions {
 }
 
 export class DmaTable<Range extends AddressRange> {
-  private readonly alignment: number;
-  private readonly maxEntries: number;
+  readonly #alignment: number;
+  readonly #maxEntries: number;
   /** Sorted, with the ranges at the same indices. */
-  private readonly addresses: number[] = [];
-  private readonly ranges: Range[] = [];
-  private last: Range | undefined;
+  readonly #addresses: number[] = [];
+  readonly #ranges: Range[] = [];
+  #last: Range | undefined;
   /** Where `last` begins; NaN when there is none. Kept here, since a range's own address is one more place in memory to wait for. */
-  private lastStart = Number.NaN;
+  #lastStart = Number.NaN;
 
   constructor(options: DmaTableOptions = {}) {
-    this.alignment = options.alignment ?? PAGE_SIZE;
-    this.maxEntries = options.maxEntries ?? MAX_DMA_MAPS;
+    this.#alignment = options.alignment ?? PAGE_SIZE;
+    this.#maxEntries = options.maxEntries ?? MAX_DMA_MAPS;
   }
 
   get length(): number {
-    return this.ranges.length;
+    return this.#ranges.length;
   }
 
   /** By address. The table must not be changed meanwhile. */
   [Symbol.iterator](): IterableIterator<Range> {
-    return this.ranges.values();
+    return this.#ranges.values();
   }
 
   /** @throws ProtocolError EINVAL (size, alignment, not exact, past 2^64), EEXIST (overlap), ENOSPC (table full) */
   insert(range: Range): void {
     const { address, size } = range;
-    if (!isAddressRange(address, size) || !isAligned(address, this.alignment) || !isAligned(size, this.alignment)) {
+    if (!isAddressRange(address, size) || !isAligned(address, this.#alignment) || !isAligned(size, this.#alignment)) {
       throw new ProtocolError(`${format(address, size)} cannot be mapped: ${reason(address, size)}`, Errno.EINVAL);
     }
-    const index = this.below(address);
-    const before = this.ranges[index];
-    const after = this.ranges[index + 1];
+    const index = this.#below(address);
+    const before = this.#ranges[index];
+    const after = this.#ranges[index + 1];
     if ((before && before.address + before.size > address) || (after && after.address < address + size)) {
       throw new ProtocolError(`${format(address, size)} overlaps another range`, Errno.EEXIST);
     }
-    if (this.ranges.length >= this.maxEntries) {
-      throw new ProtocolError(`more than ${this.maxEntries} ranges`, Errno.ENOSPC);
+    if (this.#ranges.length >= this.#maxEntries) {
+      throw new ProtocolError(`more than ${this.#maxEntries} ranges`, Errno.ENOSPC);
     }
-    this.addresses.splice(index + 1, 0, address);
-    this.ranges.splice(index + 1, 0, range);
+    this.#addresses.splice(index + 1, 0, address);
+    this.#ranges.splice(index + 1, 0, range);
   }
 
   /** The range with exactly that address and size. @throws ProtocolError ENOENT */
   get(address: number, size: number): Range {
-    const range = this.ranges[this.below(address)];
+    const range = this.#ranges[this.#below(address)];
     if (range === undefined || range.address !== address || range.size !== size) {
       throw new ProtocolError(`no range is ${format(address, size)}`, Errno.ENOENT);
     }
@@ -75,10 +75,10 @@ export class DmaTable<Range extends AddressRange> {
   /** Takes away and returns the range with exactly that address and size. @throws ProtocolError ENOENT */
   remove(address: number, size: number): Range {
     const range = this.get(address, size);
-    const index = this.below(address);
-    this.addresses.splice(index, 1);
-    this.ranges.splice(index, 1);
-    this.forget();
+    const index = this.#below(address);
+    this.#addresses.splice(index, 1);
+    this.#ranges.splice(index, 1);
+    this.#forget();
     return range;
   }
 
@@ -89,10 +89,10 @@ export class DmaTable<Range extends AddressRange> {
   within(address: number, size: number): Range[] {
     const found: Range[] = [];
     for (const { start, end } of exactSpans(address, size)) {
-      const before = this.below(start);
-      const isBefore = before === -1 || this.addresses[before] + this.ranges[before].size <= start;
-      for (let index = isBefore ? before + 1 : before; this.addresses[index] < end; index++) {
-        const range = this.ranges[index];
+      const before = this.#below(start);
+      const isBefore = before === -1 || this.#addresses[before] + this.#ranges[before].size <= start;
+      for (let index = isBefore ? before + 1 : before; this.#addresses[index] < end; index++) {
+        const range = this.#ranges[index];
         if (range.address < start || range.address + range.size > end) {
           const whole = format(range.address, range.size);
           throw new ProtocolError(`${format(address, size)} is only a part of ${whole}`, Errno.EINVAL);
@@ -112,58 +112,58 @@ export class DmaTable<Range extends AddressRange> {
     }
     const gone = new Set(ranges);
     let kept = 0;
-    for (const range of this.ranges) {
+    for (const range of this.#ranges) {
       if (gone.has(range)) continue;
-      this.ranges[kept] = range;
-      this.addresses[kept++] = range.address;
+      this.#ranges[kept] = range;
+      this.#addresses[kept++] = range.address;
     }
-    this.ranges.length = kept;
-    this.addresses.length = kept;
-    this.forget();
+    this.#ranges.length = kept;
+    this.#addresses.length = kept;
+    this.#forget();
   }
 
   clear(): void {
-    this.addresses.length = 0;
-    this.ranges.length = 0;
-    this.forget();
+    this.#addresses.length = 0;
+    this.#ranges.length = 0;
+    this.#forget();
   }
 
   /** The range that holds `address`. */
   at(address: number): Range | undefined {
-    const last = this.last;
-    if (last !== undefined && address >= this.lastStart && address - this.lastStart < last.size) return last;
-    const index = this.below(address);
+    const last = this.#last;
+    if (last !== undefined && address >= this.#lastStart && address - this.#lastStart < last.size) return last;
+    const index = this.#below(address);
     if (index === -1) return undefined;
-    const range = this.ranges[index];
-    const start = this.addresses[index];
+    const range = this.#ranges[index];
+    const start = this.#addresses[index];
     if (address - start >= range.size) return undefined;
-    this.last = range;
-    this.lastStart = start;
+    this.#last = range;
+    this.#lastStart = start;
     return range;
   }
 
   /** Where the range begins that `at` or `find` returned last. */
   get start(): number {
-    return this.lastStart;
+    return this.#lastStart;
   }
 
   /** The one range that holds all of [address, address + length), for any untrusted numbers. */
   find(address: number, length: number): Range | undefined {
     const range = this.at(address);
-    return range !== undefined && length >= 0 && length <= range.size - (address - this.lastStart) ? range : undefined;
+    return range !== undefined && length >= 0 && length <= range.size - (address - this.#lastStart) ? range : undefined;
   }
 
-  private forget(): void {
-    this.last = undefined;
-    this.lastStart = Number.NaN;
+  #forget(): void {
+    this.#last = undefined;
+    this.#lastStart = Number.NaN;
   }
 
   /**
    * Index of the last range that begins at or below `address`, or -1. The comparison is turned into a number instead of
    * branching: no processor predicts where a random address is, and a wrong guess costs more than a step of the search.
    */
-  private below(address: number): number {
-    const addresses = this.addresses;
+  #below(address: number): number {
+    const addresses = this.#addresses;
     let count = addresses.length;
     if (count === 0 || !(addresses[0] <= address)) return -1;
     let index = 0;

@@ -22,12 +22,15 @@ export type IrqAction = (request: IrqSetRequest) => Promise<void>;
 
 export class IrqEventfds {
   /** By action, index and vector: see `key`. */
-  private readonly entries = new Map<number, Entry>();
+  readonly #entries = new Map<number, Entry>();
   /** Signalled, and left to a later turn. */
-  private waiting: Entry[] = [];
-  private dealtWith = 0;
+  #waiting: Entry[] = [];
+  #dealtWith = 0;
+  readonly #act: IrqAction;
 
-  constructor(private readonly act: IrqAction) {}
+  constructor(act: IrqAction) {
+    this.#act = act;
+  }
 
   /**
    * Takes the eventfds of a request to mask or unmask over; each replaces the one before it, -1 takes it away.
@@ -37,7 +40,7 @@ export class IrqEventfds {
     const action = flags & IrqSetFlags.ACTIONS_MASK;
     for (const [n, fd] of eventfds.entries()) {
       try {
-        this.setOne(action, index, start + n, fd);
+        this.#setOne(action, index, start + n, fd);
       } catch (error) {
         for (const left of eventfds.slice(n)) if (left !== -1) closePeerFd(left);
         throw error;
@@ -45,64 +48,64 @@ export class IrqEventfds {
     }
   }
 
-  private setOne(action: number, index: number, vector: number, fd: number): void {
+  #setOne(action: number, index: number, vector: number, fd: number): void {
     const where = key(action, index, vector);
     const request = { flags: IrqSetFlags.DATA_NONE | action, index, start: vector, count: 1 };
     let entry: Entry | undefined;
     if (fd !== -1) {
-      const fresh: Entry = { fd, request, poll: new Poll(fd, () => this.signalled(fresh), "eventfd") };
+      const fresh: Entry = { fd, request, poll: new Poll(fd, () => this.#signalled(fresh), "eventfd") };
       entry = fresh;
     }
-    const old = this.entries.get(where);
+    const old = this.#entries.get(where);
     // What it was signalled for is still to be done: an INTx that stays masked is silent for ever.
-    if (old !== undefined && (this.waiting.includes(old) || eventfdRead(old.fd) > 0)) void this.act(request);
-    this.remove(where);
+    if (old !== undefined && (this.#waiting.includes(old) || eventfdRead(old.fd) > 0)) void this.#act(request);
+    this.#remove(where);
     if (entry === undefined) return;
-    this.entries.set(where, entry);
+    this.#entries.set(where, entry);
     entry.poll.start(POLL_READABLE);
   }
 
   /** The interrupt index is disabled. */
   clearIndex(index: number): void {
-    for (const each of [...this.entries.keys()]) if (indexOf(each) === index) this.remove(each);
+    for (const each of [...this.#entries.keys()]) if (indexOf(each) === index) this.#remove(each);
   }
 
   /** The client is gone. */
   clear(): void {
-    for (const each of [...this.entries.keys()]) this.remove(each);
+    for (const each of [...this.#entries.keys()]) this.#remove(each);
   }
 
   /** Signals that come while one is dealt with wait in the eventfd, so that a client cannot heap up work. */
-  private signalled(entry: Entry): void {
+  #signalled(entry: Entry): void {
     entry.poll.stop();
-    if (this.dealtWith++ === 0) setImmediate(this.nextTurn);
-    if (this.dealtWith <= MOST_PER_TURN) this.dealWith(entry);
-    else this.waiting.push(entry);
+    if (this.#dealtWith++ === 0) setImmediate(this.#nextTurn);
+    if (this.#dealtWith <= MOST_PER_TURN) this.#dealWith(entry);
+    else this.#waiting.push(entry);
   }
 
-  private dealWith(entry: Entry): void {
-    if (!this.isSet(entry)) return;
-    void this.act(entry.request).then(() => {
-      if (this.isSet(entry)) entry.poll.start(POLL_READABLE);
+  #dealWith(entry: Entry): void {
+    if (!this.#isSet(entry)) return;
+    void this.#act(entry.request).then(() => {
+      if (this.#isSet(entry)) entry.poll.start(POLL_READABLE);
     });
   }
 
-  private readonly nextTurn = (): void => {
-    const waiting = this.waiting.splice(0, MOST_PER_TURN);
-    this.dealtWith = waiting.length;
-    if (waiting.length > 0) setImmediate(this.nextTurn);
-    for (const entry of waiting) this.dealWith(entry);
+  readonly #nextTurn = (): void => {
+    const waiting = this.#waiting.splice(0, MOST_PER_TURN);
+    this.#dealtWith = waiting.length;
+    if (waiting.length > 0) setImmediate(this.#nextTurn);
+    for (const entry of waiting) this.#dealWith(entry);
   };
 
-  private isSet(entry: Entry): boolean {
+  #isSet(entry: Entry): boolean {
     const { flags, index, start } = entry.request;
-    return this.entries.get(key(flags & IrqSetFlags.ACTIONS_MASK, index, start)) === entry;
+    return this.#entries.get(key(flags & IrqSetFlags.ACTIONS_MASK, index, start)) === entry;
   }
 
-  private remove(where: number): void {
-    const entry = this.entries.get(where);
+  #remove(where: number): void {
+    const entry = this.#entries.get(where);
     if (entry === undefined) return;
-    this.entries.delete(where);
+    this.#entries.delete(where);
     entry.poll.close();
     closePeerFd(entry.fd);
   }

@@ -42,101 +42,102 @@ const NO_BYTES = new Uint8Array(0);
 
 export class MessageSocket implements SocketIo {
   readonly fds = new Int32Array(1 + MAX_MESSAGE_FDS);
-  private readonly words = new Int32Array(STREAM_WORDS);
-  private readonly stream: Stream;
-  private readonly pollHandle: Poll;
+  readonly #words = new Int32Array(STREAM_WORDS);
+  readonly #stream: Stream;
+  readonly #pollHandle: Poll;
   /** The buffers that the stream has. */
-  private receiveBytes = NO_BYTES;
-  private replyBytes = NO_BYTES;
+  #receiveBytes = NO_BYTES;
+  #replyBytes = NO_BYTES;
   /** In the callback, after which the stream sends. */
-  private isCalled = false;
+  #isCalled = false;
+  readonly #fd: number;
+  readonly #callback: (events: number) => void;
 
-  constructor(
-    private readonly fd: number,
-    private readonly callback: (events: number) => void,
-  ) {
-    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
-    this.words[StreamWord.MOST_FDS] = MAX_MESSAGE_FDS;
-    this.stream = new Stream(fd, this.words, this.fds);
-    this.pollHandle = new Poll(fd, (events) => this.ready(events), this.stream);
+  constructor(fd: number, callback: (events: number) => void) {
+    this.#fd = fd;
+    this.#callback = callback;
+    this.#words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+    this.#words[StreamWord.MOST_FDS] = MAX_MESSAGE_FDS;
+    this.#stream = new Stream(fd, this.#words, this.fds);
+    this.#pollHandle = new Poll(fd, (events) => this.#ready(events), this.#stream);
   }
 
   receive(bytes: Uint8Array, offset: number, length: number): number {
-    const received = this.words[StreamWord.RECEIVED];
+    const received = this.#words[StreamWord.RECEIVED];
     if (received === NOTHING_RECEIVED)
-      return receive(this.fd, bytes, offset, length, this.fds, this.words[StreamWord.MOST_FDS]);
-    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+      return receive(this.#fd, bytes, offset, length, this.fds, this.#words[StreamWord.MOST_FDS]);
+    this.#words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
     if (received < 0) throw systemError("recvmsg", -received);
     return received;
   }
 
   expect(bytes: Uint8Array<ArrayBuffer>, offset: number, length: number): void {
-    if (bytes !== this.receiveBytes) {
-      this.stream.receiveInto(bytes);
-      this.receiveBytes = bytes;
+    if (bytes !== this.#receiveBytes) {
+      this.#stream.receiveInto(bytes);
+      this.#receiveBytes = bytes;
     }
-    this.words[StreamWord.OFFSET] = offset;
-    this.words[StreamWord.ROOM] = length;
+    this.#words[StreamWord.OFFSET] = offset;
+    this.#words[StreamWord.ROOM] = length;
   }
 
   allowFds(count: number): void {
-    this.words[StreamWord.MOST_FDS] = count;
+    this.#words[StreamWord.MOST_FDS] = count;
   }
 
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number {
-    return send(this.fd, bytes, offset, length, fds);
+    return send(this.#fd, bytes, offset, length, fds);
   }
 
   answer(bytes: Uint8Array<ArrayBuffer>, length: number): boolean {
-    if (!this.isCalled) return false;
-    if (bytes !== this.replyBytes) {
-      this.stream.replyFrom(bytes);
-      this.replyBytes = bytes;
+    if (!this.#isCalled) return false;
+    if (bytes !== this.#replyBytes) {
+      this.#stream.replyFrom(bytes);
+      this.#replyBytes = bytes;
     }
-    this.words[StreamWord.REPLY] = length;
+    this.#words[StreamWord.REPLY] = length;
     return true;
   }
 
   recall(): boolean {
-    if (this.words[StreamWord.REPLY] === 0) return false;
-    this.words[StreamWord.REPLY] = 0;
+    if (this.#words[StreamWord.REPLY] === 0) return false;
+    this.#words[StreamWord.REPLY] = 0;
     return true;
   }
 
   answered(): number {
-    const replied = this.words[StreamWord.REPLIED];
+    const replied = this.#words[StreamWord.REPLIED];
     if (replied < 0) throw systemError("send", -replied);
     return replied;
   }
 
   readsFrom(memory: RegisterMemory | undefined): void {
-    this.stream.readsFrom(memory?.bytes, memory?.areas);
+    this.#stream.readsFrom(memory?.bytes, memory?.areas);
   }
 
   mayRead(may: boolean): void {
-    this.words[StreamWord.READS] = may ? 1 : 0;
+    this.#words[StreamWord.READS] = may ? 1 : 0;
   }
 
   takeServed(): number {
-    const served = this.words[StreamWord.SERVED];
-    this.words[StreamWord.SERVED] = 0;
+    const served = this.#words[StreamWord.SERVED];
+    this.#words[StreamWord.SERVED] = 0;
     return served;
   }
 
   poll(events: number): void {
-    this.pollHandle.start(events);
+    this.#pollHandle.start(events);
   }
 
   close(): void {
-    this.pollHandle.close();
+    this.#pollHandle.close();
   }
 
-  private ready(events: number): void {
-    this.isCalled = true;
+  #ready(events: number): void {
+    this.#isCalled = true;
     try {
-      this.callback(events);
+      this.#callback(events);
     } finally {
-      this.isCalled = false;
+      this.#isCalled = false;
     }
   }
 }

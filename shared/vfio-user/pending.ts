@@ -28,12 +28,13 @@ export class Pending implements PendingCommand {
   active = false;
   /** False when no reply is wanted, or when it was sent early. */
   wantsReply = false;
+  readonly #connection: Connection;
+  /** Called when the command is over, after its reply was sent. */
+  readonly #done: () => void;
 
-  constructor(
-    private readonly connection: Connection,
-    /** Called when the command is over, after its reply was sent. */
-    private readonly done: () => void,
-  ) {
+  constructor(connection: Connection, done: () => void) {
+    this.#connection = connection;
+    this.#done = done;
     this.bytes = this.replyBytes;
     this.data = this.replyData;
   }
@@ -62,19 +63,19 @@ export class Pending implements PendingCommand {
 
   /** Sends the reply while the command goes on: for a posted write. Whoever deals with the command does not wait for it. */
   replyEarly(length: number): void {
-    if (this.wantsReply) this.connection.answer(this.replyBytes, this.putHeader(length));
+    if (this.wantsReply) this.#connection.answer(this.replyBytes, this.#putHeader(length));
   }
 
   reply(length: number, fds?: readonly number[]): void {
     if (!this.active) return;
     if (fds === undefined) this.replyEarly(length);
-    else if (this.wantsReply) this.connection.send(this.replyBytes, 0, this.putHeader(length), fds);
+    else if (this.wantsReply) this.#connection.send(this.replyBytes, 0, this.#putHeader(length), fds);
     this.active = false;
-    this.done();
+    this.#done();
   }
 
   /** The reply's size with its header. */
-  private putHeader(length: number): number {
+  #putHeader(length: number): number {
     this.wantsReply = false;
     const size = this.replyOffset + length;
     if (size > this.replyBytes.length) throw new RangeError(`a reply of ${length} bytes that were not reserved`);
@@ -92,9 +93,9 @@ export class Pending implements PendingCommand {
 
   fail(errno: number): void {
     if (!this.active) return;
-    if (this.wantsReply) this.connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
+    if (this.wantsReply) this.#connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
     this.wantsReply = false;
     this.active = false;
-    this.done();
+    this.#done();
   }
 }

@@ -45,60 +45,63 @@ export interface BadHeader {
 export class ReceiveBuffer {
   /** Why nothing more will come out. */
   bad: BadHeader | undefined;
-  private bytes = new Uint8Array(INITIAL_SIZE);
-  private data = new DataView(this.bytes.buffer);
+  #bytes = new Uint8Array(INITIAL_SIZE);
+  #data = new DataView(this.#bytes.buffer);
   /** Everything in front was taken or is in the queue; a message begins here. */
-  private scan = 0;
+  #scan = 0;
   /** End of the received bytes. */
-  private end = 0;
+  #end = 0;
   /** Fds that came with the message at `scan`. */
-  private partialFds = NO_FDS;
+  #partialFds = NO_FDS;
   /** Fds for a message behind the one at `scan`, and where it begins: one receive call has fds for one message alone. */
-  private laterFds = NO_FDS;
-  private laterFdsAt = -1;
+  #laterFds = NO_FDS;
+  #laterFdsAt = -1;
 
   /** Commands that wait, a ring: where they begin (header included), how long they are, and their fds. */
-  private readonly queueAt = new Int32Array(MAX_PENDING_COMMANDS);
-  private readonly queueSize = new Int32Array(MAX_PENDING_COMMANDS);
-  private readonly queueFds: number[][] = new Array(MAX_PENDING_COMMANDS).fill(NO_FDS);
-  private queueHead = 0;
-  private queueCount = 0;
-  private queueBytes = 0;
-  private queueFdCount = 0;
+  readonly #queueAt = new Int32Array(MAX_PENDING_COMMANDS);
+  readonly #queueSize = new Int32Array(MAX_PENDING_COMMANDS);
+  readonly #queueFds: number[][] = new Array(MAX_PENDING_COMMANDS).fill(NO_FDS);
+  #queueHead = 0;
+  #queueCount = 0;
+  #queueBytes = 0;
+  #queueFdCount = 0;
+  readonly #syscalls: Syscalls;
+  readonly #share: FdShare;
 
-  constructor(
-    private readonly syscalls: Syscalls,
-    private readonly share: FdShare,
-  ) {}
+  constructor(syscalls: Syscalls, share: FdShare) {
+    this.#syscalls = syscalls;
+    this.#share = share;
+  }
 
   newFrame(): Frame {
-    const { bytes, data } = this;
+    const bytes = this.#bytes;
+    const data = this.#data;
     return { id: 0, command: 0, flags: 0, errno: 0, bytes, data, offset: 0, length: 0, fds: NO_FDS };
   }
 
   /** A message has begun and is not complete. */
   get hasPartial(): boolean {
-    return this.end > this.scan;
+    return this.#end > this.#scan;
   }
 
   /** How many bytes the next receive call can take. */
   get room(): number {
-    return this.bytes.length - this.end;
+    return this.#bytes.length - this.#end;
   }
 
   /** One receive call; returns what it returned. @throws SystemError, PeerGone */
   receive(socket: SocketIo): number {
-    const count = socket.receive(this.bytes, this.end, this.room);
+    const count = socket.receive(this.#bytes, this.#end, this.room);
     if (count > 0) {
-      this.end += count;
-      if (socket.fds[0] !== 0) this.attachFds(socket.fds);
+      this.#end += count;
+      if (socket.fds[0] !== 0) this.#attachFds(socket.fds);
     }
     return count;
   }
 
   /** Tells the socket where the next receive call is going to be. */
   expect(socket: SocketIo, isWanted: boolean): void {
-    socket.expect(this.bytes, this.end, isWanted ? this.room : 0);
+    socket.expect(this.#bytes, this.#end, isWanted ? this.room : 0);
   }
 
   /**
@@ -106,9 +109,9 @@ export class ReceiveBuffer {
    * -1. Whoever asks then takes it or enqueues it.
    */
   peek(): number {
-    const available = this.end - this.scan;
+    const available = this.#end - this.#scan;
     if (available < Header.size || this.bad !== undefined) return -1;
-    header.at(this.data, this.scan);
+    header.at(this.#data, this.#scan);
     const size = header.size;
     const type = header.flags & HeaderFlags.TYPE_MASK;
     const isCommand = type === HeaderFlags.TYPE_COMMAND;
@@ -124,42 +127,42 @@ export class ReceiveBuffer {
 
   /** Takes the message that `peek` saw. */
   take(frame: Frame): Frame {
-    const at = this.scan;
-    return this.fill(frame, at, this.advance(), this.takeFds());
+    const at = this.#scan;
+    return this.#fill(frame, at, this.#advance(), this.#takeFds());
   }
 
   get queueIsEmpty(): boolean {
-    return this.queueCount === 0;
+    return this.#queueCount === 0;
   }
 
   get queueIsFull(): boolean {
-    return this.queueCount >= MAX_PENDING_COMMANDS || this.queueFdCount >= MAX_MESSAGE_FDS;
+    return this.#queueCount >= MAX_PENDING_COMMANDS || this.#queueFdCount >= MAX_MESSAGE_FDS;
   }
 
   /** Puts the command that `peek` saw behind those that wait. */
   enqueue(): void {
-    const slot = (this.queueHead + this.queueCount) % MAX_PENDING_COMMANDS;
-    this.queueAt[slot] = this.scan;
-    const size = this.advance();
-    const fds = this.takeFds();
-    this.queueSize[slot] = size;
-    this.queueFds[slot] = fds;
-    this.queueCount++;
-    this.queueBytes += size;
-    this.queueFdCount += fds.length;
+    const slot = (this.#queueHead + this.#queueCount) % MAX_PENDING_COMMANDS;
+    this.#queueAt[slot] = this.#scan;
+    const size = this.#advance();
+    const fds = this.#takeFds();
+    this.#queueSize[slot] = size;
+    this.#queueFds[slot] = fds;
+    this.#queueCount++;
+    this.#queueBytes += size;
+    this.#queueFdCount += fds.length;
   }
 
   /** Takes the first command of the queue, which is not empty. */
   dequeue(frame: Frame): Frame {
-    const slot = this.queueHead;
-    const fds = this.queueFds[slot];
-    const size = this.queueSize[slot];
-    this.queueFds[slot] = NO_FDS;
-    this.queueHead = (slot + 1) % MAX_PENDING_COMMANDS;
-    this.queueCount--;
-    this.queueBytes -= size;
-    this.queueFdCount -= fds.length;
-    return this.fill(frame, this.queueAt[slot], size, fds);
+    const slot = this.#queueHead;
+    const fds = this.#queueFds[slot];
+    const size = this.#queueSize[slot];
+    this.#queueFds[slot] = NO_FDS;
+    this.#queueHead = (slot + 1) % MAX_PENDING_COMMANDS;
+    this.#queueCount--;
+    this.#queueBytes -= size;
+    this.#queueFdCount -= fds.length;
+    return this.#fill(frame, this.#queueAt[slot], size, fds);
   }
 
   /**
@@ -167,93 +170,94 @@ export class ReceiveBuffer {
    * @param inUse the command under way, whose body must stay where it is
    */
   makeRoom(inUse: Frame | undefined): boolean {
-    const partial = this.end - this.scan;
-    if (partial === 0 && inUse === undefined && this.queueCount === 0) {
-      this.scan = 0;
-      this.end = 0;
+    const partial = this.#end - this.#scan;
+    if (partial === 0 && inUse === undefined && this.#queueCount === 0) {
+      this.#scan = 0;
+      this.#end = 0;
     }
-    const needed = partial < Header.size ? Header.size : header.at(this.data, this.scan).size;
+    const needed = partial < Header.size ? Header.size : header.at(this.#data, this.#scan).size;
     if (partial >= needed) return false;
-    if (this.scan + needed <= this.bytes.length) return true;
-    const retained = this.queueBytes + needed;
+    if (this.#scan + needed <= this.#bytes.length) return true;
+    const retained = this.#queueBytes + needed;
     if (retained > MAX_SIZE) return false;
-    const floor = inUse !== undefined && inUse.bytes === this.bytes ? inUse.offset + inUse.length : 0;
-    if (floor + retained <= this.bytes.length) {
-      this.relocate(this.bytes, floor);
+    const floor = inUse !== undefined && inUse.bytes === this.#bytes ? inUse.offset + inUse.length : 0;
+    if (floor + retained <= this.#bytes.length) {
+      this.#relocate(this.#bytes, floor);
     } else {
-      let size = this.bytes.length;
+      let size = this.#bytes.length;
       while (size < retained) size = Math.min(2 * size, MAX_SIZE);
-      this.relocate(new Uint8Array(size), 0);
+      this.#relocate(new Uint8Array(size), 0);
     }
     return true;
   }
 
   /** Goes on in a fresh buffer, so that nothing handed over so far is ever overwritten. */
   renew(): void {
-    this.relocate(new Uint8Array(this.bytes.length), 0);
+    this.#relocate(new Uint8Array(this.#bytes.length), 0);
   }
 
   /** Closes the fds of all messages that were not taken. */
   close(): void {
-    for (const fds of this.queueFds) closeAll(this.syscalls, fds);
-    closeAll(this.syscalls, this.partialFds);
-    closeAll(this.syscalls, this.laterFds);
+    for (const fds of this.#queueFds) closeAll(this.#syscalls, fds);
+    closeAll(this.#syscalls, this.#partialFds);
+    closeAll(this.#syscalls, this.#laterFds);
   }
 
   /** Fds belong to the last message that begins before the end of what was received with them. */
-  private attachFds(received: Int32Array): void {
-    let at = this.scan;
-    while (this.end - at >= Header.size) {
-      const size = header.at(this.data, at).size;
+  #attachFds(received: Int32Array): void {
+    let at = this.#scan;
+    while (this.#end - at >= Header.size) {
+      const size = header.at(this.#data, at).size;
       // A bad header ends the connection when it is its turn.
-      if (size < Header.size || size >= this.end - at) break;
+      if (size < Header.size || size >= this.#end - at) break;
       at += size;
     }
-    const arrived = takeReceived(received, this.share);
-    if (arrived.isLost) closeAll(this.syscalls, arrived.fds);
+    const arrived = takeReceived(received, this.#share);
+    if (arrived.isLost) closeAll(this.#syscalls, arrived.fds);
     const fds = arrived.isLost ? LOST : arrived.fds;
-    if (at !== this.scan) {
-      this.laterFds = fds;
-      this.laterFdsAt = at;
+    if (at !== this.#scan) {
+      this.#laterFds = fds;
+      this.#laterFdsAt = at;
       return;
     }
-    if (fds === LOST || this.partialFds === LOST) {
-      closeAll(this.syscalls, fds);
-      closeAll(this.syscalls, this.partialFds);
-      this.partialFds = LOST;
+    if (fds === LOST || this.#partialFds === LOST) {
+      closeAll(this.#syscalls, fds);
+      closeAll(this.#syscalls, this.#partialFds);
+      this.#partialFds = LOST;
       return;
     }
-    this.partialFds = this.partialFds.concat(fds);
-    if (this.partialFds.length > MAX_MESSAGE_FDS) throw new PeerGone(`more than ${MAX_MESSAGE_FDS} fds on one message`);
+    this.#partialFds = this.#partialFds.concat(fds);
+    if (this.#partialFds.length > MAX_MESSAGE_FDS)
+      throw new PeerGone(`more than ${MAX_MESSAGE_FDS} fds on one message`);
   }
 
   /** Moves past the message at `scan`, and returns its size. */
-  private advance(): number {
-    const size = header.at(this.data, this.scan).size;
-    this.scan += size;
+  #advance(): number {
+    const size = header.at(this.#data, this.#scan).size;
+    this.#scan += size;
     return size;
   }
 
   /** The fds of the message that was moved past. */
-  private takeFds(): number[] {
-    const fds = this.partialFds;
-    this.partialFds = NO_FDS;
-    if (this.laterFdsAt === this.scan) {
-      this.partialFds = this.laterFds;
-      this.laterFds = NO_FDS;
-      this.laterFdsAt = -1;
+  #takeFds(): number[] {
+    const fds = this.#partialFds;
+    this.#partialFds = NO_FDS;
+    if (this.#laterFdsAt === this.#scan) {
+      this.#partialFds = this.#laterFds;
+      this.#laterFds = NO_FDS;
+      this.#laterFdsAt = -1;
     }
     return fds;
   }
 
-  private fill(frame: Frame, at: number, size: number, fds: number[]): Frame {
-    header.at(this.data, at);
+  #fill(frame: Frame, at: number, size: number, fds: number[]): Frame {
+    header.at(this.#data, at);
     frame.id = header.id;
     frame.command = header.command;
     frame.flags = header.flags;
     frame.errno = header.errno;
-    frame.bytes = this.bytes;
-    frame.data = this.data;
+    frame.bytes = this.#bytes;
+    frame.data = this.#data;
     frame.offset = at + Header.size;
     frame.length = size - Header.size;
     frame.fds = fds;
@@ -261,8 +265,8 @@ export class ReceiveBuffer {
   }
 
   /** Moves waiting commands and the incomplete message together, to `to` in `target`, which may be the buffer itself. */
-  private relocate(target: Uint8Array<ArrayBuffer>, to: number): void {
-    const source = this.bytes;
+  #relocate(target: Uint8Array<ArrayBuffer>, to: number): void {
+    const source = this.#bytes;
     let at = to;
     const move = (start: number, end: number): number => {
       const moved = at;
@@ -272,17 +276,17 @@ export class ReceiveBuffer {
       at += end - start;
       return moved;
     };
-    for (let index = 0; index < this.queueCount; index++) {
-      const slot = (this.queueHead + index) % MAX_PENDING_COMMANDS;
-      this.queueAt[slot] = move(this.queueAt[slot], this.queueAt[slot] + this.queueSize[slot]);
+    for (let index = 0; index < this.#queueCount; index++) {
+      const slot = (this.#queueHead + index) % MAX_PENDING_COMMANDS;
+      this.#queueAt[slot] = move(this.#queueAt[slot], this.#queueAt[slot] + this.#queueSize[slot]);
     }
-    const scan = move(this.scan, this.end);
-    if (this.laterFdsAt !== -1) this.laterFdsAt += scan - this.scan;
-    this.scan = scan;
-    this.end = at;
+    const scan = move(this.#scan, this.#end);
+    if (this.#laterFdsAt !== -1) this.#laterFdsAt += scan - this.#scan;
+    this.#scan = scan;
+    this.#end = at;
     if (target !== source) {
-      this.bytes = target;
-      this.data = new DataView(target.buffer);
+      this.#bytes = target;
+      this.#data = new DataView(target.buffer);
     }
   }
 }

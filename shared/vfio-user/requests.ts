@@ -39,47 +39,49 @@ const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayB
 const MAX_IDS = 0x10000;
 
 export class Requests {
-  private readonly pending = new Map<number, Request>();
-  private now = 0;
-  private stopTicks: (() => void) | undefined;
-  private out = new Uint8Array(4 * KiB);
-  private outData = new DataView(this.out.buffer);
-  private nextId = 1;
-  private gone: PeerGone | undefined;
+  readonly #pending = new Map<number, Request>();
+  #now = 0;
+  #stopTicks: (() => void) | undefined;
+  #out = new Uint8Array(4 * KiB);
+  #outData = new DataView(this.#out.buffer);
+  #nextId = 1;
+  #gone: PeerGone | undefined;
+  readonly #connection: Connection;
+  /** 0: wait for ever. */
+  readonly #timeoutMs: number;
 
-  constructor(
-    private readonly connection: Connection,
-    /** 0: wait for ever. */
-    private readonly timeoutMs: number,
-  ) {}
+  constructor(connection: Connection, timeoutMs: number) {
+    this.#connection = connection;
+    this.#timeoutMs = timeoutMs;
+  }
 
   /** Sends a command. Rejects with ProtocolError or PeerGone. */
   send(command: number, body: Uint8Array, options: RequestOptions): Promise<Reply> {
     return new Promise((resolve, reject) => {
-      if (this.gone !== undefined) return reject(this.gone);
+      if (this.#gone !== undefined) return reject(this.#gone);
       const flags = options.flags ?? 0;
-      const id = this.takeId();
+      const id = this.#takeId();
       if (!(flags & HeaderFlags.NO_REPLY)) {
-        this.pending.set(id, { command, maxFds: options.maxFds ?? 0, startedAt: this.now, resolve, reject });
-        if (this.timeoutMs > 0) this.stopTicks ??= startTicks(this.timeoutMs, () => this.tick());
+        this.#pending.set(id, { command, maxFds: options.maxFds ?? 0, startedAt: this.#now, resolve, reject });
+        if (this.#timeoutMs > 0) this.#stopTicks ??= startTicks(this.#timeoutMs, () => this.#tick());
       }
       const size = Header.size + body.length;
-      if (this.out.length < size) {
-        this.out = new Uint8Array(size);
-        this.outData = new DataView(this.out.buffer);
+      if (this.#out.length < size) {
+        this.#out = new Uint8Array(size);
+        this.#outData = new DataView(this.#out.buffer);
       }
-      putHeader(this.outData, 0, id, command, size, flags);
-      this.out.set(body, Header.size);
-      this.connection.send(this.out, 0, size, options.fds);
+      putHeader(this.#outData, 0, id, command, size, flags);
+      this.#out.set(body, Header.size);
+      this.#connection.send(this.#out, 0, size, options.fds);
       if (flags & HeaderFlags.NO_REPLY) resolve(NO_REPLY);
     });
   }
 
   /** A reply that nothing waits for came too late, and is dropped. */
   handleReply(frame: Frame): void {
-    const request = this.pending.get(frame.id);
+    const request = this.#pending.get(frame.id);
     if (request === undefined) return;
-    this.pending.delete(frame.id);
+    this.#pending.delete(frame.id);
     const { command } = request;
     if (frame.flags & HeaderFlags.ERROR) {
       const errno = frame.errno || Errno.EIO;
@@ -96,30 +98,30 @@ export class Requests {
   }
 
   close(reason: PeerGone): void {
-    this.gone = reason;
-    this.stopTicks?.();
-    for (const request of this.pending.values()) request.reject(reason);
-    this.pending.clear();
+    this.#gone = reason;
+    this.#stopTicks?.();
+    for (const request of this.#pending.values()) request.reject(reason);
+    this.#pending.clear();
   }
 
-  private takeId(): number {
-    if (this.pending.size >= MAX_IDS) throw new ProtocolError("too many requests at once", Errno.EBUSY);
-    let id = this.nextId;
-    while (this.pending.has(id)) id = (id + 1) % MAX_IDS;
-    this.nextId = (id + 1) % MAX_IDS;
+  #takeId(): number {
+    if (this.#pending.size >= MAX_IDS) throw new ProtocolError("too many requests at once", Errno.EBUSY);
+    let id = this.#nextId;
+    while (this.#pending.has(id)) id = (id + 1) % MAX_IDS;
+    this.#nextId = (id + 1) % MAX_IDS;
     return id;
   }
 
-  private tick(): void {
-    this.now++;
-    if (this.pending.size === 0) {
-      this.stopTicks?.();
-      this.stopTicks = undefined;
+  #tick(): void {
+    this.#now++;
+    if (this.#pending.size === 0) {
+      this.#stopTicks?.();
+      this.#stopTicks = undefined;
       return;
     }
-    for (const [id, { command, startedAt, reject }] of this.pending) {
-      if (this.now - startedAt < TICKS_PER_DEADLINE) continue;
-      this.pending.delete(id);
+    for (const [id, { command, startedAt, reject }] of this.#pending) {
+      if (this.#now - startedAt < TICKS_PER_DEADLINE) continue;
+      this.#pending.delete(id);
       reject(new ProtocolError(`the server does not answer command ${command}`, Errno.ETIMEDOUT, command));
     }
   }

@@ -46,10 +46,10 @@ export interface ServerStats extends Readonly<SessionStats> {
 }
 
 export class Server {
-  private readonly log: Log;
-  private readonly share: Share;
-  private readonly fds: FdShare;
-  private readonly counts: SessionStats = {
+  readonly #log: Log;
+  readonly #share: Share;
+  readonly #fds: FdShare;
+  readonly #counts: SessionStats = {
     clients: 0,
     commands: 0,
     reads: 0,
@@ -58,140 +58,142 @@ export class Server {
     errors: 0,
     timeouts: 0,
   };
-  private fd = -1;
-  private poll: Poll | undefined;
-  private inode: number | undefined;
-  private session: Session | undefined;
-  private retry: NodeJS.Timeout | undefined;
+  #fd = -1;
+  #poll: Poll | undefined;
+  #inode: number | undefined;
+  #session: Session | undefined;
+  #retry: NodeJS.Timeout | undefined;
   /** Light turns of other sessions at the last connection. */
-  private othersSeen = 0;
-  private serving: Promise<void> = Promise.resolve();
+  #othersSeen = 0;
+  #serving: Promise<void> = Promise.resolve();
+  readonly #options: ServerOptions;
 
-  constructor(private readonly options: ServerOptions) {
-    this.log = options.log ?? quietLog;
-    this.share = options.share ?? new Share();
-    this.fds = options.fds ?? new FdShare();
+  constructor(options: ServerOptions) {
+    this.#options = options;
+    this.#log = options.log ?? quietLog;
+    this.#share = options.share ?? new Share();
+    this.#fds = options.fds ?? new FdShare();
   }
 
   get stats(): ServerStats {
-    this.session?.count();
-    return { ...this.counts, connected: this.session !== undefined, maps: this.session?.mapCount ?? 0 };
+    this.#session?.count();
+    return { ...this.#counts, connected: this.#session !== undefined, maps: this.#session?.mapCount ?? 0 };
   }
 
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
   open(): void {
-    const { socket } = this.options;
+    const { socket } = this.#options;
     if (typeof socket === "number") checkListener(socket);
-    this.fd = typeof socket === "number" ? socket : this.listenAt(socket);
-    this.poll = new Poll(this.fd, () => this.acceptOne());
-    this.poll.start(POLL_READABLE);
+    this.#fd = typeof socket === "number" ? socket : this.#listenAt(socket);
+    this.#poll = new Poll(this.#fd, () => this.#acceptOne());
+    this.#poll.start(POLL_READABLE);
   }
 
   /** Ends the session, if any, waits until its memory is let go, and takes the socket away. */
   async close(): Promise<void> {
-    if (this.fd === -1) return;
-    this.poll?.close();
-    this.poll = undefined;
-    clearTimeout(this.retry);
-    close(this.fd);
-    this.fd = -1;
-    this.removeSocketFile();
-    this.session?.close("the server ends");
-    await this.serving;
+    if (this.#fd === -1) return;
+    this.#poll?.close();
+    this.#poll = undefined;
+    clearTimeout(this.#retry);
+    close(this.#fd);
+    this.#fd = -1;
+    this.#removeSocketFile();
+    this.#session?.close("the server ends");
+    await this.#serving;
   }
 
-  private listenAt(path: string): number {
+  #listenAt(path: string): number {
     const fd = listenAt(path, BACKLOG);
-    this.inode = statSync(path).ino;
+    this.#inode = statSync(path).ino;
     return fd;
   }
 
   /** Somebody may have replaced the file meanwhile; then it is theirs. */
-  private removeSocketFile(): void {
-    const { socket } = this.options;
+  #removeSocketFile(): void {
+    const { socket } = this.#options;
     if (typeof socket === "number") return;
     try {
-      if (statSync(socket).ino === this.inode) unlinkSync(socket);
+      if (statSync(socket).ino === this.#inode) unlinkSync(socket);
     } catch (error) {
       if (!isSystemError(error)) throw error;
     }
   }
 
-  private acceptOne(): void {
-    if (this.session?.isEnding) {
+  #acceptOne(): void {
+    if (this.#session?.isEnding) {
       // Its end starts it again.
-      this.poll?.stop();
+      this.#poll?.stop();
       return;
     }
     // All are in use, or those of clients that have gone are still being closed.
-    if (this.fds.left() === 0) {
-      this.rest(ACCEPT_RETRY_MS);
+    if (this.#fds.left() === 0) {
+      this.#rest(ACCEPT_RETRY_MS);
       return;
     }
     let fd: number;
     try {
-      fd = accept(this.fd);
+      fd = accept(this.#fd);
     } catch (error) {
-      this.failed(error);
+      this.#failed(error);
       return;
     }
     if (fd === -1) return;
-    const { othersTurns } = this.share;
-    if (othersTurns !== this.othersSeen) this.rest(ACCEPT_REST_MS);
-    this.othersSeen = othersTurns;
-    if (this.session !== undefined) {
-      this.log.warn("refused a second client: one at a time");
-      closePeerSocket(fd, this.fds);
+    const { othersTurns } = this.#share;
+    if (othersTurns !== this.#othersSeen) this.#rest(ACCEPT_REST_MS);
+    this.#othersSeen = othersTurns;
+    if (this.#session !== undefined) {
+      this.#log.warn("refused a second client: one at a time");
+      closePeerSocket(fd, this.#fds);
       return;
     }
     let session: Session;
     try {
-      session = this.begin(fd);
+      session = this.#begin(fd);
     } catch (error) {
       close(fd);
-      this.failed(error);
+      this.#failed(error);
       return;
     }
-    this.serving = this.serve(session);
+    this.#serving = this.#serve(session);
   }
 
-  private failed(error: unknown): void {
+  #failed(error: unknown): void {
     if (!isSystemError(error)) throw error;
     const help = error.code === "EMFILE" ? ": raise LimitNOFILE" : "";
-    this.log.error({ err: error }, `cannot accept a client${help}`);
-    this.rest(ACCEPT_RETRY_MS);
+    this.#log.error({ err: error }, `cannot accept a client${help}`);
+    this.#rest(ACCEPT_RETRY_MS);
   }
 
   /** Accepts nobody for a while. */
-  private rest(milliseconds: number): void {
-    this.poll?.stop();
-    clearTimeout(this.retry);
-    this.retry = setTimeout(() => {
-      this.retry = undefined;
-      this.poll?.start(POLL_READABLE);
+  #rest(milliseconds: number): void {
+    this.#poll?.stop();
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => {
+      this.#retry = undefined;
+      this.#poll?.start(POLL_READABLE);
     }, milliseconds);
   }
 
-  private begin(fd: number): Session {
+  #begin(fd: number): Session {
     return new Session(fd, {
-      backend: this.options.backend,
-      log: this.log,
-      stats: this.counts,
-      trustUnsealedMemory: this.options.trustUnsealedMemory ?? false,
-      deviceWaitMs: this.options.deviceWaitMs ?? DEVICE_WAIT_MS,
-      versionWaitMs: this.options.versionWaitMs ?? VERSION_WAIT_MS,
-      twinSocket: this.options.twinSocket ?? true,
-      share: this.share,
-      fds: this.fds,
+      backend: this.#options.backend,
+      log: this.#log,
+      stats: this.#counts,
+      trustUnsealedMemory: this.#options.trustUnsealedMemory ?? false,
+      deviceWaitMs: this.#options.deviceWaitMs ?? DEVICE_WAIT_MS,
+      versionWaitMs: this.#options.versionWaitMs ?? VERSION_WAIT_MS,
+      twinSocket: this.#options.twinSocket ?? true,
+      share: this.#share,
+      fds: this.#fds,
     });
   }
 
-  private async serve(session: Session): Promise<void> {
-    this.session = session;
-    const stopTicks = startTicks(this.options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
+  async #serve(session: Session): Promise<void> {
+    this.#session = session;
+    const stopTicks = startTicks(this.#options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
     await session.ended;
     stopTicks();
-    this.session = undefined;
-    if (this.retry === undefined) this.poll?.start(POLL_READABLE);
+    this.#session = undefined;
+    if (this.#retry === undefined) this.#poll?.start(POLL_READABLE);
   }
 }

@@ -55,153 +55,154 @@ const dmaUnmap = DmaUnmap.view();
 export class Session implements ConnectionHandler {
   /** Resolves when the client is gone, the backend has let go of everything, and all fds are closed. */
   readonly ended: Promise<void>;
-  private readonly connection: Connection;
-  private readonly maps: DmaMaps;
-  private pending: Pending;
-  private memory: DmaMessages | undefined;
-  private twin: TwinSocket | undefined;
-  private state: "new" | "connecting" | "ready" | "gone" = "new";
-  private now = 0;
+  readonly #connection: Connection;
+  readonly #maps: DmaMaps;
+  #pending: Pending;
+  #memory: DmaMessages | undefined;
+  #twin: TwinSocket | undefined;
+  #state: "new" | "connecting" | "ready" | "gone" = "new";
+  #now = 0;
   /** Ends the wait for VERSION, and then for a device. */
-  private stopWaiting: () => void;
-  private end!: () => void;
+  #stopWaiting: () => void;
+  #end!: () => void;
+  readonly #options: SessionOptions;
 
-  constructor(
-    fd: number,
-    private readonly options: SessionOptions,
-  ) {
+  constructor(fd: number, options: SessionOptions) {
+    this.#options = options;
     this.ended = new Promise((resolve) => {
-      this.end = resolve;
+      this.#end = resolve;
     });
-    this.maps = new DmaMaps({
+    this.#maps = new DmaMaps({
       backend: options.backend,
       trustUnsealedMemory: options.trustUnsealedMemory,
       warn: (message) => options.log.warn(message),
     });
-    this.connection = new Connection(fd, this, {
+    this.#connection = new Connection(fd, this, {
       share: options.share,
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
     });
-    this.pending = this.freshPending();
+    this.#pending = this.#freshPending();
     // Nobody else is served while this one says nothing, or no more than the half of a message.
-    this.stopWaiting = startDeadline(options.versionWaitMs, () => this.close("the client did not say VERSION in time"));
+    this.#stopWaiting = startDeadline(options.versionWaitMs, () =>
+      this.close("the client did not say VERSION in time"),
+    );
   }
 
   /** The client has closed its end, which is dealt with in a moment, or was. */
   get isEnding(): boolean {
-    return this.state === "gone" || this.connection.isHungUp;
+    return this.#state === "gone" || this.#connection.isHungUp;
   }
 
   /** DMA maps that the client has now. */
   get mapCount(): number {
-    return this.maps.length;
+    return this.#maps.length;
   }
 
   /** Brings the statistics up to date. */
   count(): void {
-    const served = this.connection.takeServed();
-    const { stats } = this.options;
+    const served = this.#connection.takeServed();
+    const { stats } = this.#options;
     stats.commands += served;
     stats.reads += served;
     stats.readsFromMemory += served;
   }
 
   close(reason: string): void {
-    this.connection.close(new PeerGone(reason));
+    this.#connection.close(new PeerGone(reason));
   }
 
   /** Called TICKS_PER_DEADLINE times within the reply deadline. */
   tick(): void {
-    this.now++;
+    this.#now++;
     this.count();
-    this.memory?.tick(this.now, TICKS_PER_DEADLINE);
-    const { pending } = this;
-    if (pending.active && this.state === "ready" && this.now - pending.startedAt >= TICKS_PER_DEADLINE) {
-      this.expire(pending);
+    this.#memory?.tick(this.#now, TICKS_PER_DEADLINE);
+    const pending = this.#pending;
+    if (pending.active && this.#state === "ready" && this.#now - pending.startedAt >= TICKS_PER_DEADLINE) {
+      this.#expire(pending);
     }
   }
 
   command(frame: Frame): void {
-    const { pending } = this;
-    this.options.stats.commands++;
-    pending.begin(frame, this.now);
+    const pending = this.#pending;
+    this.#options.stats.commands++;
+    pending.begin(frame, this.#now);
     if (frame.fds === LOST) {
-      this.options.stats.errors++;
-      this.options.log.error(
-        { used: this.options.fds.used },
+      this.#options.stats.errors++;
+      this.#options.log.error(
+        { used: this.#options.fds.used },
         "out of file descriptors for a client: raise LimitNOFILE",
       );
       pending.fail(Errno.EMFILE);
       return;
     }
     try {
-      if (this.state === "ready") this.dispatch(frame, pending);
-      else this.version(frame, pending);
+      if (this.#state === "ready") this.#dispatch(frame, pending);
+      else this.#version(frame, pending);
     } catch (error) {
-      this.failWith(pending, error);
-      if (this.state === "new") this.connection.close(new PeerGone("the client and we do not agree on a version"));
+      this.#failWith(pending, error);
+      if (this.#state === "new") this.#connection.close(new PeerGone("the client and we do not agree on a version"));
     }
   }
 
   reply(frame: Frame): void {
-    if (this.memory?.handleReply(frame)) return;
-    this.options.log.warn({ command: frame.command, id: frame.id }, "a reply to nothing");
+    if (this.#memory?.handleReply(frame)) return;
+    this.#options.log.warn({ command: frame.command, id: frame.id }, "a reply to nothing");
   }
 
   gone(reason: PeerGone): void {
-    const connected = this.state === "connecting" || this.state === "ready";
-    this.state = "gone";
+    const connected = this.#state === "connecting" || this.#state === "ready";
+    this.#state = "gone";
     this.count();
-    this.stopWaiting();
-    this.pending.active = false;
-    this.maps.end();
-    this.options.log.info({ reason: reason.message }, "client gone");
-    this.twin?.close();
-    this.memory?.close(reason);
-    void this.tearDown(connected);
+    this.#stopWaiting();
+    this.#pending.active = false;
+    this.#maps.end();
+    this.#options.log.info({ reason: reason.message }, "client gone");
+    this.#twin?.close();
+    this.#memory?.close(reason);
+    void this.#tearDown(connected);
   }
 
-  private async tearDown(connected: boolean): Promise<void> {
+  async #tearDown(connected: boolean): Promise<void> {
     try {
-      if (connected) await this.options.backend.disconnect();
+      if (connected) await this.#options.backend.disconnect();
     } catch (error) {
-      this.options.log.error({ err: error }, "the device could not let go of a client");
+      this.#options.log.error({ err: error }, "the device could not let go of a client");
     }
-    this.maps.clear();
-    this.end();
+    this.#maps.clear();
+    this.#end();
   }
 
-  private freshPending(): Pending {
-    return new Pending(this.connection, () => this.connection.finish());
+  #freshPending(): Pending {
+    return new Pending(this.#connection, () => this.#connection.finish());
   }
 
-  private version(frame: Frame, pending: Pending): void {
+  #version(frame: Frame, pending: Pending): void {
     if (frame.command !== Command.VERSION) {
       throw new ProtocolError(`the first command is ${frame.command}, not VERSION`, Errno.EINVAL, frame.command);
     }
     checkBody(frame.command, frame.length, frame.fds.length);
-    const { backend, deviceWaitMs, log, stats } = this.options;
+    const { backend, deviceWaitMs, log, stats } = this.#options;
     const client = parseVersion(frame.bytes, frame.offset, frame.length);
     const { maxDataXferSize, maxMsgFds } = client.capabilities;
     log.info({ version: `${client.major}.${client.minor}`, ...client.capabilities }, "client connected");
     stats.clients++;
-    this.twin = pending.wantsReply ? this.openTwin(client) : undefined;
-    this.memory = new DmaMessages(this.twin?.connection ?? this.connection, maxDataXferSize);
-    this.state = "connecting";
-    this.stopWaiting();
-    this.stopWaiting = startDeadline(deviceWaitMs, () => {
-      this.refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
+    this.#twin = pending.wantsReply ? this.#openTwin(client) : undefined;
+    this.#memory = new DmaMessages(this.#twin?.connection ?? this.#connection, maxDataXferSize);
+    this.#state = "connecting";
+    this.#stopWaiting();
+    this.#stopWaiting = startDeadline(deviceWaitMs, () => {
+      this.#refuseClient(pending, new ProtocolError("no device is there", Errno.ETIMEDOUT, Command.VERSION));
     });
     const { major, minor } = client;
     const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
-    const reads = { from: (registers: RegisterMemory | undefined) => this.connection.readsFrom(registers) };
-    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.memory, reads).then(
+    const reads = { from: (registers: RegisterMemory | undefined) => this.#connection.readsFrom(registers) };
+    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.#memory, reads).then(
       () => {
-        if (this.state !== "connecting") return;
-        this.stopWaiting();
-        this.state = "ready";
-        const { twin } = this;
+        if (this.#state !== "connecting") return;
+        this.#stopWaiting();
+        this.#state = "ready";
+        const twin = this.#twin;
         if (twin === undefined) {
           pending.replyWith(encodeVersionReply(client));
         } else {
@@ -209,60 +210,60 @@ export class Session implements ConnectionHandler {
           twin.handedOver();
         }
       },
-      (error) => this.refuseClient(pending, error),
+      (error) => this.#refuseClient(pending, error),
     );
   }
 
   /** A client that does not say so, or takes no fds, gets no twin socket; neither does any when there are no fds left. */
-  private openTwin({ capabilities }: VersionMessage): TwinSocket | undefined {
-    if (!this.options.twinSocket || !capabilities.twinSocket || capabilities.maxMsgFds < 1) return undefined;
+  #openTwin({ capabilities }: VersionMessage): TwinSocket | undefined {
+    if (!this.#options.twinSocket || !capabilities.twinSocket || capabilities.maxMsgFds < 1) return undefined;
     try {
       return new TwinSocket(
         (frame) => this.reply(frame),
         (reason) => {
-          this.options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
-          this.memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
+          this.#options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
+          this.#memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
         },
-        { share: this.options.share, fds: this.options.fds },
+        { share: this.#options.share, fds: this.#options.fds },
       );
     } catch (error) {
       if (!isSystemError(error)) throw error;
-      this.options.log.warn({ err: error }, "no twin socket");
+      this.#options.log.warn({ err: error }, "no twin socket");
       return undefined;
     }
   }
 
-  private refuseClient(pending: Pending, error: unknown): void {
-    if (this.state !== "connecting") return;
+  #refuseClient(pending: Pending, error: unknown): void {
+    if (this.#state !== "connecting") return;
     // Not pending.fail: that would begin with the next command.
     if (pending.wantsReply)
-      this.connection.sendError(pending.id, pending.command, this.errnoOf(error, pending.command));
-    this.connection.close(new PeerGone("no device for the client"));
+      this.#connection.sendError(pending.id, pending.command, this.#errnoOf(error, pending.command));
+    this.#connection.close(new PeerGone("no device for the client"));
   }
 
-  private dispatch(frame: Frame, pending: Pending): void {
+  #dispatch(frame: Frame, pending: Pending): void {
     const { command } = frame;
     if (command === Command.VERSION) throw new ProtocolError("a second VERSION", Errno.EINVAL, command);
     checkBody(command, frame.length, frame.fds.length);
-    const { backend, stats } = this.options;
+    const { backend, stats } = this.#options;
     switch (command) {
       case Command.DMA_MAP:
-        this.answer(
+        this.#answer(
           pending,
-          this.maps.map(frame, () => pending.active),
+          this.#maps.map(frame, () => pending.active),
         );
         return;
       case Command.DMA_UNMAP:
-        this.unmap(frame, pending);
+        this.#unmap(frame, pending);
         return;
     }
     const { device, irqCounts } = backend;
     if (command === Command.DEVICE_SET_IRQS && irqCounts !== undefined) {
-      this.answer(pending, backend.setIrqs(parseIrqSet(frame, irqCounts)));
+      this.#answer(pending, backend.setIrqs(parseIrqSet(frame, irqCounts)));
       return;
     }
     if (device === undefined) {
-      this.answerWithoutDevice(pending);
+      this.#answerWithoutDevice(pending);
       return;
     }
     checkRequest(frame, device);
@@ -273,7 +274,7 @@ export class Session implements ConnectionHandler {
       const { region } = access.at(frame.data, frame.offset);
       // A posted write: the client goes on while the device deals with it.
       if (isPosted(device, region)) {
-        this.copyAccess(pending);
+        this.#copyAccess(pending);
         pending.replyEarly(RegionAccess.size);
         if (!pending.active) return;
       }
@@ -282,17 +283,17 @@ export class Session implements ConnectionHandler {
   }
 
   /** The reply is the request, with the size that was unmapped, and the bitmap if one was wanted. */
-  private unmap(frame: Frame, pending: Pending): void {
-    const unmapped = this.maps.unmap(frame);
-    if (!(unmapped instanceof Promise)) this.replyUnmapped(pending, unmapped);
+  #unmap(frame: Frame, pending: Pending): void {
+    const unmapped = this.#maps.unmap(frame);
+    if (!(unmapped instanceof Promise)) this.#replyUnmapped(pending, unmapped);
     else
       unmapped.then(
-        (done) => this.replyUnmapped(pending, done),
-        (error) => this.failWith(pending, error),
+        (done) => this.#replyUnmapped(pending, done),
+        (error) => this.#failWith(pending, error),
       );
   }
 
-  private replyUnmapped(pending: Pending, { size, bitmap }: Unmapped): void {
+  #replyUnmapped(pending: Pending, { size, bitmap }: Unmapped): void {
     if (!pending.active) return;
     const { bytes, offset, length } = pending;
     pending.reserve(length + bitmap.length);
@@ -304,7 +305,7 @@ export class Session implements ConnectionHandler {
   }
 
   /** Answers when the backend is done. */
-  private answer(pending: Pending, work: Promise<void> | undefined): void {
+  #answer(pending: Pending, work: Promise<void> | undefined): void {
     if (work === undefined) {
       pending.reply(0);
       return;
@@ -313,62 +314,62 @@ export class Session implements ConnectionHandler {
       () => {
         if (pending.active) pending.reply(0);
       },
-      (error) => this.failWith(pending, error),
+      (error) => this.#failWith(pending, error),
     );
   }
 
   /** As a dead PCI device does: reads give all ones, writes are dropped. */
-  private answerWithoutDevice(pending: Pending): void {
+  #answerWithoutDevice(pending: Pending): void {
     if (pending.command === Command.REGION_WRITE) {
-      this.copyAccess(pending);
+      this.#copyAccess(pending);
       pending.reply(RegionAccess.size);
     } else if (pending.command !== Command.REGION_READ) pending.fail(Errno.ENODEV);
     else if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) pending.fail(Errno.EINVAL);
-    else this.replyAllOnes(pending);
+    else this.#replyAllOnes(pending);
   }
 
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
-  private expire(late: Pending): void {
-    this.options.stats.timeouts++;
-    this.options.log.warn({ command: late.command }, "the device did not answer in time");
-    this.pending = this.freshPending();
-    const { pending } = this;
+  #expire(late: Pending): void {
+    this.#options.stats.timeouts++;
+    this.#options.log.warn({ command: late.command }, "the device did not answer in time");
+    this.#pending = this.#freshPending();
+    const pending = this.#pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
     const { id, command, bytes, data, offset, length } = late;
-    pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.now);
+    pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.#now);
     late.active = false;
-    this.connection.leaveBody();
-    if (command === Command.REGION_READ) this.replyAllOnes(pending);
+    this.#connection.leaveBody();
+    if (command === Command.REGION_READ) this.#replyAllOnes(pending);
     else pending.fail(Errno.ETIMEDOUT);
   }
 
-  private replyAllOnes(pending: Pending): void {
+  #replyAllOnes(pending: Pending): void {
     const { count } = access.at(pending.data, pending.offset);
     pending.reserve(RegionAccess.size + count);
-    this.copyAccess(pending);
+    this.#copyAccess(pending);
     const from = pending.replyOffset + RegionAccess.size;
     pending.replyBytes.fill(0xff, from, from + count);
     pending.reply(RegionAccess.size + count);
   }
 
   /** The fixed part of a region access is the same in the reply. */
-  private copyAccess(pending: Pending): void {
+  #copyAccess(pending: Pending): void {
     const { bytes, offset, replyBytes, replyOffset } = pending;
     for (let index = 0; index < RegionAccess.size; index++) replyBytes[replyOffset + index] = bytes[offset + index];
   }
 
-  private failWith(pending: Pending, error: unknown): void {
-    pending.fail(this.errnoOf(error, pending.command));
+  #failWith(pending: Pending, error: unknown): void {
+    pending.fail(this.#errnoOf(error, pending.command));
   }
 
   /** Logs what went wrong with a command, and tells the errno for the client. */
-  private errnoOf(error: unknown, command: number): number {
-    this.options.stats.errors++;
+  #errnoOf(error: unknown, command: number): number {
+    this.#options.stats.errors++;
     if (error instanceof ProtocolError || isSystemError(error)) {
-      this.options.log.warn({ command, reason: error.message }, "refused a command of the client");
+      this.#options.log.warn({ command, reason: error.message }, "refused a command of the client");
       return error.errno;
     }
-    if (!(error instanceof PeerGone)) this.options.log.error({ err: error, command }, "unexpected");
+    if (!(error instanceof PeerGone)) this.#options.log.error({ err: error, command }, "unexpected");
     return Errno.EIO;
   }
 }

@@ -10,13 +10,13 @@ import { Connection, type ConnectionHandler, type ConnectionOptions, type Frame 
 
 export class TwinSocket {
   readonly connection: Connection;
-  private offered: number;
-  private closing = false;
+  #offered: number;
+  #closing = false;
 
   /** `gone` is called when the client closes its end or breaks the framing, not for `close`. @throws SystemError */
   constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void, options: ConnectionOptions = {}) {
     const [near, far] = socketPair();
-    this.offered = far;
+    this.#offered = far;
     const handler: ConnectionHandler = {
       command: ({ id, command, flags }) => {
         if (!(flags & HeaderFlags.NO_REPLY)) this.connection.sendError(id, command, Errno.EINVAL);
@@ -24,7 +24,7 @@ export class TwinSocket {
       },
       reply,
       gone: (reason) => {
-        if (!this.closing) gone(reason);
+        if (!this.#closing) gone(reason);
       },
     };
     this.connection = new Connection(near, handler, options);
@@ -32,17 +32,17 @@ export class TwinSocket {
 
   /** The client's end, to be sent along with VERSION's reply; -1 after `handedOver`. */
   get clientEnd(): number {
-    return this.offered;
+    return this.#offered;
   }
 
   /** The client has its end: ours of it goes, so that the client's closing is noticed. */
   handedOver(): void {
-    if (this.offered !== -1) close(this.offered);
-    this.offered = -1;
+    if (this.#offered !== -1) close(this.#offered);
+    this.#offered = -1;
   }
 
   close(): void {
-    this.closing = true;
+    this.#closing = true;
     this.handedOver();
     this.connection.close(new PeerGone("the session ended"));
   }

@@ -17,13 +17,15 @@ export class VirtQueue {
   readonly call = native.eventfd(0);
   readonly error = native.eventfd(0);
   poll: native.Poll | undefined;
+  readonly #maxSize: number;
 
-  constructor(private readonly maxSize: number) {
+  constructor(maxSize: number) {
+    this.#maxSize = maxSize;
     this.size = maxSize;
   }
 
   reset(): void {
-    Object.assign(this, { size: this.maxSize, vector: NO_VECTOR, enabled: false, base: 0 });
+    Object.assign(this, { size: this.#maxSize, vector: NO_VECTOR, enabled: false, base: 0 });
     Object.assign(this, { descriptors: 0, available: 0, used: 0 });
   }
 }

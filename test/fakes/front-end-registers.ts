@@ -14,7 +14,11 @@ export interface VirtioDevice {
 
 /** BAR 2. */
 export class VirtioRegisters implements Registers {
-  constructor(private readonly device: VirtioDevice) {}
+  readonly #device: VirtioDevice;
+
+  constructor(device: VirtioDevice) {
+    this.#device = device;
+  }
   read8(offset: number): number {
     return this.#read(offset, 1);
   }
@@ -34,16 +38,16 @@ export class VirtioRegisters implements Registers {
     this.#write(offset, 4, value);
   }
   #read(offset: number, width: number): number {
-    if (offset + width <= CommonCfg.size) return this.device.common.read(offset, width);
+    if (offset + width <= CommonCfg.size) return this.#device.common.read(offset, width);
     if (offset >= Layout.DEVICE && offset < Layout.NOTIFY) {
-      return this.device.readDeviceConfig(offset - Layout.DEVICE, width);
+      return this.#device.readDeviceConfig(offset - Layout.DEVICE, width);
     }
     return 0;
   }
   #write(offset: number, width: number, value: number): void {
-    if (offset + width <= CommonCfg.size) this.device.common.write(offset, width, value);
-    else if (offset >= Layout.NOTIFY) this.device.notify((offset - Layout.NOTIFY) / NOTIFY_MULTIPLIER);
-    else if (offset >= Layout.DEVICE) this.device.writeDeviceConfig();
+    if (offset + width <= CommonCfg.size) this.#device.common.write(offset, width, value);
+    else if (offset >= Layout.NOTIFY) this.#device.notify((offset - Layout.NOTIFY) / NOTIFY_MULTIPLIER);
+    else if (offset >= Layout.DEVICE) this.#device.writeDeviceConfig();
   }
 }
 

@@ -64,31 +64,30 @@ export class Vhost {
   readonly windowSize: number;
   /** Our end of the backend request channel. */
   readonly channel: number;
+  readonly #queues: readonly VirtQueue[];
 
   /** Realizes the device with the back-end at `path`. */
-  constructor(
-    path: string,
-    private readonly queues: readonly VirtQueue[],
-  ) {
+  constructor(path: string, queues: readonly VirtQueue[]) {
+    this.#queues = queues;
     this.wire = new Wire(native.connect(path));
-    this.getFeatures(Request.GET_FEATURES);
-    this.protocolFeatures = this.getFeatures(Request.GET_PROTOCOL_FEATURES);
+    this.#getFeatures(Request.GET_FEATURES);
+    this.protocolFeatures = this.#getFeatures(Request.GET_PROTOCOL_FEATURES);
     if (!(this.protocolFeatures & ProtocolFeature.CONFIG)) throw new Error("the back-end has no config space");
     const agreed = this.protocolFeatures & PROTOCOL_FEATURES;
-    this.send(Request.SET_PROTOCOL_FEATURES, Features.encode({ value: agreed }));
-    const most = U64.view(this.exchange(Request.GET_QUEUE_NUM).data).value;
+    this.#send(Request.SET_PROTOCOL_FEATURES, Features.encode({ value: agreed }));
+    const most = U64.view(this.#exchange(Request.GET_QUEUE_NUM).data).value;
     if (most < queues.length) throw new Error(`the back-end has at most ${most} queues`);
     const [ours, theirs] = native.socketPair();
-    this.send(Request.SET_BACKEND_REQ_FD, new Uint8Array(0), [theirs], true);
+    this.#send(Request.SET_BACKEND_REQ_FD, new Uint8Array(0), [theirs], true);
     closeSync(theirs);
     this.channel = ours;
-    this.send(Request.SET_OWNER, new Uint8Array(0));
-    this.features = this.getFeatures(Request.GET_FEATURES);
+    this.#send(Request.SET_OWNER, new Uint8Array(0));
+    this.features = this.#getFeatures(Request.GET_FEATURES);
     queues.forEach((queue, index) => {
-      this.sendFd(Request.SET_VRING_CALL, index, queue.call);
-      this.sendFd(Request.SET_VRING_ERR, index, queue.error);
+      this.#sendFd(Request.SET_VRING_CALL, index, queue.call);
+      this.#sendFd(Request.SET_VRING_ERR, index, queue.error);
     });
-    const shmem = this.exchange(Request.GET_SHMEM_CONFIG);
+    const shmem = this.#exchange(Request.GET_SHMEM_CONFIG);
     if (ShmemConfig.view(shmem.data).regions !== 1) throw new Error("not one shared memory region");
     this.windowSize = getU64(shmem.data, ShmemConfig.size);
   }
@@ -97,7 +96,7 @@ export class Vhost {
   getConfig(size: number): DataView {
     const request = new Uint8Array(DeviceConfig.size + size);
     request.set(DeviceConfig.encode({ offset: 0, size }));
-    const { payload } = this.exchange(Request.GET_CONFIG, request);
+    const { payload } = this.#exchange(Request.GET_CONFIG, request);
     if (payload.length !== DeviceConfig.size + size) throw new Error("GET_CONFIG's reply has another size");
     return new DataView(payload.buffer, payload.byteOffset + DeviceConfig.size, size);
   }
@@ -105,46 +104,46 @@ export class Vhost {
   setConfig(size: number): void {
     const payload = new Uint8Array(DeviceConfig.size + size);
     payload.set(DeviceConfig.encode({ offset: 0, size }));
-    this.send(Request.SET_CONFIG, payload, [], true);
+    this.#send(Request.SET_CONFIG, payload, [], true);
   }
 
   /** The first step of a start. */
   setFeatures(driverFeatures: bigint): void {
-    this.send(Request.SET_FEATURES, Features.encode({ value: driverFeatures | F_PROTOCOL_FEATURES }));
+    this.#send(Request.SET_FEATURES, Features.encode({ value: driverFeatures | F_PROTOCOL_FEATURES }));
   }
 
   start(driverFeatures: bigint, table: readonly TableEntry[]): void {
     this.setFeatures(driverFeatures);
     this.setMemTable(table);
-    this.queues.forEach((queue, index) => {
+    this.#queues.forEach((queue, index) => {
       if (!queue.enabled) return;
-      this.send(Request.SET_VRING_NUM, VringState.encode({ index, num: queue.size }));
-      this.send(Request.SET_VRING_BASE, VringState.encode({ index, num: queue.base }));
+      this.#send(Request.SET_VRING_NUM, VringState.encode({ index, num: queue.size }));
+      this.#send(Request.SET_VRING_BASE, VringState.encode({ index, num: queue.base }));
       const [descriptors, available, used] = [queue.descriptors, queue.available, queue.used].map(userAddress);
-      this.send(Request.SET_VRING_ADDR, VringAddr.encode({ index, descriptors, available, used }));
+      this.#send(Request.SET_VRING_ADDR, VringAddr.encode({ index, descriptors, available, used }));
       if (queue.kick < 0) queue.kick = native.eventfd(1);
-      this.sendFd(Request.SET_VRING_KICK, index, queue.kick);
-      this.sendFd(Request.SET_VRING_CALL, index, queue.call);
+      this.#sendFd(Request.SET_VRING_KICK, index, queue.kick);
+      this.#sendFd(Request.SET_VRING_CALL, index, queue.call);
     });
-    this.queues.forEach((_, index) => {
-      this.send(Request.SET_VRING_ENABLE, VringState.encode({ index, num: 1 }), [], true);
+    this.#queues.forEach((_, index) => {
+      this.#send(Request.SET_VRING_ENABLE, VringState.encode({ index, num: 1 }), [], true);
     });
   }
 
   /** The last step of a start, when the device counts as started already. */
   started(): void {
-    this.queues.forEach((queue, index) => {
-      this.sendFd(Request.SET_VRING_CALL, index, queue.call);
+    this.#queues.forEach((queue, index) => {
+      this.#sendFd(Request.SET_VRING_CALL, index, queue.call);
     });
   }
 
   stop(): void {
-    this.queues.forEach((_, index) => {
-      this.send(Request.SET_VRING_ENABLE, VringState.encode({ index, num: 0 }));
+    this.#queues.forEach((_, index) => {
+      this.#send(Request.SET_VRING_ENABLE, VringState.encode({ index, num: 0 }));
     });
-    this.queues.forEach((queue, index) => {
+    this.#queues.forEach((queue, index) => {
       if (!queue.enabled) return;
-      const reply = this.exchange(Request.GET_VRING_BASE, VringState.encode({ index }));
+      const reply = this.#exchange(Request.GET_VRING_BASE, VringState.encode({ index }));
       const state = VringState.view(reply.data);
       if (state.index !== index) throw new Error(`GET_VRING_BASE of ${index} was answered for ${state.index}`);
       queue.base = state.num;
@@ -159,20 +158,20 @@ export class Vhost {
       ...table.map(({ region }) => MemoryRegion.encode(region)),
     ]);
     const fds = table.map(({ fd }) => fd);
-    this.send(Request.SET_MEM_TABLE, payload, fds, true);
+    this.#send(Request.SET_MEM_TABLE, payload, fds, true);
   }
 
-  private getFeatures(request: number): bigint {
-    return Features.view(this.exchange(request).data).value;
+  #getFeatures(request: number): bigint {
+    return Features.view(this.#exchange(request).data).value;
   }
 
-  private exchange(request: number, payload: Uint8Array = new Uint8Array(0)): WireMessage {
+  #exchange(request: number, payload: Uint8Array = new Uint8Array(0)): WireMessage {
     this.sent.push(request);
     return this.wire.exchange(request, payload);
   }
 
   /** A request without a reply of its own; with `acknowledged` it waits for the back-end's acknowledgement. */
-  private send(request: number, payload: Uint8Array, fds: readonly number[] = [], acknowledged = false): void {
+  #send(request: number, payload: Uint8Array, fds: readonly number[] = [], acknowledged = false): void {
     this.sent.push(request);
     if (!acknowledged) {
       this.wire.send(request, 0, payload, fds);
@@ -182,7 +181,7 @@ export class Vhost {
     if (U64.view(reply.data).value !== 0) throw new Error(`the back-end refused request ${request}`);
   }
 
-  private sendFd(request: number, index: number, fd: number): void {
-    this.send(request, U64.encode({ value: index }), [fd], true);
+  #sendFd(request: number, index: number, fd: number): void {
+    this.#send(request, U64.encode({ value: index }), [fd], true);
   }
 }

@@ -13,33 +13,33 @@ const STOP_DEADLINE_MS = 5000;
 export class Terminal {
   output = "";
   readonly ended: Promise<number | null>;
-  private readonly child: ChildProcess;
-  private readonly wakeUps = new WakeUps();
-  private isEnded = false;
+  readonly #child: ChildProcess;
+  readonly #wakeUps = new WakeUps();
+  #isEnded = false;
 
   /** Runs commands in bash. The last becomes the terminal's process itself, which so gets its signals. */
   constructor(commands: readonly string[], options: TerminalOptions) {
     const script = [...commands.slice(0, -1), `exec ${commands.at(-1)}`].join("\n");
-    this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", "bash", "-ec", script], options);
-    for (const stream of [this.child.stdout, this.child.stderr])
+    this.#child = spawn("setpriv", ["--pdeathsig", "KILL", "--", "bash", "-ec", script], options);
+    for (const stream of [this.#child.stdout, this.#child.stderr])
       stream?.setEncoding("utf8").on("data", (text: string) => {
         this.output += text.replaceAll("\r", "");
-        this.wakeUps.wake();
+        this.#wakeUps.wake();
       });
-    this.child.stdin?.on("error", () => {}); // seen by `ended`
-    this.ended = once(this.child, "close").then(() => {
-      this.isEnded = true;
-      this.wakeUps.wake();
-      return this.child.exitCode;
+    this.#child.stdin?.on("error", () => {}); // seen by `ended`
+    this.ended = once(this.#child, "close").then(() => {
+      this.#isEnded = true;
+      this.#wakeUps.wake();
+      return this.#child.exitCode;
     });
   }
 
   type(text: string): void {
-    this.child.stdin?.write(text);
+    this.#child.stdin?.write(text);
   }
 
   interrupt(): void {
-    this.child.kill("SIGINT");
+    this.#child.kill("SIGINT");
   }
 
   /** Waits until `text` comes, at `from` or later; gives the place behind it. */
@@ -49,18 +49,18 @@ export class Terminal {
       const at = this.output.indexOf(text, from);
       if (at >= 0) return at + text.length;
       const left = deadline - performance.now();
-      if (this.isEnded || left <= 0)
+      if (this.#isEnded || left <= 0)
         throw new Error(
-          `"${text}" did not come; the terminal${this.isEnded ? " ended and" : ""} said:\n${this.output}`,
+          `"${text}" did not come; the terminal${this.#isEnded ? " ended and" : ""} said:\n${this.output}`,
         );
-      await this.wakeUps.wait(left);
+      await this.#wakeUps.wait(left);
     }
   }
 
   async stop(): Promise<void> {
-    if (this.isEnded) return;
-    this.child.kill("SIGTERM");
-    const timer = setTimeout(() => this.child.kill("SIGKILL"), STOP_DEADLINE_MS);
+    if (this.#isEnded) return;
+    this.#child.kill("SIGTERM");
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), STOP_DEADLINE_MS);
     await this.ended;
     clearTimeout(timer);
   }

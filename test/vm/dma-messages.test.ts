@@ -29,18 +29,18 @@ const MIB = 2 ** 20;
 
 /** A PCI function with a config space and nothing else. */
 class BareFunction extends FakeBackend {
-  private readonly config = new Uint8Array(4096);
+  readonly #config = new Uint8Array(4096);
 
   constructor() {
     super();
-    const view = new DataView(this.config.buffer);
+    const view = new DataView(this.#config.buffer);
     view.setUint32(0, 0x0001_1af4, true);
     view.setUint32(8, 0xff00_0000, true);
     this.device = { regionSizes: [0, 0, 0, 0, 0, 0, 0, 4096, 0], postedRegions: 0, irqCounts: [0, 0, 0, 0, 0] };
   }
 
   override handle(command: PendingCommand): void {
-    const body = this.reply(command);
+    const body = this.#reply(command);
     if (body === undefined) {
       answer(command);
       return;
@@ -50,7 +50,7 @@ class BareFunction extends FakeBackend {
     command.reply(body.length);
   }
 
-  private reply({ command, bytes, data, offset }: PendingCommand): Uint8Array | undefined {
+  #reply({ command, bytes, data, offset }: PendingCommand): Uint8Array | undefined {
     switch (command) {
       case Command.DEVICE_GET_INFO:
         return DeviceInfo.encode({ argsz: 16, flags: 3, numRegions: NUM_PCI_REGIONS, numIrqs: NUM_PCI_IRQS });
@@ -64,7 +64,7 @@ class BareFunction extends FakeBackend {
       case Command.REGION_READ: {
         const access = RegionAccess.view(data, offset);
         const fixed = bytes.subarray(offset, offset + RegionAccess.size);
-        return Buffer.concat([fixed, this.config.subarray(access.offset, access.offset + access.count)]);
+        return Buffer.concat([fixed, this.#config.subarray(access.offset, access.offset + access.count)]);
       }
       default:
         return undefined;

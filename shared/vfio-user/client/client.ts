@@ -74,27 +74,27 @@ export class Client {
   version: VersionMessage = { major: 0, minor: 0, capabilities: DEFAULT_CAPABILITIES };
   /** Migration and the log of DMA: what DEVICE_FEATURE and MIG_DATA_* are for. */
   readonly migration = new ClientMigration(this);
-  private readonly connection: Connection;
-  private twin: Connection | undefined;
-  private readonly dma: ClientDma;
-  private readonly requests: Requests;
-  private end!: (reason: PeerGone) => void;
+  readonly #connection: Connection;
+  #twin: Connection | undefined;
+  readonly #dma: ClientDma;
+  readonly #requests: Requests;
+  #end!: (reason: PeerGone) => void;
 
   private constructor(fd: number, options: ClientOptions) {
     this.closed = new Promise((resolve) => {
-      this.end = resolve;
+      this.#end = resolve;
     });
-    this.connection = new Connection(fd, {
-      command: (frame) => this.dma.command(this.connection, frame),
-      reply: (frame) => this.requests.handleReply(frame),
+    this.#connection = new Connection(fd, {
+      command: (frame) => this.#dma.command(this.#connection, frame),
+      reply: (frame) => this.#requests.handleReply(frame),
       gone: (reason) => {
-        this.twin?.close(reason);
-        this.requests.close(reason);
-        this.end(reason);
+        this.#twin?.close(reason);
+        this.#requests.close(reason);
+        this.#end(reason);
       },
     });
-    this.requests = new Requests(this.connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-    this.dma = new ClientDma(options.dmaLayout ?? "specification");
+    this.#requests = new Requests(this.#connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+    this.#dma = new ClientDma(options.dmaLayout ?? "specification");
   }
 
   /** Connects to the socket at `target`, or takes over a connected one, and agrees on a version. */
@@ -124,7 +124,7 @@ export class Client {
       const version = parseVersion(reply.body, 0, reply.body.length);
       if (version.minor > minor) badReply(Command.VERSION, `minor version ${version.minor}`);
       const { twinSocket, twinSocketFd } = version.capabilities;
-      if (twinSocket) this.twin = takeTwin(reply.fds, twinSocketFd, (twin, frame) => this.dma.command(twin, frame));
+      if (twinSocket) this.#twin = takeTwin(reply.fds, twinSocketFd, (twin, frame) => this.#dma.command(twin, frame));
       this.version = version;
     } finally {
       closeAll(systemCalls, reply.fds);
@@ -133,21 +133,21 @@ export class Client {
 
   /** Whether the server sends its commands over a twin socket (ask for it with `capabilities.twinSocket`). */
   get hasTwinSocket(): boolean {
-    return this.twin !== undefined && !this.twin.closed;
+    return this.#twin !== undefined && !this.#twin.closed;
   }
 
   close(): void {
-    this.connection.close(new PeerGone("the client closed the connection"));
+    this.#connection.close(new PeerGone("the client closed the connection"));
   }
 
   /** Sends any command with any body: the ground for all others. */
   request(command: number, body: Uint8Array = NO_BODY, options: RequestOptions = {}): Promise<Reply> {
-    return this.requests.send(command, body, options);
+    return this.#requests.send(command, body, options);
   }
 
   /** Lets the server read and write `bytes` by DMA_READ and DMA_WRITE at `address`. Returns how to take it back. */
   registerMemory(address: number, bytes: Uint8Array): () => void {
-    return this.dma.register(address, bytes);
+    return this.#dma.register(address, bytes);
   }
 
   /** DMA_MAP; without fd the server reaches the memory by messages (registerMemory). */
@@ -157,15 +157,15 @@ export class Client {
 
   /** DMA_UNMAP of all that is mapped in a range of pages. Resolves with the bytes that the server says were unmapped. */
   unmapMemory(address: number, size: number): Promise<number> {
-    return this.sendUnmap({ address, size });
+    return this.#sendUnmap({ address, size });
   }
 
   unmapAll(): Promise<number> {
-    return this.sendUnmap({ address: 0, size: ADDRESS_SPACE });
+    return this.#sendUnmap({ address: 0, size: ADDRESS_SPACE });
   }
 
   async getInfo(): Promise<{ flags: number; numRegions: number; numIrqs: number }> {
-    const { data } = await this.fixed(
+    const { data } = await this.#fixed(
       Command.DEVICE_GET_INFO,
       DeviceInfo.encode({ argsz: DeviceInfo.size }),
       DeviceInfo.size,
@@ -191,7 +191,7 @@ export class Client {
 
   async getIrqInfo(index: number): Promise<{ flags: number; count: number }> {
     const body = IrqInfo.encode({ argsz: IrqInfo.size, index });
-    const { data } = await this.fixed(Command.DEVICE_GET_IRQ_INFO, body, IrqInfo.size);
+    const { data } = await this.#fixed(Command.DEVICE_GET_IRQ_INFO, body, IrqInfo.size);
     const { flags, count } = IrqInfo.view(data);
     return { flags, count };
   }
@@ -206,7 +206,7 @@ export class Client {
   async regionRead(region: number, offset: number, countOrTarget: number | Uint8Array): Promise<Uint8Array> {
     const count = typeof countOrTarget === "number" ? countOrTarget : countOrTarget.length;
     const request = RegionAccess.encode({ offset, region, count });
-    const reply = await this.fixed(Command.REGION_READ, request, RegionAccess.size + count);
+    const reply = await this.#fixed(Command.REGION_READ, request, RegionAccess.size + count);
     checkAccess(Command.REGION_READ, reply, region, offset, count);
     const bytes = reply.body.subarray(RegionAccess.size);
     if (typeof countOrTarget === "number") return bytes;
@@ -221,18 +221,18 @@ export class Client {
       await this.request(Command.REGION_WRITE, body, { flags: HeaderFlags.NO_REPLY });
       return;
     }
-    const reply = await this.fixed(Command.REGION_WRITE, body, RegionAccess.size);
+    const reply = await this.#fixed(Command.REGION_WRITE, body, RegionAccess.size);
     checkAccess(Command.REGION_WRITE, reply, region, offset, bytes.length);
   }
 
   /** REGION_WRITE_MULTI: several writes of at most 8 bytes each. Resolves with how many were done. */
   async writeMulti(entries: readonly RegionWriteEntry[]): Promise<number> {
-    const reply = await this.fixed(Command.REGION_WRITE_MULTI, encodeWriteMulti(entries), WriteMulti.size);
+    const reply = await this.#fixed(Command.REGION_WRITE_MULTI, encodeWriteMulti(entries), WriteMulti.size);
     return WriteMulti.view(reply.data).writes;
   }
 
   async reset(): Promise<void> {
-    await this.fixed(Command.DEVICE_RESET, NO_BODY, 0);
+    await this.#fixed(Command.DEVICE_RESET, NO_BODY, 0);
   }
 
   /** DEVICE_FEATURE: `flags` as in DeviceFeatureFlags. Resolves with the feature's data in the reply. */
@@ -263,20 +263,20 @@ export class Client {
   async unmapMemoryDirty(address: number, size: number, pageSize: number): Promise<Uint8Array> {
     const length = Math.max(0, bitmapSize(address, size, pageSize));
     const body = encodeDirtyUnmap({ address, size }, pageSize, length);
-    const reply = await this.fixed(Command.DMA_UNMAP, body, body.length + length);
+    const reply = await this.#fixed(Command.DMA_UNMAP, body, body.length + length);
     if (DmaUnmap.view(reply.data).address !== address) badReply(Command.DMA_UNMAP, "another range");
     return reply.body.subarray(body.length);
   }
 
-  private async sendUnmap(range: UnmapRange): Promise<number> {
-    const reply = await this.fixed(Command.DMA_UNMAP, encodeUnmapRange(range), DmaUnmap.size);
+  async #sendUnmap(range: UnmapRange): Promise<number> {
+    const reply = await this.#fixed(Command.DMA_UNMAP, encodeUnmapRange(range), DmaUnmap.size);
     const { address, size } = DmaUnmap.view(reply.data);
     if (address !== range.address || size > range.size) badReply(Command.DMA_UNMAP, "another range");
     return size;
   }
 
   /** A request whose reply has a body of exactly `length` bytes. */
-  private async fixed(command: number, body: Uint8Array, length: number): Promise<Reply> {
+  async #fixed(command: number, body: Uint8Array, length: number): Promise<Reply> {
     const reply = await this.request(command, body);
     if (reply.body.length !== length) badReply(command, `${reply.body.length} bytes, not ${length}`);
     return reply;

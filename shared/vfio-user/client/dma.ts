@@ -17,28 +17,31 @@ const view = DmaAccess.view();
 const qemuView = DmaAccessQemu.view();
 
 export class ClientDma {
-  private readonly memory = new DmaTable<Memory>({ alignment: 1 });
-  private out = new Uint8Array(4 * KiB);
-  private outData = new DataView(this.out.buffer);
+  readonly #memory = new DmaTable<Memory>({ alignment: 1 });
+  #out = new Uint8Array(4 * KiB);
+  #outData = new DataView(this.#out.buffer);
+  readonly #layout: DmaLayout;
 
-  constructor(private readonly layout: DmaLayout) {}
+  constructor(layout: DmaLayout) {
+    this.#layout = layout;
+  }
 
   /** @throws ProtocolError as DmaTable.insert */
   register(address: number, bytes: Uint8Array): () => void {
     const range = { address, size: bytes.length, bytes };
-    this.memory.insert(range);
+    this.#memory.insert(range);
     return () => {
-      if (this.memory.at(address) === range) this.memory.remove(address, range.size);
+      if (this.#memory.at(address) === range) this.#memory.remove(address, range.size);
     };
   }
 
   /** Answers a command of the server's that came over `connection`. */
   command(connection: Connection, frame: Frame): void {
     try {
-      const length = this.handle(frame);
+      const length = this.#handle(frame);
       if (!(frame.flags & HeaderFlags.NO_REPLY)) {
-        putHeader(this.outData, 0, frame.id, frame.command, Header.size + length, HeaderFlags.TYPE_REPLY);
-        connection.send(this.out, 0, Header.size + length);
+        putHeader(this.#outData, 0, frame.id, frame.command, Header.size + length, HeaderFlags.TYPE_REPLY);
+        connection.send(this.#out, 0, Header.size + length);
       }
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
@@ -48,12 +51,12 @@ export class ClientDma {
   }
 
   /** Writes the reply's body behind the header in `out`; returns its length. */
-  private handle(frame: Frame): number {
+  #handle(frame: Frame): number {
     const { command, length } = frame;
     const isRead = command === Command.DMA_READ;
     if (!isRead && command !== Command.DMA_WRITE) throw new ProtocolError(`no command ${command} for a client`);
     if (length < DmaAccess.size || (isRead && length > DmaAccess.size)) throw new ProtocolError(`a body of ${length}`);
-    const isQemu = this.layout === "qemu";
+    const isQemu = this.#layout === "qemu";
     const dataOffset = isQemu ? DmaAccessQemu.size : DmaAccess.size;
     const { address, count } = (isQemu ? qemuView : view).at(frame.data, frame.offset);
     if (!Number.isSafeInteger(address)) throw new ProtocolError(`no memory at ${formatAddress(address)}`, Errno.EFAULT);
@@ -61,19 +64,19 @@ export class ClientDma {
     if (!isRead && (isQemu ? count > length - DmaAccess.size : count !== length - DmaAccess.size)) {
       throw new ProtocolError(`${count} bytes in a body of ${length}`);
     }
-    this.reserve(DmaAccess.size + (isRead ? count : 0));
-    const reply = (isQemu ? qemuView : view).at(this.outData, Header.size);
+    this.#reserve(DmaAccess.size + (isRead ? count : 0));
+    const reply = (isQemu ? qemuView : view).at(this.#outData, Header.size);
     reply.address = address;
     reply.count = count;
     // What early QEMU answers to the question which layout it has.
     if (count === 0 && isQemu) return DmaAccess.size;
-    const range = this.memory.find(address, count);
+    const range = this.#memory.find(address, count);
     if (range === undefined)
       throw new ProtocolError(`no memory at ${formatAddress(address)} of ${count}`, Errno.EFAULT);
     const at = address - range.address;
     const bytes = range.bytes.subarray(at, at + count);
     if (isRead) {
-      this.out.set(bytes, Header.size + dataOffset);
+      this.#out.set(bytes, Header.size + dataOffset);
       return DmaAccess.size + count;
     }
     const from = frame.offset + dataOffset;
@@ -81,13 +84,13 @@ export class ClientDma {
     return isQemu ? 0 : DmaAccess.size;
   }
 
-  private reserve(length: number): void {
+  #reserve(length: number): void {
     const needed = Header.size + length;
-    if (this.out.length < needed) {
-      this.out = new Uint8Array(needed);
-      this.outData = new DataView(this.out.buffer);
+    if (this.#out.length < needed) {
+      this.#out = new Uint8Array(needed);
+      this.#outData = new DataView(this.#out.buffer);
     }
     // QEMU's padding behind the data is zero.
-    this.out.fill(0, Header.size, needed);
+    this.#out.fill(0, Header.size, needed);
   }
 }

@@ -29,13 +29,17 @@ interface FeatureClient {
 }
 
 export class ClientMigration {
-  constructor(private readonly client: FeatureClient) {}
+  readonly #client: FeatureClient;
+
+  constructor(client: FeatureClient) {
+    this.#client = client;
+  }
 
   /** Whether the device has a feature with all of these methods ("get", "set"). Rejects when it cannot tell. */
   async probe(feature: number, ...methods: readonly ("get" | "set")[]): Promise<boolean> {
     const flags = methods.reduce((bits, method) => bits | (method === "get" ? GET : SET), PROBE | feature);
     try {
-      await this.client.deviceFeature(flags);
+      await this.#client.deviceFeature(flags);
       return true;
     } catch (error) {
       if (error instanceof ProtocolError && [Errno.ENOTTY, Errno.EINVAL].includes(error.errno)) return false;
@@ -45,36 +49,36 @@ export class ClientMigration {
 
   /** MigrationFlags: what kinds of migration the device has. */
   async flags(): Promise<number> {
-    const reply = await this.client.deviceFeature(GET | Feature.MIGRATION, undefined, FeatureMigration.size);
+    const reply = await this.#client.deviceFeature(GET | Feature.MIGRATION, undefined, FeatureMigration.size);
     return FeatureMigration.view(dataOf(reply, FeatureMigration.size)).flags;
   }
 
   /** The device's MigrationState. */
   async getState(): Promise<number> {
     const size = FeatureMigDeviceState.size;
-    const reply = await this.client.deviceFeature(GET | Feature.MIG_DEVICE_STATE, undefined, size);
+    const reply = await this.#client.deviceFeature(GET | Feature.MIG_DEVICE_STATE, undefined, size);
     return FeatureMigDeviceState.view(dataOf(reply, size)).deviceState;
   }
 
   /** Brings the device into a MigrationState, through all that lie in between. */
   async setState(deviceState: number): Promise<void> {
     const payload = FeatureMigDeviceState.encode({ deviceState, dataFd: NO_FD });
-    await this.client.deviceFeature(SET | Feature.MIG_DEVICE_STATE, payload);
+    await this.#client.deviceFeature(SET | Feature.MIG_DEVICE_STATE, payload);
   }
 
   /** All data that the device has now, in pieces of at most `chunk` bytes. The device is in a saving state. */
-  async readAll(chunk = this.client.version.capabilities.maxDataXferSize): Promise<Uint8Array> {
+  async readAll(chunk = this.#client.version.capabilities.maxDataXferSize): Promise<Uint8Array> {
     const parts: Uint8Array[] = [];
     for (;;) {
-      const part = await this.client.migDataRead(chunk);
+      const part = await this.#client.migDataRead(chunk);
       parts.push(part);
       if (part.length < chunk) return Buffer.concat(parts);
     }
   }
 
   /** Writes data that another device gave, in pieces of at most `chunk` bytes. The device is in RESUMING. */
-  async writeAll(bytes: Uint8Array, chunk = this.client.version.capabilities.maxDataXferSize): Promise<void> {
-    for (let at = 0; at < bytes.length; at += chunk) await this.client.migDataWrite(bytes.subarray(at, at + chunk));
+  async writeAll(bytes: Uint8Array, chunk = this.#client.version.capabilities.maxDataXferSize): Promise<void> {
+    for (let at = 0; at < bytes.length; at += chunk) await this.#client.migDataWrite(bytes.subarray(at, at + chunk));
   }
 
   /** Starts the log of written pages, of `ranges` or of all addresses. Resolves with the page size that the device keeps it in. */
@@ -83,19 +87,19 @@ export class ClientMigration {
       DmaLoggingControl.encode({ pageSize, numRanges: ranges.length }),
       ...ranges.map(({ address, size }) => DmaLoggingRange.encode({ iova: address, length: size })),
     ]);
-    const reply = await this.client.deviceFeature(SET | Feature.DMA_LOGGING_START, payload);
+    const reply = await this.#client.deviceFeature(SET | Feature.DMA_LOGGING_START, payload);
     return DmaLoggingControl.view(dataOf(reply, payload.length)).pageSize;
   }
 
   async stopLogging(): Promise<void> {
-    await this.client.deviceFeature(SET | Feature.DMA_LOGGING_STOP);
+    await this.#client.deviceFeature(SET | Feature.DMA_LOGGING_STOP);
   }
 
   /** The pages of a range that were written since the last report: a bit each for pages of `pageSize` bytes, in 64-bit words. */
   async report(address: number, size: number, pageSize: number): Promise<Uint8Array> {
     const payload = DmaLoggingReport.encode({ iova: address, length: size, pageSize });
     const length = DmaLoggingReport.size + Math.max(0, bitmapSize(address, size, pageSize));
-    const reply = await this.client.deviceFeature(GET | Feature.DMA_LOGGING_REPORT, payload, length);
+    const reply = await this.#client.deviceFeature(GET | Feature.DMA_LOGGING_REPORT, payload, length);
     dataOf(reply, length);
     if (!payload.every((byte, n) => reply[n] === byte)) throw unexpected("the report of another range");
     return reply.subarray(DmaLoggingReport.size);

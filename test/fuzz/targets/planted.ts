@@ -33,7 +33,7 @@ class Parser {
       const fits =
         size >= Record.size && size <= MAX_RECORD && count <= size - Record.size && size <= bytes.length - at;
       if (!fits) {
-        await this.misbehave(size, count);
+        await this.#misbehave(size, count);
         return;
       }
       for (let n = 0; n < count; n++) this.sum += bytes[at + Record.size + n];
@@ -42,7 +42,7 @@ class Parser {
   }
 
   /** What a missing check does. */
-  private async misbehave(size: number, count: number): Promise<void> {
+  async #misbehave(size: number, count: number): Promise<void> {
     switch (this.bug) {
       case "exception":
         setImmediate(() => new Uint8Array(8).set(new Uint8Array(Math.min(count, 64)), 8));

@@ -70,16 +70,16 @@ class Faithful extends FullDevice {
 }
 
 class FirstEventfd extends FullDevice {
-  private readonly bound = new Set<number>();
+  readonly #bound = new Set<number>();
   override async disconnect(): Promise<void> {
-    this.bound.clear();
+    this.#bound.clear();
     await super.disconnect();
   }
   protected override bind(key: number, fd: number): void {
-    if (fd !== -1 && this.bound.has(key)) {
+    if (fd !== -1 && this.#bound.has(key)) {
       close(fd);
     } else {
-      this.bound.add(key);
+      this.#bound.add(key);
       super.bind(key, fd);
     }
   }
@@ -105,22 +105,22 @@ class EndlessState extends FullDevice {
 }
 
 class LostDevice extends FullDevice {
-  private lost = false;
+  #lost = false;
   protected override changeState(state: number): void {
-    if (this.lost) this.state = MigrationState.ERROR;
+    if (this.#lost) this.state = MigrationState.ERROR;
     try {
       super.changeState(state);
     } finally {
-      this.lost ||= this.state === MigrationState.ERROR;
+      this.#lost ||= this.state === MigrationState.ERROR;
     }
   }
   protected override answer(command: PendingCommand): Reply {
     const reply = super.answer(command);
-    if (this.lost) this.state = MigrationState.ERROR;
+    if (this.#lost) this.state = MigrationState.ERROR;
     return reply;
   }
   override async disconnect(): Promise<void> {
-    this.lost = false;
+    this.#lost = false;
     this.state = MigrationState.RUNNING;
     await super.disconnect();
   }

@@ -99,7 +99,7 @@ export class FullDevice implements Backend {
   protected moved = 0;
   /** DMA is logged: it writes the first page of everything, and no more. */
   logging = false;
-  private readonly eventfds = new Map<number, number>();
+  readonly #eventfds = new Map<number, number>();
 
   constructor() {
     const areas = [
@@ -119,8 +119,8 @@ export class FullDevice implements Backend {
   async connect(): Promise<void> {}
 
   async disconnect(): Promise<void> {
-    for (const fd of this.eventfds.values()) close(fd);
-    this.eventfds.clear();
+    for (const fd of this.#eventfds.values()) close(fd);
+    this.#eventfds.clear();
     this.logging = false;
   }
 
@@ -140,7 +140,7 @@ export class FullDevice implements Backend {
     if (count === 0) this.disable(index);
     for (let each = 0; each < count; each++) {
       const key = index * 0x10000 + start + each;
-      const bound = this.eventfds.get(key);
+      const bound = this.#eventfds.get(key);
       if (flags & IrqSetFlags.DATA_EVENTFD) {
         this.bind(key, eventfds?.[each] ?? -1);
       } else if (flags & IrqSetFlags.ACTION_TRIGGER && bound !== undefined && this.wanted(bools, each)) {
@@ -154,14 +154,14 @@ export class FullDevice implements Backend {
   }
 
   protected disable(index: number): void {
-    for (const key of [...this.eventfds.keys()]) if (Math.floor(key / 0x10000) === index) this.bind(key, -1);
+    for (const key of [...this.#eventfds.keys()]) if (Math.floor(key / 0x10000) === index) this.bind(key, -1);
   }
 
   protected bind(key: number, fd: number): void {
-    const before = this.eventfds.get(key);
+    const before = this.#eventfds.get(key);
     if (before !== undefined) close(before);
-    if (fd === -1) this.eventfds.delete(key);
-    else this.eventfds.set(key, fd);
+    if (fd === -1) this.#eventfds.delete(key);
+    else this.#eventfds.set(key, fd);
   }
 
   handle(command: PendingCommand): void {

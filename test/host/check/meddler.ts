@@ -50,44 +50,45 @@ function forward(to: Connection, { id, command, flags, errno, body, fds }: Passi
 }
 
 export class Meddler {
-  private readonly fd: number;
-  private readonly poll: Poll;
-  private readonly connections = new Set<Connection>();
-  private closed = false;
+  readonly #fd: number;
+  readonly #poll: Poll;
+  readonly #connections = new Set<Connection>();
+  #closed = false;
+  readonly #serverPath: string;
+  readonly #meddling: Meddling;
+  /** The server's: the meddler is no other session, for which clients would have to rest. */
+  readonly #share: Share;
 
-  constructor(
-    path: string,
-    private readonly serverPath: string,
-    private readonly meddling: Meddling,
-    /** The server's: the meddler is no other session, for which clients would have to rest. */
-    private readonly share: Share,
-  ) {
-    this.fd = listen(path, 16);
-    this.poll = new Poll(this.fd, () => this.acceptAll());
-    this.poll.start(POLL_READABLE);
+  constructor(path: string, serverPath: string, meddling: Meddling, share: Share) {
+    this.#serverPath = serverPath;
+    this.#meddling = meddling;
+    this.#share = share;
+    this.#fd = listen(path, 16);
+    this.#poll = new Poll(this.#fd, () => this.#acceptAll());
+    this.#poll.start(POLL_READABLE);
   }
 
   close(): void {
-    this.closed = true;
-    this.poll.close();
-    systemCalls.close(this.fd);
-    for (const connection of [...this.connections]) connection.close();
+    this.#closed = true;
+    this.#poll.close();
+    systemCalls.close(this.#fd);
+    for (const connection of [...this.#connections]) connection.close();
   }
 
   /** One client after the other: the end of the last one, which came before, is heard of first, as the server refuses a second. */
-  private acceptAll(): void {
-    for (let fd = accept(this.fd); fd !== -1; fd = accept(this.fd)) {
+  #acceptAll(): void {
+    for (let fd = accept(this.#fd); fd !== -1; fd = accept(this.#fd)) {
       const accepted = fd;
-      setImmediate(() => (this.closed ? systemCalls.close(accepted) : this.join(accepted)));
+      setImmediate(() => (this.#closed ? systemCalls.close(accepted) : this.#join(accepted)));
     }
   }
 
-  private join(fd: number): void {
-    const { meddling } = this;
+  #join(fd: number): void {
+    const meddling = this.#meddling;
     const asked: Passing[] = [];
     const endAll = () => {
       for (const end of [client, server]) {
-        this.connections.delete(end);
+        this.#connections.delete(end);
         end.close();
       }
     };
@@ -111,10 +112,10 @@ export class Meddler {
         },
         gone: () => endAll(),
       },
-      { syscalls: this.syscalls(), share: this.share },
+      { syscalls: this.#syscalls(), share: this.#share },
     );
     const server: Connection = new Connection(
-      connect(this.serverPath),
+      connect(this.#serverPath),
       {
         command: (frame) => {
           forward(client, passing(frame));
@@ -129,13 +130,13 @@ export class Meddler {
         },
         gone: () => endAll(),
       },
-      { share: this.share },
+      { share: this.#share },
     );
-    this.connections.add(client).add(server);
+    this.#connections.add(client).add(server);
   }
 
-  private syscalls(): Syscalls {
-    const { received } = this.meddling;
+  #syscalls(): Syscalls {
+    const { received } = this.#meddling;
     if (received === undefined) return systemCalls;
     return {
       ...systemCalls,

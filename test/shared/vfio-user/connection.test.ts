@@ -39,12 +39,12 @@ class Peer {
       FD,
       {
         command: (frame) => {
-          this.note("command", frame);
+          this.#note("command", frame);
           this.frame = frame;
           if (this.autoFinish) this.connection.finish();
         },
         reply: (frame) => {
-          this.note("reply", frame);
+          this.#note("reply", frame);
           this.onReply?.();
         },
         gone: (reason) => this.gone.push(reason),
@@ -77,7 +77,7 @@ class Peer {
     return this.seen.map(({ id }) => id);
   }
 
-  private note(kind: "command" | "reply", frame: Frame): void {
+  #note(kind: "command" | "reply", frame: Frame): void {
     const body = Buffer.from(frame.bytes.subarray(frame.offset, frame.offset + frame.length)).toString();
     this.seen.push({ kind, id: frame.id, body, fds: [...frame.fds] });
   }

@@ -26,17 +26,17 @@ export class FakeSocket {
   allowedFds = 0;
   /** Conditions that the connection polls for; 0 when it does not. */
   events = 0;
-  private callback: (events: number) => void = () => {};
+  #callback: (events: number) => void = () => {};
 
   /** The reply that is sent when the callback ends. */
-  private answer: Uint8Array | undefined;
-  private answered = 0;
-  private isCalled = false;
+  #answer: Uint8Array | undefined;
+  #answered = 0;
+  #isCalled = false;
 
-  private readonly io: SocketIo = {
+  readonly #io: SocketIo = {
     fds: new Int32Array(254),
     receive: (bytes, offset, length) => {
-      const { fds } = this.io;
+      const { fds } = this.#io;
       fds[0] = 0;
       const arrival = this.arrivals[0];
       if (arrival === undefined) return -1;
@@ -66,16 +66,16 @@ export class FakeSocket {
       return count;
     },
     answer: (bytes, length) => {
-      if (!this.isCalled) return false;
-      this.answer = bytes.subarray(0, length);
+      if (!this.#isCalled) return false;
+      this.#answer = bytes.subarray(0, length);
       return true;
     },
     recall: () => {
-      const isThere = this.answer !== undefined;
-      this.answer = undefined;
+      const isThere = this.#answer !== undefined;
+      this.#answer = undefined;
       return isThere;
     },
-    answered: () => this.answered,
+    answered: () => this.#answered,
     readsFrom: () => {},
     mayRead: () => {},
     takeServed: () => 0,
@@ -99,8 +99,8 @@ export class FakeSocket {
     closeSocket: (fd) => void this.closed.push(fd),
     isHungUp: () => this.arrivals.includes("end"),
     open: (_fd, callback) => {
-      this.callback = callback;
-      return this.io;
+      this.#callback = callback;
+      return this.#io;
     },
   };
 
@@ -109,13 +109,13 @@ export class FakeSocket {
   }
 
   emit(events: number): void {
-    this.isCalled = true;
-    this.callback(events);
-    this.isCalled = false;
-    const { answer } = this;
+    this.#isCalled = true;
+    this.#callback(events);
+    this.#isCalled = false;
+    const answer = this.#answer;
     if (answer === undefined) return;
-    this.answer = undefined;
-    this.answered = Math.max(0, this.io.send(answer, 0, answer.length));
-    if (this.answered < answer.length) this.callback(POLL_UNSENT);
+    this.#answer = undefined;
+    this.#answered = Math.max(0, this.#io.send(answer, 0, answer.length));
+    if (this.#answered < answer.length) this.#callback(POLL_UNSENT);
   }
 }

@@ -13,8 +13,8 @@ export class Fixture {
   readonly path = join(this.directory, "socket");
   readonly backend = new FakeBackend();
   readonly server: Server;
-  private readonly raw: RawClient[] = [];
-  private readonly clients: Client[] = [];
+  readonly #raw: RawClient[] = [];
+  readonly #clients: Client[] = [];
 
   constructor(t: ExecutionContext, options: Partial<ServerOptions> = {}) {
     this.server = new Server({ backend: this.backend, socket: this.path, ...options });
@@ -24,14 +24,14 @@ export class Fixture {
 
   async connect(options: ClientOptions = {}): Promise<Client> {
     const client = await Client.connect(this.path, options);
-    this.clients.push(client);
+    this.#clients.push(client);
     return client;
   }
 
   /** Connected, no VERSION yet. */
   connectRaw(): RawClient {
     const raw = new RawClient(this.path);
-    this.raw.push(raw);
+    this.#raw.push(raw);
     return raw;
   }
 
@@ -42,8 +42,8 @@ export class Fixture {
   }
 
   async close(): Promise<void> {
-    for (const client of this.clients) client.close();
-    for (const raw of this.raw) raw.close();
+    for (const client of this.#clients) client.close();
+    for (const raw of this.#raw) raw.close();
     await this.server.close();
     rmSync(this.directory, { recursive: true, force: true });
   }

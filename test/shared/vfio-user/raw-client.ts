@@ -33,9 +33,9 @@ export function versionBody(json = '{"capabilities":{"max_msg_fds":16}}', fields
 
 export class RawClient {
   readonly fd: number;
-  private received = Buffer.alloc(0);
-  private readonly fds: number[] = [];
-  private isClosed = false;
+  #received = Buffer.alloc(0);
+  readonly #fds: number[] = [];
+  #isClosed = false;
 
   constructor(target: string | number) {
     this.fd = typeof target === "number" ? target : connect(target);
@@ -53,7 +53,7 @@ export class RawClient {
   async sendAll(bytes: Uint8Array, fds?: readonly number[]): Promise<void> {
     for (let at = 0; at < bytes.length; ) {
       const sent = send(this.fd, bytes, at, bytes.length - at, at === 0 ? fds : undefined);
-      if (sent === -1) await this.ready(POLL_WRITABLE);
+      if (sent === -1) await this.#ready(POLL_WRITABLE);
       else at += sent;
     }
   }
@@ -61,11 +61,11 @@ export class RawClient {
   /** The next message; rejects when the server closes the connection. Fds of replies are collected with them. */
   async receive(): Promise<RawMessage> {
     for (;;) {
-      if (this.received.length >= Header.size) {
-        const size = this.received.readUInt32LE(4);
-        if (this.received.length >= size) {
-          const bytes = this.received.subarray(0, size);
-          this.received = Buffer.from(this.received.subarray(size));
+      if (this.#received.length >= Header.size) {
+        const size = this.#received.readUInt32LE(4);
+        if (this.#received.length >= size) {
+          const bytes = this.#received.subarray(0, size);
+          this.#received = Buffer.from(this.#received.subarray(size));
           const body = Buffer.from(bytes.subarray(Header.size));
           const fields = {
             id: bytes.readUInt16LE(0),
@@ -73,10 +73,10 @@ export class RawClient {
             flags: bytes.readUInt32LE(8),
             errno: bytes.readUInt32LE(12),
           };
-          return { ...fields, body, fds: this.fds.splice(0) };
+          return { ...fields, body, fds: this.#fds.splice(0) };
         }
       }
-      if (!(await this.more())) throw new Error("closed by the server");
+      if (!(await this.#more())) throw new Error("closed by the server");
     }
   }
 
@@ -91,18 +91,18 @@ export class RawClient {
 
   /** Resolves when the server has closed the connection; messages in front of that are errors. */
   async closedByServer(): Promise<void> {
-    while (await this.more());
-    if (this.received.length > 0) throw new Error(`${this.received.length} bytes before the end`);
+    while (await this.#more());
+    if (this.#received.length > 0) throw new Error(`${this.#received.length} bytes before the end`);
   }
 
   close(): void {
-    if (this.isClosed) return;
-    this.isClosed = true;
-    for (const fd of this.fds) closeSync(fd);
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    for (const fd of this.#fds) closeSync(fd);
     closeSync(this.fd);
   }
 
-  private ready(events: number): Promise<void> {
+  #ready(events: number): Promise<void> {
     return new Promise((resolve) => {
       const poll = new Poll(this.fd, () => {
         poll.close();
@@ -113,7 +113,7 @@ export class RawClient {
   }
 
   /** Waits for more bytes; false at the end. */
-  private async more(): Promise<boolean> {
+  async #more(): Promise<boolean> {
     const buffer = new Uint8Array(1 << 16);
     const fds = new Int32Array(254);
     for (;;) {
@@ -127,11 +127,11 @@ export class RawClient {
       }
       if (count === 0) return false;
       if (count > 0) {
-        this.received = Buffer.concat([this.received, buffer.subarray(0, count)]);
-        this.fds.push(...fds.subarray(1, 1 + fds[0]));
+        this.#received = Buffer.concat([this.#received, buffer.subarray(0, count)]);
+        this.#fds.push(...fds.subarray(1, 1 + fds[0]));
         return true;
       }
-      await this.ready(POLL_READABLE);
+      await this.#ready(POLL_READABLE);
     }
   }
 }
