@@ -5,7 +5,10 @@ import { fileURLToPath } from "node:url";
 const PACKAGE = new URL("../", import.meta.url).href;
 const FRAME = /(?:\(|\s)((?:file:\/\/)?\/[^()]*:\d+:\d+)\)?$/;
 
-/** The error's message with the innermost place of the author's, if there is one: "x is not defined (at /home/a/dev.js:3:5)". */
+/**
+ * The error's message with the innermost place of the author's, if there is one: "x is not defined (at
+ * /home/a/dev.js:3:5)".
+ */
 export function placeOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const message = error.message.trim().replace(/\s*\n\s*/g, "; ");

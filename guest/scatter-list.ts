@@ -1,6 +1,6 @@
 /**
- * Scatter lists: data that lies in several ranges of driver-VM memory, as descriptor chains, PRPs and SGLs say it. A device
- * keeps one and uses it again and again.
+ * Scatter lists: data that lies in several ranges of driver-VM memory, as descriptor chains, PRPs and SGLs say it. A
+ * device keeps one and uses it again and again.
  */
 
 /** Ranges in the order of the data. */

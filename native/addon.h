@@ -1,5 +1,5 @@
-// What each file of the addon offers to addon.cc: a function that puts its exports onto the exports object. It is called
-// once for each environment (main thread, worker thread) that loads the addon.
+// What each file of the addon offers to addon.cc: a function that puts its exports onto the exports object. It is
+// called once for each environment (main thread, worker thread) that loads the addon.
 #pragma once
 
 #include <napi.h>

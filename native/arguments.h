@@ -52,7 +52,8 @@ inline Bytes ArrayBufferBytes(Napi::Value value, const char* name) {
   return {static_cast<uint8_t*>(data), length};
 }
 
-// bytes[offset, offset + length), which must hold at least one byte: zero bytes from a socket mean the end of the stream.
+// bytes[offset, offset + length), which must hold at least one byte: zero bytes from a socket mean the end of the
+// stream.
 inline Bytes Slice(Napi::Value bytes, Napi::Value offset, Napi::Value length) {
   Bytes all = ByteArray(bytes, "bytes");
   size_t start = Integer(offset, "offset", 0, static_cast<double>(all.length));

@@ -1,9 +1,12 @@
-// Many copies between ArrayBuffers, or between them and files, by one call (CopyList). A call into the addon costs a tenth of what it takes to make the
-// subarrays that TypedArray.set wants, and leaves no garbage; in a row the memory of the next copy is fetched during this one.
+// Many copies between ArrayBuffers, or between them and files, by one call (CopyList). A call into the addon costs a
+// tenth of what it takes to make the subarrays that TypedArray.set wants, and leaves no garbage; in a row the memory of
+// the next copy is fetched during this one.
 //
-// A file is read and written by this thread: what may take long is for the caller to leave out, or to rule out by RWF_NOWAIT.
+// A file is read and written by this thread: what may take long is for the caller to leave out, or to rule out by
+// RWF_NOWAIT.
 //
-// `run` is a plain Node-API function: it is called for each batch of a disk's commands, and wrappers cost as much as the call.
+// `run` is a plain Node-API function: it is called for each batch of a disk's commands, and wrappers cost as much as
+// the call.
 #include <sys/uio.h>
 
 #include <cerrno>
@@ -89,7 +92,8 @@ int Move(const Entry& entry, const Place& source, const Place& target, FileEnd& 
   return static_cast<size_t>(moved) == entry.length ? 0 : EIO;
 }
 
-// Memory that is gone is zeros, which a system call does not notice either: what is known to be gone is not copied at all.
+// Memory that is gone is zeros, which a system call does not notice either: what is known to be gone is not copied at
+// all.
 int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& file_end) {
   if (PlaceIsLost(source, entry.source_offset, entry.length)) return EFAULT;
   int error = Move(entry, source, target, file_end);

@@ -1,8 +1,8 @@
-// Closing descriptors that a peer handed over. close() waits where the file's owner wants it to: a file of FUSE or of a server
-// that does not answer, a TCP socket that lingers, a device, or an AF_UNIX socket in which such a one waits to be received. So
-// only what cannot wait is closed here (memory, eventfds, pipes, sockets of ours in which nothing waits), and the rest by
-// threads, which may hang for ever. Who handed it over is to be charged for it until then, and has threads of its own, so that
-// nobody else's wait behind it.
+// Closing descriptors that a peer handed over. close() waits where the file's owner wants it to: a file of FUSE or of a
+// server that does not answer, a TCP socket that lingers, a device, or an AF_UNIX socket in which such a one waits to
+// be received. So only what cannot wait is closed here (memory, eventfds, pipes, sockets of ours in which nothing
+// waits), and the rest by threads, which may hang for ever. Who handed it over is to be charged for it until then, and
+// has threads of its own, so that nobody else's wait behind it.
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <signal.h>
@@ -86,7 +86,8 @@ void Run(uint32_t number) {
   if (--owner.threads == 0) all.owners.erase(number);
 }
 
-// Without a thread it waits in the queue for the end of those that there are; without any, nothing is left but to close it here.
+// Without a thread it waits in the queue for the end of those that there are; without any, nothing is left but to close
+// it here.
 uint32_t Discard(int fd, napi_env env, uint32_t number, bool is_own_socket) {
   if (is_own_socket) ForgetSocket(fd);
   if (ClosesAtOnce(fd, is_own_socket)) {

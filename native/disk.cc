@@ -1,5 +1,5 @@
-// What a disk's file needs beyond Node's own fs: a lock that two processes cannot hold, what O_DIRECT wants, and extended
-// attributes.
+// What a disk's file needs beyond Node's own fs: a lock that two processes cannot hold, what O_DIRECT wants, and
+// extended attributes.
 #include <fcntl.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>

@@ -1,5 +1,5 @@
-// Errors as JavaScript sees them: a failed system call becomes an Error with errno (positive), code and syscall, worded as
-// Node words its own ("ENOENT: no such file or directory, connect '/run/x'").
+// Errors as JavaScript sees them: a failed system call becomes an Error with errno (positive), code and syscall, worded
+// as Node words its own ("ENOENT: no such file or directory, connect '/run/x'").
 #pragma once
 
 #include <napi.h>

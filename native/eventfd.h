@@ -1,10 +1,10 @@
-// Eventfds that a peer holds too. O_NONBLOCK belongs to the open file description, which is shared: whatever we set, the
-// peer can clear, and between a poll() and a read() it can take the count away. So neither plain read() nor plain write() is
-// ever used on them: a hostile peer could stop the event loop with it.
+// Eventfds that a peer holds too. O_NONBLOCK belongs to the open file description, which is shared: whatever we set,
+// the peer can clear, and between a poll() and a read() it can take the count away. So neither plain read() nor plain
+// write() is ever used on them: a hostile peer could stop the event loop with it.
 //
 // - Reading: preadv2(RWF_NOWAIT), which eventfds honour whatever their flags say (Linux 5.8 or newer).
-// - Writing: eventfds refuse RWF_NOWAIT. Asynchronous I/O's completion signal (io_submit with IOCB_FLAG_RESFD) makes the
-//   kernel add 1 itself, and that never waits: on a full counter it does nothing.
+// - Writing: eventfds refuse RWF_NOWAIT. Asynchronous I/O's completion signal (io_submit with IOCB_FLAG_RESFD) makes
+//   the kernel add 1 itself, and that never waits: on a full counter it does nothing.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// What can be asked of a file descriptor that a peer handed over, before anything trusts it, and memory files of our own.
+// What can be asked of a file descriptor that a peer handed over, before anything trusts it, and memory files of our
+// own.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>

@@ -1,4 +1,5 @@
-// A disk's file does not grow by being written: who made it smaller wants it so. What was under way meanwhile ends as on a block device.
+// A disk's file does not grow by being written: who made it smaller wants it so. What was under way meanwhile ends as
+// on a block device.
 #pragma once
 
 #include <sys/stat.h>
@@ -7,8 +8,8 @@
 
 class FileEnd {
  public:
-  // Returns 0, or an errno for a write that ends beyond the end of a regular file. The size is asked for once for writes to one file in a
-  // row: an object is good for as long as nobody waits.
+  // Returns 0, or an errno for a write that ends beyond the end of a regular file. The size is asked for once for
+  // writes to one file in a row: an object is good for as long as nobody waits.
   int Check(int fd, off_t end) {
     if (fd != fd_) {
       struct stat status;

@@ -1,5 +1,5 @@
-// fstat for descriptors of peers. A file system may ask its server before it answers (FUSE, NFS), and the server may be the
-// peer; with AT_STATX_DONT_SYNC it says what it knows. What it knows of memory is the truth.
+// fstat for descriptors of peers. A file system may ask its server before it answers (FUSE, NFS), and the server may be
+// the peer; with AT_STATX_DONT_SYNC it says what it knows. What it knows of memory is the truth.
 #pragma once
 
 #include <fcntl.h>

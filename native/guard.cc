@@ -1,8 +1,9 @@
-// The handler of SIGBUS and SIGSEGV: once per process, installed with the first range, chained to whatever handled them before.
+// The handler of SIGBUS and SIGSEGV: once per process, installed with the first range, chained to whatever handled them
+// before.
 //
-// A page that faults may be a hole in huge pages where none is free any more: that is one page. Or it is beyond its file's end, and so
-// is all that follows it in the same map. After some pages that is replaced in one go: page by page, a hostile peer could make us use
-// up the process's number of maps (vm.max_map_count).
+// A page that faults may be a hole in huge pages where none is free any more: that is one page. Or it is beyond its
+// file's end, and so is all that follows it in the same map. After some pages that is replaced in one go: page by page,
+// a hostile peer could make us use up the process's number of maps (vm.max_map_count).
 //
 // Left out: memory errors of the machine itself (BUS_MCEERR_*). Zeros there would be silent corruption.
 #include "guard.h"
@@ -196,8 +197,8 @@ bool GuardedRange::IsLost(uintptr_t begin, uintptr_t end) {
   return isLost;
 }
 
-// Nothing is allocated. The flag is set before there are zeros, and where they are is noted before anybody can look: who copied
-// one finds out.
+// Nothing is allocated. The flag is set before there are zeros, and where they are is noted before anybody can look:
+// who copied one finds out.
 bool GuardedRange::Repair(uintptr_t address) {
   bool isSingle = repairs_.fetch_add(1) < kSinglePages;
   any_lost = 1;

@@ -1,6 +1,7 @@
-// Memory that a peer shares with us can be taken away under our feet: whoever holds the file may truncate it, and the next
-// access is a SIGBUS. And what is not mapped, or not for writing, is a SIGSEGV. Guarded ranges survive both: zero pages are put in
-// the place of what is gone or was never there, and a private copy in the place of a page that may only be read.
+// Memory that a peer shares with us can be taken away under our feet: whoever holds the file may truncate it, and the
+// next access is a SIGBUS. And what is not mapped, or not for writing, is a SIGSEGV. Guarded ranges survive both: zero
+// pages are put in the place of what is gone or was never there, and a private copy in the place of a page that may
+// only be read.
 #pragma once
 
 #include <atomic>
@@ -11,8 +12,9 @@
 // 1 once this process found memory to be gone, else 0.
 extern std::atomic<uint32_t> any_lost;
 
-// Whether a part of [address, address + length) is zeros that were put in the place of what is gone, until it is mapped anew. To be
-// asked after a copy from or to memory of a peer's; it costs nothing as long as no peer ever took memory away.
+// Whether a part of [address, address + length) is zeros that were put in the place of what is gone, until it is mapped
+// anew. To be asked after a copy from or to memory of a peer's; it costs nothing as long as no peer ever took memory
+// away.
 bool SearchLost(const void* address, size_t length);
 inline bool IsLost(const void* address, size_t length) {
   // It is set before there are zeros to be copied.
@@ -46,7 +48,8 @@ class GuardedRange {
 
   // For the signal handler. What is gone (SIGBUS): puts zeros there. False when that fails.
   bool Repair(uintptr_t address);
-  // What may not be accessed (SIGSEGV): puts zeros where nothing is mapped, and a copy where it is mapped for reading only.
+  // What may not be accessed (SIGSEGV): puts zeros where nothing is mapped, and a copy where it is mapped for reading
+  // only.
   bool Permit(uintptr_t address);
 
  private:

@@ -1,5 +1,5 @@
-// The IoPool class: io_threads.h's threads for JavaScript, which writes requests as numbers into one buffer and reads their
-// ends from another.
+// The IoPool class: io_threads.h's threads for JavaScript, which writes requests as numbers into one buffer and reads
+// their ends from another.
 //
 // `submit` is a plain Node-API function: it is called for each batch of a disk's commands.
 #include <fcntl.h>

@@ -1,8 +1,9 @@
 // One queue behind one mutex, which a thread takes once for each request: it puts the end of one and takes the next.
 //
-// Waking a thread costs more than most writes, which go to the page cache. So writes are left to the thread that is awake, or to one that
-// is woken for all of them, until one takes long, or the owner says that nothing ends; its end is told along with those of the next ones. A read comes here because it has to
-// wait for a device, so each may have a thread of its own, and its end is told at once.
+// Waking a thread costs more than most writes, which go to the page cache. So writes are left to the thread that is
+// awake, or to one that is woken for all of them, until one takes long, or the owner says that nothing ends; its end is
+// told along with those of the next ones. A read comes here because it has to wait for a device, so each may have a
+// thread of its own, and its end is told at once.
 #include "io_threads.h"
 
 #include <fcntl.h>
@@ -176,7 +177,8 @@ void IoThreads::Hurry() {
 
 // Returns 0 or an errno.
 int IoThreads::MakeThreads(unsigned count) {
-  // Signals are for the threads that expect them; a new thread inherits this mask. SIGBUS is for whoever touched the memory.
+  // Signals are for the threads that expect them; a new thread inherits this mask. SIGBUS is for whoever touched the
+  // memory.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);

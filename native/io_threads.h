@@ -1,5 +1,5 @@
-// A few threads that read, write and sync files and copy memory for one that must not wait: requests in, ends out, a wake-up for many of
-// either.
+// A few threads that read, write and sync files and copy memory for one that must not wait: requests in, ends out, a
+// wake-up for many of either.
 #pragma once
 
 #include <sys/uio.h>
@@ -21,8 +21,8 @@ struct IoRequest {
   // Of kAllocate: fallocate's.
   int mode;
   off_t length;
-  // Of a copy in pairs of one length, from the first to the second. Kept from one use to the next, so that they need no memory of
-  // their own each time.
+  // Of a copy in pairs of one length, from the first to the second. Kept from one use to the next, so that they need no
+  // memory of their own each time.
   std::vector<iovec> pieces;
   // From Add until a thread is done with it.
   std::atomic<bool> busy = false;

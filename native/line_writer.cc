@@ -1,9 +1,9 @@
-// Lines of a log, written to a file descriptor by a thread: a pipe that nobody reads, a terminal that is held and a disk that
-// hangs block the thread alone. What has no room meanwhile is lost and counted, as is what cannot be written; a line says so as
-// soon as one can be written again.
+// Lines of a log, written to a file descriptor by a thread: a pipe that nobody reads, a terminal that is held and a
+// disk that hangs block the thread alone. What has no room meanwhile is lost and counted, as is what cannot be written;
+// a line says so as soon as one can be written again.
 //
-// The descriptor is shared with other processes, as standard error is, so it is not made non-blocking. The thread is detached:
-// it may be in write() for ever, also while the process ends.
+// The descriptor is shared with other processes, as standard error is, so it is not made non-blocking. The thread is
+// detached: it may be in write() for ever, also while the process ends.
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -73,7 +73,8 @@ class Lines {
       if (added_.empty()) return;
       lines.swap(added_);
       writing_ = lines.size();
-      // There was no room for these behind the lines that are written now; for what is lost meanwhile, behind the next ones.
+      // There was no room for these behind the lines that are written now; for what is lost meanwhile, behind the next
+      // ones.
       uint64_t lost = lost_;
       lock.unlock();
       int error = 0;

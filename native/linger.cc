@@ -1,5 +1,5 @@
-// An epoll_wait with a time-out programs a timer for each wait and takes it back after it, which costs a microsecond on a
-// virtual machine. So the next timer is a timerfd instead, which is set only when that timer is another one.
+// An epoll_wait with a time-out programs a timer for each wait and takes it back after it, which costs a microsecond on
+// a virtual machine. So the next timer is a timerfd instead, which is set only when that timer is another one.
 #include "linger.h"
 
 #include <sys/epoll.h>
@@ -94,8 +94,8 @@ void Enlist(napi_env env, uv_loop_t* loop, int fd, Lingering* watcher) {
 
 void Delist(int fd) { watchers_of_thread[static_cast<size_t>(fd)] = nullptr; }
 
-// libuv keeps each descriptor's number in its epoll event, and epoll is level-triggered here: what is not understood or not
-// dealt with is there again when the loop asks.
+// libuv keeps each descriptor's number in its epoll event, and epoll is level-triggered here: what is not understood or
+// not dealt with is there again when the loop asks.
 void Linger(uv_loop_t* loop) {
   Alarm* alarm = alarm_of_thread;
   // The thread is ending, or had no descriptor left for it.

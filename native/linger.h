@@ -1,9 +1,9 @@
 // Staying out of Node's event loop between messages.
 //
-// A round of the loop is 2 us of work that has nothing to do with a message. So after an event of a Poll the loop is not
-// gone back to as long as nothing but Polls has anything to do: the next events are taken here, from the loop's own epoll
-// instance and until its own next timer. Anything else (a timer that is due, an immediate, a descriptor of Node's own, a Poll
-// that was started or closed) is for the loop.
+// A round of the loop is 2 us of work that has nothing to do with a message. So after an event of a Poll the loop is
+// not gone back to as long as nothing but Polls has anything to do: the next events are taken here, from the loop's own
+// epoll instance and until its own next timer. Anything else (a timer that is due, an immediate, a descriptor of Node's
+// own, a Poll that was started or closed) is for the loop.
 #pragma once
 
 #include <node_api.h>

@@ -1,8 +1,8 @@
-// Address space that is mapped into many times (Reservation), and maps that live as long as their ArrayBuffer (mapFile). No
-// ArrayBuffer is ever made for a map into a Reservation: making one costs a garbage collection.
+// Address space that is mapped into many times (Reservation), and maps that live as long as their ArrayBuffer
+// (mapFile). No ArrayBuffer is ever made for a map into a Reservation: making one costs a garbage collection.
 //
-// Each piece of a Reservation is reserved when it is first needed, without access: it takes addresses, and neither memory nor the promise
-// of any, which vm.overcommit_memory=2 counts.
+// Each piece of a Reservation is reserved when it is first needed, without access: it takes addresses, and neither
+// memory nor the promise of any, which vm.overcommit_memory=2 counts.
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -26,8 +26,8 @@ constexpr size_t kLargePage = size_t{1} << 21;
 constexpr size_t kHugePage = size_t{1} << 30;
 constexpr int kEmptyFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
-// Whether mmap keeps to what it is told: of a file of huge pages it maps whole ones, over what is next to the place, and such a
-// map cannot be taken away in part.
+// Whether mmap keeps to what it is told: of a file of huge pages it maps whole ones, over what is next to the place,
+// and such a map cannot be taken away in part.
 bool MapsExactly(size_t page, uintptr_t place, size_t length) { return place % page == 0 && length % page == 0; }
 
 // Addresses that stay ours until the last ArrayBuffer and the Reservation itself are gone.
@@ -136,7 +136,8 @@ class Reservation : public Napi::ObjectWrap<Reservation> {
       uintptr_t place = reinterpret_cast<uintptr_t>(part.region.base + part.offset);
       if (page != 0 && !MapsExactly(page, place, part.length)) throw SystemError(env, EINVAL, "mmap");
     });
-    // Huge pages that their owner has not got yet are not claimed for him: touched without one, they are as if truncated.
+    // Huge pages that their owner has not got yet are not claimed for him: touched without one, they are as if
+    // truncated.
     int flags = MAP_SHARED | MAP_FIXED | (page != 0 ? MAP_NORESERVE : 0);
     int error = 0;
     EachPart(offset, length, [&](Part part) {

@@ -1,7 +1,7 @@
 // Readiness of a file descriptor on the environment's own event loop (uv_poll_t).
 //
-// The handle is on the heap because uv_close() ends it later than the JavaScript object may go. An environment that ends
-// (process exit, worker.terminate()) closes what is still open, and waits for that.
+// The handle is on the heap because uv_close() ends it later than the JavaScript object may go. An environment that
+// ends (process exit, worker.terminate()) closes what is still open, and waits for that.
 #include <poll.h>
 #include <sys/epoll.h>
 #include <uv.h>

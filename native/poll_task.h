@@ -7,7 +7,8 @@ class PollTask {
  public:
   virtual ~PollTask() = default;
 
-  // Before the callback is called with `events`, none of them an error. Returns the events to call it with: 0 for no call.
+  // Before the callback is called with `events`, none of them an error. Returns the events to call it with: 0 for no
+  // call.
   virtual int Before(int events) = 0;
 
   // After a call, unless the Poll was closed in it. Returns the events of a further call, 0 for none.

@@ -1,5 +1,5 @@
-// The one message that is answered here is a plain REGION_READ of 1, 2, 4 or 8 bytes (vfio-user, "VFIO_USER_REGION_READ");
-// everything else is left to JavaScript.
+// The one message that is answered here is a plain REGION_READ of 1, 2, 4 or 8 bytes (vfio-user,
+// "VFIO_USER_REGION_READ"); everything else is left to JavaScript.
 #include "register_memory.h"
 
 #include <cstring>

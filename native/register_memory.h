@@ -14,10 +14,12 @@ class RegisterMemory {
   // A reply with the largest register that is answered here.
   static constexpr size_t kMostReply = 40;
 
-  // A Uint8Array, and a Uint32Array that says what is in it; undefined takes it away. Throws RangeError for areas outside of it.
+  // A Uint8Array, and a Uint32Array that says what is in it; undefined takes it away. Throws RangeError for areas
+  // outside of it.
   void Set(Napi::Value memory, Napi::Value areas);
 
-  // The length of the reply to a whole message, which is written to `reply`; 0 when it is not one that can be answered here.
+  // The length of the reply to a whole message, which is written to `reply`; 0 when it is not one that can be answered
+  // here.
   size_t Answer(const uint8_t* message, size_t length, uint8_t* reply) const;
 
  private:

@@ -30,7 +30,8 @@ class Relay : public Napi::ObjectWrap<Relay> {
     uint32_t id;
     if (int error = thread_.Add(source, target, &id); error != 0) throw SystemError(env, error, "relay");
     if (!held_) {
-      // A thread that runs keeps its object: it is ended by close() or with the environment, not by the garbage collector.
+      // A thread that runs keeps its object: it is ended by close() or with the environment, not by the garbage
+      // collector.
       held_ = true;
       Ref();
       napi_add_env_cleanup_hook(env, OnEnvironmentEnd, this);

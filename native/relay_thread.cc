@@ -1,6 +1,7 @@
-// One epoll loop, edge-triggered: each signal of a source is an edge, also while its count is not zero, so the counts stay
-// where they are and a call is spared for each signal. Each round relays at most one signal of each source, so a peer that
-// never stops signalling costs the others a turn, and no more. No call in it can wait but epoll_wait (see eventfd.h).
+// One epoll loop, edge-triggered: each signal of a source is an edge, also while its count is not zero, so the counts
+// stay where they are and a call is spared for each signal. Each round relays at most one signal of each source, so a
+// peer that never stops signalling costs the others a turn, and no more. No call in it can wait but epoll_wait (see
+// eventfd.h).
 #include "relay_thread.h"
 
 #include <fcntl.h>
@@ -170,8 +171,8 @@ void RelayThread::Run() {
   }
 }
 
-// Edges that came close together are one, so a count that is larger than what was relayed says only that a signal may be
-// missing: one too many is harmless. What is taken must not be relayed again by the next pair with this source.
+// Edges that came close together are one, so a count that is larger than what was relayed says only that a signal may
+// be missing: one too many is harmless. What is taken must not be relayed again by the next pair with this source.
 void RelayThread::Settle(Pair& pair) {
   uint64_t count = 0;
   if (TakeCount(pair.source, &count) == 0 && count > pair.count) Signal(pair.target);

@@ -18,10 +18,11 @@ class RelayThread {
 
   // Returns 0 and sets the id, or an errno.
   int Add(int source, int target, uint32_t* id);
-  // Gives the pair another target: a signal goes to one of the two, whatever the time. Takes no fd, so it fails for a wrong one
-  // alone. Returns 0 or an errno, ENOENT for an unknown id.
+  // Gives the pair another target: a signal goes to one of the two, whatever the time. Takes no fd, so it fails for a
+  // wrong one alone. Returns 0 or an errno, ENOENT for an unknown id.
   int Retarget(uint32_t id, int target);
-  // When it returns, the thread is done with the pair, and the target has every signal of before. Unknown ids are ignored.
+  // When it returns, the thread is done with the pair, and the target has every signal of before. Unknown ids are
+  // ignored.
   void Remove(uint32_t id);
   // Nothing for an unknown id.
   std::optional<uint64_t> Count(uint32_t id);

@@ -80,7 +80,8 @@ Napi::Value Listen(const Napi::CallbackInfo& info) {
   // The socket file takes its mode from here, less the umask: whatever the umask is, only the owner may connect.
   Check(env, fchmod(fd.get(), 0600), "fchmod");
   int result = Bind(fd.get(), address);
-  // Two processes that start at the same instant on one path may still take it from each other: their supervisor's matter.
+  // Two processes that start at the same instant on one path may still take it from each other: their supervisor's
+  // matter.
   if (result != 0 && errno == EADDRINUSE) {
     if (!IsStale(address)) throw SystemError(env, EADDRINUSE, "bind", path);
     if (unlink(address.sun_path) != 0 && errno != ENOENT) throw SystemError(env, errno, "unlink", path);
@@ -220,8 +221,9 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 
 namespace {
 
-// What has to be received and thrown away is a thread's, since the last reference to a file may go with it: closing a TCP socket
-// that lingers takes as long as its owner likes. Until then nothing more is received; when it takes long, nothing ever is.
+// What has to be received and thrown away is a thread's, since the last reference to a file may go with it: closing a
+// TCP socket that lingers takes as long as its owner likes. Until then nothing more is received; when it takes long,
+// nothing ever is.
 struct Drop {
   std::atomic<bool> is_done = false;
   const std::chrono::steady_clock::time_point begun = std::chrono::steady_clock::now();
@@ -236,8 +238,8 @@ void CloseAll(const int32_t* fds) {
   for (int32_t n = kLostFds - fds[0]; n > 0; n--) close(fds[n]);
 }
 
-// Throws away `length` bytes that were looked at, and the descriptors that came with them, fds[1...] being copies of some. 0 when
-// that has begun; or an errno, and the copies are closed.
+// Throws away `length` bytes that were looked at, and the descriptors that came with them, fds[1...] being copies of
+// some. 0 when that has begun; or an errno, and the copies are closed.
 int DropReceived(int fd, size_t length, int32_t* fds) {
   int copy = drops >= kMostDrops ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
   if (copy < 0) {

@@ -8,9 +8,9 @@
 
 #include "arguments.h"
 
-// Receives into `bytes`: the byte count, 0 at the end of the stream, or a negative errno (EAGAIN when nothing waits). fds[0]
-// becomes the count of descriptors that came along, which follow; at most `most`. When some are lost, because there were more or
-// the process has no room for them, it becomes kLostFds less the count of the others.
+// Receives into `bytes`: the byte count, 0 at the end of the stream, or a negative errno (EAGAIN when nothing waits).
+// fds[0] becomes the count of descriptors that came along, which follow; at most `most`. When some are lost, because
+// there were more or the process has no room for them, it becomes kLostFds less the count of the others.
 ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most);
 // To be called before a socket is closed from which something was received.
 void ForgetSocket(int fd);

@@ -1,5 +1,5 @@
-// What a Poll does with a connected socket around its callback (poll_task.h): it receives before, and sends after. The two
-// calls into the addon that this spares are most of what a short message costs beside its system calls. A read of a
+// What a Poll does with a connected socket around its callback (poll_task.h): it receives before, and sends after. The
+// two calls into the addon that this spares are most of what a short message costs beside its system calls. A read of a
 // register whose value is in memory is answered without a call at all.
 //
 // JavaScript and C++ tell each other by an Int32Array, the control words, which cost no call either.

@@ -4,8 +4,8 @@ import { isSystemError, UserError } from "./errors.js";
 import { WINDOW_PIECE_SIZE } from "./limits.js";
 
 /**
- * For `size` bytes at most, a piece of which is reserved at once and more when it is needed. `what` it is for, in words;
- * `stray`: see Reservation. @throws UserError when the process may have no more
+ * For `size` bytes at most, a piece of which is reserved at once and more when it is needed. `what` it is for, in
+ * words; `stray`: see Reservation. @throws UserError when the process may have no more
  */
 export function reserveAddressSpace(what: string, size: number, stray?: number): Reservation {
   try {

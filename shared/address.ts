@@ -1,10 +1,11 @@
 /**
  * DMA addresses (IOVAs) of 64 bits as plain numbers.
  *
- * An address in the upper half is the negative number of two's complement: the last page is at -4096 and ends at 0, as 2^64
- * does. Numbers are exact within 2^53 of either end of the address space, which is where IOVAs are: allocators begin at 0 or
- * right below 2^64. Arithmetic and comparisons within one half are the usual ones, and `&` sees the low 32 bits of either.
- * What lies between is no safe integer, so that every check refuses it; multiples of 4096 are exact even there.
+ * An address in the upper half is the negative number of two's complement: the last page is at -4096 and ends at 0, as
+ * 2^64 does. Numbers are exact within 2^53 of either end of the address space, which is where IOVAs are: allocators
+ * begin at 0 or right below 2^64. Arithmetic and comparisons within one half are the usual ones, and `&` sees the low
+ * 32 bits of either. What lies between is no safe integer, so that every check refuses it; multiples of 4096 are exact
+ * even there.
  *
  * Sizes are unsigned. One that is a multiple of 4096 is exact up to 2^64, the size of the whole address space.
  */

@@ -1,6 +1,8 @@
 /** Small integer helpers that keep to plain numbers: addresses here go to 2^53-1, past what the bit operators hold. */
 
-/** True when [offset, offset + length) lies within [0, size): safe for any untrusted numbers, NaN and Infinity included. */
+/**
+ * True when [offset, offset + length) lies within [0, size): safe for any untrusted numbers, NaN and Infinity included.
+ */
 export function inBounds(offset: number, length: number, size: number): boolean {
   return offset >= 0 && length >= 0 && length <= size && offset <= size - length;
 }

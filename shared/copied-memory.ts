@@ -1,12 +1,12 @@
 /**
- * Driver-VM memory that this process has mapped for copies: maps that are not in the window, because the device process is isolated
- * from them, because a VM cannot have them (read-only ones, unsealed ones), or because the window cannot (it is full, or they begin
- * in the middle of a huge page).
+ * Driver-VM memory that this process has mapped for copies: maps that are not in the window, because the device process
+ * is isolated from them, because a VM cannot have them (read-only ones, unsealed ones), or because the window cannot
+ * (it is full, or they begin in the middle of a huge page).
  *
- * Not the maps are mapped but the files behind them, a GiB at a time, as long as a map needs it: a driver VM with an IOMMU makes
- * thousands of maps of one file, and a process has 65530 mappings in all (vm.max_map_count). What a map does not permit is not
- * found here, and a map that is read-only is found in memory that is. All of it is in one Reservation, so that no map brings
- * an ArrayBuffer of its own, and a file that its owner truncates harms nobody.
+ * Not the maps are mapped but the files behind them, a GiB at a time, as long as a map needs it: a driver VM with an
+ * IOMMU makes thousands of maps of one file, and a process has 65530 mappings in all (vm.max_map_count). What a map
+ * does not permit is not found here, and a map that is read-only is found in memory that is. All of it is in one
+ * Reservation, so that no map brings an ArrayBuffer of its own, and a file that its owner truncates harms nobody.
  */
 import { fileStatus, PROT_READ, PROT_WRITE, Reservation } from "../native/index.js";
 import { formatAddress } from "./address.js";
@@ -19,8 +19,8 @@ import { DmaTable } from "./vfio-user/dma-table.js";
 
 const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / WINDOW_PIECE_SIZE;
 /**
- * Opening a piece of the reservation costs a garbage collection, which is better done at a map than at the first copy; but not hundreds
- * of times in a row, for a client with a large file.
+ * Opening a piece of the reservation costs a garbage collection, which is better done at a map than at the first copy;
+ * but not hundreds of times in a row, for a client with a large file.
  */
 const OPENED_EARLY = 16;
 
@@ -78,7 +78,9 @@ export class CopiedMemory {
     return this.#entries.has(map);
   }
 
-  /** Maps it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address */
+  /**
+   * Maps it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address
+   */
   put(map: CopiedMap): void {
     const { address, size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
@@ -128,7 +130,10 @@ export class CopiedMemory {
     return entry !== undefined && (isWrite ? entry.writable : entry.readable);
   }
 
-  /** Of what is reached: finds `address`. Returns how many of `length` bytes lie in a row there, and sets `bytes` and `offset`. */
+  /**
+   * Of what is reached: finds `address`. Returns how many of `length` bytes lie in a row there, and sets `bytes` and
+   * `offset`.
+   */
   locate(address: number, length: number): number {
     const entry = this.#table.at(address);
     if (!entry) return 0;
@@ -146,8 +151,8 @@ export class CopiedMemory {
   }
 
   /**
-   * One more user of [begin, end) of the map's file. Undefined when there is no room. A chunk that is there already is mapped anew when
-   * the file has grown since, or zeros are where memory may be again. @throws SystemError
+   * One more user of [begin, end) of the map's file. Undefined when there is no room. A chunk that is there already is
+   * mapped anew when the file has grown since, or zeros are where memory may be again. @throws SystemError
    */
   #chunk(key: string, begin: number, end: number, { fd, writable }: CopiedMap): Chunk | undefined {
     this.#reservation ??= new Reservation(DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE);

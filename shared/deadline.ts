@@ -1,8 +1,8 @@
 /**
- * Deadlines in turns of the event loop, not in time alone. A process that stood still (it was stopped, or the machine had too
- * much to do) finds its timers expired before it looks at what came meanwhile; what was answered in time must not count as
- * late then. So a deadline is several ticks of a timer, of which a standstill of any length is one, and what a tick decides
- * waits until the event loop has looked at its sockets and rings a few times.
+ * Deadlines in turns of the event loop, not in time alone. A process that stood still (it was stopped, or the machine
+ * had too much to do) finds its timers expired before it looks at what came meanwhile; what was answered in time must
+ * not count as late then. So a deadline is several ticks of a timer, of which a standstill of any length is one, and
+ * what a tick decides waits until the event loop has looked at its sockets and rings a few times.
  */
 
 /** Ticks within one deadline; what is late is noticed at most one tick early. */
@@ -11,8 +11,9 @@ export const TICKS_PER_DEADLINE = 8;
 const TURNS = 4;
 
 /**
- * Calls `late` once, when `milliseconds` have passed in which the event loop went round several times; 0 is its next turn. Time in
- * which the other side `isPaused` does not count, and afterwards it has all of it again. Returns what takes that back.
+ * Calls `late` once, when `milliseconds` have passed in which the event loop went round several times; 0 is its next
+ * turn. Time in which the other side `isPaused` does not count, and afterwards it has all of it again. Returns what
+ * takes that back.
  */
 export function startDeadline(milliseconds: number, late: () => void, isPaused = () => false): () => void {
   const ticks = milliseconds > 0 ? TICKS_PER_DEADLINE : 1;
@@ -28,8 +29,8 @@ export function startDeadline(milliseconds: number, late: () => void, isPaused =
 }
 
 /**
- * Calls `tick` TICKS_PER_DEADLINE times within `milliseconds`, on and on: for many waits that have the same deadline, which note
- * the ticks so far when they begin. Returns what ends it.
+ * Calls `tick` TICKS_PER_DEADLINE times within `milliseconds`, on and on: for many waits that have the same deadline,
+ * which note the ticks so far when they begin. Returns what ends it.
  */
 export function startTicks(milliseconds: number, tick: () => void): () => void {
   let turn: NodeJS.Immediate | undefined;

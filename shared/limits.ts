@@ -13,7 +13,10 @@ export const MAX_MESSAGE_SIZE = MAX_DATA_XFER_SIZE + 4 * KiB;
 export const MAX_VERSION_JSON_SIZE = 4 * KiB;
 /** File descriptors on one message: what Linux's SCM_RIGHTS carries. */
 export const MAX_MESSAGE_FDS = 253;
-/** File descriptors that are kept for a device VM's VMM, whatever the client takes: kicks, calls and errors of its queues, memory. */
+/**
+ * File descriptors that are kept for a device VM's VMM, whatever the client takes: kicks, calls and errors of its
+ * queues, memory.
+ */
 export const DEVICE_VM_FDS = 256;
 /** DMA maps of one session. */
 export const MAX_DMA_MAPS = 65535;
@@ -37,7 +40,9 @@ export const MAX_IOEVENTFDS = 64;
 export const MAX_DIRTY_BITMAP_SIZE = MAX_DATA_XFER_SIZE - 4 * KiB;
 /** Ranges of addresses that one DMA_LOGGING_START may name (as many as Linux takes). */
 export const MAX_DMA_LOGGING_RANGES = 256;
-/** What the log of written pages may take; enough for 2 TiB of driver-VM memory. Above it every page counts as written. */
+/**
+ * What the log of written pages may take; enough for 2 TiB of driver-VM memory. Above it every page counts as written.
+ */
 export const MAX_DMA_LOG_SIZE = 64 * MiB;
 /** A device's whole migration stream, which is kept until it has come, or has been read, to its end. */
 export const MAX_MIGRATION_STREAM = 64 * MiB;
@@ -51,8 +56,8 @@ export const MAX_COPY_SIZE = 2 * MiB;
 /** The most driver-VM memory of one session that can be copied to and from; in whole GiB of the files that it is in. */
 export const DRIVER_VM_MEMORY_SIZE = 1024 * GiB;
 /**
- * DMA maps of one session in the window of a device VM; the others are copied. QEMU takes some 3 ms for one more at this number, 12 ms
- * at 1200, and half a second at 4400, and its VM stands still meanwhile.
+ * DMA maps of one session in the window of a device VM; the others are copied. QEMU takes some 3 ms for one more at
+ * this number, 12 ms at 1200, and half a second at 4400, and its VM stands still meanwhile.
  */
 export const MAX_WINDOW_MAPS = 512;
 /** DMA messages that may wait for their turn. */
@@ -70,21 +75,24 @@ export const MAX_QUEUES = 256;
 export const MAX_QUEUE_SIZE = 1024;
 
 /**
- * Lines of the log that a session's peers can cause: in so much time so many of one kind (a level and a message), and of one
- * level; what is above is counted, and said at the end of that time.
+ * Lines of the log that a session's peers can cause: in so much time so many of one kind (a level and a message), and
+ * of one level; what is above is counted, and said at the end of that time.
  */
 export const LOG_PERIOD_MS = 30_000;
 export const LOG_LINES_PER_KIND = 20;
 export const LOG_LINES_PER_LEVEL = 100;
-/** Bytes of the log that wait for whoever reads it, above which lines are lost; and how long the end of a process waits for them. */
+/**
+ * Bytes of the log that wait for whoever reads it, above which lines are lost; and how long the end of a process waits
+ * for them.
+ */
 export const MAX_LOG_BACKLOG = 1 * MiB;
 export const LOG_FLUSH_MS = 500;
 
 /** How long a device may take for one command before the driver VM is answered without it. QEMU gives up at 5000. */
 export const REPLY_DEADLINE_MS = 4000;
 /**
- * How long what the client waits for waits for the client's answers to DMA messages. Stock QEMU cannot answer any meanwhile, so then it
- * goes on without them.
+ * How long what the client waits for waits for the client's answers to DMA messages. Stock QEMU cannot answer any
+ * meanwhile, so then it goes on without them.
  */
 export const DMA_ANSWER_MS = 25;
 /** How long a device may take to let go of memory, or to reset, before the memory is taken away by force. */

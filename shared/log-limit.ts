@@ -1,8 +1,8 @@
 /**
- * The lines that a session's peers can cause, bounded: a session has one limited log for as long as it lives, whoever connects
- * meanwhile. Lines of a kind (a level and a message) and of a level are counted over a period; what is above the limits is
- * left out, and the period's end says how many and of what kind. So a flood of one kind hides no other kind, and a flood of
- * warnings no error. debug and trace, which an operator asks for, have no limit.
+ * The lines that a session's peers can cause, bounded: a session has one limited log for as long as it lives, whoever
+ * connects meanwhile. Lines of a kind (a level and a message) and of a level are counted over a period; what is above
+ * the limits is left out, and the period's end says how many and of what kind. So a flood of one kind hides no other
+ * kind, and a flood of warnings no error. debug and trace, which an operator asks for, have no limit.
  */
 import { LOG_LINES_PER_KIND, LOG_LINES_PER_LEVEL, LOG_PERIOD_MS } from "./limits.js";
 import type { Level, Log, LogMethod } from "./log.js";

@@ -2,7 +2,8 @@
  * The log: lines of JSON (pino's). error = the operator acts; warn = a peer misbehaved; info = connect, negotiate,
  * reset; debug = control messages; trace = each I/O. Guard trace lines on hot paths with `isLevelEnabled`.
  *
- * A line's message is a constant that names its kind, and what a peer chose is in the details: log-limit.ts counts by message.
+ * A line's message is a constant that names its kind, and what a peer chose is in the details: log-limit.ts counts by
+ * message.
  */
 import { pino } from "pino";
 

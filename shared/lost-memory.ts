@@ -1,6 +1,6 @@
 /**
- * Memory that a peer handed over and took away again reads as zeros and swallows writes (native/index.ts, Reservation). Who copied
- * asks here whether that was so: zeros are not to be taken for what the peer wrote.
+ * Memory that a peer handed over and took away again reads as zeros and swallows writes (native/index.ts, Reservation).
+ * Who copied asks here whether that was so: zeros are not to be taken for what the peer wrote.
  */
 import { anyLost, isLost as isGone } from "../native/index.js";
 

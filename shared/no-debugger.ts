@@ -1,7 +1,7 @@
 /**
  * To be imported first by every program of ours: SIGUSR1 opens no debugger, which Node does in a process that does not
- * handle it. A program that handles it does so beside this. One that was opened before this ran (Node has started by then) is
- * closed, unless it was asked for on the command line.
+ * handle it. A program that handles it does so beside this. One that was opened before this ran (Node has started by
+ * then) is closed, unless it was asked for on the command line.
  */
 import { close, url } from "node:inspector";
 

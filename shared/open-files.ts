@@ -3,7 +3,10 @@ import { readFileSync } from "node:fs";
 
 /** What Node and the program have by themselves. */
 const OWN = 48;
-/** What a session has beside what its peers hand over: its sockets, its relay, eventfds and memory that it makes for them. */
+/**
+ * What a session has beside what its peers hand over: its sockets, its relay, eventfds and memory that it makes for
+ * them.
+ */
 const OWN_PER_SESSION = 12;
 
 /** RLIMIT_NOFILE, the soft one, which Node has raised to the hard one. */

@@ -1,7 +1,7 @@
 /**
- * File descriptors that peers hand over. A process has only so many (RLIMIT_NOFILE), so each session has a share of them, which
- * the others cannot take: it is charged with each from its arrival until it is closed. That may be long after it was given up,
- * since closing waits for a file whose owner does not answer (native `discard`).
+ * File descriptors that peers hand over. A process has only so many (RLIMIT_NOFILE), so each session has a share of
+ * them, which the others cannot take: it is charged with each from its arrival until it is closed. That may be long
+ * after it was given up, since closing waits for a file whose owner does not answer (native `discard`).
  */
 import { discard, LOST_FDS, takeDiscarded } from "../native/index.js";
 

@@ -1,6 +1,6 @@
 /**
- * What each of our programs is to its process: what it writes to standard error, the signals that end it, and the exit code.
- * Nothing of it waits for whoever reads standard error.
+ * What each of our programs is to its process: what it writes to standard error, the signals that end it, and the exit
+ * code. Nothing of it waits for whoever reads standard error.
  */
 import { writeSync } from "node:fs";
 import { hostname } from "node:os";
@@ -35,10 +35,13 @@ export class Program {
     process.on("uncaughtException", (error) => this.#fail(error));
   }
 
-  /** Runs `main`, and ends the process with the code that it resolves with; or, for an error, with that of the error. */
+  /**
+   * Runs `main`, and ends the process with the code that it resolves with; or, for an error, with that of the error.
+   */
   static run(name: string, main: (program: Program) => Promise<number>): void {
     const program = new Program(name);
-    // Node ends a process in which nothing can happen any more, with 0, whatever still waits: a device's start() that never resolves.
+    // Node ends a process in which nothing can happen any more, with 0, whatever still waits: a device's start() that
+    // never resolves.
     setInterval(() => {}, FOREVER_MS);
     process.stdout.on("error", (error) => program.#fail(outputFailure(error)));
     main(program).then(
@@ -60,8 +63,8 @@ export class Program {
   }
 
   /**
-   * Whenever SIGUSR1 asks for it, writes what `inspect` returns as a line of JSON like the log's, whatever the log's level. Returns what
-   * ends that.
+   * Whenever SIGUSR1 asks for it, writes what `inspect` returns as a line of JSON like the log's, whatever the log's
+   * level. Returns what ends that.
    */
   showState(log: Log, inspect: () => unknown): () => void {
     const show = () => {

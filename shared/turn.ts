@@ -1,11 +1,11 @@
 /**
- * What a peer can have done before others get their turn of the event loop: bounded in messages, bytes and time, the same way
- * for every socket and every ring. Whoever is fed by a peer asks for a turn, spends it message by message, and ends it;
- * what is left over is dealt with in a later turn.
+ * What a peer can have done before others get their turn of the event loop: bounded in messages, bytes and time, the
+ * same way for every socket and every ring. Whoever is fed by a peer asks for a turn, spends it message by message, and
+ * ends it; what is left over is dealt with in a later turn.
  *
  * A turn of a few messages is light, and costs no look at the clock. One that is not, while other sessions have light
- * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Floods alone share
- * the event loop evenly, and a session that is alone has all of it.
+ * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Floods alone
+ * share the event loop evenly, and a session that is alone has all of it.
  */
 import { KiB } from "./limits.js";
 
@@ -16,7 +16,9 @@ const LIGHT = 8 * LEAST_COST;
 /** The end of a turn: 128 messages, or as many bytes as they count, or this time. */
 const MOST = 128 * LEAST_COST;
 const MOST_MS = 0.5;
-/** Bytes that count as a millisecond, where the clock says less: it is not looked at before the first message is done. */
+/**
+ * Bytes that count as a millisecond, where the clock says less: it is not looked at before the first message is done.
+ */
 const COST_PER_MS = 4096 * KiB;
 /** Also after one message that took very long, a peer is waited for by somebody. */
 const LONGEST_REST_MS = 50;
@@ -73,7 +75,10 @@ export class Turn {
   #immediate: NodeJS.Immediate | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  /** `resume` is called when a turn can begin that could not before, or that was left with more to do. `rest` is one of Rest. */
+  /**
+   * `resume` is called when a turn can begin that could not before, or that was left with more to do. `rest` is one of
+   * Rest.
+   */
   constructor(share: Share, rest: number, resume: () => void) {
     this.#share = share;
     this.#rest = rest;

@@ -4,8 +4,8 @@ import { type ParseArgsConfig, parseArgs } from "node:util";
 import { UserError } from "./errors.js";
 
 /**
- * The values by name (node:util's parseArgs, without positional arguments). An option that may not be repeated and is, is a mistake: one of
- * its values would be lost. @throws UserError with exit code 2
+ * The values by name (node:util's parseArgs, without positional arguments). An option that may not be repeated and is,
+ * is a mistake: one of its values would be lost. @throws UserError with exit code 2
  */
 export function parseArguments<const Options extends NonNullable<ParseArgsConfig["options"]>>(
   program: string,

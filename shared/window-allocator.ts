@@ -1,6 +1,6 @@
 /**
- * Places in the window: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to the
- * next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
+ * Places in the window: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to
+ * the next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
  */
 import { alignUp, isAligned } from "./bits.js";
 import { LARGE_PAGE_SIZE, PAGE_SIZE } from "./limits.js";
@@ -34,9 +34,9 @@ export class WindowAllocator {
   /**
    * Takes `size` bytes (rounded up to pages) and returns their window offset, or -1 when no place is left.
    *
-   * A size from LARGE_PAGE_SIZE on is aligned to that, plus `phase`: give the offset of the memory in its file, since the
-   * kernel uses large pages only where address and file offset agree modulo their size. `pageSize` is that of the file's
-   * pages, to which the place is aligned at least.
+   * A size from LARGE_PAGE_SIZE on is aligned to that, plus `phase`: give the offset of the memory in its file, since
+   * the kernel uses large pages only where address and file offset agree modulo their size. `pageSize` is that of the
+   * file's pages, to which the place is aligned at least.
    */
   allocate(size: number, phase = 0, pageSize = PAGE_SIZE): number {
     if (!(size > 0 && size <= this.size)) return -1;

@@ -1,6 +1,6 @@
 /**
- * The package as its users have it: packed, unpacked beside nothing but what it depends on, and used by modules that are compiled
- * against its types alone. All code of the README and of docs/writing-a-device.md is among them.
+ * The package as its users have it: packed, unpacked beside nothing but what it depends on, and used by modules that
+ * are compiled against its types alone. All code of the README and of docs/writing-a-device.md is among them.
  */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";

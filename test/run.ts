@@ -1,7 +1,7 @@
 /**
- * What `npm test` runs: lint, then every AVA test, the ones with VMs last and one at a time (two VMs fill a small machine).
- * `npm run test:long` (--long) runs the tests in test/long instead, which take longer and fetch more. Other arguments
- * are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
+ * What `npm test` runs: lint, then every AVA test, the ones with VMs last and one at a time (two VMs fill a small
+ * machine). `npm run test:long` (--long) runs the tests in test/long instead, which take longer and fetch more. Other
+ * arguments are passed to AVA as file patterns, and then lint is left out. The last line is `N passed, N failed`.
  */
 import "../shared/no-debugger.js";
 import { spawn } from "node:child_process";

@@ -8,7 +8,9 @@ import { CACHES } from "./nvme/open-storage.js";
 
 /** A command-line option of a device. */
 export interface DeviceOption {
-  /** What the value is, for the usage text: "PATH"; undefined for an option that has none, and whose value is then "". */
+  /**
+   * What the value is, for the usage text: "PATH"; undefined for an option that has none, and whose value is then "".
+   */
   readonly value?: string;
   readonly summary: string;
   readonly required?: boolean;
@@ -22,7 +24,8 @@ export interface DeviceKind {
   /** By name, without the leading dashes. */
   readonly options: Readonly<Record<string, DeviceOption>>;
   /**
-   * Makes one from the options' values, of which all required ones are there, and those of repeatable options, in order.
+   * Makes one from the options' values, of which all required ones are there, and those of repeatable options, in
+   * order.
    * @throws UserError for a value that will not do
    */
   create(
@@ -38,7 +41,10 @@ function integer(name: string, text: string | undefined): number | undefined {
   return Number(text);
 }
 
-/** A size in bytes: a number, with K, M, G or T for powers of 1024 behind it. @throws UserError when it is something else */
+/**
+ * A size in bytes: a number, with K, M, G or T for powers of 1024 behind it. @throws UserError when it is something
+ * else
+ */
 function size(name: string, text: string): number {
   const [, digits, unit] = /^(\d{1,15})([KMGT]?)$/i.exec(text) ?? [];
   const bytes = Number(digits) * 1024 ** " KMGT".indexOf((unit || " ").toUpperCase());

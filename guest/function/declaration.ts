@@ -1,7 +1,7 @@
 /**
- * What an author gave as a device, looked at before anything is made of it: that everything has its type, and that numbers fit
- * where PCI puts them. What contradicts itself beyond that (BARs, capabilities, shared parts) is found by the files that lay it out. All
- * of it is a DeclarationError or a RangeError whose message names what it is about.
+ * What an author gave as a device, looked at before anything is made of it: that everything has its type, and that
+ * numbers fit where PCI puts them. What contradicts itself beyond that (BARs, capabilities, shared parts) is found by
+ * the files that lay it out. All of it is a DeclarationError or a RangeError whose message names what it is about.
  */
 import type { Device } from "../device.js";
 import type { DeviceRegion } from "../pci/device-regions.js";

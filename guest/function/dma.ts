@@ -1,8 +1,8 @@
 /**
- * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window, or,
- * for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured: while it is
- * clear nothing can be reached. What goes by copies and messages takes time: it is kept track of, so that an unmap or a reset
- * can wait for it.
+ * DMA to driver-VM memory: looks addresses up in the table of the client's maps and reaches them through the window,
+ * or, for maps that are not in it, by copies that the bridge makes, or by messages. PCI's bus master bit is honoured:
+ * while it is clear nothing can be reached. What goes by copies and messages takes time: it is kept track of, so that
+ * an unmap or a reset can wait for it.
  */
 
 import { formatAddress } from "../../shared/address.js";
@@ -77,8 +77,8 @@ export class WindowDma implements Dma {
   }
 
   /**
-   * Takes away all maps in a range: nothing reaches them through this object afterwards; segments given out before are the
-   * device's to end. Whether there was any. @throws ProtocolError EINVAL when one is only partly in the range
+   * Takes away all maps in a range: nothing reaches them through this object afterwards; segments given out before are
+   * the device's to end. Whether there was any. @throws ProtocolError EINVAL when one is only partly in the range
    */
   unmap(address: number, size: number): boolean {
     const maps = this.#maps.within(address, size);
@@ -272,7 +272,10 @@ export class WindowDma implements Dma {
     return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };
   }
 
-  /** Copies what is in the window. Returns how many bytes that was, from the list's beginning on. @throws DmaError when some of it is gone */
+  /**
+   * Copies what is in the window. Returns how many bytes that was, from the list's beginning on. @throws DmaError when
+   * some of it is gone
+   */
   #copyList(list: ScatterList, bytes: Uint8Array, access: Access): number {
     const copied = this.#lists.run(list, bytes, access);
     if (copied === MEMORY_GONE) throw gone(list.addresses[0], list.length, access);
@@ -317,7 +320,10 @@ export class WindowDma implements Dma {
     }
   }
 
-  /** Copies as much as one segment holds; 0 when the address is not in the window. @throws DmaError when the memory is gone */
+  /**
+   * Copies as much as one segment holds; 0 when the address is not in the window. @throws DmaError when the memory is
+   * gone
+   */
   #copyFrom(address: number, target: Uint8Array, at: number): number {
     const segment = this.#segment;
     const length = this.locate(address, target.length - at, "read", segment);

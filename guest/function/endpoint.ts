@@ -1,7 +1,7 @@
 /**
  * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
- * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps. Region accesses are
- * region-access.ts, what the function says of itself info-replies.ts.
+ * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps. Region
+ * accesses are region-access.ts, what the function says of itself info-replies.ts.
  */
 import { Errno } from "../../shared/errors.js";
 import { QUIESCE_DEADLINE_MS } from "../../shared/limits.js";
@@ -73,7 +73,10 @@ export class DeviceEndpoint implements Endpoint {
   readonly #migration: FunctionMigration | undefined;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
-  /** Resets that the device has not finished. Until it has, it is cut off: DMA fails, interrupts go nowhere, its BARs are dead. */
+  /**
+   * Resets that the device has not finished. Until it has, it is cut off: DMA fails, interrupts go nowhere, its BARs
+   * are dead.
+   */
   #resets = 0;
   /** Whether the function was a bus master at the last write. */
   #wasMaster = false;
@@ -267,8 +270,8 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   /**
-   * A config write may have asked for a function-level reset, or have cleared the bus master bit: then the reply waits for the
-   * reset, or for the DMA in flight.
+   * A config write may have asked for a function-level reset, or have cleared the bus master bit: then the reply waits
+   * for the reset, or for the DMA in flight.
    */
   #replyToWrite(command: PendingCommand, length: number): void {
     const wasMaster = this.#wasMaster;
@@ -296,7 +299,10 @@ export class DeviceEndpoint implements Endpoint {
     return false;
   };
 
-  /** Waits for the device's DMA that is in flight, and for its transfers to and from a range; at once where there is none. */
+  /**
+   * Waits for the device's DMA that is in flight, and for its transfers to and from a range; at once where there is
+   * none.
+   */
   #quiesce(address?: number, size?: number): boolean | Promise<boolean> {
     const quiesced = this.promises.quiesce();
     return this.dma.isIdle(address, size) ? quiesced : this.#quiesceDma(quiesced, address, size);

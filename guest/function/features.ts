@@ -1,7 +1,7 @@
 /**
- * DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (vfio-user, "VFIO_USER_DEVICE_FEATURE" and behind it), with the answers that
- * Linux gives to the same mistakes: ENOTTY for a feature that is not there, EINVAL for a method that it does not have.
- * Every function logs DMA; migration has only one whose device says how.
+ * DEVICE_FEATURE, MIG_DATA_READ and MIG_DATA_WRITE (vfio-user, "VFIO_USER_DEVICE_FEATURE" and behind it), with the
+ * answers that Linux gives to the same mistakes: ENOTTY for a feature that is not there, EINVAL for a method that it
+ * does not have. Every function logs DMA; migration has only one whose device says how.
  */
 import { exactSpans, formatAddress, wraps } from "../../shared/address.js";
 import { isAligned, isPowerOfTwo } from "../../shared/bits.js";
@@ -195,7 +195,10 @@ export class DeviceFeatures {
     });
   }
 
-  /** Of what is named, where maps can be. @throws ProtocolError EINVAL: empty, not on a page, overlapping; EOVERFLOW: past 2^64 */
+  /**
+   * Of what is named, where maps can be. @throws ProtocolError EINVAL: empty, not on a page, overlapping; EOVERFLOW:
+   * past 2^64
+   */
   #ranges(data: DataView, offset: number, count: number, pageSize: number): LoggedRange[] {
     const ranges: LoggedRange[] = [];
     for (let n = 0; n < count; n++) {

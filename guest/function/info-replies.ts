@@ -1,7 +1,7 @@
 /**
  * What a function says of itself: the answers to the commands that ask (vfio-user, "VFIO_USER_DEVICE_GET_INFO",
- * "..._GET_REGION_INFO", "..._GET_REGION_IO_FDS", "..._GET_IRQ_INFO"). Each method replies and returns 0, or returns the errno
- * of the refusal; bodies are at least as long as their fixed part.
+ * "..._GET_REGION_INFO", "..._GET_REGION_IO_FDS", "..._GET_IRQ_INFO"). Each method replies and returns 0, or returns
+ * the errno of the refusal; bodies are at least as long as their fixed part.
  */
 import { Errno } from "../../shared/errors.js";
 import {

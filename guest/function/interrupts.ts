@@ -1,12 +1,12 @@
 /**
- * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state is
- * VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables or masks
- * counts as well: a hypervisor that injects eventfds by itself looks at neither. Eventfds that mask or unmask are the
- * link's, too.
+ * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state
+ * is VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables
+ * or masks counts as well: a hypervisor that injects eventfds by itself looks at neither. Eventfds that mask or unmask
+ * are the link's, too.
  *
- * An interrupt that reaches nobody is kept, as PCI's pending bits do, until its vector is bound and not masked: also while
- * the client has no kind of interrupt enabled, or goes from one kind to another. One too many is harmless, one that is
- * lost is not. Left out: VFIO's refusals of INTx, MSI and MSI-X side by side; libvfio-user has none either.
+ * An interrupt that reaches nobody is kept, as PCI's pending bits do, until its vector is bound and not masked: also
+ * while the client has no kind of interrupt enabled, or goes from one kind to another. One too many is harmless, one
+ * that is lost is not. Left out: VFIO's refusals of INTx, MSI and MSI-X side by side; libvfio-user has none either.
  */
 import { ProtocolError } from "../../shared/errors.js";
 import { Irq, IrqSetFlags } from "../../shared/spec/vfio-user.js";
@@ -135,13 +135,19 @@ export class InterruptController implements Interrupts {
     }
   }
 
-  /** What waits, a byte for each vector in the order of their indices; then whether INTA# is asserted, and the device's level. */
+  /**
+   * What waits, a byte for each vector in the order of their indices; then whether INTA# is asserted, and the device's
+   * level.
+   */
   savePending(): Uint8Array {
     const waiting = this.#states.flatMap((states) => Array.from(states, (state) => ((state & PENDING) !== 0 ? 1 : 0)));
     return Uint8Array.of(...waiting, this.#intxAsserted ? 1 : 0, this.#level ? 1 : 0);
   }
 
-  /** Replaces what waits by what `savePending` gave; nothing goes out before `release`. @throws RangeError when it is not of this function */
+  /**
+   * Replaces what waits by what `savePending` gave; nothing goes out before `release`. @throws RangeError when it is
+   * not of this function
+   */
   loadPending(bytes: Uint8Array): void {
     const vectors = this.#states.reduce((sum, states) => sum + states.length, 0);
     if (bytes.length !== vectors + 2 || bytes.some((byte) => byte > 1))
@@ -208,7 +214,10 @@ export class InterruptController implements Interrupts {
     return { ...enabled, ...vectors, asserted: this.intxPending, count: this.count };
   }
 
-  /** A vector that is not bound yet keeps its interrupt, as masked MSI-X vectors do: QEMU binds each at its first unmask. */
+  /**
+   * A vector that is not bound yet keeps its interrupt, as masked MSI-X vectors do: QEMU binds each at its first
+   * unmask.
+   */
   #signal(index: number, vector: number): void {
     const states = this.#states[index];
     const state = states[vector];
@@ -254,7 +263,8 @@ export class InterruptController implements Interrupts {
   }
 
   #mask(index: number, vector: number): void {
-    // A hypervisor masks INTx to hand it to somebody else, who has not heard of the level that is up: told at the unmask.
+    // A hypervisor masks INTx to hand it to somebody else, who has not heard of the level that is up: told at the
+    // unmask.
     const isUp = index === Irq.INTX && this.#intxAsserted;
     this.#states[index][vector] |= isUp ? MASKED | PENDING : MASKED;
   }
@@ -315,7 +325,8 @@ export class InterruptController implements Interrupts {
   }
 
   #disable(index: number): void {
-    // A client that gets one vector more disables its vectors and enables all of them again: what waits goes on waiting.
+    // A client that gets one vector more disables its vectors and enables all of them again: what waits goes on
+    // waiting.
     const kept = index === Irq.MSI || index === Irq.MSIX ? PENDING : 0;
     for (let vector = 0; vector < this.#states[index].length; vector++) this.#states[index][vector] &= kept;
     if (index === Irq.MSIX) this.#msixEnabled = false;

@@ -1,6 +1,7 @@
 /**
- * A device's work in flight: what a register write starts and what takes time. Reset, quiesce and pause wait for it here, so
- * that an author need not keep a list. A reset cannot end a job from outside: it aborts the job's signal, and DMA fails.
+ * A device's work in flight: what a register write starts and what takes time. Reset, quiesce and pause wait for it
+ * here, so that an author need not keep a list. A reset cannot end a job from outside: it aborts the job's signal, and
+ * DMA fails.
  */
 
 import { MAX_JOBS } from "../../shared/limits.js";

@@ -39,8 +39,9 @@ export class ListCopies {
   }
 
   /**
-   * Copies the list's data to the beginning of `bytes`, or from there. Returns how many bytes: fewer than the list has when a
-   * range is not in the window, MEMORY_GONE when what was copied is not all there. @throws RangeError when `bytes` is shorter than the list
+   * Copies the list's data to the beginning of `bytes`, or from there. Returns how many bytes: fewer than the list has
+   * when a range is not in the window, MEMORY_GONE when what was copied is not all there. @throws RangeError when
+   * `bytes` is shorter than the list
    */
   run(list: ScatterList, bytes: Uint8Array, access: "read" | "write"): number {
     if (bytes.length < list.length) throw new RangeError(`${bytes.length} bytes for a list of ${list.length}`);

@@ -1,6 +1,7 @@
 /**
- * The states of a device's migration and the ways between them (vfio-user, "Direct State Transitions" and "Complex State
- * Transitions"; <linux/vfio.h>, enum vfio_device_mig_state). Left out: the two states for peer-to-peer DMA, as in vfio-user.
+ * The states of a device's migration and the ways between them (vfio-user, "Direct State Transitions" and "Complex
+ * State Transitions"; <linux/vfio.h>, enum vfio_device_mig_state). Left out: the two states for peer-to-peer DMA, as in
+ * vfio-user.
  */
 import { MigrationState } from "../../shared/spec/vfio-user.js";
 
@@ -20,8 +21,8 @@ export function isSaving(state: number): boolean {
 }
 
 /**
- * The states to go through from `from` to `to`, which is the last of them: the shortest way on which no saving state lies in
- * between. Empty when they are the same; undefined when there is no way, or the way is forbidden.
+ * The states to go through from `from` to `to`, which is the last of them: the shortest way on which no saving state
+ * lies in between. Empty when they are the same; undefined when there is no way, or the way is forbidden.
  */
 export function migrationPath(from: number, to: number): readonly number[] | undefined {
   if (ARCS[from] === undefined || ARCS[to] === undefined) return undefined;

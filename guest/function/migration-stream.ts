@@ -1,6 +1,6 @@
 /**
- * What MIG_DATA_READ gives and MIG_DATA_WRITE takes: a function's whole state as a stream of sections, little-endian. To the
- * client it is opaque; whoever reads it checks all of it before any of it is used.
+ * What MIG_DATA_READ gives and MIG_DATA_WRITE takes: a function's whole state as a stream of sections, little-endian.
+ * To the client it is opaque; whoever reads it checks all of it before any of it is used.
  *
  *     header, then sections: PIECE* CONFIG MSIX? INTERRUPTS REGISTERS SHARED DEVICE END
  */

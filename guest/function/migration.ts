@@ -1,10 +1,10 @@
 /**
- * Migration of one function: its state as VFIO's migration version 2 has it, what each step between two states does, and the
- * data that comes and goes (vfio-user, "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", "VFIO_USER_MIG_DATA_READ"). The caller sees to it
- * that nothing here, and no reset, runs beside another.
+ * Migration of one function: its state as VFIO's migration version 2 has it, what each step between two states does,
+ * and the data that comes and goes (vfio-user, "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", "VFIO_USER_MIG_DATA_READ"). The
+ * caller sees to it that nothing here, and no reset, runs beside another.
  *
- * While the function is stopped, config space and the MSI-X table answer, maps and interrupt bindings change; the device's BARs,
- * its DMA and its interrupts stand still.
+ * While the function is stopped, config space and the MSI-X table answer, maps and interrupt bindings change; the
+ * device's BARs, its DMA and its interrupts stand still.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
@@ -55,7 +55,9 @@ export class FunctionMigration {
     this.#migration = migration;
   }
 
-  /** Goes to `target`, through all states in between. @throws ProtocolError; the state is then one on the way, or ERROR */
+  /**
+   * Goes to `target`, through all states in between. @throws ProtocolError; the state is then one on the way, or ERROR
+   */
   async setState(target: number): Promise<void> {
     const path = migrationPath(this.state, target);
     if (path === undefined) throw new ProtocolError(`no way from migration state ${this.state} to ${target}`);
@@ -73,7 +75,10 @@ export class FunctionMigration {
     return this.#stream.take(size);
   }
 
-  /** Takes more of the stream; the bytes are copied. @throws ProtocolError EINVAL in another state, E2BIG when it is too long */
+  /**
+   * Takes more of the stream; the bytes are copied. @throws ProtocolError EINVAL in another state, E2BIG when it is too
+   * long
+   */
   write(bytes: Uint8Array): void {
     if (this.state !== RESUMING) throw new ProtocolError(`no migration data to write in state ${this.state}`);
     try {

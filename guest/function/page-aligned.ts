@@ -1,4 +1,6 @@
-/** Memory for data that is copied: some processors take twice as long, and more, when it begins in the middle of a page. */
+/**
+ * Memory for data that is copied: some processors take twice as long, and more, when it begins in the middle of a page.
+ */
 import { addressOf } from "../../native/index.js";
 import { PAGE_SIZE } from "../../shared/limits.js";
 

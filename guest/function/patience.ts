@@ -1,7 +1,7 @@
 /**
- * The device's promises, waited for only so long. The driver VM must be able to rely on an unmap, and must not hang on a
- * device that does not finish: who waits in vain is told so, takes the memory away by force, and learns later when the
- * device is done after all.
+ * The device's promises, waited for only so long. The driver VM must be able to rely on an unmap, and must not hang on
+ * a device that does not finish: who waits in vain is told so, takes the memory away by force, and learns later when
+ * the device is done after all.
  */
 import { startDeadline } from "../../shared/deadline.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
@@ -30,8 +30,8 @@ export class Patience {
   }
 
   /**
-   * Waits for `work`, which never rejects, until the deadline; not at all while other work is overdue, lest deadlines add up. `isFutile`
-   * is asked now and then: whether the work waits for the client, which waits for us.
+   * Waits for `work`, which never rejects, until the deadline; not at all while other work is overdue, lest deadlines
+   * add up. `isFutile` is asked now and then: whether the work waits for the client, which waits for us.
    * @throws Overdue
    */
   async wait(what: string, work: Promise<unknown>, isFutile?: () => boolean): Promise<void> {

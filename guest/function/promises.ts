@@ -1,6 +1,6 @@
 /**
- * What the device promises of itself (`Device` in device.ts), as the framework asks for it: its jobs are waited for along
- * with its own part, and a promise that fails is its bug, is logged, and goes no further. Nothing here rejects.
+ * What the device promises of itself (`Device` in device.ts), as the framework asks for it: its jobs are waited for
+ * along with its own part, and a promise that fails is its bug, is logged, and goes no further. Nothing here rejects.
  */
 import type { Log } from "../../shared/log.js";
 import type { Device } from "../device.js";
@@ -22,8 +22,8 @@ export class DevicePromises {
   }
 
   /**
-   * Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. False when the device
-   * failed; never rejects.
+   * Resolves when the device does nothing by itself any more: no DMA, no interrupt, no change of its state. False when
+   * the device failed; never rejects.
    */
   async pause(): Promise<boolean> {
     this.#paused = true;

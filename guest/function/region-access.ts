@@ -1,6 +1,6 @@
 /**
- * Accesses to a function's regions by message (vfio-user, "VFIO_USER_REGION_READ", "..._WRITE", "..._WRITE_MULTI"): bounds, and
- * what a device that throws is answered. Nothing is allocated for an access.
+ * Accesses to a function's regions by message (vfio-user, "VFIO_USER_REGION_READ", "..._WRITE", "..._WRITE_MULTI"):
+ * bounds, and what a device that throws is answered. Nothing is allocated for an access.
  */
 import { inBounds } from "../../shared/bits.js";
 import { Errno } from "../../shared/errors.js";
@@ -33,8 +33,8 @@ export interface AccessedFunction {
 }
 
 /**
- * What may be done with each region by message: RegionInfoFlags.READ and WRITE. A ROM ignores writes, but does not refuse
- * them; it only says that they are for nothing.
+ * What may be done with each region by message: RegionInfoFlags.READ and WRITE. A ROM ignores writes, but does not
+ * refuse them; it only says that they are for nothing.
  */
 export function accessFlags(sizes: readonly number[], own: readonly DeviceRegion[] = []): number[] {
   return sizes.map((size, index) => {
@@ -130,8 +130,8 @@ export class RegionAccesses {
   }
 
   /**
-   * Whether an access lies within its region, is of a kind that a region of the device's own has, and does not reach the device
-   * while that stands still.
+   * Whether an access lies within its region, is of a kind that a region of the device's own has, and does not reach
+   * the device while that stands still.
    */
   #mayAccess(region: number, offset: number, count: number, kind: number): boolean {
     if (!inBounds(offset, count, this.#sizes[region] ?? 0)) return false;

@@ -1,6 +1,7 @@
 /**
- * What a device shares with the driver VM's VMM, at work: memory of its regions that is mapped, and ioeventfds (vfio-user,
- * "VFIO_USER_DEVICE_GET_REGION_INFO" and "..._GET_REGION_IO_FDS"; the shadow kind as in libvfio-user's header).
+ * What a device shares with the driver VM's VMM, at work: memory of its regions that is mapped, and ioeventfds
+ * (vfio-user, "VFIO_USER_DEVICE_GET_REGION_INFO" and "..._GET_REGION_IO_FDS"; the shadow kind as in libvfio-user's
+ * header).
  *
  * A VMM need use neither: accesses by message reach the same memory, and writes by message that match an ioeventfd have
  * the same effect. Left out: ioregionfd.

@@ -1,6 +1,6 @@
 /**
- * A command of the bridge's under way, as the endpoint sees it. One object is used for all, since commands are answered in
- * order; the reply is built in the transmit buffer where it fits.
+ * A command of the bridge's under way, as the endpoint sees it. One object is used for all, since commands are answered
+ * in order; the reply is built in the transmit buffer where it fits.
  */
 import { MAX_MESSAGE_FDS } from "../../shared/limits.js";
 import { takesHandles } from "../../shared/spec/link.js";

@@ -10,14 +10,17 @@ import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 export interface Window {
   /** Bytes. */
   readonly size: number;
-  /** Bytes of each piece but the last; a power of two. No DMA map of at most this size crosses from one piece to the next. */
+  /**
+   * Bytes of each piece but the last; a power of two. No DMA map of at most this size crosses from one piece to the
+   * next.
+   */
   readonly pieceSize: number;
   piece(index: number): ArrayBuffer;
 }
 
 /**
- * A DMA map as the device sees it, or a part of one. The address is the one that the driver VM uses (IOVA; see shared/address.ts). What
- * has no window offset is reached by `readMemory` and `writeMemory`.
+ * A DMA map as the device sees it, or a part of one. The address is the one that the driver VM uses (IOVA; see
+ * shared/address.ts). What has no window offset is reached by `readMemory` and `writeMemory`.
  */
 export type { MapPart as DmaMapping } from "../../shared/vfio-user/map-parts.js";
 
@@ -65,15 +68,15 @@ export interface Endpoint {
    */
   connected(maxDataXferSize: number, maxMessageFds: number): Promise<void>;
   /**
-   * The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards. Rejects
-   * with Overdue when that takes too long: the link takes the memory away by force.
+   * The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards.
+   * Rejects with Overdue when that takes too long: the link takes the memory away by force.
    */
   disconnected(): Promise<void>;
   map(mapping: MapPart): void;
   /**
-   * Takes away all maps in a range. Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in then. Rejects with
-   * Overdue, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map is only partly in the range, or
-   * a bitmap is wanted and DMA is not logged.
+   * Takes away all maps in a range. Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in
+   * then. Rejects with Overdue, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map is
+   * only partly in the range, or a bitmap is wanted and DMA is not logged.
    */
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;
@@ -92,7 +95,8 @@ export interface Link {
   allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents>;
   /**
    * Gives memory, zeros, from which reads of these registers are answered; see RegisterMirror. `size`: at most
-   * MAX_REGISTER_MEMORY bytes. Only before `open`, once. Undefined when there is none to be had: then all reads come to the device.
+   * MAX_REGISTER_MEMORY bytes. Only before `open`, once. Undefined when there is none to be had: then all reads come to
+   * the device.
    */
   shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined>;
   /** Starts to serve `endpoint`; resolves when clients can connect. */
@@ -102,8 +106,8 @@ export interface Link {
   /** Doorbells rung so far. */
   readonly doorbellsRung: number;
   /**
-   * DMA to a map outside the window, and no further: by message, then at most maxDataXferSize bytes; or by copy, if the map
-   * `isCopied`. Rejects with ProtocolError or PeerGone.
+   * DMA to a map outside the window, and no further: by message, then at most maxDataXferSize bytes; or by copy, if the
+   * map `isCopied`. Rejects with ProtocolError or PeerGone.
    */
   readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void>;
   writeMemory(address: number, source: Uint8Array, isCopied: boolean): Promise<void>;
@@ -111,7 +115,10 @@ export interface Link {
   abandonMessages(address?: number, length?: number): void;
   /** Memory, zeros, that `readMemory` and `writeMemory` need not copy once more. It is never given back. */
   allocate(length: number): Uint8Array<ArrayBuffer>;
-  /** Resolves when the link is lost for good (the device VM's transport broke); never for a client that left, or a link that is set up again. */
+  /**
+   * Resolves when the link is lost for good (the device VM's transport broke); never for a client that left, or a link
+   * that is set up again.
+   */
   readonly closed: Promise<void>;
   close(): Promise<void>;
 }

@@ -1,6 +1,6 @@
 /**
- * BARs of each kind, and the expansion ROM's (PCI Local Bus 3.0, 6.2.5): their checks, and their registers. A BAR tells its
- * size by the address bits that cannot be written. Left out: memory below 1 MiB (withdrawn by PCI 3.0).
+ * BARs of each kind, and the expansion ROM's (PCI Local Bus 3.0, 6.2.5): their checks, and their registers. A BAR tells
+ * its size by the address bits that cannot be written. Left out: memory below 1 MiB (withdrawn by PCI 3.0).
  */
 import { isPowerOfTwo } from "../../shared/bits.js";
 import { BarBits, Header, NUM_BARS } from "../../shared/spec/pci.js";
@@ -18,7 +18,10 @@ const MAX_ROM_SIZE = 0x100_0000;
 const ROM_FILLER = 0xff;
 const TWO_32 = 0x1_0000_0000;
 
-/** The author's BARs by index, and one for MSI-X where the author named one that is not there. @throws RangeError for what cannot be */
+/**
+ * The author's BARs by index, and one for MSI-X where the author named one that is not there. @throws RangeError for
+ * what cannot be
+ */
 export function allBars(identity: PciIdentity, layout: MsixLayout | undefined): Readonly<Record<number, BarOptions>> {
   const bars: Record<number, BarOptions> = { ...identity.bars };
   if (layout !== undefined && bars[layout.bar] === undefined) {
@@ -70,7 +73,9 @@ export function barRegisters(table: Map<string, Register>, index: number, bar: B
   }
 }
 
-/** The ROM as it is read, as large as it says it is; empty where there is none. @throws RangeError when it is too large */
+/**
+ * The ROM as it is read, as large as it says it is; empty where there is none. @throws RangeError when it is too large
+ */
 export function romImage(rom: Uint8Array | undefined): Uint8Array {
   if (rom === undefined || rom.length === 0) return new Uint8Array(0);
   if (rom.length > MAX_ROM_SIZE) throw new RangeError(`an expansion ROM of ${rom.length} bytes`);

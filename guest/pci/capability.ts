@@ -1,6 +1,7 @@
 /**
- * A capability is a register table, and this places tables: one list from 0x40 on (PCI Local Bus 3.0, 6.7), the extended
- * one from 0x100 on (PCI Express Base 3.0, 7.9), each capability a multiple of four bytes behind the one before.
+ * A capability is a register table, and this places tables: one list from 0x40 on (PCI Local Bus 3.0, 6.7), the
+ * extended one from 0x100 on (PCI Express Base 3.0, 7.9), each capability a multiple of four bytes behind the one
+ * before.
  */
 import { alignUp } from "../../shared/bits.js";
 import { CONFIG_SIZE, EXTENDED_CONFIG_SIZE, HEADER_SIZE } from "../../shared/spec/pci.js";
@@ -43,7 +44,10 @@ const EXTENDED: Placement = {
   header: ({ id, version = 1 }, next) => (id | (version << 16) | (next << 20)) >>> 0,
 };
 
-/** Puts the list into `table`; returns its first capability's offset, or 0. @throws RangeError when it does not fit: an author's bug */
+/**
+ * Puts the list into `table`; returns its first capability's offset, or 0. @throws RangeError when it does not fit: an
+ * author's bug
+ */
 export function placeCapabilities(table: Map<string, Register>, list: readonly Capability[]): number {
   return place(table, list, STANDARD);
 }

@@ -1,9 +1,9 @@
 /**
- * The configuration space of a function: a type 0 header (PCI Local Bus 3.0, 6.2), and behind it the capabilities that the
- * device's author declared. This composes the register tables; bars.ts and the capability files have them.
+ * The configuration space of a function: a type 0 header (PCI Local Bus 3.0, 6.2), and behind it the capabilities that
+ * the device's author declared. This composes the register tables; bars.ts and the capability files have them.
  *
- * Clear enable bits in the command register and D3hot do not make BAR accesses fail: vfio-user clients such as SPDK's never
- * set the bits, and a driver VMM does not forward what its own bus would not. They do end DMA.
+ * Clear enable bits in the command register and D3hot do not make BAR accesses fail: vfio-user clients such as SPDK's
+ * never set the bits, and a driver VMM does not forward what its own bus would not. They do end DMA.
  */
 import {
   CONFIG_SIZE,
@@ -71,7 +71,8 @@ export interface ConfigSpace {
 }
 
 /**
- * Builds the space; `functionReset` is called when the driver VM asks for a reset, by PCI Express or by power management.
+ * Builds the space; `functionReset` is called when the driver VM asks for a reset, by PCI Express or by power
+ * management.
  * @throws RangeError when the identity contradicts itself: an author's bug
  */
 export function createConfigSpace(

@@ -1,7 +1,8 @@
 /**
  * Regions of a device's own, beside those that PCI numbers (vfio-user, "Device-Specific Regions"; struct
- * vfio_region_info_cap_type of <linux/vfio.h>): what an author declares of them, and its checks. A driver VM's VMM finds such
- * a region by its type and subtype, and its use is between that VMM and the device: a driver in the VM does not see it.
+ * vfio_region_info_cap_type of <linux/vfio.h>): what an author declares of them, and its checks. A driver VM's VMM
+ * finds such a region by its type and subtype, and its use is between that VMM and the device: a driver in the VM does
+ * not see it.
  */
 import { MAX_REGIONS } from "../../shared/limits.js";
 import { NUM_PCI_REGIONS } from "../../shared/spec/vfio-user.js";
@@ -12,7 +13,10 @@ export const FIRST_DEVICE_REGION = NUM_PCI_REGIONS;
 
 /** One such region. Apart from what follows it is as a memory BAR, with its index (9 and up) in place of the BAR's. */
 export interface DeviceRegion {
-  /** 32 bits. With bit 31 set, the rest is the PCI id of the vendor who gives out the subtypes; otherwise a VFIO_REGION_TYPE_*. */
+  /**
+   * 32 bits. With bit 31 set, the rest is the PCI id of the vendor who gives out the subtypes; otherwise a
+   * VFIO_REGION_TYPE_*.
+   */
   readonly type: number;
   /** 32 bits; no two regions have the same of both. */
   readonly subtype: number;

@@ -1,9 +1,9 @@
 /**
- * The capabilities of PCI Express as register tables (PCI Express Base 3.0): the one in the conventional list (7.8), and of
- * the extended space advanced error reporting (7.10), device serial number (7.12) and vendor-specific (7.18).
+ * The capabilities of PCI Express as register tables (PCI Express Base 3.0): the one in the conventional list (7.8),
+ * and of the extended space advanced error reporting (7.10), device serial number (7.12) and vendor-specific (7.18).
  *
- * The link is a fiction and never changes. Left out: active state power management, slots and root ports, error injection,
- * and that sticky bits outlive a function-level reset: ours are reset with the rest.
+ * The link is a fiction and never changes. Left out: active state power management, slots and root ports, error
+ * injection, and that sticky bits outlive a function-level reset: ours are reset with the rest.
  */
 import {
   ErrorReporting as Aer,
@@ -22,7 +22,10 @@ const SPEEDS: readonly number[] = [0, 2.5, 5];
 const WIDTHS: readonly number[] = [1, 2, 4, 8, 12, 16, 32];
 const PAYLOADS: readonly number[] = [128, 256, 512, 1024, 2048, 4096];
 
-/** `functionReset` is called on Initiate Function Level Reset, which reads as zero. @throws RangeError for an option that does not exist */
+/**
+ * `functionReset` is called on Initiate Function Level Reset, which reads as zero. @throws RangeError for an option
+ * that does not exist
+ */
 export function express(options: ExpressOptions, functionReset: () => void): Capability {
   const { linkSpeed = 2.5, linkWidth = 1, maxPayload = 128 } = options;
   const speed = SPEEDS.indexOf(linkSpeed);

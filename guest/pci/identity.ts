@@ -1,6 +1,6 @@
 /**
- * What a device's author declares of its PCI function, as data. Everything but the ids, the class and the BARs can be left
- * out: what comes then is a PCI Express endpoint with power management, and MSI-X where `msix` names vectors.
+ * What a device's author declares of its PCI function, as data. Everything but the ids, the class and the BARs can be
+ * left out: what comes then is a PCI Express endpoint with power management, and MSI-X where `msix` names vectors.
  */
 import type { RegisterTable } from "./registers.js";
 
@@ -14,8 +14,9 @@ export interface BarOptions {
   /** An I/O BAR; neither of the two above goes with it. */
   readonly io?: boolean;
   /**
-   * Parts of a memory BAR, in whole pages, that the driver VM maps and accesses without the device's hearing of it: true for
-   * the whole BAR. The device has the memory from `DeviceContext.shared`. Put registers that do something elsewhere.
+   * Parts of a memory BAR, in whole pages, that the driver VM maps and accesses without the device's hearing of it:
+   * true for the whole BAR. The device has the memory from `DeviceContext.shared`. Put registers that do something
+   * elsewhere.
    */
   readonly shared?: true | readonly SharedPart[];
   /** Writes of which the device only wants to know that they happened: see `Device.ioEvent`. */
@@ -28,14 +29,20 @@ export interface SharedPart {
   readonly size: number;
 }
 
-/** A place in a BAR, outside of shared parts, at which a write becomes the signal of an eventfd, where the VMM can do that. */
+/**
+ * A place in a BAR, outside of shared parts, at which a write becomes the signal of an eventfd, where the VMM can do
+ * that.
+ */
 export interface IoEventFdOptions {
   readonly offset: number;
   /** Bytes of the write; 0 for any. */
   readonly size: 0 | 1 | 2 | 4 | 8;
   /** Only writes of this value. */
   readonly datamatch?: number;
-  /** The value written is kept, in memory shared with the VMM. Only VMMs that know libvfio-user's shadow ioeventfds do so. */
+  /**
+   * The value written is kept, in memory shared with the VMM. Only VMMs that know libvfio-user's shadow ioeventfds do
+   * so.
+   */
   readonly shadow?: boolean;
 }
 
@@ -52,7 +59,10 @@ export interface PciIdentity {
   readonly bars: Readonly<Record<number, BarOptions>>;
   /** The expansion ROM's bytes, at most 16 MiB; the ROM's size is the next power of two, at least 2 KiB. */
   readonly rom?: Uint8Array;
-  /** MSI-X vectors, 1 to 2048, or 0 for none. Table and pending bits are put into a BAR of their own or behind the device's registers: see `bar`. */
+  /**
+   * MSI-X vectors, 1 to 2048, or 0 for none. Table and pending bits are put into a BAR of their own or behind the
+   * device's registers: see `bar`.
+   */
   readonly msix?: { readonly vectors: number; readonly bar: number; readonly offset: number };
   /** An interrupt pin (INTA#); left out, there is one if there is neither MSI nor MSI-X. */
   readonly intx?: boolean;
@@ -63,7 +73,10 @@ export interface PciIdentity {
 export interface PciCapabilities {
   /** Power management, D0 and D3hot; there unless false. */
   readonly pm?: false | PmOptions;
-  /** PCI Express, with function-level reset; there unless false. Without it config space is 256 bytes and has no extended part. */
+  /**
+   * PCI Express, with function-level reset; there unless false. Without it config space is 256 bytes and has no
+   * extended part.
+   */
   readonly pcie?: false | ExpressOptions;
   readonly msi?: MsiOptions;
   /** Vendor-specific capabilities, in this order. */
@@ -79,7 +92,9 @@ export interface PciCapabilities {
 }
 
 export interface PmOptions {
-  /** Whether the way from D3hot back to D0 resets the function (No_Soft_Reset is then clear); it does not by default. */
+  /**
+   * Whether the way from D3hot back to D0 resets the function (No_Soft_Reset is then clear); it does not by default.
+   */
   readonly softReset?: boolean;
 }
 

@@ -1,4 +1,7 @@
-/** Names in what authors write that nobody knows ("writeable"): a type checker would say so, and JavaScript lets them pass. */
+/**
+ * Names in what authors write that nobody knows ("writeable"): a type checker would say so, and JavaScript lets them
+ * pass.
+ */
 
 /** Every property of an interface. */
 export type Names<T> = Readonly<Record<keyof T, true>>;

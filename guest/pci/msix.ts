@@ -1,7 +1,7 @@
 /**
- * MSI-X as BAR memory: the vector table and the pending bits (PCI Local Bus 3.0, 6.8.2). A driver VMM such as QEMU emulates
- * the table on its own side and tells us of vectors by SET_IRQS, so what is written here is kept and read back but steers
- * no interrupt; in particular the mask bits, which stay as after reset when a VMM never writes them.
+ * MSI-X as BAR memory: the vector table and the pending bits (PCI Local Bus 3.0, 6.8.2). A driver VMM such as QEMU
+ * emulates the table on its own side and tells us of vectors by SET_IRQS, so what is written here is kept and read back
+ * but steers no interrupt; in particular the mask bits, which stay as after reset when a VMM never writes them.
  */
 import { alignUp, isAligned } from "../../shared/bits.js";
 import { MAX_IRQ_VECTORS } from "../../shared/limits.js";

@@ -1,8 +1,8 @@
 /**
- * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX, then the device's own): accesses of any size and alignment become
- * naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM, to the MSI-X
- * table, to the device's register files, to memory that is shared with the driver VM, or to the device. A ROM ignores
- * writes.
+ * The regions of a function as vfio-user numbers them (VFIO_PCI_*_REGION_INDEX, then the device's own): accesses of any
+ * size and alignment become naturally aligned ones of 1, 2 or 4 bytes, which go to config space, to the expansion ROM,
+ * to the MSI-X table, to the device's register files, to memory that is shared with the driver VM, or to the device. A
+ * ROM ignores writes.
  */
 import { Region } from "../../shared/spec/vfio-user.js";
 import { getUint, setUint } from "../../shared/struct/struct.js";
@@ -23,7 +23,10 @@ export class Regions {
   /** By region. */
   readonly #files: readonly (RegisterFile | undefined)[];
 
-  /** @throws RangeError for regions that cannot be, and for registers that are in none, or in shared memory: an author's bug */
+  /**
+   * @throws RangeError for regions that cannot be, and for registers that are in none, or in shared memory: an author's
+   * bug
+   */
   constructor(
     readonly device: Device,
     readonly config: ConfigSpace,

@@ -1,7 +1,7 @@
 /**
- * A copy of all registers that read as what is stored in them, in memory from which reads are answered without this process
- * (shared/vfio-user/register-memory.ts): config space, and the author's register files. What a hook computes, and what is no
- * register, stays with the device.
+ * A copy of all registers that read as what is stored in them, in memory from which reads are answered without this
+ * process (shared/vfio-user/register-memory.ts): config space, and the author's register files. What a hook computes,
+ * and what is no register, stays with the device.
  */
 import { alignUp } from "../../shared/bits.js";
 import { MAX_REGISTER_AREAS, MAX_REGISTER_MEMORY } from "../../shared/limits.js";

@@ -1,7 +1,7 @@
 /**
- * A register file as data: the table reads like a data sheet, and one place turns accesses of any size and alignment into
- * accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them (`pair`), as on a 32-bit bus.
- * Bytes that no register covers read as zero and ignore writes.
+ * A register file as data: the table reads like a data sheet, and one place turns accesses of any size and alignment
+ * into accesses of whole registers. Registers are at most 32 bits wide; a 64-bit one is two of them (`pair`), as on a
+ * 32-bit bus. Bytes that no register covers read as zero and ignore writes.
  */
 import { dmaAddress } from "../../shared/address.js";
 import { checkNames, type Names } from "./known-names.js";
@@ -19,9 +19,15 @@ export interface Register {
   readonly writeOneToClear?: number;
   /** Computes the value that software reads, instead of the stored one. */
   readonly onRead?: () => number;
-  /** What a write leaves behind, for fields with values that do not exist: given what the masks made of it, and the old value. */
+  /**
+   * What a write leaves behind, for fields with values that do not exist: given what the masks made of it, and the old
+   * value.
+   */
   readonly accept?: (value: number, previous: number) => number;
-  /** Called after software's write took effect, once for each access, with the register's whole new and old value and the bits as they were written. */
+  /**
+   * Called after software's write took effect, once for each access, with the register's whole new and old value and
+   * the bits as they were written.
+   */
   readonly onWrite?: (value: number, previous: number, written: number) => void;
 }
 
@@ -102,15 +108,18 @@ export class RegisterFile<Name extends string = string> {
     return image;
   }
 
-  /** Puts back what `save` gave; calls no hooks. @throws RangeError when the image is not of `size` bytes; nothing has changed then */
+  /**
+   * Puts back what `save` gave; calls no hooks. @throws RangeError when the image is not of `size` bytes; nothing has
+   * changed then
+   */
   load(image: Uint8Array): void {
     if (image.length !== this.size) throw new RangeError(`${image.length} bytes for ${this.size} bytes of registers`);
     for (const [index, register] of this.#registers.entries()) this.#store(index, valueIn(image, register));
   }
 
   /**
-   * Whether an image holds nothing but what software's writes can have made of the reset values: bits that it cannot change
-   * are as after reset, and every value is one that `accept` lets stand.
+   * Whether an image holds nothing but what software's writes can have made of the reset values: bits that it cannot
+   * change are as after reset, and every value is one that `accept` lets stand.
    */
   isReachable(image: Uint8Array): boolean {
     if (image.length !== this.size) return false;
@@ -190,8 +199,8 @@ export class RegisterFile<Name extends string = string> {
   }
 
   /**
-   * Runs of bytes, in ascending order, that read as what is stored in them, or as zeros where no register is; but for those
-   * that are hidden behind something else.
+   * Runs of bytes, in ascending order, that read as what is stored in them, or as zeros where no register is; but for
+   * those that are hidden behind something else.
    */
   storedRuns(isHidden: (offset: number) => boolean): { readonly offset: number; readonly size: number }[] {
     const runs: { offset: number; size: number }[] = [];
@@ -211,8 +220,8 @@ export class RegisterFile<Name extends string = string> {
   }
 
   /**
-   * Keeps a copy of the stored values in `size` bytes of `buffer`, zeros, from `place` on, a multiple of 4. Whoever looks at
-   * it sees each value whole, and what is set later after what was set before.
+   * Keeps a copy of the stored values in `size` bytes of `buffer`, zeros, from `place` on, a multiple of 4. Whoever
+   * looks at it sees each value whole, and what is set later after what was set before.
    */
   mirror(buffer: ArrayBuffer, place: number): void {
     const { size } = this;
@@ -259,8 +268,8 @@ export function pair<Name extends string>(
 }
 
 /**
- * A register for each byte of `bytes`, from `offset` on, named by its offset in hexadecimal. `writable` is a mask for each
- * byte, none when left out or short; `onWrite` gets the byte's offset and new value.
+ * A register for each byte of `bytes`, from `offset` on, named by its offset in hexadecimal. `writable` is a mask for
+ * each byte, none when left out or short; `onWrite` gets the byte's offset and new value.
  */
 export function bytesAsRegisters(
   offset: number,

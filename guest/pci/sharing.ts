@@ -1,6 +1,6 @@
 /**
- * What a device shares with the driver VM's VMM: parts of BARs, and of regions of its own, that are memory, and ioeventfds,
- * checked and in order.
+ * What a device shares with the driver VM's VMM: parts of BARs, and of regions of its own, that are memory, and
+ * ioeventfds, checked and in order.
  */
 import { inBounds, isAligned } from "../../shared/bits.js";
 import { MAX_IOEVENTFDS, MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/limits.js";

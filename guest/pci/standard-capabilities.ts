@@ -1,6 +1,6 @@
 /**
- * Capabilities of the conventional list as register tables: power management (PCI Power Management 1.2, 3.2), MSI and MSI-X
- * (PCI Local Bus 3.0, 6.8), vendor-specific (6.7 and appendix H). Left out: D1, D2 and power management events.
+ * Capabilities of the conventional list as register tables: power management (PCI Power Management 1.2, 3.2), MSI and
+ * MSI-X (PCI Local Bus 3.0, 6.8), vendor-specific (6.7 and appendix H). Left out: D1, D2 and power management events.
  */
 import { Capability as Id, Msi, Msix, Pm, Vendor } from "../../shared/spec/pci.js";
 import type { Capability } from "./capability.js";

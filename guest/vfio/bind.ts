@@ -1,6 +1,6 @@
 /**
- * Gives a PCI function to the driver vfio-pci, by sysfs (Linux, Documentation/ABI/testing/sysfs-bus-pci). It stays there
- * when the process ends.
+ * Gives a PCI function to the driver vfio-pci, by sysfs (Linux, Documentation/ABI/testing/sysfs-bus-pci). It stays
+ * there when the process ends.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";

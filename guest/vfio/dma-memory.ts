@@ -1,6 +1,6 @@
 /**
- * Memory that a device reaches by physical address: a huge page, which is contiguous, and whose address the kernel tells to
- * root (Linux, Documentation/admin-guide/mm/pagemap.rst).
+ * Memory that a device reaches by physical address: a huge page, which is contiguous, and whose address the kernel
+ * tells to root (Linux, Documentation/admin-guide/mm/pagemap.rst).
  */
 import { closeSync, openSync, readSync } from "node:fs";
 import { addressOf, close, createMemory, mapFile, PROT_READ, PROT_WRITE } from "../../native/index.js";

@@ -1,6 +1,6 @@
 /**
- * Linux's VFIO interface (<linux/vfio.h>): the requests, and the structures that vfio-user did not take over (for those see
- * spec/vfio-user: region info, interrupt info and interrupt sets are the same bytes).
+ * Linux's VFIO interface (<linux/vfio.h>): the requests, and the structures that vfio-user did not take over (for those
+ * see spec/vfio-user: region info, interrupt info and interrupt sets are the same bytes).
  */
 import { struct } from "../../shared/struct/struct.js";
 

@@ -2,9 +2,9 @@
  * A PCI function by Linux's VFIO (<linux/vfio.h>): container, group and type 1 IOMMU, BARs, MSI-X vector 0. Left out:
  * noiommu mode and iommufd, which no Debian kernel has switched on, and everything that a virtio device does not need.
  *
- * A virtio device without VIRTIO_F_ACCESS_PLATFORM bypasses the (virtual) IOMMU: it is given physical addresses. DMA memory
- * is mapped in the IOMMU too, at the address that it has physically: that pins it, and also serves a device that does go
- * through the IOMMU.
+ * A virtio device without VIRTIO_F_ACCESS_PLATFORM bypasses the (virtual) IOMMU: it is given physical addresses. DMA
+ * memory is mapped in the IOMMU too, at the address that it has physically: that pins it, and also serves a device that
+ * does go through the IOMMU.
  */
 import { closeSync, openSync } from "node:fs";
 import {

@@ -1,6 +1,6 @@
 /**
- * Where a VIRTIO PCI device has its structures (VIRTIO 1.2, 4.1.4): the vendor capabilities in config space. The device is
- * not trusted: the list may loop, and a structure may lie outside its BAR.
+ * Where a VIRTIO PCI device has its structures (VIRTIO 1.2, 4.1.4): the vendor capabilities in config space. The device
+ * is not trusted: the list may loop, and a structure may lie outside its BAR.
  */
 import { inBounds } from "../../shared/bits.js";
 import { UserError } from "../../shared/errors.js";

@@ -136,7 +136,8 @@ export class VirtioPci {
   }
 
   /**
-   * The first `length` bytes of device configuration, a multiple of 4, read as one: again when it changed meanwhile (2.5.1).
+   * The first `length` bytes of device configuration, a multiple of 4, read as one: again when it changed meanwhile
+   * (2.5.1).
    * @throws UserError when the device has less, or never holds still
    */
   readConfig(length: number): Uint8Array<ArrayBuffer> {

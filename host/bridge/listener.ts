@@ -6,7 +6,10 @@ import { listenAt } from "../../shared/listen.js";
 import type { Log } from "../../shared/log.js";
 
 const BACKLOG = 4;
-/** Pause after a failed accept, which is mostly for want of fds; and after each, so that connecting again and again takes nothing from others. */
+/**
+ * Pause after a failed accept, which is mostly for want of fds; and after each, so that connecting again and again
+ * takes nothing from others.
+ */
 const ACCEPT_RETRY_MS = 100;
 const ACCEPT_REST_MS = 10;
 

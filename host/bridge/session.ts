@@ -1,6 +1,6 @@
 /**
- * One pair of sockets: a vfio-user socket for the driver VM, a vhost-user socket for the device VM, and the link between
- * what connects to them. Each side comes and goes as it likes; the other one is kept.
+ * One pair of sockets: a vfio-user socket for the driver VM, a vhost-user socket for the device VM, and the link
+ * between what connects to them. Each side comes and goes as it likes; the other one is kept.
  */
 
 import { randomUUID } from "node:crypto";

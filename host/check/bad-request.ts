@@ -1,6 +1,6 @@
 /**
- * Checks of the most frequent kind, as tables: one well-framed request with something wrong in it. It must be answered, and
- * the connection goes on. `answer` says what the specification leaves open:
+ * Checks of the most frequent kind, as tables: one well-framed request with something wrong in it. It must be answered,
+ * and the connection goes on. `answer` says what the specification leaves open:
  *
  * - "error": it is wrong by the specification, so the reply is an error.
  * - "any": unusual, but the specification does not say that it is wrong; the reply may be an error or not.

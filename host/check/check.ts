@@ -1,6 +1,6 @@
 /**
- * What a check is: data, with one function that does it. A check passes when the function returns, perhaps with a note of
- * what the server did where the specification leaves it a choice; it fails or is skipped by an exception.
+ * What a check is: data, with one function that does it. A check passes when the function returns, perhaps with a note
+ * of what the server did where the specification leaves it a choice; it fails or is skipped by an exception.
  */
 import type { Context } from "./context.js";
 

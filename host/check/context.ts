@@ -1,6 +1,6 @@
 /**
- * What a check works with: connections, fds that are closed behind it, and what is known of the device. A server may serve
- * one client at a time, so a check closes one connection before it opens the next.
+ * What a check works with: connections, fds that are closed behind it, and what is known of the device. A server may
+ * serve one client at a time, so a check closes one connection before it opens the next.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { addSeals, close, createMemory, eventfd, F_SEAL_GROW, F_SEAL_SHRINK } from "../../native/index.js";
@@ -69,8 +69,8 @@ export class Context {
   }
 
   /**
-   * The answer to the first message on a new connection. A connection that is closed instead is tried again a few times: it
-   * may have reached a server that ends with its client, just before it did, and was started again.
+   * The answer to the first message on a new connection. A connection that is closed instead is tried again a few
+   * times: it may have reached a server that ends with its client, just before it did, and was started again.
    */
   async first(
     command: number,
@@ -116,7 +116,8 @@ export class Context {
   }
 
   /**
-   * Whatever came before: the server answers on this connection, or, if it closed that one and was allowed to, on a new one.
+   * Whatever came before: the server answers on this connection, or, if it closed that one and was allowed to, on a new
+   * one.
    * @throws Failure
    */
   async expectUsable(session?: Session): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * What the device says of itself, asked once for a run and leniently: whether the answers are right is the business of the
- * checks of regions and interrupts. Those that need a region or an interrupt choose it here.
+ * What the device says of itself, asked once for a run and leniently: whether the answers are right is the business of
+ * the checks of regions and interrupts. Those that need a region or an interrupt choose it here.
  */
 import { Command, DeviceInfo, IrqInfo, Region, RegionInfo, RegionInfoFlags } from "../../shared/spec/vfio-user.js";
 import { encodeAccess, encodeRegionInfo } from "./bodies.js";

@@ -1,6 +1,6 @@
 /**
- * GET_REGION_INFO's reply as the checker reads it: the whole of it, and the capabilities as the specification lays them out.
- * What is wrong with a reply is a Failure.
+ * GET_REGION_INFO's reply as the checker reads it: the whole of it, and the capabilities as the specification lays them
+ * out. What is wrong with a reply is a Failure.
  */
 import { inBounds, isAligned } from "../../shared/bits.js";
 import {

@@ -39,8 +39,8 @@ export function selectChecks(checks: readonly Check[], only: RegExp | undefined)
 }
 
 /**
- * What the device says of itself, asked before the first check. A server that gives no proper answer is not reason to stop:
- * the checks of that will fail, and those that need to know will be skipped.
+ * What the device says of itself, asked before the first check. A server that gives no proper answer is not reason to
+ * stop: the checks of that will fail, and those that need to know will be skipped.
  */
 async function describeDevice(target: Omit<Target, "device">): Promise<Device | Skip> {
   const context = new Context({ ...target, device: new Skip("not asked yet") });

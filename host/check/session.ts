@@ -1,6 +1,6 @@
 /**
- * One connection of the checker: requests and what comes back, while the server's own commands (DMA_READ, DMA_WRITE) are
- * answered in between: a read from mapped memory gives zeros, a write is swallowed, anything else is refused.
+ * One connection of the checker: requests and what comes back, while the server's own commands (DMA_READ, DMA_WRITE)
+ * are answered in between: a read from mapped memory gives zeros, a write is swallowed, anything else is refused.
  */
 import { Errno } from "../../shared/errors.js";
 import { MiB } from "../../shared/limits.js";

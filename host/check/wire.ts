@@ -1,7 +1,7 @@
 /**
- * The wire with nothing in between: whole messages or any bytes out, messages in, each wait bounded. It is not the client
- * of shared/vfio-user: a checker has to see what a well-behaved client hides (ids, flags, what else is in an error
- * reply), and shares no code with a server that it checks.
+ * The wire with nothing in between: whole messages or any bytes out, messages in, each wait bounded. It is not the
+ * client of shared/vfio-user: a checker has to see what a well-behaved client hides (ids, flags, what else is in an
+ * error reply), and shares no code with a server that it checks.
  */
 import { close, connect, POLL_READABLE, POLL_WRITABLE, Poll, receive, send } from "../../native/index.js";
 import { startDeadline } from "../../shared/deadline.js";

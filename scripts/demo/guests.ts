@@ -1,6 +1,6 @@
 /**
- * `npm run guests -- DIRECTORY`: what the README's "Serve a disk from a VM" starts by hand: QEMU, a kernel, and for each of the two
- * VMs an initramfs with a shell on the console. All that is in it is what the tests run, too.
+ * `npm run guests -- DIRECTORY`: what the README's "Serve a disk from a VM" starts by hand: QEMU, a kernel, and for
+ * each of the two VMs an initramfs with a shell on the console. All that is in it is what the tests run, too.
  */
 import "../../shared/no-debugger.js";
 import { copyFile, mkdir, writeFile } from "node:fs/promises";

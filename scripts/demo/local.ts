@@ -1,4 +1,7 @@
-/** The demonstration without VMs: the NVMe device as a process on a vfio-user socket, and an NVMe driver of ours as its client. */
+/**
+ * The demonstration without VMs: the NVMe device as a process on a vfio-user socket, and an NVMe driver of ours as its
+ * client.
+ */
 import { spawn } from "node:child_process";
 import { createHash, randomFillSync } from "node:crypto";
 import { once } from "node:events";

@@ -1,4 +1,7 @@
-/** The NVMe driver's seam over a vfio-user client: registers by REGION_READ and REGION_WRITE, memory in a memfd, MSI-X by eventfds. */
+/**
+ * The NVMe driver's seam over a vfio-user client: registers by REGION_READ and REGION_WRITE, memory in a memfd, MSI-X
+ * by eventfds.
+ */
 import {
   addSeals,
   close,

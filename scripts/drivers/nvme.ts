@@ -1,10 +1,10 @@
 /**
- * A small NVMe driver: enables a controller, makes I/O queues, reads, writes, flushes and deallocates, on any namespace, by
- * doorbells in registers or in memory. It sees the controller through NvmeTransport alone, so it runs over a vfio-user
- * socket as well as straight on a device object.
+ * A small NVMe driver: enables a controller, makes I/O queues, reads, writes, flushes and deallocates, on any
+ * namespace, by doorbells in registers or in memory. It sees the controller through NvmeTransport alone, so it runs
+ * over a vfio-user socket as well as straight on a device object.
  *
- * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does not
- * get ready an Error.
+ * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does
+ * not get ready an Error.
  */
 import { Cc, Csts, DOORBELL_OFFSET, DOORBELL_STRIDE } from "../../guest/devices/nvme/registers.js";
 import {
@@ -46,7 +46,10 @@ export interface NvmeTransport {
   readonly memory: DmaMemory;
   /** The doorbells, where they are mapped: all of them are written there then. */
   readonly doorbells?: Int32Array | undefined;
-  /** Resolves at the vector's next interrupt, or at once when one came since the last call. Rejects when the device is gone. */
+  /**
+   * Resolves at the vector's next interrupt, or at once when one came since the last call. Rejects when the device is
+   * gone.
+   */
   waitInterrupt(vector: number): Promise<void>;
 }
 

@@ -56,7 +56,10 @@ export interface DriverVmOptions extends MachineOptions {
   readonly memoryOptions?: string;
 }
 
-/** Those with which Linux maps and unmaps at once ("strict"), and QEMU hears of both; virtio's has addresses right below 2^64. */
+/**
+ * Those with which Linux maps and unmaps at once ("strict"), and QEMU hears of both; virtio's has addresses right below
+ * 2^64.
+ */
 export type Iommu = "intel" | "virtio";
 const IOMMUS: Readonly<Record<Iommu, { readonly device: readonly string[]; readonly append: string }>> = {
   intel: { device: ["-device", "intel-iommu,caching-mode=on"], append: "intel_iommu=on iommu.strict=1" },

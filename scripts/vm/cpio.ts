@@ -1,7 +1,7 @@
 /**
  * Archives in cpio's "newc" format, as the Linux kernel unpacks them (Documentation/driver-api/early-userspace/
- * buffer-format.rst). Several may follow one another in one file: a later entry replaces an earlier one of the same path.
- * Left out: hard links, device nodes, owners (all is root's), times.
+ * buffer-format.rst). Several may follow one another in one file: a later entry replaces an earlier one of the same
+ * path. Left out: hard links, device nodes, owners (all is root's), times.
  */
 
 export type Entry =
@@ -15,7 +15,9 @@ const S_IFLNK = 0o120000;
 const HEADER_SIZE = 110;
 const ALIGNMENT = 4;
 
-/** The pieces of an archive of these entries, parent directories included; written one after another they are the file. */
+/**
+ * The pieces of an archive of these entries, parent directories included; written one after another they are the file.
+ */
 export function archive(entries: readonly Entry[]): Buffer[] {
   const pieces: Buffer[] = [];
   const directories = new Set<string>();

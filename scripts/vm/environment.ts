@@ -77,7 +77,10 @@ export async function prepareVmEnvironment(): Promise<VmEnvironment> {
   };
 }
 
-/** As prepareVmEnvironment, for the long tests' kernels and programs: a minute or two the first time. Throws a UserError. */
+/**
+ * As prepareVmEnvironment, for the long tests' kernels and programs: a minute or two the first time. Throws a
+ * UserError.
+ */
 export async function prepareExtras(): Promise<Extras> {
   const { tree } = await runSetup("setup-extra.sh");
   if (tree === undefined)

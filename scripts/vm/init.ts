@@ -1,7 +1,7 @@
 /**
- * The guests' first process: a shell script that mounts what every program expects, loads the modules, runs the lines it
- * was given, and then powers off, takes commands from the console, or has a shell there for a person. For programs it reports by
- * lines that begin with "@@":
+ * The guests' first process: a shell script that mounts what every program expects, loads the modules, runs the lines
+ * it was given, and then powers off, takes commands from the console, or has a shell there for a person. For programs
+ * it reports by lines that begin with "@@":
  *
  *     @@booted           all is mounted and loaded
  *     @@failed WHAT      a module did not load
@@ -14,7 +14,10 @@ import type { Entry } from "./cpio.js";
 export interface InitOptions {
   /** Shell lines; the first that fails ends them. Not in front of a shell. */
   readonly lines?: readonly string[];
-  /** What follows: the power goes off, Vm.run's commands are taken from the console, or a shell until somebody leaves it. */
+  /**
+   * What follows: the power goes off, Vm.run's commands are taken from the console, or a shell until somebody leaves
+   * it.
+   */
   readonly afterwards: "poweroff" | "commands" | "shell";
   /** The shell's prompt says it. */
   readonly hostname?: string;

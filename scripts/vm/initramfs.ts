@@ -1,8 +1,9 @@
 /**
  * The two VMs' file systems: an archive for each kind, made once and kept, and a small one for each run behind it.
  *
- * The device VM's holds busybox, this machine's node with its libraries, dmsetup with its own, and the modules for VFIO and disks of its
- * own; the driver VM's busybox, e2fsprogs, pciutils and nvme-cli (its kernel has NVMe and ext4 built in), more in the long tests. Both live in memory only.
+ * The device VM's holds busybox, this machine's node with its libraries, dmsetup with its own, and the modules for VFIO
+ * and disks of its own; the driver VM's busybox, e2fsprogs, pciutils and nvme-cli (its kernel has NVMe and ext4 built
+ * in), more in the long tests. Both live in memory only.
  */
 import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";

@@ -1,8 +1,9 @@
 # Debian packages unpacked into a directory of our own: sourced by setup.sh and setup-extra.sh.
 #
-# The packages come through the machine's own apt (its mirror, proxies, credentials and keys), but with lists, cache and dpkg
-# status of our own, and are unpacked rather than installed. So neither root nor any change to the system is needed.
-# Signatures are always checked. Left out: other architectures than amd64, and any distribution without Debian's archive.
+# The packages come through the machine's own apt (its mirror, proxies, credentials and keys), but with lists, cache and
+# dpkg status of our own, and are unpacked rather than installed. So neither root nor any change to the system is
+# needed. Signatures are always checked. Left out: other architectures than amd64, and any distribution without Debian's
+# archive.
 #
 # Whoever sources it sets $tree, the directory to make; it builds $work/tree, which finish_tree renames into place.
 
@@ -44,7 +45,8 @@ begin_tree() {
     fail "$prefix has $(($(free_mib))) MiB free and $needed_mib are needed: free some, or set VVU_PREFIX to a directory elsewhere."
   mkdir -p "$work/tree/root" "$work"/apt/{lists,cache/archives}/partial
   : >"$work/apt/status"
-  # apt, with the machine's settings but its own state. Hooks of the machine's apt and its pinning are not for this tree.
+  # apt, with the machine's settings but its own state. Hooks of the machine's apt and its pinning are not for this
+  # tree.
   cat >"$work/apt/apt.conf" <<CONF
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;

@@ -1,8 +1,9 @@
 /**
- * One QEMU process: its console as lines to wait for, commands in its guest, QMP, and an end that leaves nothing behind.
+ * One QEMU process: its console as lines to wait for, commands in its guest, QMP, and an end that leaves nothing
+ * behind.
  *
- * TCG (software emulation) unless VVU_ACCEL=kvm. QMP is a socket pair that QEMU inherits, so there is no file to clean up.
- * QEMU dies with its parent, however that ends: the kernel sees to it (PR_SET_PDEATHSIG, through setpriv).
+ * TCG (software emulation) unless VVU_ACCEL=kvm. QMP is a socket pair that QEMU inherits, so there is no file to clean
+ * up. QEMU dies with its parent, however that ends: the kernel sees to it (PR_SET_PDEATHSIG, through setpriv).
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Duplex } from "node:stream";
@@ -99,8 +100,8 @@ export class Vm {
   }
 
   /**
-   * The first line at or after number `from` that matches; one that came before the call counts too. When it does not come
-   * in time, or QEMU ends, the error quotes the last lines.
+   * The first line at or after number `from` that matches; one that came before the call counts too. When it does not
+   * come in time, or QEMU ends, the error quotes the last lines.
    */
   async waitForLine(pattern: RegExp, timeoutMs: number, from = 0): Promise<ConsoleLine> {
     const deadline = performance.now() + timeoutMs;
@@ -119,8 +120,8 @@ export class Vm {
   }
 
   /**
-   * Runs shell commands in a guest whose init script ended with the command loop (initScript with `afterwards: "commands"`).
-   * Each call is a shell of its own with no standard input; a background process it starts lives on.
+   * Runs shell commands in a guest whose init script ended with the command loop (initScript with `afterwards:
+   * "commands"`). Each call is a shell of its own with no standard input; a background process it starts lives on.
    */
   async run(command: string, timeoutMs: number): Promise<CommandResult> {
     const number = this.#nextCommand++;

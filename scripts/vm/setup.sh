@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts what the demonstration and the VM tests run into a private tree: QEMU 11.1 from Debian 13's backports, a guest kernel
-# with a few modules, and guest programs. QEMU runs by the unpacked tree's own dynamic loader.
+# Puts what the demonstration and the VM tests run into a private tree: QEMU 11.1 from Debian 13's backports, a guest
+# kernel with a few modules, and guest programs. QEMU runs by the unpacked tree's own dynamic loader.
 #
 # The tree is $VVU_PREFIX/vm-N (default: the user's cache directory); it is renamed into place when complete, so what is
 # there is whole. Progress goes to stderr; stdout tells the result as three lines: tree=DIR, kernel=VERSION, qemu=PATH.

@@ -1,6 +1,6 @@
 /**
- * The product, whole: the bridge as a process, a device VM in which `vfio-user-device` runs the NVMe controller on a file, and
- * a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
+ * The product, whole: the bridge as a process, a device VM in which `vfio-user-device` runs the NVMe controller on a
+ * file, and a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
  */
 import { join } from "node:path";
 import { type Drive, deviceVmArguments, driverVmArguments, type Iommu } from "./arguments.js";
@@ -43,7 +43,9 @@ export function disk(n: number): Disk {
   };
 }
 
-/** Starts the device VM, with a device for each socket; `booted` waits for its shell. `entries` are more files in it. */
+/**
+ * Starts the device VM, with a device for each socket; `booted` waits for its shell. `entries` are more files in it.
+ */
 export async function startDeviceVm(
   environment: VmEnvironment,
   directory: string,
@@ -155,7 +157,9 @@ export async function startDriverVm(
   return new Vm(environment, name, driverVmArguments(plugged ? { ...loaded, vfioUserSocket } : loaded));
 }
 
-/** Waits until the VM takes commands; after a reboot, `from` is the number of the console's first line of the new boot. */
+/**
+ * Waits until the VM takes commands; after a reboot, `from` is the number of the console's first line of the new boot.
+ */
 export async function booted(vm: Vm, from = 0): Promise<void> {
   await vm.waitForLine(/^@@ready$/, BOOT_MS, from);
 }

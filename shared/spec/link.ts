@@ -3,11 +3,11 @@
  *
  * Messages are vfio-user's own framing (spec/vfio-user), little-endian. Where vfio-user passes an fd, the link passes a
  * handle of the bridge's:
- * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; it has FILE_IO when
- *   the memory is reached by the copy queue; there is no fd.
+ * - DMA_MAP: `flags` has MMAP when the memory is in the window, and then `offset` is the window offset; it has FILE_IO
+ *   when the memory is reached by the copy queue; there is no fd.
  * - SET_IRQS with DATA_EVENTFD: `count` little-endian u32 doorbell numbers follow, NO_DOORBELL where there is none.
- * - Replies to DEVICE_GET_REGION_INFO and DEVICE_GET_REGION_IO_FDS: the header's errno is the number of handles, which follow
- *   behind the body as little-endian u32. They come from ALLOCATE_MEMORY and ALLOCATE_EVENTS.
+ * - Replies to DEVICE_GET_REGION_INFO and DEVICE_GET_REGION_IO_FDS: the header's errno is the number of handles, which
+ *   follow behind the body as little-endian u32. They come from ALLOCATE_MEMORY and ALLOCATE_EVENTS.
  * VERSION does not occur on the link; CLIENT_CONNECTED takes its place.
  */
 import { struct } from "../struct/struct.js";
@@ -71,8 +71,9 @@ export const LinkCommand = {
 } as const;
 
 /**
- * HELLO: `postedRegions` has a bit for each region whose writes the bridge answers as soon as they are queued. Behind it
- * follow `regions` (NUM_PCI_REGIONS to MAX_REGIONS) u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no body.
+ * HELLO: `postedRegions` has a bit for each region whose writes the bridge answers as soon as they are queued. Behind
+ * it follow `regions` (NUM_PCI_REGIONS to MAX_REGIONS) u64 sizes and NUM_PCI_IRQS u32 vector counts. The reply has no
+ * body.
  */
 export const Hello = struct({ abiVersion: "u32", postedRegions: "u32", regions: "u32", flags: "u32" });
 /** ISOLATED: no driver-VM memory is to be put into the window. */
@@ -104,16 +105,22 @@ export const MemoryAllocated = struct({ handle: "u32", reserved: 4 });
 export const AllocateEvents = struct({ region: "u32", count: "u32" });
 export const IoEvent = struct({ handle: "u32", reserved: 4 });
 
-/** SHARE_REGISTERS: `size` bytes of the device VM's memory, `address` as in a queue's descriptors; `areas` RegisterArea follow. */
+/**
+ * SHARE_REGISTERS: `size` bytes of the device VM's memory, `address` as in a queue's descriptors; `areas` RegisterArea
+ * follow.
+ */
 export const ShareRegisters = struct({ address: "u64", size: "u32", areas: "u32" });
 /** Bytes [offset, offset + size) of a region are in the memory from `place` on. */
 export const RegisterArea = struct({ region: "u32", offset: "u32", size: "u32", place: "u32" });
-/** How the memory begins, at a multiple of 8. The bridge counts in `writesSent` what it passes on, the device process in `writesDone` what it has dealt with. */
+/**
+ * How the memory begins, at a multiple of 8. The bridge counts in `writesSent` what it passes on, the device process in
+ * `writesDone` what it has dealt with.
+ */
 export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32", valid: "u32", reserved: 4 });
 
 /**
- * A request on the copy queue: this, readable, and behind it, for a write, `length` bytes of data; then writable a CopyStatus and
- * behind it, for a read, room for `length` bytes. The address is the driver VM's.
+ * A request on the copy queue: this, readable, and behind it, for a write, `length` bytes of data; then writable a
+ * CopyStatus and behind it, for a read, room for `length` bytes. The address is the driver VM's.
  */
 export const CopyRequest = struct({ address: "i64", length: "u32", flags: "u32" });
 /** WRITE: to driver-VM memory. */

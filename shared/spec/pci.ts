@@ -1,6 +1,6 @@
 /**
- * PCI: configuration space of a type 0 function, and the capabilities that our functions have or look for (PCI Local Bus
- * 3.0 chapter 6, PCI Power Management 1.2, PCI Express Base 3.0 chapter 7, MSI-X of PCI 3.0 6.8.2).
+ * PCI: configuration space of a type 0 function, and the capabilities that our functions have or look for (PCI Local
+ * Bus 3.0 chapter 6, PCI Power Management 1.2, PCI Express Base 3.0 chapter 7, MSI-X of PCI 3.0 6.8.2).
  */
 
 /** Bytes of configuration space: the part that every bus has, and with PCI Express's extension. */
@@ -51,7 +51,10 @@ export const BarBits = {
 
 export const Capability = { POWER_MANAGEMENT: 0x01, MSI: 0x05, VENDOR: 0x09, PCI_EXPRESS: 0x10, MSIX: 0x11 } as const;
 
-/** Capabilities of the extended space, each behind a u32: id in bits 0-15, version in 16-19, the next one's offset in 20-31. */
+/**
+ * Capabilities of the extended space, each behind a u32: id in bits 0-15, version in 16-19, the next one's offset in
+ * 20-31.
+ */
 export const ExtendedCapability = { ERROR_REPORTING: 0x0001, SERIAL_NUMBER: 0x0003, VENDOR: 0x000b } as const;
 
 /** Power management: u16 PMC at 2, u16 PMCSR at 4. */
@@ -111,7 +114,10 @@ export const Express = {
   DEVICE_CONTROL_RESET_VALUE: 0x2810,
   DEVICE_CONTROL_FLR: 0x8000,
   DEVICE_STATUS_ERRORS: 0x000f,
-  /** In link capabilities and link status alike: the speed in bits 0-3 (1: 2.5 GT/s, 2: 5 GT/s), the lanes from bit 4 on. */
+  /**
+   * In link capabilities and link status alike: the speed in bits 0-3 (1: 2.5 GT/s, 2: 5 GT/s), the lanes from bit 4
+   * on.
+   */
   LINK_WIDTH_SHIFT: 4,
   /** Compliance with the rule that lets active state power management be left out. */
   LINK_CAPABILITIES_ASPM_OPTIONALITY: 0x0040_0000,
@@ -128,7 +134,9 @@ export const Express = {
 /** Device serial number: the lower and the upper half of an EUI-64. */
 export const SerialNumber = { SIZE: 12, LOWER: 4, UPPER: 8 } as const;
 
-/** Vendor-specific extended capability: u32 at 4 with the id in bits 0-15, the revision in 16-19, the length in 20-31. */
+/**
+ * Vendor-specific extended capability: u32 at 4 with the id in bits 0-15, the revision in 16-19, the length in 20-31.
+ */
 export const VendorExtended = { HEADER: 4, DATA: 8, MAX_ID: 0xffff, MAX_REVISION: 0xf } as const;
 
 /** Advanced error reporting, without TLP prefixes; the masks are the errors that an endpoint can have. */
@@ -139,7 +147,10 @@ export const ErrorReporting = {
   UNCORRECTABLE_SEVERITY: 0x0c,
   CORRECTABLE_STATUS: 0x10,
   CORRECTABLE_MASK: 0x14,
-  /** Data link, poisoned, flow control, completion timeout, abort and surprise, overflow, malformed, unsupported request. */
+  /**
+   * Data link, poisoned, flow control, completion timeout, abort and surprise, overflow, malformed, unsupported
+   * request.
+   */
   UNCORRECTABLE_ERRORS: 0x0017_f010,
   /** Data link, flow control, overflow and malformed are fatal after reset. */
   FATAL_ERRORS: 0x0006_2010,
@@ -148,7 +159,9 @@ export const ErrorReporting = {
   ADVISORY: 0x0000_2000,
 } as const;
 
-/** MSI-X: u16 message control at 2, u32 table at 4, u32 pending bits at 8 (each: BAR index in bits 0-2, offset above). */
+/**
+ * MSI-X: u16 message control at 2, u32 table at 4, u32 pending bits at 8 (each: BAR index in bits 0-2, offset above).
+ */
 export const Msix = {
   SIZE: 12,
   CONTROL: 2,

@@ -120,12 +120,16 @@ export const IrqSetFlags = {
   ACTIONS_MASK: 0x38,
 } as const;
 
-/** REGION_READ and REGION_WRITE, request and reply; `count` bytes of data follow in a write's request, a read's reply. */
+/**
+ * REGION_READ and REGION_WRITE, request and reply; `count` bytes of data follow in a write's request, a read's reply.
+ */
 export const RegionAccess = struct({ offset: "u64", region: "u32", count: "u32" });
 
 /** DMA_READ and DMA_WRITE as the specification and libvfio-user have it: data at byte 32 of the message. */
 export const DmaAccess = struct({ address: "i64", count: "u64" });
-/** The same as the first QEMUs with vfio-user-pci have it: data at byte 28 of a message that is as long as the above. */
+/**
+ * The same as the first QEMUs with vfio-user-pci have it: data at byte 28 of a message that is as long as the above.
+ */
 export const DmaAccessQemu = struct({ address: "i64", count: "u32" });
 
 /** REGION_WRITE_MULTI: `writes` WriteMultiEntry follow. */

@@ -5,9 +5,9 @@
  * class: one object that can be placed on any bytes and whose properties are the fields. Views are made once and moved
  * (`at`), so that reading a message allocates nothing. Little-endian throughout: VIRTIO, vfio-user and PCI all are.
  *
- * 64-bit fields are numbers. `u64`: exact up to 2^53-1, and above that where it is a multiple of 4096; any other larger value
- * reads as a number above Number.MAX_SAFE_INTEGER, which every bounds check refuses. `i64`, two's complement, is for addresses: see
- * ../address.ts. `u64big` yields the exact BigInt and is for feature bits alone.
+ * 64-bit fields are numbers. `u64`: exact up to 2^53-1, and above that where it is a multiple of 4096; any other larger
+ * value reads as a number above Number.MAX_SAFE_INTEGER, which every bounds check refuses. `i64`, two's complement, is
+ * for addresses: see ../address.ts. `u64big` yields the exact BigInt and is for feature bits alone.
  */
 
 /** Width of each scalar field type in bytes. */

@@ -9,7 +9,10 @@ import type { UnmapRange } from "./unmap-range.js";
 
 /** What a termination must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
-  /** Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX, and then of the device's own (MAX_REGIONS in all); 0 where there is none. */
+  /**
+   * Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX, and then of the device's own (MAX_REGIONS in all); 0
+   * where there is none.
+   */
   readonly regionSizes: readonly number[];
   /** Bit n: writes to region n may be answered as soon as they are queued (a memory BAR). */
   readonly postedRegions: number;
@@ -35,11 +38,14 @@ export interface MemoryMap {
   readonly size: number;
   readonly readable: boolean;
   readonly writable: boolean;
-  /** The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The termination keeps and closes it. */
+  /**
+   * The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The termination keeps and
+   * closes it.
+   */
   readonly fd: number;
   /**
-   * Whether it may be mapped for a device: it is writable, and sealed against shrinking. Otherwise only who knows what may
-   * be done to it, and survives a truncation, may map it.
+   * Whether it may be mapped for a device: it is writable, and sealed against shrinking. Otherwise only who knows what
+   * may be done to it, and survives a truncation, may map it.
    */
   readonly isShareable: boolean;
   readonly fdOffset: number;
@@ -76,8 +82,8 @@ export interface IrqSetRequest {
   readonly bools?: Uint8Array;
   /**
    * DATA_EVENTFD: one checked eventfd for each vector, -1 where there is none (all -1 takes the binding away). With
-   * ACTION_TRIGGER the device signals them; with the other actions the client does, to mask or unmask. The backend owns them
-   * from this call on and closes each when it is replaced, unbound, or the client is gone.
+   * ACTION_TRIGGER the device signals them; with the other actions the client does, to mask or unmask. The backend owns
+   * them from this call on and closes each when it is replaced, unbound, or the client is gone.
    */
   readonly eventfds?: readonly number[];
 }
@@ -103,8 +109,8 @@ export interface PendingCommand {
   /** Makes room for a reply body of that many bytes (zeros are not promised); replyBytes and replyData may change. */
   reserve(length: number): void;
   /**
-   * Sends the reply with the first `length` reserved bytes as its body. fds are sent along and stay the caller's; on the
-   * virtio link they are handles of the bridge's.
+   * Sends the reply with the first `length` reserved bytes as its body. fds are sent along and stay the caller's; on
+   * the virtio link they are handles of the bridge's.
    */
   reply(length: number, fds?: readonly number[]): void;
   /** Sends an error reply. */
@@ -125,8 +131,8 @@ export interface ClientMemory {
   read(address: number, target: Uint8Array): Promise<void>;
   write(address: number, source: Uint8Array): Promise<void>;
   /**
-   * Gives up what was not answered and concerns the range, or all: it rejects with ECANCELED, and a late answer changes nothing. A
-   * write that was sent may still be carried out.
+   * Gives up what was not answered and concerns the range, or all: it rejects with ECANCELED, and a late answer changes
+   * nothing. A write that was sent may still be carried out.
    */
   abandon(address?: number, length?: number): void;
 }
@@ -141,21 +147,33 @@ export interface Backend {
   /** The device, or undefined while none is there. */
   readonly device: DeviceSummary | undefined;
   /**
-   * Vectors of each interrupt index, also while the device is away for a time: the backend then remembers what the client
-   * sets up. Undefined before there was a device.
+   * Vectors of each interrupt index, also while the device is away for a time: the backend then remembers what the
+   * client sets up. Undefined before there was a device.
    */
   readonly irqCounts: readonly number[] | undefined;
-  /** A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply and ends the session. */
+  /**
+   * A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply
+   * and ends the session.
+   */
   connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void>;
-  /** The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that one is pending. Never rejects. */
+  /**
+   * The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that
+   * one is pending. Never rejects.
+   */
   disconnect(): Promise<void>;
   /** Undefined when it is done already, or the promise of it. @throws what it would reject with */
   map(map: MemoryMap): Promise<void> | undefined;
   /** The same when nothing touches any of the memory any more. A failure leaves all of it mapped. */
   unmap(request: UnmapRequest): Promise<void> | undefined;
   setIrqs(request: IrqSetRequest): Promise<void>;
-  /** Any other command that is for the device. The body's length was checked against the specification's tables, a region access against the region's size. */
+  /**
+   * Any other command that is for the device. The body's length was checked against the specification's tables, a
+   * region access against the region's size.
+   */
   handle(command: PendingCommand): void;
-  /** Before and after the commands that came together are handed over: whoever is to be woken up for them can be so once. */
+  /**
+   * Before and after the commands that came together are handed over: whoever is to be woken up for them can be so
+   * once.
+   */
   receiving?(now: boolean): void;
 }

@@ -1,4 +1,6 @@
-/** Dirty bitmaps: one bit for each page of a range of addresses, in 64-bit words (<linux/vfio.h>, struct vfio_bitmap). */
+/**
+ * Dirty bitmaps: one bit for each page of a range of addresses, in 64-bit words (<linux/vfio.h>, struct vfio_bitmap).
+ */
 import { isAddressRange } from "../address.js";
 import { isPowerOfTwo } from "../bits.js";
 import { PAGE_SIZE } from "../limits.js";
@@ -6,8 +8,9 @@ import { PAGE_SIZE } from "../limits.js";
 const WORD_BITS = 64;
 
 /**
- * Bytes of the bitmap for `length` bytes at `address` in pages of `pageSize` bytes; for any untrusted numbers. -1 when there
- * is none: the page size is not a power of two from 4096 to `length`, or the range is none of exact addresses (../address.ts).
+ * Bytes of the bitmap for `length` bytes at `address` in pages of `pageSize` bytes; for any untrusted numbers. -1 when
+ * there is none: the page size is not a power of two from 4096 to `length`, or the range is none of exact addresses
+ * (../address.ts).
  */
 export function bitmapSize(address: number, length: number, pageSize: number): number {
   if (!isAddressRange(address, length)) return -1;

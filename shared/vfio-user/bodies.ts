@@ -1,5 +1,6 @@
 /**
- * How long the body of each command from a client may be, and how many fds may come with it; checked before anything else.
+ * How long the body of each command from a client may be, and how many fds may come with it; checked before anything
+ * else.
  */
 import { Errno, ProtocolError } from "../errors.js";
 import { KiB, MAX_DATA_XFER_SIZE, MAX_IRQ_VECTORS, MAX_MESSAGE_FDS, MAX_VERSION_JSON_SIZE } from "../limits.js";
@@ -52,8 +53,9 @@ const LIMITS: readonly (BodyLimits | undefined)[] = Object.assign(new Array<Body
 });
 
 /**
- * @throws ProtocolError EINVAL: an unknown command (as libvfio-user answers it), a body too short or too long, or more fds
- * than the command takes where they would have a meaning. Fds on a command that takes none are no error: they are closed.
+ * @throws ProtocolError EINVAL: an unknown command (as libvfio-user answers it), a body too short or too long, or more
+ * fds than the command takes where they would have a meaning. Fds on a command that takes none are no error: they are
+ * closed.
  */
 export function checkBody(command: number, length: number, fds: number): void {
   const limits = LIMITS[command];

@@ -2,10 +2,11 @@
  * One end of a vfio-user connection: messages over a connected AF_UNIX stream socket (vfio-user, "Header", "Command
  * Concurrency").
  *
- * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies are
- * handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could never end.
- * While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So does what is more
- * than a turn's worth of messages (turn.ts): it stays in the receive buffer, and no more is received meanwhile.
+ * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies
+ * are handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could
+ * never end. While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So
+ * does what is more than a turn's worth of messages (turn.ts): it stays in the receive buffer, and no more is received
+ * meanwhile.
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
@@ -131,8 +132,8 @@ export class Connection {
   }
 
   /**
-   * Sends the reply to the command under way, bytes[0, length), which are to be left alone until the next command. Where it
-   * spares a system call, that is when the callback ends.
+   * Sends the reply to the command under way, bytes[0, length), which are to be left alone until the next command.
+   * Where it spares a system call, that is when the callback ends.
    */
   answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
     if (this.#isClosed) return;

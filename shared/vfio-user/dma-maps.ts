@@ -1,6 +1,6 @@
 /**
- * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when their
- * map ends, and not before the backend let go of it.
+ * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when
+ * their map ends, and not before the backend let go of it.
  */
 import { F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
 import { inBounds, isAligned } from "../bits.js";
@@ -96,8 +96,8 @@ export class DmaMaps {
   }
 
   /**
-   * DMA_MAP: undefined when the backend has it, or the promise of it. `stillWanted` is asked when that resolves: when the
-   * client was told meanwhile that it failed, the map is taken away again.
+   * DMA_MAP: undefined when the backend has it, or the promise of it. `stillWanted` is asked when that resolves: when
+   * the client was told meanwhile that it failed, the map is taken away again.
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
   map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
@@ -182,8 +182,8 @@ export class DmaMaps {
   }
 
   /**
-   * After those that the backend is still busy with, as the client was told that they take too long. What it maps meanwhile is
-   * not unmapped.
+   * After those that the backend is still busy with, as the client was told that they take too long. What it maps
+   * meanwhile is not unmapped.
    */
   async #releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
     let left = maps;

@@ -1,11 +1,12 @@
 /**
- * DMA by message: DMA_READ and DMA_WRITE from the server to the client, many at once, for maps without an fd. They go over
- * the one socket, between the replies, or over a twin socket.
+ * DMA by message: DMA_READ and DMA_WRITE from the server to the client, many at once, for maps without an fd. They go
+ * over the one socket, between the replies, or over a twin socket.
  *
- * The specification and libvfio-user have a 64-bit count and the data at byte 32 of the message, and so has QEMU 11.1. The
- * first QEMUs with vfio-user-pci have a 32-bit count and the data at byte 28; as their structure is padded to 32 bytes,
- * their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of 2^32 bytes.
- * A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say that all is well.
+ * The specification and libvfio-user have a 64-bit count and the data at byte 32 of the message, and so has QEMU 11.1.
+ * The first QEMUs with vfio-user-pci have a 32-bit count and the data at byte 28; as their structure is padded to 32
+ * bytes, their messages are equally long and no length tells the two apart. So the first DMA asks first: a DMA_READ of
+ * 2^32 bytes. A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say
+ * that all is well.
  */
 import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from "../address.js";
 import { Errno, ProtocolError } from "../errors.js";
@@ -23,8 +24,8 @@ const MAX_IDS = 0x10000;
 /** Requests that the client has not answered; the others wait here, so that no client is flooded. */
 const MAX_SENT = 1024;
 /**
- * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply; what
- * fits into one of the kernel's socket buffers is taken whole or not at all.
+ * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply;
+ * what fits into one of the kernel's socket buffers is taken whole or not at all.
  */
 const MAX_READ_COUNT = 32 * KiB;
 const NO_BYTES = new Uint8Array(0);
@@ -47,7 +48,9 @@ interface Request extends Range {
   readonly startedAt: number;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
-  /** Nobody waits any more. The id stays taken until its reply comes, so that a late one is never taken for another's. */
+  /**
+   * Nobody waits any more. The id stays taken until its reply comes, so that a late one is never taken for another's.
+   */
   abandoned: boolean;
 }
 
@@ -270,7 +273,8 @@ export class DmaMessages implements ClientMemory {
   /** What is wrong with a reply that is no error reply, or undefined. */
   #check(request: Request, frame: Frame): string | undefined {
     if (request.command === Command.DMA_WRITE) {
-      // The reply is a header alone (early QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user, QEMU).
+      // The reply is a header alone (early QEMU), has a 32-bit count (specification) or a 64-bit one (libvfio-user,
+      // QEMU).
       if (frame.length === 0) return undefined;
       if (frame.length !== DmaAccessQemu.size && frame.length !== DmaAccess.size) return `${frame.length} bytes`;
     } else if (frame.length !== DmaAccess.size + request.bytes.length) {

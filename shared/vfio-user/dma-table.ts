@@ -1,7 +1,7 @@
 /**
- * A sorted table of address ranges that do not overlap: the DMA maps of a client. Addresses are as in ../address.ts, and sorted
- * by number: those of the upper half come first, and no range goes from one half to the other. Looking up allocates nothing and
- * costs a binary search, or nothing at all when it hits the same range as the last time.
+ * A sorted table of address ranges that do not overlap: the DMA maps of a client. Addresses are as in ../address.ts,
+ * and sorted by number: those of the upper half come first, and no range goes from one half to the other. Looking up
+ * allocates nothing and costs a binary search, or nothing at all when it hits the same range as the last time.
  */
 import { exactSpans, formatAddress, isAddressRange } from "../address.js";
 import { isAligned } from "../bits.js";
@@ -27,7 +27,10 @@ export class DmaTable<Range extends AddressRange> {
   readonly #addresses: number[] = [];
   readonly #ranges: Range[] = [];
   #last: Range | undefined;
-  /** Where `last` begins; NaN when there is none. Kept here, since a range's own address is one more place in memory to wait for. */
+  /**
+   * Where `last` begins; NaN when there is none. Kept here, since a range's own address is one more place in memory to
+   * wait for.
+   */
   #lastStart = Number.NaN;
 
   constructor(options: DmaTableOptions = {}) {

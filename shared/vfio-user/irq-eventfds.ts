@@ -8,7 +8,10 @@ import { closePeerFd } from "../peer-fds.js";
 import { IrqSetFlags } from "../spec/vfio-user.js";
 import type { IrqSetRequest } from "./backend.js";
 
-/** Signals of one client that are dealt with in one turn of the event loop. A well-behaved one has one under way, of INTx. */
+/**
+ * Signals of one client that are dealt with in one turn of the event loop. A well-behaved one has one under way, of
+ * INTx.
+ */
 const MOST_PER_TURN = 32;
 
 interface Entry {

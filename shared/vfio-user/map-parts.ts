@@ -1,6 +1,6 @@
 /**
- * A DMA map that begins or ends in the middle of a huge page, as a q35 machine's main memory does: such a page can only be mapped
- * whole. What lies between is in the window, and the edges are copied.
+ * A DMA map that begins or ends in the middle of a huge page, as a q35 machine's main memory does: such a page can only
+ * be mapped whole. What lies between is in the window, and the edges are copied.
  */
 import type { MemoryMap, WindowPart } from "./backend.js";
 
@@ -23,7 +23,10 @@ export interface MapPart {
   readonly isCopied: boolean;
 }
 
-/** The parts of a map side by side: the one in the window, if it is there, and the rest, which `isCopied` or goes by messages. */
+/**
+ * The parts of a map side by side: the one in the window, if it is there, and the rest, which `isCopied` or goes by
+ * messages.
+ */
 export function mapParts(map: MemoryMap, isCopied: boolean): MapPart[] {
   const { address, size, readable, writable, windowOffset } = map;
   const { begin, end } = windowOffset < 0 ? { begin: 0, end: 0 } : map.windowPart;

@@ -10,7 +10,9 @@ export interface SocketIo {
   allowFds(count: number): void;
   /** As native `send`: bytes taken, -1 when the socket is full. @throws SystemError */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
-  /** Leaves bytes[0, length), alone until then, to be sent after this turn of the callback. False when that cannot be. */
+  /**
+   * Leaves bytes[0, length), alone until then, to be sent after this turn of the callback. False when that cannot be.
+   */
   answer(bytes: Uint8Array, length: number): boolean;
   /** Takes that back; false when there is nothing that was not sent. */
   recall(): boolean;
@@ -30,8 +32,9 @@ export interface SocketIo {
 
 /**
  * The socket of a connection on the event loop. In the steady state a message costs no call into the addon: it was
- * received before our callback is called, and the reply is sent after (native `Stream`); a read that register memory answers
- * does not even cost the callback. Everything else, such as a second message or a reply with fds, goes by calls.
+ * received before our callback is called, and the reply is sent after (native `Stream`); a read that register memory
+ * answers does not even cost the callback. Everything else, such as a second message or a reply with fds, goes by
+ * calls.
  */
 import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../native/index.js";
 import { systemError } from "../errors.js";

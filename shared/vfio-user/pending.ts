@@ -1,8 +1,9 @@
 /**
  * The command under way, as a backend sees it: where its reply is built, and how it is answered at most once.
  *
- * A session has one of these and uses it again and again. When a backend does not answer in time, the session leaves the
- * object to it, buffers included, and goes on with a fresh one: what comes late finds a dead object and does nothing.
+ * A session has one of these and uses it again and again. When a backend does not answer in time, the session leaves
+ * the object to it, buffers included, and goes on with a fresh one: what comes late finds a dead object and does
+ * nothing.
  */
 import { Errno } from "../errors.js";
 import { KiB, MAX_MESSAGE_SIZE } from "../limits.js";
@@ -61,7 +62,9 @@ export class Pending implements PendingCommand {
     this.replyData = new DataView(this.replyBytes.buffer);
   }
 
-  /** Sends the reply while the command goes on: for a posted write. Whoever deals with the command does not wait for it. */
+  /**
+   * Sends the reply while the command goes on: for a posted write. Whoever deals with the command does not wait for it.
+   */
   replyEarly(length: number): void {
     if (this.wantsReply) this.#connection.answer(this.replyBytes, this.#putHeader(length));
   }

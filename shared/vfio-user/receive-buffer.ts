@@ -1,6 +1,7 @@
 /**
- * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of commands
- * that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a message needs it.
+ * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of
+ * commands that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a
+ * message needs it.
  */
 import { PeerGone } from "../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
@@ -16,13 +17,18 @@ const NO_FDS: number[] = [];
 /** In place of a message's fds: some of them were lost, since there was no room for them here, and none is left. */
 export const LOST: number[] = [];
 
-/** A received message. One object for all commands of a connection and one for all replies: valid during the call only. */
+/**
+ * A received message. One object for all commands of a connection and one for all replies: valid during the call only.
+ */
 export interface Frame {
   id: number;
   command: number;
   flags: number;
   errno: number;
-  /** The body is bytes[offset, offset + length); `data` views the same buffer. A command's body stays valid until `finish`. */
+  /**
+   * The body is bytes[offset, offset + length); `data` views the same buffer. A command's body stays valid until
+   * `finish`.
+   */
   bytes: Uint8Array;
   data: DataView;
   offset: number;
@@ -53,7 +59,9 @@ export class ReceiveBuffer {
   #end = 0;
   /** Fds that came with the message at `scan`. */
   #partialFds = NO_FDS;
-  /** Fds for a message behind the one at `scan`, and where it begins: one receive call has fds for one message alone. */
+  /**
+   * Fds for a message behind the one at `scan`, and where it begins: one receive call has fds for one message alone.
+   */
   #laterFds = NO_FDS;
   #laterFdsAt = -1;
 
@@ -105,8 +113,8 @@ export class ReceiveBuffer {
   }
 
   /**
-   * The type of the message at the front (HeaderFlags.TYPE_COMMAND or TYPE_REPLY) when it is complete and makes sense, or
-   * -1. Whoever asks then takes it or enqueues it.
+   * The type of the message at the front (HeaderFlags.TYPE_COMMAND or TYPE_REPLY) when it is complete and makes sense,
+   * or -1. Whoever asks then takes it or enqueues it.
    */
   peek(): number {
     const available = this.#end - this.#scan;
@@ -264,7 +272,9 @@ export class ReceiveBuffer {
     return frame;
   }
 
-  /** Moves waiting commands and the incomplete message together, to `to` in `target`, which may be the buffer itself. */
+  /**
+   * Moves waiting commands and the incomplete message together, to `to` in `target`, which may be the buffer itself.
+   */
   #relocate(target: Uint8Array<ArrayBuffer>, to: number): void {
     const source = this.#bytes;
     let at = to;

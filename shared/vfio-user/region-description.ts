@@ -1,4 +1,7 @@
-/** GET_REGION_INFO's reply as a client reads it: the fixed part and the list of capabilities, all from an untrusted server. */
+/**
+ * GET_REGION_INFO's reply as a client reads it: the fixed part and the list of capabilities, all from an untrusted
+ * server.
+ */
 import {
   Command,
   RegionCap,

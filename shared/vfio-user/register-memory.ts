@@ -1,10 +1,11 @@
 /**
  * Register memory: the values of a device's registers, kept up to date by the device, from which a termination answers
- * reads without asking it (docs/virtio-vfio-user.md, "Register memory"). Only registers that read as what is stored in them
- * are in there.
+ * reads without asking it (docs/virtio-vfio-user.md, "Register memory"). Only registers that read as what is stored in
+ * them are in there.
  *
  * A read must see what the writes ahead of it did. So the termination's side counts the writes that it passes on to the
- * device, and the device those that it has dealt with; while the counts differ, reads go to the device, behind the writes.
+ * device, and the device those that it has dealt with; while the counts differ, reads go to the device, behind the
+ * writes.
  */
 import { inBounds } from "../bits.js";
 import { RegisterMemoryHead } from "../spec/link.js";
@@ -66,8 +67,8 @@ export class RegisterMemory {
   }
 
   /**
-   * Where in `bytes` the `size` bytes at `offset` of a region are, as they are now, whatever writes are under way; -1 where they
-   * are not, or are not valid.
+   * Where in `bytes` the `size` bytes at `offset` of a region are, as they are now, whatever writes are under way; -1
+   * where they are not, or are not valid.
    */
   find(region: number, offset: number, size: number): number {
     if (Atomics.load(this.#head, VALID) !== 1) return -1;

@@ -1,6 +1,6 @@
 /**
- * The sending half of a connection: a message goes straight to the socket; what the socket does not take is copied, with
- * duplicates of its fds, and sent when the socket is writable again, in order.
+ * The sending half of a connection: a message goes straight to the socket; what the socket does not take is copied,
+ * with duplicates of its fds, and sent when the socket is writable again, in order.
  */
 import { isSystemError, PeerGone } from "../errors.js";
 import { KiB } from "../limits.js";
@@ -11,8 +11,8 @@ import { closeAll, type Syscalls } from "./syscalls.js";
 const CONGESTED_PART = 4;
 
 /**
- * What waits is gathered in pieces of so many bytes, or of one message: a call for each of many short ones would keep others waiting.
- * Small enough that Linux takes them whole or not at all: QEMU wants a header in one read.
+ * What waits is gathered in pieces of so many bytes, or of one message: a call for each of many short ones would keep
+ * others waiting. Small enough that Linux takes them whole or not at all: QEMU wants a header in one read.
  */
 const CHUNK_SIZE = 16 * KiB;
 
@@ -52,7 +52,9 @@ export class SendQueue {
     return this.#backlog > this.#maxBacklog / CONGESTED_PART;
   }
 
-  /** Sends bytes[offset, offset + length) and duplicates of `fds`; the bytes may be reused afterwards. @throws PeerGone */
+  /**
+   * Sends bytes[offset, offset + length) and duplicates of `fds`; the bytes may be reused afterwards. @throws PeerGone
+   */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): void {
     this.settle();
     const sent = this.#backlog === 0 ? this.#write(bytes, offset, length, fds) : 0;

@@ -1,7 +1,7 @@
 /**
  * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
- * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed its end
- * waits in the socket's backlog until all memory of the first is let go.
+ * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed
+ * its end waits in the socket's backlog until all memory of the first is let go.
  */
 import { statSync, unlinkSync } from "node:fs";
 import { accept, close, POLL_READABLE, Poll } from "../../native/index.js";
@@ -18,12 +18,17 @@ import { Session, type SessionStats } from "./session.js";
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
 const ACCEPT_RETRY_MS = 100;
-/** Pause after each connection while other sessions want something: connecting again and again takes little from them. */
+/**
+ * Pause after each connection while other sessions want something: connecting again and again takes little from them.
+ */
 const ACCEPT_REST_MS = 10;
 
 export interface ServerOptions {
   readonly backend: Backend;
-  /** Where to listen: a path, whose file is removed by `close`; or a listening AF_UNIX socket, which is closed by `close`. */
+  /**
+   * Where to listen: a path, whose file is removed by `close`; or a listening AF_UNIX socket, which is closed by
+   * `close`.
+   */
   readonly socket: string | number;
   readonly log?: Log;
   /** Map also memory that its owner can shrink (its pages then read as zeros). */

@@ -1,6 +1,6 @@
 /**
- * One client's connection to a termination, from VERSION to the end: checks each command, answers those that are about the
- * transport, and passes the rest on to the backend. Whatever the backend does, each command is answered in time: a
+ * One client's connection to a termination, from VERSION to the end: checks each command, answers those that are about
+ * the transport, and passes the rest on to the backend. Whatever the backend does, each command is answered in time: a
  * read with all ones, as from a dead PCI device, anything else with ETIMEDOUT.
  */
 import { startDeadline, TICKS_PER_DEADLINE } from "../deadline.js";
@@ -214,7 +214,9 @@ export class Session implements ConnectionHandler {
     );
   }
 
-  /** A client that does not say so, or takes no fds, gets no twin socket; neither does any when there are no fds left. */
+  /**
+   * A client that does not say so, or takes no fds, gets no twin socket; neither does any when there are no fds left.
+   */
   #openTwin({ capabilities }: VersionMessage): TwinSocket | undefined {
     if (!this.#options.twinSocket || !capabilities.twinSocket || capabilities.maxMsgFds < 1) return undefined;
     try {

@@ -1,7 +1,7 @@
 /**
- * The twin socket: a socket pair of the server's, over which it sends DMA_READ and DMA_WRITE and gets their replies, apart
- * from the client's own commands (vfio-user, "VFIO_USER_VERSION", "twin_socket"). This is the server's side; the client
- * sends no commands here.
+ * The twin socket: a socket pair of the server's, over which it sends DMA_READ and DMA_WRITE and gets their replies,
+ * apart from the client's own commands (vfio-user, "VFIO_USER_VERSION", "twin_socket"). This is the server's side; the
+ * client sends no commands here.
  */
 import { close, socketPair } from "../../native/index.js";
 import { Errno, PeerGone } from "../errors.js";

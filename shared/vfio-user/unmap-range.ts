@@ -1,7 +1,8 @@
 /**
- * DMA_UNMAP's range: stock QEMU unmaps whatever lies in one, as Linux's VFIO (type 1, version 2) does, and so does this: every
- * map in the range goes, none is fine, and a range that has only a part of a map is refused. So no unmap need know how
- * the maps were made. vfio-user.rst, "VFIO_USER_DMA_UNMAP", has the exact map only, which is a range like any other.
+ * DMA_UNMAP's range: stock QEMU unmaps whatever lies in one, as Linux's VFIO (type 1, version 2) does, and so does
+ * this: every map in the range goes, none is fine, and a range that has only a part of a map is refused. So no unmap
+ * need know how the maps were made. vfio-user.rst, "VFIO_USER_DMA_UNMAP", has the exact map only, which is a range like
+ * any other.
  */
 import { ADDRESS_SPACE, formatAddress, wraps } from "../address.js";
 import { ProtocolError } from "../errors.js";
@@ -16,7 +17,10 @@ export interface UnmapRange {
 
 const view = DmaUnmap.view();
 
-/** The range of a request whose body is at `offset`. @throws ProtocolError EINVAL when it is none: empty, not in pages, past 2^64 */
+/**
+ * The range of a request whose body is at `offset`. @throws ProtocolError EINVAL when it is none: empty, not in pages,
+ * past 2^64
+ */
 export function unmapRange(data: DataView, offset: number): UnmapRange {
   const { flags, address, size } = view.at(data, offset);
   if ((flags & DmaUnmapFlags.ALL) !== 0) {

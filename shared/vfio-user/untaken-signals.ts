@@ -1,6 +1,7 @@
 /**
- * Signals that nobody has taken from an eventfd when it is replaced. Whoever replaces it may never look at it again, and an
- * interrupt that is lost hangs a driver, while one too many does no harm: the signal goes to the eventfd that follows.
+ * Signals that nobody has taken from an eventfd when it is replaced. Whoever replaces it may never look at it again,
+ * and an interrupt that is lost hangs a driver, while one too many does no harm: the signal goes to the eventfd that
+ * follows.
  */
 import { eventfdSignalled, eventfdWrite } from "../../native/index.js";
 import { Irq, NUM_PCI_IRQS } from "../spec/vfio-user.js";
@@ -10,7 +11,9 @@ export function passOn(old: number, next: number): void {
   if (eventfdSignalled(old)) eventfdWrite(next);
 }
 
-/** The same for interrupt vectors, which may be without an eventfd for a while: MSI and MSI-X then have pending bits. */
+/**
+ * The same for interrupt vectors, which may be without an eventfd for a while: MSI and MSI-X then have pending bits.
+ */
 export class UntakenSignals {
   readonly #pending: readonly Set<number>[] = Array.from({ length: NUM_PCI_IRQS }, () => new Set());
 

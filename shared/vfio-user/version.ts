@@ -26,7 +26,10 @@ export interface Capabilities {
   readonly twinSocket: boolean;
   /** In a reply: which of the message's fds is the client's end of the twin socket; -1 when that is not said. */
   readonly twinSocketFd: number;
-  /** The page size and the largest bitmap, in bytes, of dirty logs. Undefined when the sender does not speak of migration. */
+  /**
+   * The page size and the largest bitmap, in bytes, of dirty logs. Undefined when the sender does not speak of
+   * migration.
+   */
   readonly migration: { readonly pgsize: number; readonly maxBitmapSize: number } | undefined;
 }
 

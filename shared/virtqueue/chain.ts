@@ -1,6 +1,6 @@
 /**
- * One descriptor chain as the device sees it: a row of places in guest memory, the readable ones first, as VIRTIO demands
- * (1.2, 2.7.4.2). Kept in arrays of its own that are used again, so that a chain allocates nothing.
+ * One descriptor chain as the device sees it: a row of places in guest memory, the readable ones first, as VIRTIO
+ * demands (1.2, 2.7.4.2). Kept in arrays of its own that are used again, so that a chain allocates nothing.
  */
 import { copyBytes, type RingMemory } from "./memory.js";
 
@@ -64,7 +64,10 @@ export class Chain {
     this.#skip = skip;
   }
 
-  /** Finds the next bytes, which the caller knows to be there: sets `bytes` and `offset`, returns how many of `length` lie in a row. */
+  /**
+   * Finds the next bytes, which the caller knows to be there: sets `bytes` and `offset`, returns how many of `length`
+   * lie in a row.
+   */
   next(length: number): number {
     const lengths = this.#lengths;
     while (this.#skip >= lengths[this.#segment]) this.#skip -= lengths[this.#segment++];

@@ -1,13 +1,14 @@
 /**
  * The device side of a split virtqueue (VIRTIO 1.2, 2.7), over memory that the driver can rewrite at any time.
  *
- * Ring indices go through Atomics; each field of a descriptor is read once, checked, then used. A chain may have at most
- * as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the chain under way is kept in
- * arrays of the queue's own. A ring that breaks the rules throws `QueueBroken` and stays unusable until `start`.
+ * Ring indices go through Atomics; each field of a descriptor is read once, checked, then used. A chain may have at
+ * most as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the chain under way is
+ * kept in arrays of the queue's own. A ring that breaks the rules throws `QueueBroken` and stays unusable until
+ * `start`.
  *
- * The driver is asked to notify only of what comes when `next` has found nothing, by the event index where that is negotiated
- * and by the flags otherwise: whoever leaves chains in the ring is to come back by itself.
- * Left out: indirect descriptors and packed rings, which are not offered.
+ * The driver is asked to notify only of what comes when `next` has found nothing, by the event index where that is
+ * negotiated and by the flags otherwise: whoever leaves chains in the ring is to come back by itself. Left out:
+ * indirect descriptors and packed rings, which are not offered.
  */
 import { inBounds, isAligned, isPowerOfTwo } from "../bits.js";
 import {
@@ -33,7 +34,9 @@ export class QueueBroken extends Error {
   override readonly name = "QueueBroken";
 }
 
-/** Where a queue is: `size` descriptors, and the flat memory offset of each part (-1 where the address is not mapped). */
+/**
+ * Where a queue is: `size` descriptors, and the flat memory offset of each part (-1 where the address is not mapped).
+ */
 export interface QueueLayout {
   readonly size: number;
   readonly descriptors: number;
@@ -158,8 +161,8 @@ export class DeviceQueue {
   }
 
   /**
-   * Takes the next chain: `readable` and `writable` tell its sizes. False when none waits: of the next one the driver will
-   * notify. @throws QueueBroken
+   * Takes the next chain: `readable` and `writable` tell its sizes. False when none waits: of the next one the driver
+   * will notify. @throws QueueBroken
    */
   next(): boolean {
     if (this.#head >= 0) throw new Error("the previous chain was not completed");

@@ -1,12 +1,12 @@
 /**
- * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers whose first descriptor's number is the buffer's: those
- * of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept in a private
- * shadow; what the device writes (the used ring) is read once and checked against it, and a device that breaks the rules gets
- * a PeerGone thrown. Nothing is allocated per buffer.
+ * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers whose first descriptor's number is the buffer's:
+ * those of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept
+ * in a private shadow; what the device writes (the used ring) is read once and checked against it, and a device that
+ * breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer.
  *
- * The device is asked to interrupt, if at all, only for what comes when `take` has found nothing, by the event index where
- * that is negotiated and by the flags otherwise: whoever leaves used buffers in the ring is to come back by itself.
- * Left out: indirect descriptors and packed rings.
+ * The device is asked to interrupt, if at all, only for what comes when `take` has found nothing, by the event index
+ * where that is negotiated and by the flags otherwise: whoever leaves used buffers in the ring is to come back by
+ * itself. Left out: indirect descriptors and packed rings.
  */
 import { alignUp, inBounds, isPowerOfTwo } from "../bits.js";
 import { PeerGone } from "../errors.js";
@@ -61,7 +61,10 @@ export class DriverQueue {
   readonly #used: Uint16Array;
   readonly #usedEntries: DataView;
   readonly #usedEntry = UsedEntry.view();
-  /** Length of each buffer in flight that the device may write, -1 for one that it may only read; NOT_IN_FLIGHT for the others. */
+  /**
+   * Length of each buffer in flight that the device may write, -1 for one that it may only read; NOT_IN_FLIGHT for the
+   * others.
+   */
   readonly #lengths: Float64Array;
   #nextAvailable = 0;
   #nextUsed = 0;
@@ -73,7 +76,9 @@ export class DriverQueue {
   /** The device was asked to interrupt for the next buffer; of a ring of zeros either way of asking says so. */
   #armed = true;
 
-  /** The ring takes ringBytes(size) of `memory` from `offset` on, a multiple of RING_ALIGNMENT; it is filled with zeros. */
+  /**
+   * The ring takes ringBytes(size) of `memory` from `offset` on, a multiple of RING_ALIGNMENT; it is filled with zeros.
+   */
   constructor(
     readonly size: number,
     memory: RingBuffer,
@@ -133,7 +138,9 @@ export class DriverQueue {
     descriptor.next = next < 0 ? 0 : next;
   }
 
-  /** Puts the chain from descriptor `id` on, of which the device may write `writable` bytes, into the available ring. */
+  /**
+   * Puts the chain from descriptor `id` on, of which the device may write `writable` bytes, into the available ring.
+   */
   offer(id: number, writable: number): void {
     if (this.#lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
     this.#lengths[id] = writable;
@@ -152,7 +159,9 @@ export class DriverQueue {
     return (Atomics.load(this.#used, FLAGS) & UsedFlags.NO_NOTIFY) === 0;
   }
 
-  /** Whether the device should interrupt for what it used; a hint. Call `take` until it says -1 after switching it on. */
+  /**
+   * Whether the device should interrupt for what it used; a hint. Call `take` until it says -1 after switching it on.
+   */
   set wantsInterrupt(wanted: boolean) {
     this.#wantsInterrupt = wanted;
     if (wanted) {
@@ -166,8 +175,8 @@ export class DriverQueue {
   }
 
   /**
-   * The next buffer that the device is done with, and `usedLength`; -1 when there is none: then the device will interrupt
-   * for the next one, if that is wanted. @throws PeerGone
+   * The next buffer that the device is done with, and `usedLength`; -1 when there is none: then the device will
+   * interrupt for the next one, if that is wanted. @throws PeerGone
    */
   take(): number {
     let waiting = this.#waiting();

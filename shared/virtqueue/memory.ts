@@ -1,6 +1,6 @@
 /**
- * What the device side of a virtqueue needs of the memory that its driver lives in: a lookup of guest-physical addresses
- * and the bytes behind them, as a row of ArrayBuffers ("pieces"). Regions are kept by whoever maps them.
+ * What the device side of a virtqueue needs of the memory that its driver lives in: a lookup of guest-physical
+ * addresses and the bytes behind them, as a row of ArrayBuffers ("pieces"). Regions are kept by whoever maps them.
  */
 import { inBounds } from "../bits.js";
 
@@ -8,7 +8,10 @@ import { inBounds } from "../bits.js";
 export interface RingMemory {
   /** Bytes of each piece but the last; a power of two. */
   readonly pieceSize: number;
-  /** The flat offset of `address` when [address, address + length) lies in one mapped region, else -1. Any numbers are safe. */
+  /**
+   * The flat offset of `address` when [address, address + length) lies in one mapped region, else -1. Any numbers are
+   * safe.
+   */
   locate(address: number, length: number): number;
   bytes(piece: number): Uint8Array;
   /** Called before any of it goes away. Whoever uses it beside JavaScript sets this, and ends that use. */

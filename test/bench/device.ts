@@ -1,7 +1,7 @@
 /**
- * The device that accesses are measured with: those of BAR 0 cost next to nothing, so that what is measured is the way there.
- * It begins with a register that is a stored value, and goes on with what the device computes. SEQUENCE notes each value that
- * is not its predecessor plus one in VIOLATIONS.
+ * The device that accesses are measured with: those of BAR 0 cost next to nothing, so that what is measured is the way
+ * there. It begins with a register that is a stored value, and goes on with what the device computes. SEQUENCE notes
+ * each value that is not its predecessor plus one in VIOLATIONS.
  */
 import type { Device } from "../../guest/device.js";
 import { RegisterFile } from "../../guest/pci/registers.js";

@@ -1,6 +1,6 @@
 /**
- * What the benchmarks need of the machine: CPUs to pin to, the C programs (compiled into a temporary directory), and Node
- * processes that can be asked for things.
+ * What the benchmarks need of the machine: CPUs to pin to, the C programs (compiled into a temporary directory), and
+ * Node processes that can be asked for things.
  */
 import { execFile, execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
@@ -24,7 +24,10 @@ export interface ProgramResult extends Sample {
 }
 
 export class Machine {
-  /** Where processes take turns; and another one, for who must not be disturbed by them (the same on a machine with one). */
+  /**
+   * Where processes take turns; and another one, for who must not be disturbed by them (the same on a machine with
+   * one).
+   */
   readonly cpu: number;
   readonly otherCpu: number;
   readonly directory = mkdtempSync(join(tmpdir(), "vvu-bench-"));

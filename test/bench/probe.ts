@@ -1,6 +1,6 @@
 /**
- * Loaded into each Node process that is measured (node --import): answers the benchmark's questions over the IPC channel.
- * Programs register what else can be asked of them with `answer`.
+ * Loaded into each Node process that is measured (node --import): answers the benchmark's questions over the IPC
+ * channel. Programs register what else can be asked of them with `answer`.
  */
 
 export interface Question {

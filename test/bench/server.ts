@@ -1,7 +1,7 @@
 /**
  * The device process: RegisterDevice on the local link (`local SOCKET`), or on the virtio link of each of a bridge's
- * sessions (`virtio SOCKET...`, or `isolated SOCKET...`, for which the bridge copies), where the fake front-end plays QEMU and the
- * device VM's kernel.
+ * sessions (`virtio SOCKET...`, or `isolated SOCKET...`, for which the bridge copies), where the fake front-end plays
+ * QEMU and the device VM's kernel.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -52,8 +52,8 @@ answer("runWithKick", async (path: string, args: readonly string[]) => {
 });
 
 /**
- * DMA of `size` bytes at a place further on each time, of `span` from `base` on, to or from memory of the device's for DMA.
- * `depth` are always under way. Microseconds for each, of `count` times as many.
+ * DMA of `size` bytes at a place further on each time, of `span` from `base` on, to or from memory of the device's for
+ * DMA. `depth` are always under way. Microseconds for each, of `count` times as many.
  */
 answer(
   "dma",

@@ -54,7 +54,8 @@ new Uint8Array(window.piece(0), 0, SPAN).fill(1);
 
 /** Nanoseconds for one operation of `parts` parts, as floor/memcpy.c has it. */
 answer("copy", (direction: "read" | "write", size: number, parts: number, count: number): Sample => {
-  // As `dma.allocate` gives it. Where an array lies in its page decides how fast it is copied, by far; it is the same in the floor.
+  // As `dma.allocate` gives it. Where an array lies in its page decides how fast it is copied, by far; it is the same
+  // in the floor.
   const own = pageAligned(size * parts).fill(2);
   const list = new ScatterList();
   const batch = Math.max(1, Math.floor(MiB / (size * parts)));

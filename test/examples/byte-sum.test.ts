@@ -1,4 +1,7 @@
-/** The README's example: what is printed there is this file, and it does what is said of it, run by the program as a user would. */
+/**
+ * The README's example: what is printed there is this file, and it does what is said of it, run by the program as a
+ * user would.
+ */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";

@@ -1,4 +1,6 @@
-/** A PCI device that sums bytes of driver-VM memory: set ADDRESS and LENGTH, write START, wait for vector 0, read SUM. */
+/**
+ * A PCI device that sums bytes of driver-VM memory: set ADDRESS and LENGTH, write START, wait for vector 0, read SUM.
+ */
 import { type Device, type DeviceContext, RegisterFile } from "virtio-vfio-user";
 
 const MAX_LENGTH = 1024 * 1024;

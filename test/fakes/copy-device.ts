@@ -1,6 +1,6 @@
 /**
- * A small PCI device for tests: registers that do DMA and interrupts on command, and that remember how they were accessed.
- * Registers of BAR 0: 0x00 source and 0x08 target (64 bits each), 0x10 length, 0x14 command, 0x18 status.
+ * A small PCI device for tests: registers that do DMA and interrupts on command, and that remember how they were
+ * accessed. Registers of BAR 0: 0x00 source and 0x08 target (64 bits each), 0x10 length, 0x14 command, 0x18 status.
  */
 import {
   type Device,

@@ -5,7 +5,9 @@ import { bytesAsRegisters } from "../../guest/pci/registers.js";
 const VENDOR_ID = 0xfff4;
 const DEVICE_ID = 0x0003;
 
-/** Two kibibytes and a bit more, with the header of an image that no firmware runs (PCI Firmware 3.0, 5.1: code type 1). */
+/**
+ * Two kibibytes and a bit more, with the header of an image that no firmware runs (PCI Firmware 3.0, 5.1: code type 1).
+ */
 export const ROM = romImage(2560);
 
 function romImage(size: number): Uint8Array {

@@ -1,4 +1,7 @@
-/** The back-end's requests, as QEMU deals with them: SHMEM_MAP, SHMEM_UNMAP, and the interrupt for a changed config space. */
+/**
+ * The back-end's requests, as QEMU deals with them: SHMEM_MAP, SHMEM_UNMAP, and the interrupt for a changed config
+ * space.
+ */
 import { closeSync } from "node:fs";
 import * as native from "../../native/index.js";
 import { inBounds } from "../../shared/bits.js";

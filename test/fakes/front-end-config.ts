@@ -1,6 +1,6 @@
 /**
- * PCI config space of stock QEMU's vhost-user-test-device-pci: modern virtio registers in BAR 2, the shared memory region in
- * BAR 4, one MSI-X vector in BAR 1.
+ * PCI config space of stock QEMU's vhost-user-test-device-pci: modern virtio registers in BAR 2, the shared memory
+ * region in BAR 4, one MSI-X vector in BAR 1.
  */
 import { PCI_VENDOR_ID, PciCap, PciCap64, PciCapType, PciNotifyCap } from "../../shared/spec/virtio.js";
 

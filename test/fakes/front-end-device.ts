@@ -1,6 +1,6 @@
 /**
- * A device process as small as can be, on any PciFunction: sets the virtio device up, says HELLO, and answers commands from
- * one BAR's worth of bytes. Tests replace what it does with `onCommand`, and send garbage with `sendRaw`.
+ * A device process as small as can be, on any PciFunction: sets the virtio device up, says HELLO, and answers commands
+ * from one BAR's worth of bytes. Tests replace what it does with `onCommand`, and send garbage with `sendRaw`.
  */
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
 import { ABI_VERSION, Hello, HelloFlags, LinkCommand, Queue } from "../../shared/spec/link.js";

@@ -1,6 +1,6 @@
 /**
- * vhost-user's framing as stock QEMU does it: a request is written, and then nothing else happens until its reply is there.
- * So the back-end under test has to live in another process.
+ * vhost-user's framing as stock QEMU does it: a request is written, and then nothing else happens until its reply is
+ * there. So the back-end under test has to live in another process.
  */
 import { closeSync } from "node:fs";
 import * as native from "../../native/index.js";

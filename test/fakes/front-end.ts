@@ -1,7 +1,8 @@
 /**
- * A vhost-user front-end that plays stock QEMU's vhost-user-test-device-pci *and* the hardware that the guest sees: over
- * the real socket, with real shared memory, eventfds and the window. As in QEMU, whoever waits for the back-end waits with
- * the "big lock" held: register accesses are synchronous, and the back-end's own requests are served in between.
+ * A vhost-user front-end that plays stock QEMU's vhost-user-test-device-pci *and* the hardware that the guest sees:
+ * over the real socket, with real shared memory, eventfds and the window. As in QEMU, whoever waits for the back-end
+ * waits with the "big lock" held: register accesses are synchronous, and the back-end's own requests are served in
+ * between.
  *
  * What would kill stock QEMU 11.1 is recorded in `fatal`, which tests must find undefined.
  */
@@ -212,7 +213,10 @@ export class FrontEnd implements PciFunction {
     if (this.#status & Status.DRIVER_OK) this.#start();
   }
 
-  /** Memory decoding is switched off or on, or the function goes to D3hot and back: the table is without the window's maps meanwhile. */
+  /**
+   * Memory decoding is switched off or on, or the function goes to D3hot and back: the table is without the window's
+   * maps meanwhile.
+   */
   setDecoding(on: boolean): void {
     this.#isDecoding = on;
     this.commit();

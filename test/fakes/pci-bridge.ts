@@ -1,6 +1,6 @@
 /**
- * The bridge and its virtio device in the test's own process, straight behind a PciFunction: a test plays the bridge, and a
- * dishonest one as easily as an honest one, down to the rings' bytes.
+ * The bridge and its virtio device in the test's own process, straight behind a PciFunction: a test plays the bridge,
+ * and a dishonest one as easily as an honest one, down to the rings' bytes.
  */
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
 import { Errno } from "../../shared/errors.js";
@@ -141,8 +141,8 @@ export class PciBridge implements PciFunction {
   }
 
   /**
-   * Bytes into the driver's buffers, `count` at a time, as they are, and an interrupt if the driver wants one. Says `used`
-   * bytes for the last one if given.
+   * Bytes into the driver's buffers, `count` at a time, as they are, and an interrupt if the driver wants one. Says
+   * `used` bytes for the last one if given.
    */
   sendRaw(bytes: Uint8Array, used?: number): void {
     const queue = this.#device(Queue.TO_DEVICE);

@@ -1,6 +1,6 @@
 /**
- * A device with regions of its own, each of another kind: registers that are trapped, with ioeventfds behind them; memory in
- * part; memory as a whole; one that is only read; one that is only written.
+ * A device with regions of its own, each of another kind: registers that are trapped, with ioeventfds behind them;
+ * memory in part; memory as a whole; one that is only read; one that is only written.
  */
 import { type Device, type DeviceContext, type DeviceRegion, FIRST_DEVICE_REGION } from "../../guest/device.js";
 import { RegisterFile } from "../../guest/pci/registers.js";

@@ -1,7 +1,7 @@
 /**
- * A device that shares: BAR 0 has registers, ioeventfds among them, and two parts that are memory; all of BAR 2 is memory.
- * Register 0x00 of BAR 0 counts accesses that reached the device; 0x08 reads, and 0x0c writes, the first word of part 0,
- * so that a driver VM without other means can tell that device and driver VM see the same memory.
+ * A device that shares: BAR 0 has registers, ioeventfds among them, and two parts that are memory; all of BAR 2 is
+ * memory. Register 0x00 of BAR 0 counts accesses that reached the device; 0x08 reads, and 0x0c writes, the first word
+ * of part 0, so that a driver VM without other means can tell that device and driver VM see the same memory.
  */
 import type { Device, DeviceContext } from "../../guest/device.js";
 

@@ -1,6 +1,6 @@
 /**
- * The real bridge in a process of its own, with two sessions: the first is attacked, the second has a device VM and a client
- * that have to be served all the time.
+ * The real bridge in a process of its own, with two sessions: the first is attacked, the second has a device VM and a
+ * client that have to be served all the time.
  */
 import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";

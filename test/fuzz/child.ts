@@ -1,7 +1,7 @@
 /**
- * The process that is fuzzed: runs rounds on one target until its time is over, and looks after each whether everything is
- * as it was. Arguments: target, seed, first round, rounds at most, seconds at most. Any failure ends it with a text on stderr; the
- * parent (run.ts) adds what happened last.
+ * The process that is fuzzed: runs rounds on one target until its time is over, and looks after each whether everything
+ * is as it was. Arguments: target, seed, first round, rounds at most, seconds at most. Any failure ends it with a text
+ * on stderr; the parent (run.ts) adds what happened last.
  */
 import { readdirSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";

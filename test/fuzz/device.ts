@@ -1,6 +1,6 @@
 /**
- * A device for attacks: registers that do DMA and interrupts on command, as the copy device's (test/fakes/copy-device.ts), but
- * with bounds on what one command costs, and true to its contract whatever it is told.
+ * A device for attacks: registers that do DMA and interrupts on command, as the copy device's
+ * (test/fakes/copy-device.ts), but with bounds on what one command costs, and true to its contract whatever it is told.
  */
 import { type Device, type DeviceContext, DmaError } from "../../guest/device.js";
 import { getUint, setUint } from "../../shared/struct/struct.js";

@@ -1,6 +1,6 @@
 /**
- * A short run of each target, with a seed of its own each time; about a minute in all. `npm run fuzz` runs for longer. And the
- * fuzzer's own test: parsers that are broken on purpose are found out, in every way in which one can be broken.
+ * A short run of each target, with a seed of its own each time; about a minute in all. `npm run fuzz` runs for longer.
+ * And the fuzzer's own test: parsers that are broken on purpose are found out, in every way in which one can be broken.
  */
 import test from "ava";
 import { run } from "./run.js";

@@ -1,6 +1,6 @@
 /**
- * A virtio-vfio-user device in this process, for the guest library to drive: registers, rings and device configuration as
- * QEMU has them, and a bridge behind them that is the test's. `corrupt` lets any of it lie.
+ * A virtio-vfio-user device in this process, for the guest library to drive: registers, rings and device configuration
+ * as QEMU has them, and a bridge behind them that is the test's. `corrupt` lets any of it lie.
  */
 import assert from "node:assert/strict";
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";

@@ -1,6 +1,6 @@
 /**
- * `npm run fuzz`: every target in turn. Options: --seconds N for each target (10), --seed S, --target NAME (more than one is
- * possible), --round N to repeat one round alone, --list.
+ * `npm run fuzz`: every target in turn. Options: --seconds N for each target (10), --seed S, --target NAME (more than
+ * one is possible), --round N to repeat one round alone, --list.
  */
 import "../../shared/no-debugger.js";
 import { parseArgs } from "node:util";

@@ -1,6 +1,6 @@
 /**
- * What is done to valid messages: fields get boundary values, bytes change, messages are cut, doubled, swapped and split.
- * Where a field is comes from the same tables (shared/spec) that the parsers use.
+ * What is done to valid messages: fields get boundary values, bytes change, messages are cut, doubled, swapped and
+ * split. Where a field is comes from the same tables (shared/spec) that the parsers use.
  */
 import { getUint, setUint } from "../../shared/struct/struct.js";
 import type { Choices } from "./choices.js";
@@ -124,7 +124,10 @@ export function disorder<T>(random: Choices, messages: readonly T[]): T[] {
   return out;
 }
 
-/** The messages as one stream, cut into pieces at random; a message's fds go with its first byte, or now and then with another. */
+/**
+ * The messages as one stream, cut into pieces at random; a message's fds go with its first byte, or now and then with
+ * another.
+ */
 export function cut(random: Choices, messages: readonly Message[]): Message[] {
   const pieces: Message[] = [];
   let waiting: Uint8Array[] = [];

@@ -1,6 +1,6 @@
 /**
- * What a fuzzed process did last, in memory that its parent shares: still there after a crash or a hang. Nothing is written
- * to any file system.
+ * What a fuzzed process did last, in memory that its parent shares: still there after a crash or a hang. Nothing is
+ * written to any file system.
  */
 import { mapFile, PROT_READ, PROT_WRITE } from "../../native/index.js";
 

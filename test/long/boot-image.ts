@@ -1,6 +1,6 @@
 /**
- * A disk that boots: GRUB in its boot sector and behind it, and one ext4 partition with a kernel, busybox and our first process.
- * Made without mounting anything, so that no privileges are needed.
+ * A disk that boots: GRUB in its boot sector and behind it, and one ext4 partition with a kernel, busybox and our first
+ * process. Made without mounting anything, so that no privileges are needed.
  */
 import { execFile } from "node:child_process";
 import { copyFile, mkdir, open, readFile, writeFile } from "node:fs/promises";

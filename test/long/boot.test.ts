@@ -1,4 +1,7 @@
-/** A driver VM whose firmware boots from the disk that the other VM serves: SeaBIOS, GRUB, Linux, and its root file system. */
+/**
+ * A driver VM whose firmware boots from the disk that the other VM serves: SeaBIOS, GRUB, Linux, and its root file
+ * system.
+ */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -20,7 +20,9 @@ export async function startLong(t: ExecutionContext, diskMiB: number): Promise<L
   return { extras, product: await Product.start({ diskMiB }) };
 }
 
-/** What makes a driver VM one with two CPUs, and so with two queue pairs, and with this suite's kernel and the tools. */
+/**
+ * What makes a driver VM one with two CPUs, and so with two queue pairs, and with this suite's kernel and the tools.
+ */
 export async function driverVmChoices(
   { context: { product, extras } }: ExecutionContext<LongSetUp>,
   suite: Suite = "trixie",

@@ -1,4 +1,7 @@
-/** ext4 and xfs on the disk: made, filled by several writers, checked, and read again by a kernel that has nothing of it in memory. */
+/**
+ * ext4 and xfs on the disk: made, filled by several writers, checked, and read again by a kernel that has nothing of it
+ * in memory.
+ */
 import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS, diskBlocks } from "../../scripts/vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";

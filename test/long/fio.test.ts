@@ -1,4 +1,7 @@
-/** fio in the driver VM: random mixed I/O whose every block says what and where it is (crc32c), at queue depths from 1 to 64. */
+/**
+ * fio in the driver VM: random mixed I/O whose every block says what and where it is (crc32c), at queue depths from 1
+ * to 64.
+ */
 import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 import { driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";

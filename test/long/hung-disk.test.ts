@@ -1,4 +1,7 @@
-/** fio in the driver VM while its disk hangs in the device VM, for longer than Linux waits for a command: no I/O fails, and no byte is lost. */
+/**
+ * fio in the driver VM while its disk hangs in the device VM, for longer than Linux waits for a command: no I/O fails,
+ * and no byte is lost.
+ */
 import { setTimeout as sleep } from "node:timers/promises";
 import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS } from "../../scripts/vm/two-vms.js";

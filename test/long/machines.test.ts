@@ -1,4 +1,7 @@
-/** Driver VMs of other makes than the other tests': more CPUs, memory above 4 GiB, and a balloon, each under verified I/O. */
+/**
+ * Driver VMs of other makes than the other tests': more CPUs, memory above 4 GiB, and a balloon, each under verified
+ * I/O.
+ */
 import { setTimeout as delay } from "node:timers/promises";
 import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS, exerciseDisk } from "../../scripts/vm/two-vms.js";

@@ -1,7 +1,8 @@
 /**
- * The commands of a section of the README, with what is to come of them. A block of commands (```sh) begins with a comment that says
- * where they are typed: "# on the host, terminal 2" starts what stays in that terminal, "# in the device VM, terminal 2" is typed into it,
- * and without a number the commands come to an end. The block of text behind it (```text) has lines that must come, in that order.
+ * The commands of a section of the README, with what is to come of them. A block of commands (```sh) begins with a
+ * comment that says where they are typed: "# on the host, terminal 2" starts what stays in that terminal, "# in the
+ * device VM, terminal 2" is typed into it, and without a number the commands come to an end. The block of text behind
+ * it (```text) has lines that must come, in that order.
  */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";

@@ -1,4 +1,6 @@
-/** The README's "Serve a disk from a VM", line by line as it stands there, from the build to a file in the driver VM. */
+/**
+ * The README's "Serve a disk from a VM", line by line as it stands there, from the build to a file in the driver VM.
+ */
 import { mkdtemp, rm } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";

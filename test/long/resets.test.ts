@@ -1,6 +1,6 @@
 /**
- * The driver VM and its controller are started anew in the middle of everything: what was flushed is there afterwards, the disk works, and
- * nothing of before is left open.
+ * The driver VM and its controller are started anew in the middle of everything: what was flushed is there afterwards,
+ * the disk works, and nothing of before is left open.
  */
 import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
@@ -161,7 +161,8 @@ test.serial("a system_reset as soon as the firmware enables the controller, or L
   let enabled = Number((await product.deviceVm.run(count, COMMAND_MS)).output);
   const vm = await product.switchOn(t, { ...(await driverVmChoices(t)), reboots: true });
   let from = 0;
-  // The firmware's is each boot's first. (Earlier, while it copies itself to RAM, a reset is too much for QEMU: it boots zeros.)
+  // The firmware's is each boot's first. (Earlier, while it copies itself to RAM, a reset is too much for QEMU: it
+  // boots zeros.)
   for (const nth of [1, 2, 1, 2]) {
     enabled += nth;
     await product.deviceVm.check(`until [ $(${count}) -ge ${enabled} ]; do sleep 0.05; done`, COMMAND_MS);

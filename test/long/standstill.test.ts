@@ -1,6 +1,7 @@
 /**
- * Each process on the way from the driver VM to its disk stands still under verified I/O, for less time and for more than QEMU waits
- * for an answer (5 s), and the device VM is paused at bad moments: nothing fails, and nothing is left open.
+ * Each process on the way from the driver VM to its disk stands still under verified I/O, for less time and for more
+ * than QEMU waits for an answer (5 s), and the device VM is paused at bad moments: nothing fails, and nothing is left
+ * open.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import anyTest, { type ExecutionContext, type TestFn } from "ava";

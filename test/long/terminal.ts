@@ -1,4 +1,6 @@
-/** A terminal window: what runs in it, what it has said so far, and what is typed into it. It dies with this process. */
+/**
+ * A terminal window: what runs in it, what it has said so far, and what is typed into it. It dies with this process.
+ */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { WakeUps } from "../../scripts/vm/wake-ups.js";

@@ -13,7 +13,10 @@ export interface VerifiedIo {
   end(): Promise<void>;
 }
 
-/** For `seconds`, on the disk's MiB from `offsetMiB` on; it is under way when this returns. `more` are more of fio's options. */
+/**
+ * For `seconds`, on the disk's MiB from `offsetMiB` on; it is under way when this returns. `more` are more of fio's
+ * options.
+ */
 export async function startVerifiedIo(
   vm: Vm,
   {

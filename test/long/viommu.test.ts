@@ -42,7 +42,9 @@ test.serial("six reboots and six resets, in two VMs", async (t) => {
   t.true(product.bridge.alive);
 });
 
-/** Rows of IOMMU, more for the kernel's command line, and what the highest addresses look like in the device's state. */
+/**
+ * Rows of IOMMU, more for the kernel's command line, and what the highest addresses look like in the device's state.
+ */
 const HIGH = [
   ["virtio-iommu, whose addresses are right below 2^64", { iommu: "virtio" }, /"address":"0xffff[0-9a-f]{12}"/],
   [

@@ -1,4 +1,6 @@
-/** Lists of copies: order, what is out of bounds, buffers that nothing else keeps; files, and what goes wrong with them. */
+/**
+ * Lists of copies: order, what is out of bounds, buffers that nothing else keeps; files, and what goes wrong with them.
+ */
 import { ftruncateSync, writeSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";

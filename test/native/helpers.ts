@@ -1,4 +1,6 @@
-/** What the addon's tests share: temp folders, fds that close themselves, and a look at which fds the process has open. */
+/**
+ * What the addon's tests share: temp folders, fds that close themselves, and a look at which fds the process has open.
+ */
 import { execFileSync } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
@@ -32,7 +34,9 @@ export function makeBlocking(fd: number): void {
   native.ioctl(fd, FIONBIO, new Uint8Array(4));
 }
 
-/** How many fds of this process lead to the memfd of that name: other tests run in the same process at the same time. */
+/**
+ * How many fds of this process lead to the memfd of that name: other tests run in the same process at the same time.
+ */
 export function fdsOfMemory(name: string): number {
   let count = 0;
   for (const entry of fs.readdirSync("/proc/self/fd")) {

@@ -55,7 +55,10 @@ const objects = (text: string): object[] => {
   return whole.map((each) => JSON.parse(each));
 };
 
-/** Writes more than there is room for, and checks that what comes out is whole lines, in order, and the number of the rest. */
+/**
+ * Writes more than there is room for, and checks that what comes out is whole lines, in order, and the number of the
+ * rest.
+ */
 async function overflow(t: ExecutionContext, writeEnd: number, readEnd: number): Promise<void> {
   const writer = new native.LineWriter(writeEnd, CAPACITY, NOTICE);
   const count = 20_000;

@@ -15,7 +15,9 @@ for (const before of [0, 70, 90]) {
   );
 }
 
-/** What comes of a deadline of 100 ms, of which that many have passed when something comes and the process stands still. */
+/**
+ * What comes of a deadline of 100 ms, of which that many have passed when something comes and the process stands still.
+ */
 async function standStillAfter(before: number): Promise<string> {
   const fd = eventfd(0);
   const seen = await new Promise<string>((resolve) => {

@@ -1,6 +1,7 @@
 /**
- * Interrupts whose vectors are bound anew all the time: Linux masks a vector while it moves it to another CPU, and QEMU then binds
- * it again. A completion whose interrupt is lost waits for the driver's time-out of 30 s, which the kernel's log would tell.
+ * Interrupts whose vectors are bound anew all the time: Linux masks a vector while it moves it to another CPU, and QEMU
+ * then binds it again. A completion whose interrupt is lost waits for the driver's time-out of 30 s, which the kernel's
+ * log would tell.
  */
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

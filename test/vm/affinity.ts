@@ -1,4 +1,7 @@
-/** Interrupt vectors that change their CPU all the time: Linux masks a vector while it moves it, and QEMU then binds it again. */
+/**
+ * Interrupt vectors that change their CPU all the time: Linux masks a vector while it moves it, and QEMU then binds it
+ * again.
+ */
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { COMMAND_MS } from "../../scripts/vm/two-vms.js";
 
@@ -9,7 +12,10 @@ const MOVE = [
   "echo $((1 + n % 2)) >/proc/irq/$irq/smp_affinity 2>/dev/null && echo $n; done; done >/tmp/moves) &",
 ].join(" ");
 
-/** Moves every vector of the controller's until what it returns is called, which gives the number of moves. The VM has two CPUs. */
+/**
+ * Moves every vector of the controller's until what it returns is called, which gives the number of moves. The VM has
+ * two CPUs.
+ */
 export async function moveVectors(vm: Vm): Promise<() => Promise<number>> {
   await vm.check(MOVE, COMMAND_MS);
   return async () => Number(await vm.check("rm /tmp/move; wc -l </tmp/moves", COMMAND_MS));

@@ -1,6 +1,6 @@
 /**
- * The bridge against stock QEMU's vhost-user-test-device-pci, without a guest: the test is the driver. This is what keeps
- * the fake front-end honest.
+ * The bridge against stock QEMU's vhost-user-test-device-pci, without a guest: the test is the driver. This is what
+ * keeps the fake front-end honest.
  */
 import test, { type ExecutionContext } from "ava";
 import { prepareVmEnvironment } from "../../scripts/vm/environment.js";

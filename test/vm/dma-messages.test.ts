@@ -1,6 +1,6 @@
 /**
- * DMA_READ and DMA_WRITE with stock QEMU, which answers a large read only when it is asked in small parts. No guest runs:
- * QEMU's qtest protocol, on stdin and stdout, plays the processor.
+ * DMA_READ and DMA_WRITE with stock QEMU, which answers a large read only when it is asked in small parts. No guest
+ * runs: QEMU's qtest protocol, on stdin and stdout, plays the processor.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

@@ -1,6 +1,6 @@
 /**
- * A driver VM with an IOMMU of its own: Linux maps and unmaps the data of each request, what the device only reads read-only, and
- * waits in each unmap.
+ * A driver VM with an IOMMU of its own: Linux maps and unmaps the data of each request, what the device only reads
+ * read-only, and waits in each unmap.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

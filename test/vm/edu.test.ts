@@ -1,6 +1,7 @@
 /**
- * edu driven by a program in a driver VM, programs/edu.c, as docs/writing-a-device.md has it: through the BAR that the kernel shows
- * in sysfs, and by VFIO behind the VM's own IOMMU, whose every map and unmap reaches the device. The device runs on this host.
+ * edu driven by a program in a driver VM, programs/edu.c, as docs/writing-a-device.md has it: through the BAR that the
+ * kernel shows in sysfs, and by VFIO behind the VM's own IOMMU, whose every map and unmap reaches the device. The
+ * device runs on this host.
  */
 import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";

@@ -1,6 +1,6 @@
 /**
- * Driver VMs whose memory is of huge pages. q35's begins, for a device, in the middle of the first one, which can be mapped only
- * whole: that part is copied, and the rest is in the window.
+ * Driver VMs whose memory is of huge pages. q35's begins, for a device, in the middle of the first one, which can be
+ * mapped only whole: that part is copied, and the rest is in the window.
  */
 import { execFileSync } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";

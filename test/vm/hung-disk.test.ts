@@ -1,4 +1,7 @@
-/** A disk that hangs in the device VM: the driver VM's other disk goes on, resets are answered, and it is back when it is back. */
+/**
+ * A disk that hangs in the device VM: the driver VM's other disk goes on, resets are answered, and it is back when it
+ * is back.
+ */
 import { setTimeout as sleep } from "node:timers/promises";
 import anyTest, { type TestFn } from "ava";
 import { COMMAND_MS, waitForDisk } from "../../scripts/vm/two-vms.js";

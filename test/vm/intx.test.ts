@@ -1,4 +1,7 @@
-/** A driver VM whose kernel uses no messages (`pci=nomsi`): the disk works by INTA#, with doorbells as registers, in memory and mapped. */
+/**
+ * A driver VM whose kernel uses no messages (`pci=nomsi`): the disk works by INTA#, with doorbells as registers, in
+ * memory and mapped.
+ */
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,4 +1,7 @@
-/** The disk in the life of one driver VM: its driver goes and comes, Linux reboots, the machine is reset, the disk is unplugged. */
+/**
+ * The disk in the life of one driver VM: its driver goes and comes, Linux reboots, the machine is reset, the disk is
+ * unplugged.
+ */
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import { DEVICE_ID, vfioUserDevice } from "../../scripts/vm/arguments.js";
 import type { Vm } from "../../scripts/vm/qemu.js";
@@ -107,7 +110,8 @@ test.serial("the disk is unplugged and plugged in again", async (t) => {
     await vm.qmp("device_del", { id: DEVICE_ID });
     await deleted;
   } catch (error) {
-    // QEMU 11.1 takes a function's BARs apart before its MSI-X tables, and stumbles: any function with MSI-X ends it here.
+    // QEMU 11.1 takes a function's BARs apart before its MSI-X tables, and stumbles: any function with MSI-X ends it
+    // here.
     await vm.exited;
     t.regex(vm.log, /memory_region_del_subregion: Assertion `subregion->container == mr' failed/, String(error));
     const next = await vmWithDisk(t);

@@ -1,6 +1,7 @@
 /**
- * What Linux and lspci make of our configuration spaces: a driver VM with two functions, straight on vfio-user sockets of
- * this host. One declares everything that can be declared; the other, the NVMe controller, leaves all to the defaults.
+ * What Linux and lspci make of our configuration spaces: a driver VM with two functions, straight on vfio-user sockets
+ * of this host. One declares everything that can be declared; the other, the NVMe controller, leaves all to the
+ * defaults.
  */
 import type { ChildProcess } from "node:child_process";
 import { createHash } from "node:crypto";
@@ -62,7 +63,9 @@ async function lspci(vm: Vm, address: string): Promise<string> {
   return await vm.check(command, COMMAND_MS);
 }
 
-/** Lines in which lspci says that it does not understand; its "<?>" on vendor-specific contents is what it always says. */
+/**
+ * Lines in which lspci says that it does not understand; its "<?>" on vendor-specific contents is what it always says.
+ */
 function complaints(text: string): string[] {
   const lines = text.split("\n").filter((line) => !/Vendor Specific Information: .*<\?>$/.test(line));
   return lines.filter((line) =>

@@ -1,6 +1,6 @@
 /**
- * NVMe doorbells that stock QEMU maps into the driver VM: Linux's driver rings them without a message. The device runs in this
- * process, whose link counts the messages.
+ * NVMe doorbells that stock QEMU maps into the driver VM: Linux's driver rings them without a message. The device runs
+ * in this process, whose link counts the messages.
  */
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

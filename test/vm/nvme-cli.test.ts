@@ -1,4 +1,7 @@
-/** nvme-cli in the driver VM: what it prints is what is served, what it tells the disk to do is done, and it complains of nothing. */
+/**
+ * nvme-cli in the driver VM: what it prints is what is served, what it tells the disk to do is done, and it complains
+ * of nothing.
+ */
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { COMMAND_MS, diskBlocks, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";

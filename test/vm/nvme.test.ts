@@ -1,4 +1,7 @@
-/** The product on real parts: an NVMe disk in one stock QEMU VM, used by the Linux driver in another, which dies and comes back. */
+/**
+ * The product on real parts: an NVMe disk in one stock QEMU VM, used by the Linux driver in another, which dies and
+ * comes back.
+ */
 import anyTest, { type TestFn } from "ava";
 import * as vms from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";

@@ -25,7 +25,9 @@ async function pause(vm: Vm, milliseconds: number): Promise<void> {
   await vm.qmp("cont");
 }
 
-/** Writes 4 KiB at a time while the device VM is paused again and again; then what is on the disk is what was written. */
+/**
+ * Writes 4 KiB at a time while the device VM is paused again and again; then what is on the disk is what was written.
+ */
 async function writeThroughPauses(t: ExecutionContext<{ product: Product }>, vm: Vm): Promise<void> {
   const { deviceVm } = t.context.product;
   await vm.check(`rm -f /tmp/status; dd if=/dev/urandom of=/tmp/data bs=1M count=${DATA_MIB} 2>/dev/null`, COMMAND_MS);

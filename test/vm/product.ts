@@ -1,5 +1,6 @@
 /**
- * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with their test.
+ * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with
+ * their test.
  */
 import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -29,7 +30,9 @@ export class Product {
     readonly deviceVm: Vm,
   ) {}
 
-  /** Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection. */
+  /**
+   * Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection.
+   */
   static async start({ diskMiB, disks = 1, image, drive }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));

@@ -1,6 +1,6 @@
 /**
- * Stock QEMU without a guest: its qtest protocol reads and writes ports and memory, so that a test can be the driver. What
- * the fake front-end claims of QEMU is checked against the real one this way, in seconds.
+ * Stock QEMU without a guest: its qtest protocol reads and writes ports and memory, so that a test can be the driver.
+ * What the fake front-end claims of QEMU is checked against the real one this way, in seconds.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";

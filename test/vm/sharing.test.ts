@@ -1,6 +1,6 @@
 /**
- * BAR memory that a driver VM maps from the device: stock QEMU puts it into the VM, and accesses to it cost no message. The
- * device runs in this process, whose link counts the messages.
+ * BAR memory that a driver VM maps from the device: stock QEMU puts it into the VM, and accesses to it cost no message.
+ * The device runs in this process, whose link counts the messages.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

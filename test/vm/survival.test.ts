@@ -1,4 +1,7 @@
-/** What was written and flushed is there after the device's process was killed; the driver VM that runs meanwhile goes on. */
+/**
+ * What was written and flushed is there after the device's process was killed; the driver VM that runs meanwhile goes
+ * on.
+ */
 import anyTest, { type TestFn } from "ava";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
@@ -62,7 +65,10 @@ test.serial("a running driver VM has its disk again after the device's process w
   t.true(bridge.alive);
 });
 
-/** Starts to write /tmp/data to the disk in small pieces, and returns in the middle of that. The end is told in /tmp/status. */
+/**
+ * Starts to write /tmp/data to the disk in small pieces, and returns in the middle of that. The end is told in
+ * /tmp/status.
+ */
 async function startWriting(vm: Vm): Promise<void> {
   await vm.check(`dd if=/dev/urandom of=/tmp/data bs=1M count=${DATA_MIB} 2>/dev/null`, COMMAND_MS);
   const copy = "dd if=/tmp/data of=/dev/nvme0n1 bs=4k oflag=direct conv=fsync 2>/tmp/said";

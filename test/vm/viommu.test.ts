@@ -1,4 +1,7 @@
-/** A driver VM with an IOMMU of its own is reset in the middle of I/O: nothing of before stays mapped, and the disk works on. */
+/**
+ * A driver VM with an IOMMU of its own is reset in the middle of I/O: nothing of before stays mapped, and the disk
+ * works on.
+ */
 import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,6 +1,6 @@
 /**
- * A driver VM whose IOMMU maps each of its pages for DMA as it is used, and unmaps it right afterwards: the memory of a device
- * changes all the time, and goes as a whole when the machine is reset.
+ * A driver VM whose IOMMU maps each of its pages for DMA as it is used, and unmaps it right afterwards: the memory of a
+ * device changes all the time, and goes as a whole when the machine is reset.
  */
 import type { ExecutionContext } from "ava";
 import type { Vm } from "../../scripts/vm/qemu.js";
@@ -24,8 +24,8 @@ while :; do dd if=/dev/nvme0n1 of=/dev/null bs=16k skip=512 count=1000 iflag=dir
 until [ $(stat 1) -gt $((reads + 20)) ] && [ $(stat 5) -gt $((writes + 20)) ]; do :; done`;
 
 /**
- * Resets the machine in the middle of reads and writes, as often as there are `resets`: what was flushed is there after each, and the
- * device has as many maps (`countMaps`) as after the first start.
+ * Resets the machine in the middle of reads and writes, as often as there are `resets`: what was flushed is there after
+ * each, and the device has as many maps (`countMaps`) as after the first start.
  */
 export async function surviveResets(
   t: ExecutionContext,

@@ -1,4 +1,6 @@
-/** Both VMs for real, without our device: they boot, have what the scenarios need, and end in every way without a trace. */
+/**
+ * Both VMs for real, without our device: they boot, have what the scenarios need, and end in every way without a trace.
+ */
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:net";

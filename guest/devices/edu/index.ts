@@ -1,6 +1,6 @@
 /**
- * edu, QEMU's teaching device, after its data sheet (QEMU: docs/specs/edu.rst): a number that is inverted, a factorial that takes a
- * while, interrupts on demand, and DMA to and from a buffer of 4 KiB. docs/writing-a-device.md goes through this file.
+ * edu, QEMU's teaching device (its docs/specs/edu.rst): a number that is inverted, a factorial that takes a while,
+ * interrupts on demand, DMA to and from a buffer of 4 KiB. docs/writing-a-device.md goes through this file.
  */
 import { setImmediate } from "node:timers/promises";
 import { inBounds } from "../../../shared/bits.js";
@@ -14,7 +14,7 @@ const Cause = { FACTORIAL: 0x001, DMA: 0x100 } as const;
 const BUFFER = { OFFSET: 0x40000, SIZE: 4096 } as const;
 const ALL = 0xffff_ffff;
 
-/** `dmaBits`: the address bits that reach memory; higher ones are ignored. `delay`: what a factorial and a DMA wait for first. */
+/** `dmaBits`: address bits that reach memory; higher ones are ignored. `delay`: what a factorial and a DMA wait for. */
 export function createEdu(dmaBits = 28, delay: () => Promise<unknown> = setImmediate): Device {
   let context: DeviceContext;
   const buffer = new Uint8Array(BUFFER.SIZE);

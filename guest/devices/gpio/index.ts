@@ -1,6 +1,6 @@
 /**
- * General-purpose pins as a PCI device: 16 outputs, 16 inputs, an interrupt when chosen inputs change. All of its state is in
- * registers, so it can be moved to another process, pins as they are; only what came is left to be checked.
+ * General-purpose pins as a PCI device: 16 outputs, 16 inputs, an interrupt when chosen inputs change. All of its state
+ * is in registers, so it can be moved to another process, pins as they are; only what came is left to be checked.
  */
 import { UserError } from "../../../shared/errors.js";
 import type { Device, DeviceContext } from "../../device.js";
@@ -13,7 +13,10 @@ export const DEVICE_ID = 0x0002;
 const PINS = 16;
 const ALL = 2 ** PINS - 1;
 
-/** What moves the inputs: the outputs, which they are wired to; their being read, which they count; or the clock, whose periods they count. */
+/**
+ * What moves the inputs: the outputs, which they are wired to; their being read, which they count; or the clock, whose
+ * periods they count.
+ */
 export const INPUTS: readonly string[] = ["outputs", "reads", "time"];
 export const DEFAULT_PERIOD_MS = 1000;
 const MAX_PERIOD_MS = 3_600_000;

@@ -325,8 +325,8 @@ export class AdminCommands {
   }
 
   /**
-   * Doorbells that are in memory anyway need no second place there. And a driver that is interrupted by INTA# has to write
-   * registers: without KVM, QEMU deasserts it when the driver accesses a BAR, and not before.
+   * Doorbells that are in memory anyway need no second place there. And a driver that is interrupted by INTA# has to
+   * write registers: without KVM, QEMU deasserts it when the driver accesses a BAR, and not before.
    */
   get #hasShadowDoorbells(): boolean {
     const { context, engine } = this.#sources;

@@ -1,12 +1,14 @@
 /**
- * Transfers of one disk, so that none sees half of another (AWUN: a block is read as it was before a write or as it is after): one
- * that overlaps another, where either of them writes, begins when the other has ended. File systems do not promise that: ext4 reads a
- * page while it is written. All others begin at once, and in the steady state nothing is allocated.
+ * Transfers of one disk, so that none sees half of another (AWUN: a block is read as it was before a write or as it is
+ * after): one that overlaps another, where either of them writes, begins when the other has ended. File systems do not
+ * promise that: ext4 reads a page while it is written. All others begin at once, and in the steady state nothing is
+ * allocated.
  *
- * A transfer whose task has ended goes on when it has begun, as nobody can stop the kernel; so what comes after a reset waits for
- * what it overlaps of before. When it has not begun it never does.
+ * A transfer whose task has ended goes on when it has begun, as nobody can stop the kernel; so what comes after a reset
+ * waits for what it overlaps of before. When it has not begun it never does.
  *
- * What is done at once (direct-io.ts) never overlaps in time with what is done at once, and asks `isFree` about the rest.
+ * What is done at once (direct-io.ts) never overlaps in time with what is done at once, and asks `isFree` about the
+ * rest.
  */
 import type { Ended, Pieces, StorageError } from "./file-io.js";
 import type { Storage } from "./storage.js";

@@ -1,7 +1,7 @@
 /**
- * Buffers of our own for data that comes from a disk or goes there, since a disk may hang: nothing that waits for one has
- * driver-VM memory in its hands. Each disk has its own, so one that hangs keeps none from the others. There are so many and no
- * more, whatever the driver asks for: who finds none waits.
+ * Buffers of our own for data that comes from a disk or goes there, since a disk may hang: nothing that waits for one
+ * has driver-VM memory in its hands. Each disk has its own, so one that hangs keeps none from the others. There are so
+ * many and no more, whatever the driver asks for: who finds none waits.
  */
 import { KiB, MiB } from "../../../shared/limits.js";
 import type { Dma } from "../../device.js";
@@ -92,7 +92,10 @@ class Shelf {
 export class DiskBuffers {
   readonly #shelves = KINDS.map((kind) => new Shelf(kind));
 
-  /** Calls `ready`, at once or later, with a buffer of at least `length` bytes, LARGEST at most; never when the task ends before. */
+  /**
+   * Calls `ready`, at once or later, with a buffer of at least `length` bytes, LARGEST at most; never when the task
+   * ends before.
+   */
   take(length: number, dma: Dma, task: Task, ready: (buffer: DiskBuffer) => void): void {
     const shelf = this.#shelves.find(({ kind }) => kind.size >= length);
     if (shelf === undefined) throw new RangeError(`no buffer has ${length} bytes`);

@@ -1,6 +1,6 @@
 /**
- * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is possible
- * (direct-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
+ * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is
+ * possible (direct-io.ts), else handed to `execute`, which ends them by `complete`, at once or later.
  */
 import { KiB, MiB } from "../../../shared/limits.js";
 import type { DeviceContext } from "../../device.js";
@@ -14,8 +14,9 @@ import { newSegment } from "./segment.js";
 import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "./spec.js";
 
 /**
- * I/O commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep. Admin
- * commands have room of their own, in number and in bytes of data: I/O that is slow must not keep a Keep Alive from being heard.
+ * I/O commands under way at most; the others stay in their queues. It bounds the memory that a driver can make us keep.
+ * Admin commands have room of their own, in number and in bytes of data: I/O that is slow must not keep a Keep Alive
+ * from being heard.
  */
 const MAX_COMMANDS = 1024;
 const MAX_ADMIN_COMMANDS = 256;
@@ -93,7 +94,10 @@ export class CommandFlow implements RingUser {
     return this.#adminCommands >= MAX_ADMIN_COMMANDS || this.#adminBytes >= MAX_ADMIN_BYTES;
   }
 
-  /** Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends without anybody's knowing. */
+  /**
+   * Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends without anybody's
+   * knowing.
+   */
   cancel(chosen: (command: Command) => boolean, status: number): number {
     const commands = [...this.#active].filter(chosen);
     // All at once: what waits for the end of one may be another that ends.
@@ -238,7 +242,10 @@ export class CommandFlow implements RingUser {
     this.#adminBytes += command.length;
   }
 
-  /** Ends the commands that were started at once, all of them `queue`'s; those that could not be done take the other way. */
+  /**
+   * Ends the commands that were started at once, all of them `queue`'s; those that could not be done take the other
+   * way.
+   */
   #finishStarted(queue: SubmissionQueue): void {
     const started = this.#started;
     if (started.length === 0) return;
@@ -261,7 +268,9 @@ export class CommandFlow implements RingUser {
     this.interrupt(queue.completionQueue);
   }
 
-  /** Posts a completion to where the ring is known to be. False when that was not possible, and it took the other way. */
+  /**
+   * Posts a completion to where the ring is known to be. False when that was not possible, and it took the other way.
+   */
   #postSuccess(queue: SubmissionQueue, commandId: number): boolean {
     const { completionQueue } = queue;
     completionQueue.reserved--;

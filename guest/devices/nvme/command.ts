@@ -90,8 +90,8 @@ export class Command implements Task {
   }
 
   /**
-   * Finds where `length` bytes of data (at least 1) are, as far as PRP lists and SGL segments lie in the window. Returns a
-   * status (0 is success) or NOT_IN_WINDOW. `pageSize` is CC.MPS in bytes.
+   * Finds where `length` bytes of data (at least 1) are, as far as PRP lists and SGL segments lie in the window.
+   * Returns a status (0 is success) or NOT_IN_WINDOW. `pageSize` is CC.MPS in bytes.
    */
   resolve(dma: Dma, length: number, pageSize: number): number {
     if (this.psdt === Psdt.PRP) return this.#prps.resolve(dma, this.prp1, this.prp2, length, pageSize);

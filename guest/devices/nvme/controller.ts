@@ -303,7 +303,10 @@ export class NvmeController implements Device {
   }
 }
 
-/** A power of two, of which PCI allows up to 32; vectors above share them. Not more than MSI-X has: each needs a doorbell. */
+/**
+ * A power of two, of which PCI allows up to 32; vectors above share them. Not more than MSI-X has: each needs a
+ * doorbell.
+ */
 function msiVectors(vectors: number): 1 | 2 | 4 | 8 | 16 | 32 {
   return Math.min(32, 2 ** Math.floor(Math.log2(vectors))) as 1 | 2 | 4 | 8 | 16 | 32;
 }

@@ -1,6 +1,6 @@
 /**
- * Copy (NVM command set 1.0, 3.2.2): blocks of one namespace to others of the same, without the driver VM's memory. All source
- * ranges are checked and read before the first block is written, so that they may overlap the destination.
+ * Copy (NVM command set 1.0, 3.2.2): blocks of one namespace to others of the same, without the driver VM's memory. All
+ * source ranges are checked and read before the first block is written, so that they may overlap the destination.
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { Dma } from "../../device.js";

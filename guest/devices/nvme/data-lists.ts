@@ -1,6 +1,6 @@
 /**
- * Lists in driver-VM memory that say where a command's data is: PRP lists (prp.ts) and SGL segments (sgl.ts). A reader asks for
- * one list after the other; each is read exactly once, in the window or by messages.
+ * Lists in driver-VM memory that say where a command's data is: PRP lists (prp.ts) and SGL segments (sgl.ts). A reader
+ * asks for one list after the other; each is read exactly once, in the window or by messages.
  */
 import { isLost } from "../../../shared/lost-memory.js";
 import type { Dma } from "../../device.js";

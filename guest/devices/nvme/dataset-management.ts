@@ -1,6 +1,6 @@
 /**
- * NVM Express 1.4, section 6.7: Dataset Management. Deallocate gives space back to the storage; the other attributes are
- * hints that nothing here could follow. All ranges are checked before the first takes effect.
+ * NVM Express 1.4, section 6.7: Dataset Management. Deallocate gives space back to the storage; the other attributes
+ * are hints that nothing here could follow. All ranges are checked before the first takes effect.
  */
 import { inBounds } from "../../../shared/bits.js";
 import type { Dma } from "../../device.js";

@@ -1,4 +1,6 @@
-/** A disk as one side of copies that are done at once: pieces of memory, or a file that is read and written in place. */
+/**
+ * A disk as one side of copies that are done at once: pieces of memory, or a file that is read and written in place.
+ */
 import type { CopyList } from "../../../native/index.js";
 import type { DirectAccess } from "./storage.js";
 

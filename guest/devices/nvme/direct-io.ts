@@ -1,10 +1,10 @@
 /**
- * Read and Write where nothing has to be waited for: data in the window, and a disk that is memory, a file in memory, or one
- * whose blocks the page cache has. A command is checked and noted as a few copies, and the copies of a burst are done by one
- * call. Nothing is allocated, and nothing waits for the event loop.
+ * Read and Write where nothing has to be waited for: data in the window, and a disk that is memory, a file in memory,
+ * or one whose blocks the page cache has. A command is checked and noted as a few copies, and the copies of a burst are
+ * done by one call. Nothing is allocated, and nothing waits for the event loop.
  *
- * Only what goes well is done here. Whatever is odd about a command, and whatever would wait for a device, is left to io.ts,
- * which does all of it from the start.
+ * Only what goes well is done here. Whatever is odd about a command, and whatever would wait for a device, is left to
+ * io.ts, which does all of it from the start.
  */
 import { COPY_ENTRY as Copy, type CopyList, createCopyList } from "../../../native/index.js";
 import { inBounds } from "../../../shared/bits.js";
@@ -136,7 +136,9 @@ export class DirectIo {
     return command.length <= this.#maxTransfer && inBounds(block, blocks, blockCount);
   }
 
-  /** Copies between a disk from `position` on and one range of driver-VM memory; false when that is not in the window. */
+  /**
+   * Copies between a disk from `position` on and one range of driver-VM memory; false when that is not in the window.
+   */
   #note(disk: DirectDisk, position: number, address: number, length: number, isRead: boolean): boolean {
     const entries = this.#entries;
     for (let done = 0; done < length; ) {

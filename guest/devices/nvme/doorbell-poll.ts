@@ -1,6 +1,7 @@
 /**
- * Doorbells that a driver writes in memory: what is common to those of a buffer in its own memory (shadow-poll.ts) and to the
- * registers themselves, mapped by its VMM (shared-poll.ts). What is read there is checked as a register write is.
+ * Doorbells that a driver writes in memory: what is common to those of a buffer in its own memory (shadow-poll.ts) and
+ * to the registers themselves, mapped by its VMM (shared-poll.ts). What is read there is checked as a register write
+ * is.
  */
 import type { QueueEngine } from "./engine.js";
 import { Doorbell, type Ring } from "./queues.js";
@@ -9,7 +10,9 @@ import { Doorbell, type Ring } from "./queues.js";
 export interface DoorbellWords {
   /** The first queue whose words count. */
   readonly firstQueue: 0 | 1;
-  /** Finds them; what is below may be used until control goes back to the event loop. False: they cannot be reached now. */
+  /**
+   * Finds them; what is below may be used until control goes back to the event loop. False: they cannot be reached now.
+   */
   locate(): boolean;
   tailOf(id: number): number;
   headOf(id: number): number;
@@ -67,7 +70,9 @@ export abstract class DoorbellPoll<Words extends DoorbellWords> {
     this.engine.serveNow();
   }
 
-  /** Takes what the driver has written, at the beginning of a turn; true when `again` may be called in the same turn. */
+  /**
+   * Takes what the driver has written, at the beginning of a turn; true when `again` may be called in the same turn.
+   */
   poll(): boolean {
     const { words } = this;
     if (!words?.locate()) return false;

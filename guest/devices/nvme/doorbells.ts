@@ -1,6 +1,6 @@
 /**
- * NVM Express 1.4, sections 3.1.24 and 3.1.25: doorbell registers, written by message. Submission and completion doorbells take
- * turns. What makes no sense there becomes an event.
+ * NVM Express 1.4, sections 3.1.24 and 3.1.25: doorbell registers, written by message. Submission and completion
+ * doorbells take turns. What makes no sense there becomes an event.
  */
 import type { QueueEngine } from "./engine.js";
 import type { AsyncEvents } from "./events.js";
@@ -36,7 +36,10 @@ export function ringDoorbell(
   }
 }
 
-/** Where they are shared: the value is in memory already, and is checked there. `number`: which doorbell, if it is whole. */
+/**
+ * Where they are shared: the value is in memory already, and is checked there. `number`: which doorbell, if it is
+ * whole.
+ */
 export function wroteDoorbell(engine: QueueEngine, events: AsyncEvents, number: number, size: number): void {
   if (engine.submissionQueues[0] === undefined) return;
   if (!isDoorbell(engine, number, size)) {

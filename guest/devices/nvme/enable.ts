@@ -1,4 +1,6 @@
-/** NVM Express 1.4, section 7.6.1: what the driver's set-up of the registers has to be for a controller to get ready. */
+/**
+ * NVM Express 1.4, section 7.6.1: what the driver's set-up of the registers has to be for a controller to get ready.
+ */
 import { isExact } from "../../../shared/address.js";
 import type { RegisterFile } from "../../pci/registers.js";
 import { CompletionQueue, MAX_RING_SIZE, SubmissionQueue } from "./queues.js";

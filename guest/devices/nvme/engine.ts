@@ -1,10 +1,11 @@
 /**
- * The queues at work: doorbells, and turns in which commands are fetched (command-flow.ts) in the order of the doorbells.
+ * The queues at work: doorbells, and turns in which commands are fetched (command-flow.ts) in the order of the
+ * doorbells.
  *
- * A turn does TURN_WORK at most and then lets the event loop go on. A doorbell register makes a turn before its write is
- * answered; what is left then, and what ends later, makes turns of its own. Queues that wait take turns, a burst each (4.13,
- * round robin). Completions share interrupts. Doorbells in memory are looked at again and again within a turn; when there is to
- * be another one is in shadow-poll.ts and shared-poll.ts.
+ * A turn does TURN_WORK at most and then lets the event loop go on. A doorbell register makes a turn before its write
+ * is answered; what is left then, and what ends later, makes turns of its own. Queues that wait take turns, a burst
+ * each (4.13, round robin). Completions share interrupts. Doorbells in memory are looked at again and again within a
+ * turn; when there is to be another one is in shadow-poll.ts and shared-poll.ts.
  */
 import type { DeviceContext } from "../../device.js";
 import { CommandFlow, type CommandFlowHooks } from "./command-flow.js";

@@ -1,6 +1,6 @@
 /**
- * NVM Express 1.4, section 5.2: Asynchronous Event Requests wait here for events, and events for requests. Once an event of
- * a type was reported, further ones of the type wait until the driver has read its log page.
+ * NVM Express 1.4, section 5.2: Asynchronous Event Requests wait here for events, and events for requests. Once an
+ * event of a type was reported, further ones of the type wait until the driver has read its log page.
  */
 import type { QueueEngine } from "./engine.js";
 import {
@@ -59,8 +59,8 @@ export class AsyncEvents {
   }
 
   /**
-   * The SMART critical warnings that there are and that the driver wants to hear of, as bits: each is an event when it begins, or when
-   * the driver begins to want it.
+   * The SMART critical warnings that there are and that the driver wants to hear of, as bits: each is an event when it
+   * begins, or when the driver begins to want it.
    */
   warn(warnings: number): void {
     const begun = warnings & ~this.#warnings;

@@ -1,5 +1,6 @@
 /**
- * A disk that is a file, a block device or memory. Whatever may wait for a device is done by threads of its own (file-io.ts).
+ * A disk that is a file, a block device or memory. Whatever may wait for a device is done by threads of its own
+ * (file-io.ts).
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";

@@ -1,7 +1,7 @@
 /**
- * NVM Express 1.4, sections 5.13 and 5.21: Get Features and Set Features. A table of what each feature's dword holds; those
- * that the controller only remembers are marked by nothing else reading them. None is saved over a reset.
- * Left out: features with data structures (LBA range type, autonomous power states, host memory buffer).
+ * NVM Express 1.4, sections 5.13 and 5.21: Get Features and Set Features. A table of what each feature's dword holds;
+ * those that the controller only remembers are marked by nothing else reading them. None is saved over a reset. Left
+ * out: features with data structures (LBA range type, autonomous power states, host memory buffer).
  */
 import { Feature, Status } from "./spec.js";
 import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";

@@ -1,8 +1,8 @@
 /**
- * I/O of a disk's file, all of which may have to wait: native threads of the disk's own, so that one that hangs keeps none of
- * another's, move bytes between the file and memory, sync it, make zeros of parts of it, and keep attributes with it. What is asked for in one go
- * (io-batch.ts) goes to the threads by one call, and what ends together comes back by one event. In the steady state nothing is
- * allocated.
+ * I/O of a disk's file, all of which may have to wait: native threads of the disk's own, so that one that hangs keeps
+ * none of another's, move bytes between the file and memory, sync it, make zeros of parts of it, and keep attributes
+ * with it. What is asked for in one go (io-batch.ts) goes to the threads by one call, and what ends together comes back
+ * by one event. In the steady state nothing is allocated.
  */
 import { getSystemErrorName } from "node:util";
 import {
@@ -85,7 +85,10 @@ export class FileIo {
     this.#poll.start(POLL_READABLE);
   }
 
-  /** Moves all of `pieces` (at least one), or ends with an error. They must stay as they are until then, and the memory in place. */
+  /**
+   * Moves all of `pieces` (at least one), or ends with an error. They must stay as they are until then, and the memory
+   * in place.
+   */
   read(pieces: Pieces, position: number, done: Ended): void {
     this.#move(Operation.READ, pieces, position, done);
   }

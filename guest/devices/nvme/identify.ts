@@ -144,8 +144,8 @@ export function namespaceDescriptors(identity: Identity, namespace: Namespace): 
 }
 
 /**
- * What a namespace is known by, the same each time for the same serial number (7.10). EUI-64 and NGUID are big-endian; the
- * 24 bits in them that the IEEE would assign to a company are ones that it leaves to local administration.
+ * What a namespace is known by, the same each time for the same serial number (7.10). EUI-64 and NGUID are big-endian;
+ * the 24 bits in them that the IEEE would assign to a company are ones that it leaves to local administration.
  */
 function namespaceIdentifiers({ model, serial }: Identity, { id }: Namespace) {
   const name = `${model}:${serial}:namespace ${id}`;

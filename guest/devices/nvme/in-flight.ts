@@ -1,6 +1,6 @@
 /**
- * Counts what uses driver-VM memory or the storage, and tells when everything that was under way at some moment has ended,
- * also when new work keeps coming.
+ * Counts what uses driver-VM memory or the storage, and tells when everything that was under way at some moment has
+ * ended, also when new work keeps coming.
  */
 
 /** Work that began in the same span between two calls of `drained`. */

@@ -62,7 +62,9 @@ export interface NamedStorage {
   readonly storage: Storage;
 }
 
-/** Makes an NVMe controller with a namespace for each disk. @throws UserError for an option or a file that will not do */
+/**
+ * Makes an NVMe controller with a namespace for each disk. @throws UserError for an option or a file that will not do
+ */
 export async function createNvme(options: NvmeOptions): Promise<NvmeController> {
   const { files = [], memory = [], cache } = options;
   if (cache !== undefined && !CACHES.includes(cache)) {

@@ -1,6 +1,6 @@
 /**
- * What belongs together of the I/O of all disks: requests of one go, which go to a disk's threads by one call, and what is to be done
- * when all that ended together was dealt with.
+ * What belongs together of the I/O of all disks: requests of one go, which go to a disk's threads by one call, and what
+ * is to be done when all that ended together was dealt with.
  */
 
 /** A disk with requests to submit. */

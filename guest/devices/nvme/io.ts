@@ -1,5 +1,6 @@
 /**
- * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management, Verify, Copy.
+ * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management,
+ * Verify, Copy.
  *
  * Data that is not moved at once (direct-io.ts) goes through buffers (transfers.ts).
  * Left out: Write Uncorrectable, fused operations, reservations, protection information.

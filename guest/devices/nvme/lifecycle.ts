@@ -1,9 +1,11 @@
 /**
- * NVM Express 1.4, sections 7.3 and 7.6: enabling and disabling, shutdown, reset, and the end of a controller that fails.
+ * NVM Express 1.4, sections 7.3 and 7.6: enabling and disabling, shutdown, reset, and the end of a controller that
+ * fails.
  *
- * All state below CC.EN goes with it: disabling kills the queues and ends their commands at once, and CSTS.RDY falls when no DMA is
- * in flight any more. No disk is waited for: what its threads still read goes nowhere. What they still write may overlap what the next
- * driver does, and is ordered by AtomicIo; so that this is rare, enabling waits for it, for a while.
+ * All state below CC.EN goes with it: disabling kills the queues and ends their commands at once, and CSTS.RDY falls
+ * when no DMA is in flight any more. No disk is waited for: what its threads still read goes nowhere. What they still
+ * write may overlap what the next driver does, and is ordered by AtomicIo; so that this is rare, enabling waits for it,
+ * for a while.
  */
 import { startDeadline } from "../../../shared/deadline.js";
 import type { Log } from "../../../shared/log.js";

@@ -21,8 +21,8 @@ import {
 export const ERROR_ENTRIES = 16;
 
 /**
- * Figure 206, Commands Supported and Effects: bit 0 supported, bit 1 changes data, bit 2 changes what a namespace is able to do,
- * bits 18:16 one at a time with respect to the same namespace.
+ * Figure 206, Commands Supported and Effects: bit 0 supported, bit 1 changes data, bit 2 changes what a namespace is
+ * able to do, bits 18:16 one at a time with respect to the same namespace.
  */
 const SUPPORTED = 1;
 const CHANGES_DATA = 1 << 1;

@@ -1,6 +1,6 @@
 /**
- * Queues whose memory is not in the window: entries come and go by messages to the driver VM's VMM, in order. A failure is
- * fatal for the controller (NVM Express 1.4, section 9.5), unless the queue is gone by then.
+ * Queues whose memory is not in the window: entries come and go by messages to the driver VM's VMM, in order. A failure
+ * is fatal for the controller (NVM Express 1.4, section 9.5), unless the queue is gone by then.
  */
 import type { Dma } from "../../device.js";
 import type { InFlight } from "./in-flight.js";

@@ -1,10 +1,11 @@
 /**
- * A namespace: logical blocks over a storage, and its write cache. Says nothing of queues or driver-VM memory. What is left at the
- * end of the storage when it is cut into blocks belongs to none.
+ * A namespace: logical blocks over a storage, and its write cache. Says nothing of queues or driver-VM memory. What is
+ * left at the end of the storage when it is cut into blocks belongs to none.
  *
- * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails, Linux may have dropped what was
- * not written, and reports success from then on. So a failure is kept and every later sync fails too, until all blocks are erased. Only
- * a lack of space, which its driver is told of with no invitation to retry, is over when there is space again.
+ * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails, Linux may have
+ * dropped what was not written, and reports success from then on. So a failure is kept and every later sync fails too,
+ * until all blocks are erased. Only a lack of space, which its driver is told of with no invitation to retry, is over
+ * when there is space again.
  */
 
 import { KiB, MiB } from "../../../shared/limits.js";
@@ -146,7 +147,10 @@ export class Namespace {
     this.io.purge();
   }
 
-  /** Write Zeroes; position and length in bytes. Where the storage does not do it by itself, whatever keeps it, zeros are written. */
+  /**
+   * Write Zeroes; position and length in bytes. Where the storage does not do it by itself, whatever keeps it, zeros
+   * are written.
+   */
   writeZeroes(position: number, length: number, deallocate: boolean, task: Task, done: StatusDone): void {
     const end = position + length;
     this.#zero(position, end, deallocate, task, (error, at) => {
@@ -196,7 +200,10 @@ export class Namespace {
     step(start);
   }
 
-  /** Dataset Management's Deallocate, which is a hint: blocks keep their data where space is not given back, whatever keeps it. */
+  /**
+   * Dataset Management's Deallocate, which is a hint: blocks keep their data where space is not given back, whatever
+   * keeps it.
+   */
   deallocate(position: number, length: number, task: Task, done: StatusDone): void {
     this.#zero(position, position + length, true, task, (error) => {
       done(error?.code === "EIO" ? this.failed(error, "write") : Status.SUCCESS);
@@ -209,8 +216,8 @@ export class Namespace {
   }
 
   /**
-   * Format NVM: when the commands under way have ended, all blocks become zeros, of `blockSize` bytes each. The size is kept
-   * first: where there is no place for it, nothing is erased. What a failed sync may have lost is erased as well.
+   * Format NVM: when the commands under way have ended, all blocks become zeros, of `blockSize` bytes each. The size is
+   * kept first: where there is no place for it, nothing is erased. What a failed sync may have lost is erased as well.
    *
    * When the task ends before, the blocks are of the size that they have by then; what was erased is.
    */

@@ -1,6 +1,6 @@
 /**
- * The controller's namespaces: NSID 1 to n, all active, for as long as the controller lives. Their sizes are looked at while
- * a driver is there, so that a file that grows is noticed. Left out: namespace management and attachment.
+ * The controller's namespaces: NSID 1 to n, all active, for as long as the controller lives. Their sizes are looked at
+ * while a driver is there, so that a file that grows is noticed. Left out: namespace management and attachment.
  */
 import type { Namespace, StatusDone } from "./namespace.js";
 import { Status } from "./spec.js";

@@ -1,6 +1,6 @@
 /**
- * Opening a disk: what it is, whether it may be written, and that nobody else writes to it, for a disk that two processes write to is a
- * lost one.
+ * Opening a disk: what it is, whether it may be written, and that nobody else writes to it, for a disk that two
+ * processes write to is a lost one.
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";

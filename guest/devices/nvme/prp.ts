@@ -1,10 +1,10 @@
 /**
- * NVM Express 1.4, section 4.3: Physical Region Page entries and lists, resolved to ranges of driver-VM addresses. Neighbouring
- * pages become one range. Each list entry is read exactly once. Lists may be chained and of any length; the data length
- * bounds them.
+ * NVM Express 1.4, section 4.3: Physical Region Page entries and lists, resolved to ranges of driver-VM addresses.
+ * Neighbouring pages become one range. Each list entry is read exactly once. Lists may be chained and of any length;
+ * the data length bounds them.
  *
- * Addresses are as in shared/address.ts. Offsets in a page are taken by `&`, which looks at the low 32 bits of any number; `%` on
- * one beyond them calls C's fmod.
+ * Addresses are as in shared/address.ts. Offsets in a page are taken by `&`, which looks at the low 32 bits of any
+ * number; `%` on one beyond them calls C's fmod.
  */
 import { isExact } from "../../../shared/address.js";
 import { getI64 } from "../../../shared/struct/struct.js";
@@ -30,8 +30,8 @@ export class PrpReader implements ListReader {
   }
 
   /**
-   * Resolves `length` bytes (at least 1) as far as lists lie in the window. Returns a status (0 is success) or NOT_IN_WINDOW.
-   * `pageSize` is CC.MPS in bytes.
+   * Resolves `length` bytes (at least 1) as far as lists lie in the window. Returns a status (0 is success) or
+   * NOT_IN_WINDOW. `pageSize` is CC.MPS in bytes.
    */
   resolve(dma: Dma, prp1: number, prp2: number, length: number, pageSize: number): number {
     return readLists(this, dma, this.#begin(prp1, prp2, length, pageSize));
@@ -55,7 +55,9 @@ export class PrpReader implements ListReader {
     return status;
   }
 
-  /** Reads the entries of the list that was asked for. Its last entry is a pointer to the next list when data is left. */
+  /**
+   * Reads the entries of the list that was asked for. Its last entry is a pointer to the next list when data is left.
+   */
   walk(data: DataView, offset: number): number {
     const entries = this.listLength / ENTRY_SIZE;
     const chained = entries * this.#pageSize < this.#remaining;

@@ -1,9 +1,11 @@
 /**
- * Interrupts of completion queues (NVM Express 1.4, 7.5): one for all entries of a turn, none while its vector is masked.
+ * Interrupts of completion queues (NVM Express 1.4, 7.5): one for all entries of a turn, none while its vector is
+ * masked.
  *
- * A message (MSI-X, MSI) is sent once for what was posted. INTA# is a level: asserted as long as a queue whose vector is not
- * masked has entries that the driver did not take. An interrupt without an entry must not be: QEMU without KVM ends one at the
- * driver's next access to a BAR, and a driver that finds nothing makes none. (While it is asserted QEMU maps no doorbells.)
+ * A message (MSI-X, MSI) is sent once for what was posted. INTA# is a level: asserted as long as a queue whose vector
+ * is not masked has entries that the driver did not take. An interrupt without an entry must not be: QEMU without KVM
+ * ends one at the driver's next access to a BAR, and a driver that finds nothing makes none. (While it is asserted QEMU
+ * maps no doorbells.)
  */
 import type { Interrupts } from "../../device.js";
 import type { CompletionQueue } from "./queues.js";

@@ -1,7 +1,8 @@
 /**
- * NVM Express 1.4, section 4.1: submission and completion queues as the controller sees them. A queue is a ring in driver-VM
- * memory; what is kept of it here is trusted, what the driver writes into it or into a doorbell is not. A command is only
- * fetched when its completion has a place (`CompletionQueue.reserved`), so a completion queue never overflows.
+ * NVM Express 1.4, section 4.1: submission and completion queues as the controller sees them. A queue is a ring in
+ * driver-VM memory; what is kept of it here is trusted, what the driver writes into it or into a doorbell is not. A
+ * command is only fetched when its completion has a place (`CompletionQueue.reserved`), so a completion queue never
+ * overflows.
  */
 import type { Dma } from "../../device.js";
 import { newSegment, Words } from "./segment.js";
@@ -36,8 +37,8 @@ export class Ring {
   ) {}
 
   /**
-   * Whether all of the ring lies in one piece of the window, `place`. Looked up once in a turn, within which no map changes:
-   * turns that follow each other have different numbers, none of which is 0.
+   * Whether all of the ring lies in one piece of the window, `place`. Looked up once in a turn, within which no map
+   * changes: turns that follow each other have different numbers, none of which is 0.
    */
   locate(dma: Dma, turn: number, access: "read" | "write", entrySize: number): boolean {
     const length = this.size * entrySize;
@@ -107,8 +108,8 @@ export class CompletionQueue extends Ring {
   }
 
   /**
-   * Puts an entry at the tail, which `room` or `reserved` had a place for. `status` is the status field without the phase.
-   * True when it is in memory; false when it went to `unwritten`.
+   * Puts an entry at the tail, which `room` or `reserved` had a place for. `status` is the status field without the
+   * phase. True when it is in memory; false when it went to `unwritten`.
    */
   post(dma: Dma, result: number, sqid: number, sqhd: number, cid: number, status: number): boolean {
     const address = this.base + this.tail * COMPLETION_ENTRY_SIZE;

@@ -1,7 +1,7 @@
 /**
- * NVM Express 1.4, section 3.1: the controller's registers as a data sheet, for BAR 0. 64-bit registers are two of 32 bits
- * (LOW, HIGH), as drivers access them. Left out: boot partitions, controller memory buffer, persistent memory region; CAP
- * says so.
+ * NVM Express 1.4, section 3.1: the controller's registers as a data sheet, for BAR 0. 64-bit registers are two of 32
+ * bits (LOW, HIGH), as drivers access them. Left out: boot partitions, controller memory buffer, persistent memory
+ * region; CAP says so.
  */
 import { alignUp } from "../../../shared/bits.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
@@ -24,7 +24,10 @@ export interface BarLayout {
 }
 
 const TRAPPED: BarLayout = { stride: DOORBELL_STRIDE, doorbellsSize: 0x1000, msixOffset: 0x2000, size: 0x4000 };
-/** CAP.DSTRD: each doorbell that is shared has a cache line of its own, so that who polls one does not slow writes to others. */
+/**
+ * CAP.DSTRD: each doorbell that is shared has a cache line of its own, so that who polls one does not slow writes to
+ * others.
+ */
 const SHARED_DSTRD = 4;
 /** What the MSI-X table and its pending bits take. */
 const MSIX_SIZE = 0x2000;
@@ -47,7 +50,10 @@ const MPSMIN = 0;
 export const MPSMAX = 4;
 export const MINIMUM_PAGE_SIZE = 4096;
 
-/** 3.1.1 Controller Capabilities, but for DSTRD (35:32). CQR (bit 16): queues are contiguous. NSSRS (36): NSSR. CSS (37): the NVM command set. */
+/**
+ * 3.1.1 Controller Capabilities, but for DSTRD (35:32). CQR (bit 16): queues are contiguous. NSSRS (36): NSSR. CSS
+ * (37): the NVM command set.
+ */
 const CAP_LOW = (MAX_QUEUE_ENTRIES - 1) | (1 << 16) | (TIMEOUT_HALF_SECONDS << 24);
 const CAP_HIGH = (1 << (36 - 32)) | (1 << (37 - 32)) | (MPSMIN << (48 - 32)) | (MPSMAX << (52 - 32));
 

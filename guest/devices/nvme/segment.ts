@@ -12,8 +12,8 @@ export function newSegment(): Segment {
 }
 
 /**
- * 32-bit words of a segment, each read and written as a whole and in the order of the program, which Atomics promises. (The
- * window's words are little-endian, and so is every machine that this runs on.)
+ * 32-bit words of a segment, each read and written as a whole and in the order of the program, which Atomics promises.
+ * (The window's words are little-endian, and so is every machine that this runs on.)
  */
 export class Words {
   /** The piece of the window that `#words` shows; asking it for its buffer each time would be slow. */

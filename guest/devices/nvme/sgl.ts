@@ -1,7 +1,8 @@
 /**
- * NVM Express 1.4, section 4.4: Scatter Gather Lists, resolved to ranges of driver-VM addresses: data blocks, segments and last
- * segments, addresses and lengths in dwords (Identify, SGLS). Each descriptor is read exactly once, and a command has
- * MAX_DESCRIPTORS of them at most, whatever its segments say. Left out: bit buckets, keyed and transport descriptors.
+ * NVM Express 1.4, section 4.4: Scatter Gather Lists, resolved to ranges of driver-VM addresses: data blocks, segments
+ * and last segments, addresses and lengths in dwords (Identify, SGLS). Each descriptor is read exactly once, and a
+ * command has MAX_DESCRIPTORS of them at most, whatever its segments say. Left out: bit buckets, keyed and transport
+ * descriptors.
  */
 import { isExact } from "../../../shared/address.js";
 import type { Dma } from "../../device.js";
@@ -33,7 +34,10 @@ export class SglReader implements ListReader {
     this.#ranges = ranges;
   }
 
-  /** Resolves `length` bytes from the descriptor in the command, which lies at `offset`. Returns a status or NOT_IN_WINDOW. */
+  /**
+   * Resolves `length` bytes from the descriptor in the command, which lies at `offset`. Returns a status or
+   * NOT_IN_WINDOW.
+   */
   resolve(dma: Dma, data: DataView, offset: number, length: number): number {
     this.#ranges.clear();
     this.#remaining = length;

@@ -1,7 +1,8 @@
 /**
- * When the queues of a driver with shadow doorbells are looked at: in each turn of the engine, turn after turn while commands
- * keep coming, and no more once none has come for POLL_MS. Then the driver is asked to write the register, and the buffer
- * is looked at once more: the driver may have written it before it could see that it is asked (NVM Express 1.4, 7.13).
+ * When the queues of a driver with shadow doorbells are looked at: in each turn of the engine, turn after turn while
+ * commands keep coming, and no more once none has come for POLL_MS. Then the driver is asked to write the register, and
+ * the buffer is looked at once more: the driver may have written it before it could see that it is asked (NVM Express
+ * 1.4, 7.13).
  */
 import { DoorbellPoll } from "./doorbell-poll.js";
 import type { ShadowDoorbells } from "./shadow.js";

@@ -1,7 +1,8 @@
 /**
- * NVM Express 1.4, section 7.13: doorbells in memory. The driver writes a queue's tail or head to the shadow doorbell buffer,
- * and the register only if it passes the value that the controller left in the event index buffer. So a controller that polls
- * the one buffer hears of commands without a register access, and before it sleeps it leaves in the other where it stands.
+ * NVM Express 1.4, section 7.13: doorbells in memory. The driver writes a queue's tail or head to the shadow doorbell
+ * buffer, and the register only if it passes the value that the controller left in the event index buffer. So a
+ * controller that polls the one buffer hears of commands without a register access, and before it sleeps it leaves in
+ * the other where it stands.
  *
  * The admin queues have doorbells as ever: Linux and others leave their words alone.
  */
@@ -29,7 +30,9 @@ export class ShadowDoorbells implements DoorbellWords {
     this.#length = (queues + 1) * 2 * DOORBELL_STRIDE;
   }
 
-  /** Finds the buffers; what is below may be used until control goes back to the event loop. False: not in the window. */
+  /**
+   * Finds the buffers; what is below may be used until control goes back to the event loop. False: not in the window.
+   */
   locate(): boolean {
     return (
       this.#find(this.#doorbellAddress, "read", this.#doorbells) &&
@@ -57,7 +60,10 @@ export class ShadowDoorbells implements DoorbellWords {
     this.askForHead(id, head);
   }
 
-  /** The driver is to write the register when its tail passes `tail`. What it wrote before this is seen by `tailOf` after it. */
+  /**
+   * The driver is to write the register when its tail passes `tail`. What it wrote before this is seen by `tailOf`
+   * after it.
+   */
   askForTail(id: number, tail: number): void {
     this.#events.store(id * 2, tail);
   }

@@ -1,4 +1,7 @@
-/** The doorbell registers as memory that the driver VM's VMM maps (NVM Express 1.4, 3.1.24 and 3.1.25), read as hostile words. */
+/**
+ * The doorbell registers as memory that the driver VM's VMM maps (NVM Express 1.4, 3.1.24 and 3.1.25), read as hostile
+ * words.
+ */
 import type { DoorbellWords } from "./doorbell-poll.js";
 
 export class SharedDoorbells implements DoorbellWords {

@@ -1,8 +1,9 @@
 /**
- * When doorbells that the driver VM's VMM has mapped are looked at. Nothing tells of a write to them, so a device that wants to
- * hear of it looks for as long as the controller is enabled: turn after turn while commands keep coming and for SPIN_MS more, then
- * by a timer, the less often the longer none has come. What it waits is a share of how long nothing came, so a driver that
- * sends now and then waits hardly longer than it slept, and an idle device costs next to nothing.
+ * When doorbells that the driver VM's VMM has mapped are looked at. Nothing tells of a write to them, so a device that
+ * wants to hear of it looks for as long as the controller is enabled: turn after turn while commands keep coming and
+ * for SPIN_MS more, then by a timer, the less often the longer none has come. What it waits is a share of how long
+ * nothing came, so a driver that sends now and then waits hardly longer than it slept, and an idle device costs next to
+ * nothing.
  */
 import { DoorbellPoll } from "./doorbell-poll.js";
 import type { QueueEngine } from "./engine.js";

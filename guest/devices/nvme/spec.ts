@@ -39,7 +39,9 @@ export const Command = struct({
   CDW15: "u32",
 });
 
-/** PSDT: by PRPs, or by an SGL whose first descriptor takes the place of both PRPs; the others differ in metadata alone. */
+/**
+ * PSDT: by PRPs, or by an SGL whose first descriptor takes the place of both PRPs; the others differ in metadata alone.
+ */
 export const Psdt = { PRP: 0, SGL: 1, SGL_AND_METADATA: 2, RESERVED: 3 } as const;
 
 /** 4.4, Figure 113: SGL descriptor. ID has the type in bits 7:4; bits 3:0, the sub type, are 0 for an address. */
@@ -89,7 +91,9 @@ export const NvmOpcode = {
   COPY: 0x19,
 } as const;
 
-/** CDW12 of Read, Write, Compare, Verify and Write Zeroes: Number of Logical Blocks (0's based) and Force Unit Access. */
+/**
+ * CDW12 of Read, Write, Compare, Verify and Write Zeroes: Number of Logical Blocks (0's based) and Force Unit Access.
+ */
 export const RW_NLB_MASK = 0xffff;
 export const RW_FUA = 1 << 30;
 /** CDW12 of Write Zeroes: Deallocate. */
@@ -126,8 +130,8 @@ export const Format = {
 } as const;
 
 /**
- * 4.6.1 Status Field, as SCT << 8 | SC: generic (Figures 127 and 128), command specific (130) and media and data integrity
- * errors (132).
+ * 4.6.1 Status Field, as SCT << 8 | SC: generic (Figures 127 and 128), command specific (130) and media and data
+ * integrity errors (132).
  */
 export const Status = {
   SUCCESS: 0x000,
@@ -262,8 +266,8 @@ export const Feature = {
 } as const;
 
 /**
- * Figure 285: Timestamp, milliseconds since 1970 in 48 bits. ATTRIBUTES: bit 0, it may have stood still; bits 3:1, where it
- * comes from: 0 a reset, 1 Set Features.
+ * Figure 285: Timestamp, milliseconds since 1970 in 48 bits. ATTRIBUTES: bit 0, it may have stood still; bits 3:1,
+ * where it comes from: 0 a reset, 1 Set Features.
  */
 export const Timestamp = struct({ LOW: "u32", HIGH: "u16", ATTRIBUTES: "u8", reserved: 1 });
 export const TIMESTAMP_SET_BY_HOST = 1 << 1;

@@ -1,6 +1,6 @@
 /**
- * Where a namespace's bytes are: a small seam over a file, block device or memory (fd-storage.ts), so that its failures can be played by
- * tests. Callbacks, not promises, since there is one for each command.
+ * Where a namespace's bytes are: a small seam over a file, block device or memory (fd-storage.ts), so that its failures
+ * can be played by tests. Callbacks, not promises, since there is one for each command.
  */
 import type { Ended, Pieces } from "./file-io.js";
 
@@ -27,13 +27,16 @@ export interface Storage {
   readonly size: number;
   /** How much of it takes space, as roughly as the file system says; found along with `size`. */
   readonly allocated: number;
-  /** It was a file with a name, and no name leads to it any more: what is written is gone with the process. As `refresh` found it. */
+  /**
+   * It was a file with a name, and no name leads to it any more: what is written is gone with the process. As `refresh`
+   * found it.
+   */
   readonly isRemoved?: boolean;
   /** The block size that `setBlockSize` kept with it, if any. */
   readonly blockSize: number | undefined;
   /**
-   * The smallest block that can be read and written by itself. Where that is what O_DIRECT wants, memory begins at a multiple of it, as
-   * pages do.
+   * The smallest block that can be read and written by itself. Where that is what O_DIRECT wants, memory begins at a
+   * multiple of it, as pages do.
    */
   readonly smallestBlock: number;
   /** What is best read, written and given back as one; a power of two, at least a page. */
@@ -41,10 +44,16 @@ export interface Storage {
   /** Nothing of it may be changed. */
   readonly readOnly: boolean;
   readonly direct?: DirectAccess | undefined;
-  /** Reads all of `pieces`, which stay as they are meanwhile, and their memory in place; EIO where the storage ends early. */
+  /**
+   * Reads all of `pieces`, which stay as they are meanwhile, and their memory in place; EIO where the storage ends
+   * early.
+   */
   read(pieces: Pieces, position: number, done: Ended): void;
   write(pieces: Pieces, position: number, done: Ended): void;
-  /** Makes zeros of a range without writing it; `deallocate` also gives its space back. Fails where that cannot be done; nothing is lost then. */
+  /**
+   * Makes zeros of a range without writing it; `deallocate` also gives its space back. Fails where that cannot be done;
+   * nothing is lost then.
+   */
   zero(position: number, length: number, deallocate: boolean, done: Ended): void;
   /** Puts all data written so far onto stable storage. */
   sync(done: Ended): void;

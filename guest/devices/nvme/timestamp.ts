@@ -1,4 +1,7 @@
-/** NVM Express 1.4, section 5.21.1.14: the controller's clock, which counts from what the driver sets, or from its reset. */
+/**
+ * NVM Express 1.4, section 5.21.1.14: the controller's clock, which counts from what the driver sets, or from its
+ * reset.
+ */
 import { TIMESTAMP_SET_BY_HOST, Timestamp } from "./spec.js";
 
 const view = Timestamp.view();

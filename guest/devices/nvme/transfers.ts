@@ -1,7 +1,7 @@
 /**
- * Commands whose data may have to wait for a disk: Read, Write, Compare, Verify and Copy, through buffers of our own. Driver-VM
- * memory is looked up and moved when the disk is done, if the command has not ended by then; so nothing of before a reset lands
- * in it, and memory that is unmapped waits for no disk.
+ * Commands whose data may have to wait for a disk: Read, Write, Compare, Verify and Copy, through buffers of our own.
+ * Driver-VM memory is looked up and moved when the disk is done, if the command has not ended by then; so nothing of
+ * before a reset lands in it, and memory that is unmapped waits for no disk.
  */
 
 import { copyBytes } from "../../../shared/virtqueue/memory.js";

@@ -1,6 +1,6 @@
 /**
- * The link straight on a vfio-user socket: the device runs in the same process as the server, as it would with libvfio-user.
- * The client's memory is mapped into a window of this process, its eventfds are written to directly.
+ * The link straight on a vfio-user socket: the device runs in the same process as the server, as it would with
+ * libvfio-user. The client's memory is mapped into a window of this process, its eventfds are written to directly.
  */
 import {
   close,
@@ -59,8 +59,8 @@ export interface LocalLinkOptions {
 const UNBOUND = -1;
 
 /**
- * Maps that are in the window, of those that a client may have: each takes two of the mappings that Linux grants a process (65530,
- * vm.max_map_count), and one that has none left cannot go on.
+ * Maps that are in the window, of those that a client may have: each takes two of the mappings that Linux grants a
+ * process (65530, vm.max_map_count), and one that has none left cannot go on.
  */
 const MAX_MAPPED = 16 * 1024;
 
@@ -314,8 +314,8 @@ export class LocalLink implements Link, Backend {
   }
 
   /**
-   * The device's code wrote to a segment or view that it has for "read". That went to a copy, which is no longer the driver VM's
-   * memory.
+   * The device's code wrote to a segment or view that it has for "read". That went to a copy, which is no longer the
+   * driver VM's memory.
    */
   #undoStray(): void {
     this.#strays++;
@@ -335,8 +335,8 @@ export class LocalLink implements Link, Backend {
   }
 
   /**
-   * Takes the memory out of reach; other memory may be at its place once `kept` has resolved. Nothing happens a second time: a late
-   * answer may come when the client is gone.
+   * Takes the memory out of reach; other memory may be at its place once `kept` has resolved. Nothing happens a second
+   * time: a late answer may come when the client is gone.
    */
   #release(map: MemoryMap, kept?: Promise<void>): void {
     if (!this.#maps.delete(map)) return;

@@ -1,6 +1,6 @@
 /**
- * Queues of the device with their buffers in DMA memory: those of the messages, and those that never get one, with which
- * register memory lies.
+ * Queues of the device with their buffers in DMA memory: those of the messages, and those that never get one, with
+ * which register memory lies.
  */
 import { KiB, MAX_REGISTER_MEMORY } from "../../../shared/limits.js";
 import { DriverQueue, RING_ALIGNMENT, ringBytes } from "../../../shared/virtqueue/driver.js";

@@ -1,9 +1,10 @@
 /**
- * The driver of the copy queue (docs/virtio-vfio-user.md, "Copies"): asks the bridge to copy between driver-VM memory and memory
- * of this VM. Bytes in DMA memory (dma-buffers.ts) are copied where they are; all others go through a buffer of each request's
- * own, in pieces, several of which are under way at once.
+ * The driver of the copy queue (docs/virtio-vfio-user.md, "Copies"): asks the bridge to copy between driver-VM memory
+ * and memory of this VM. Bytes in DMA memory (dma-buffers.ts) are copied where they are; all others go through a buffer
+ * of each request's own, in pieces, several of which are under way at once.
  *
- * A bridge that breaks the ring, or finishes nothing, is reported by what is thrown; nobody is kept waiting for it then.
+ * A bridge that breaks the ring, or finishes nothing, is reported by what is thrown; nobody is kept waiting for it
+ * then.
  */
 import { startTicks, TICKS_PER_DEADLINE } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";

@@ -1,6 +1,6 @@
 /**
- * Memory of this VM that the bridge can reach, for data that it copies: parts of huge pages, handed out for good. Where no huge
- * page is left it is ordinary memory, which works as well and costs one more copy.
+ * Memory of this VM that the bridge can reach, for data that it copies: parts of huge pages, handed out for good. Where
+ * no huge page is left it is ordinary memory, which works as well and costs one more copy.
  */
 import { LARGE_PAGE_SIZE, PAGE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
@@ -24,7 +24,10 @@ export class DmaBuffers {
     this.#log = log;
   }
 
-  /** `length` bytes of zeros; from a page's size on they begin at a page. Never more than a huge page of the bridge's reach. */
+  /**
+   * `length` bytes of zeros; from a page's size on they begin at a page. Never more than a huge page of the bridge's
+   * reach.
+   */
   allocate(length: number): Uint8Array<ArrayBuffer> {
     const alignment = length >= PAGE_SIZE ? PAGE_SIZE : ALIGNMENT;
     const start = Math.ceil(this.#used / alignment) * alignment;

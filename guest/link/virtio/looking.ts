@@ -1,7 +1,8 @@
 /**
- * Looking at the link's ring a little longer before sleeping. Where the device process has a CPU of its own, the bridge's next
- * message is often there within some tens of microseconds, and being woken for it costs as long again. Where it has not,
- * looking keeps the bridge from sending anything at all; so a look that finds nothing makes the next ones rarer.
+ * Looking at the link's ring a little longer before sleeping. Where the device process has a CPU of its own, the
+ * bridge's next message is often there within some tens of microseconds, and being woken for it costs as long again.
+ * Where it has not, looking keeps the bridge from sending anything at all; so a look that finds nothing makes the next
+ * ones rarer.
  */
 
 /** "adaptive": as long as it pays. "always": the process never sleeps, and takes all of a CPU. "never": at once. */
@@ -27,7 +28,10 @@ export class Looking {
     this.#now = now;
   }
 
-  /** Whether to look again, at the next turn of the event loop, instead of sleeping. `found`: messages came at this turn. */
+  /**
+   * Whether to look again, at the next turn of the event loop, instead of sleeping. `found`: messages came at this
+   * turn.
+   */
   goesOn(found: boolean): boolean {
     if (this.#polling !== "adaptive") return this.#polling === "always";
     if (found) {

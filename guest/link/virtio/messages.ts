@@ -1,10 +1,11 @@
 /**
- * Messages over the two message queues of the virtio-vfio-user device (docs/virtio-vfio-user.md, "Messages"): buffers in
- * DMA memory, messages that span several of them, and what waits while the bridge has all of ours.
+ * Messages over the two message queues of the virtio-vfio-user device (docs/virtio-vfio-user.md, "Messages"): buffers
+ * in DMA memory, messages that span several of them, and what waits while the bridge has all of ours.
  *
- * A received message is copied out of the memory that the bridge can still write before anybody looks at it. A message to
- * send is built in its transmit buffer where it fits. When the bridge breaks the rings or the framing, `onBroken` is called
- * once and nothing is sent or received any more; nothing is thrown for it, since replies are sent from everywhere.
+ * A received message is copied out of the memory that the bridge can still write before anybody looks at it. A message
+ * to send is built in its transmit buffer where it fits. When the bridge breaks the rings or the framing, `onBroken` is
+ * called once and nothing is sent or received any more; nothing is thrown for it, since replies are sent from
+ * everywhere.
  */
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { Queue } from "../../../shared/spec/link.js";
@@ -19,7 +20,9 @@ const BATCH = 256;
 /** Messages that may wait to be sent before no more are received. */
 const MAX_WAITING = 64;
 
-/** A message being built: `size` bytes, header included, go into `bytes` from `offset` on; `data` views the same buffer. */
+/**
+ * A message being built: `size` bytes, header included, go into `bytes` from `offset` on; `data` views the same buffer.
+ */
 export class Outgoing {
   bytes = new Uint8Array(0);
   data = new DataView(this.bytes.buffer);
@@ -114,8 +117,8 @@ export class Messages {
   }
 
   /**
-   * Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. `isLast`: when there are no
-   * more, the next one is to interrupt; otherwise somebody comes back and looks.
+   * Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. `isLast`: when
+   * there are no more, the next one is to interrupt; otherwise somebody comes back and looks.
    */
   poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     if (this.#broken) return false;

@@ -19,8 +19,9 @@ import { VirtioLink } from "./virtio.js";
 const MIN_MESSAGE_SIZE = 4 * KiB;
 
 /**
- * Resets the device and checks that it is ours. `isolated`: the bridge puts no driver-VM memory into the window, and copies
- * instead. `polling`: whether to look for messages before sleeping. @throws UserError when it is not, or is broken
+ * Resets the device and checks that it is ours. `isolated`: the bridge puts no driver-VM memory into the window, and
+ * copies instead. `polling`: whether to look for messages before sleeping. @throws UserError when it is not, or is
+ * broken
  */
 export async function createVirtioLink(
   pci: PciFunction,

@@ -62,7 +62,10 @@ export class Requests {
     for (const id of [...this.#requests.keys()]) this.#giveUp(id, error);
   }
 
-  /** As abandon, but only of DMA that concerns a range, or all, which the client answers. What the bridge itself answers it still does. */
+  /**
+   * As abandon, but only of DMA that concerns a range, or all, which the client answers. What the bridge itself answers
+   * it still does.
+   */
   abandonDma(error: Error, address = 0, length = ADDRESS_SPACE): void {
     const spans = exactSpans(address, length);
     for (const [id, request] of [...this.#requests]) {

@@ -1,6 +1,7 @@
 /**
- * Memory and eventfds of the device's that a client on the virtio link is given: the bridge makes them, maps the memory into
- * the window, and forwards the eventfds' signals; here are their handles (docs/virtio-vfio-user.md, "ALLOCATE_MEMORY").
+ * Memory and eventfds of the device's that a client on the virtio link is given: the bridge makes them, maps the memory
+ * into the window, and forwards the eventfds' signals; here are their handles (docs/virtio-vfio-user.md,
+ * "ALLOCATE_MEMORY").
  */
 import { inBounds, isAligned } from "../../../shared/bits.js";
 import { ProtocolError, UserError } from "../../../shared/errors.js";

@@ -310,7 +310,10 @@ export class VirtioLink implements Link {
     }
   }
 
-  /** The configuration is read only after it was announced: of a bridge that is gone it cannot be, and the device VM dies of that. */
+  /**
+   * The configuration is read only after it was announced: of a bridge that is gone it cannot be, and the device VM
+   * dies of that.
+   */
   #isToldToReset(): boolean {
     const generation = this.#transport.configGeneration;
     if (generation === this.#configGeneration) return false;

@@ -1,10 +1,10 @@
 /**
  * The link's messages over the device's two message queues (docs/virtio-vfio-user.md, "Messages").
  *
- * A message to the device process waits in a buffer of the channel's own until the driver offers space for it. The buffer
- * has a mark: above it, whoever produces messages is to hold back (`congested`, then `drained`), the device process's own
- * commands included. What the driver sends is copied out of its memory first and looked at after; a broken ring or a
- * malformed message stops the channel for good and is reported once.
+ * A message to the device process waits in a buffer of the channel's own until the driver offers space for it. The
+ * buffer has a mark: above it, whoever produces messages is to hold back (`congested`, then `drained`), the device
+ * process's own commands included. What the driver sends is copied out of its memory first and looked at after; a
+ * broken ring or a malformed message stops the channel for good and is reported once.
  */
 import * as native from "../../../native/index.js";
 import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../../shared/limits.js";
@@ -17,7 +17,9 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 
 /** Waiting bytes above which producers hold back. */
 const CONGESTION_MARK = 256 * KiB;
-/** Waiting bytes that no well-behaved producer reaches: one largest message on top of the mark, and control messages. */
+/**
+ * Waiting bytes that no well-behaved producer reaches: one largest message on top of the mark, and control messages.
+ */
 const BACKLOG_LIMIT = 4 * MiB;
 const INITIAL_BACKLOG = 16 * KiB;
 
@@ -113,8 +115,8 @@ export class Channel {
   }
 
   /**
-   * Takes back messages that the driver has not been given any part of. `isWanted` says of each, by its id, command and flags,
-   * whether it stays.
+   * Takes back messages that the driver has not been given any part of. `isWanted` says of each, by its id, command and
+   * flags, whether it stays.
    */
   withdraw(isWanted: (id: number, command: number, flags: number) => boolean): void {
     let from = this.#head + this.#left;
@@ -148,8 +150,8 @@ export class Channel {
   }
 
   /**
-   * Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. False when it
-   * was dropped, because too much waits.
+   * Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. False
+   * when it was dropped, because too much waits.
    */
   send(
     id: number,
@@ -180,8 +182,9 @@ export class Channel {
   }
 
   /**
-   * Between the two calls, without a turn of the event loop in between, what is sent does not wake the driver, and wakes it once
-   * at the end. A driver that runs at the first of several messages finds one, and sleeps again before the next.
+   * Between the two calls, without a turn of the event loop in between, what is sent does not wake the driver, and
+   * wakes it once at the end. A driver that runs at the first of several messages finds one, and sleeps again before
+   * the next.
    */
   hold(held: boolean): void {
     this.#held = held;

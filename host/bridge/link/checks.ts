@@ -1,6 +1,7 @@
 /**
- * Checks of what the device process says: its HELLO, and the bodies of its replies before they go on to the client. A reply
- * that is longer than the client asked for, or that speaks of an fd that is not there, is an error in the client's VMM.
+ * Checks of what the device process says: its HELLO, and the bodies of its replies before they go on to the client. A
+ * reply that is longer than the client asked for, or that speaks of an fd that is not there, is an error in the
+ * client's VMM.
  */
 
 import { inBounds, isAligned } from "../../../shared/bits.js";
@@ -145,8 +146,9 @@ const ioFds = RegionIoFds.view();
 const migData = MigData.view();
 
 /**
- * Checks the reply to a relayed command, whose body is data[Header.size, Header.size + length), and takes out of it what
- * needs an fd where it has no handles. Returns the length to pass on, or -1 when the reply is not one to that command.
+ * Checks the reply to a relayed command, whose body is data[Header.size, Header.size + length), and takes out of it
+ * what needs an fd where it has no handles. Returns the length to pass on, or -1 when the reply is not one to that
+ * command.
  */
 export function checkReply(command: PendingCommand, data: DataView, length: number, handles: number): number {
   const fixed = (size: number) => (length === size ? length : -1);

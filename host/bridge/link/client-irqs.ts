@@ -1,6 +1,6 @@
 /**
- * What the client set up by SET_IRQS, beside its eventfds (doorbells.ts): kept as plain data, so that a device process that
- * says HELLO later, the first or one after a restart, can be told all of it.
+ * What the client set up by SET_IRQS, beside its eventfds (doorbells.ts): kept as plain data, so that a device process
+ * that says HELLO later, the first or one after a restart, can be told all of it.
  */
 import { IrqSetFlags as Flags, Irq, NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetRequest } from "../../../shared/vfio-user/backend.js";
@@ -45,7 +45,10 @@ export class ClientIrqs {
     }
   }
 
-  /** The bodies of the SET_IRQS commands that say all this to a device with `irqCounts` vectors, all of which are disabled. */
+  /**
+   * The bodies of the SET_IRQS commands that say all this to a device with `irqCounts` vectors, all of which are
+   * disabled.
+   */
   bodies(doorbells: Doorbells, irqCounts: readonly number[]): Uint8Array[] {
     const bodies: Uint8Array[] = [];
     for (const [index, { enabled, vectors, masked }] of this.#indices.entries()) {

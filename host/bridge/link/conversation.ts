@@ -1,6 +1,6 @@
 /**
- * What the bridge and the device process say to each other: commands of the client's that are passed on, commands of the
- * bridge's own, and the replies to both, which are checked before anybody acts on them.
+ * What the bridge and the device process say to each other: commands of the client's that are passed on, commands of
+ * the bridge's own, and the replies to both, which are checked before anybody acts on them.
  */
 import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
@@ -120,8 +120,8 @@ export class Conversation {
   }
 
   /**
-   * The device process is not waited for any more: what waits is answered as by a device that is not there. `mayCome`: the
-   * channel stays, and with it what the process may still answer.
+   * The device process is not waited for any more: what waits is answered as by a device that is not there. `mayCome`:
+   * the channel stays, and with it what the process may still answer.
    */
   drop(reason: string, mayCome: boolean): void {
     this.#requests.dropAll(reason, answerWithoutDevice, mayCome);
@@ -135,8 +135,8 @@ export class Conversation {
   }
 
   /**
-   * The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent. Returns how
-   * many writes those were.
+   * The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent.
+   * Returns how many writes those were.
    */
   abandonRelayed(answer: (command: PendingCommand) => void): number {
     const ids = this.#withdraw((id) => this.#requests.relayed(id) !== undefined);
@@ -151,7 +151,10 @@ export class Conversation {
     this.channel.withdraw((_id, _command, flags) => (flags & HeaderFlags.NO_REPLY) === 0);
   }
 
-  /** Takes back commands that were not sent: posted ones too where all `isDropped`. Returns the ids of those that wanted a reply. */
+  /**
+   * Takes back commands that were not sent: posted ones too where all `isDropped`. Returns the ids of those that wanted
+   * a reply.
+   */
   #withdraw(isDropped: (id: number) => boolean): number[] {
     const ids: number[] = [];
     this.channel.withdraw((id, _command, flags) => {
@@ -205,7 +208,9 @@ export class Conversation {
     }
   }
 
-  /** Passes a reply on with the fds that its handles stand for. What is wrong with them costs the client an error only. */
+  /**
+   * Passes a reply on with the fds that its handles stand for. What is wrong with them costs the client an error only.
+   */
   #replyWithFds(relayed: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void {
     try {
       const fds = this.#events.fds(relayed.command, body, handles);

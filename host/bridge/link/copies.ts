@@ -1,13 +1,14 @@
 /**
- * The copy queue (docs/virtio-vfio-user.md, "Copies"): the device process names driver-VM memory and memory of its own VM, and the
- * bridge copies from one to the other. While nobody else wants anything of the bridge, JavaScript's own thread does it, one request
- * after the other, and after some megabytes the event loop gets its turn. Once somebody does, large copies are left to a
- * thread (copy-threads.ts), a batch at a time, for a while.
+ * The copy queue (docs/virtio-vfio-user.md, "Copies"): the device process names driver-VM memory and memory of its own
+ * VM, and the bridge copies from one to the other. While nobody else wants anything of the bridge, JavaScript's own
+ * thread does it, one request after the other, and after some megabytes the event loop gets its turn. Once somebody
+ * does, large copies are left to a thread (copy-threads.ts), a batch at a time, for a while.
  *
- * Memory of either side goes away when no thread uses it: what is about to take it away waits for the batch, which is no more than
- * what would have been copied in a turn.
+ * Memory of either side goes away when no thread uses it: what is about to take it away waits for the batch, which is
+ * no more than what would have been copied in a turn.
  *
- * A request that asks for what cannot be gets a status; a chain that is no request breaks the link, as a broken ring does.
+ * A request that asks for what cannot be gets a status; a chain that is no request breaks the link, as a broken ring
+ * does.
  */
 import * as native from "../../../native/index.js";
 import type { CopiedMemory } from "../../../shared/copied-memory.js";
@@ -22,8 +23,8 @@ import type { BackEnd } from "../vhost-user/back-end.js";
 import { type CopyThreads, copyThreads } from "./copy-threads.js";
 
 /**
- * Bytes that are copied before others get their turn, and before the device process is told: a third of a millisecond. Less costs
- * more in changes of processes.
+ * Bytes that are copied before others get their turn, and before the device process is told: a third of a millisecond.
+ * Less costs more in changes of processes.
  */
 const BYTES_PER_TURN = 8 * MiB;
 /** Bytes that are copied before it is looked whether others wait, which is a system call. */
@@ -32,11 +33,15 @@ const BYTES_PER_LOOK = 512 * KiB;
 const SHARING_MS = 20;
 /** What is large: a thread's hop costs as much as this takes to copy. */
 const LARGE = 64 * KiB;
-/** Places of a request: those of its descriptors, and where memory of either side goes from one ArrayBuffer to the next. */
+/**
+ * Places of a request: those of its descriptors, and where memory of either side goes from one ArrayBuffer to the next.
+ */
 const MOST_PLACES = MAX_QUEUE_SIZE + 4;
 /** What a request counts at least, so that a turn has an end whatever is asked. */
 const LEAST_COST = 4 * KiB;
-/** Bytes that are only copied cost a turn as much as one byte of a message; of descriptors that holds for half as many. */
+/**
+ * Bytes that are only copied cost a turn as much as one byte of a message; of descriptors that holds for half as many.
+ */
 const COPIED_AS_ONE = 16;
 const DESCRIPTOR_PARTS = COPIED_AS_ONE / 2;
 
@@ -183,8 +188,8 @@ export class Copies {
   };
 
   /**
-   * Carries out the request under way, or has it carried out by a thread, where it is large and `isSharing`. Returns what it
-   * counts of a turn. @throws QueueBroken when it is none
+   * Carries out the request under way, or has it carried out by a thread, where it is large and `isSharing`. Returns
+   * what it counts of a turn. @throws QueueBroken when it is none
    */
   #carryOut(queue: DeviceQueue, isSharing: boolean): number {
     const { readable, writable } = queue;

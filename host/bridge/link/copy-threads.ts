@@ -1,6 +1,6 @@
 /**
- * Copies by threads: two for the bridge, for copies that are so large that the others on the event loop should not wait for them.
- * A batch of copies is one request to a thread, and one event when it has ended.
+ * Copies by threads: two for the bridge, for copies that are so large that the others on the event loop should not wait
+ * for them. A batch of copies is one request to a thread, and one event when it has ended.
  */
 import {
   createIoPool,
@@ -74,8 +74,8 @@ export class CopyThreads {
   }
 
   /**
-   * Hands the batch to a thread; `hasRoom` said that there is a place. Its memory has to stay where it is until `ended` is called,
-   * with 0, or EFAULT when some of it is gone.
+   * Hands the batch to a thread; `hasRoom` said that there is a place. Its memory has to stay where it is until `ended`
+   * is called, with 0, or EFAULT when some of it is gone.
    */
   start(ended: (errno: number) => void): void {
     const batch = this.#free.pop() as number;

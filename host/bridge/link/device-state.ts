@@ -1,6 +1,7 @@
 /**
- * The device side of a session: the states that a device process has for the bridge (docs/virtio-vfio-user.md, "Device operation"),
- * what brings it from one to the next, and what each means for the client and for work under way. Nobody else writes the state.
+ * The device side of a session: the states that a device process has for the bridge (docs/virtio-vfio-user.md, "Device
+ * operation"), what brings it from one to the next, and what each means for the client and for work under way. Nobody
+ * else writes the state.
  */
 
 export type State = "absent" | "preparing" | "ready" | "connected" | "quiesced" | "paused" | "broken";
@@ -28,11 +29,17 @@ export type Event =
 
 /** Every way into "broken": how the device process learns of it, and how the session gets out again. */
 export const CAUSES = {
-  /** It did not answer in time. CLIENT_GONE is sent; its reply, whenever it comes, is the way out, and the client is introduced anew. */
+  /**
+   * It did not answer in time. CLIENT_GONE is sent; its reply, whenever it comes, is the way out, and the client is
+   * introduced anew.
+   */
   silent: { learnsBy: "CLIENT_GONE", leavesBy: "letGo" },
   /** It could not be given the client: something lacks here, or it refused. The same, tried again until it succeeds. */
   failed: { learnsBy: "CLIENT_GONE", leavesBy: "letGo" },
-  /** It broke a ring or a message, or its rings did not start again. NEEDS_RESET in config space says so; it resets the device. */
+  /**
+   * It broke a ring or a message, or its rings did not start again. NEEDS_RESET in config space says so; it resets the
+   * device.
+   */
   violated: { learnsBy: "NEEDS_RESET", leavesBy: "reset" },
 } as const;
 export type Cause = keyof typeof CAUSES;
@@ -79,8 +86,8 @@ const TABLE: Readonly<Record<State, Row>> = {
     on: { allocate: "preparing", hello: "ready", quiesce: "quiesced", ...LEAVE },
   },
   /**
-   * No request for the window is sent, which QEMU would not survive. What was under way stays so, and no deadline counts. Changes of
-   * the client's maps and interrupts are answered at once, and made up for afterwards.
+   * No request for the window is sent, which QEMU would not survive. What was under way stays so, and no deadline
+   * counts. Changes of the client's maps and interrupts are answered at once, and made up for afterwards.
    */
   paused: {
     command: "held for a while",

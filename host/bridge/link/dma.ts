@@ -1,6 +1,7 @@
 /**
- * DMA by message: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered. For memory that is
- * not in the window. Only so many are under way at once; then the device process's next messages wait in their queue.
+ * DMA by message: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered. For memory that
+ * is not in the window. Only so many are under way at once; then the device process's next messages wait in their
+ * queue.
  */
 import { isAddressRange } from "../../../shared/address.js";
 import { Errno, isSystemError, ProtocolError } from "../../../shared/errors.js";
@@ -30,8 +31,8 @@ export class DmaRelay {
   }
 
   /**
-   * Passes on the message bytes[0, length). `memory` is undefined when no client is connected; a transfer of more than `most`
-   * bytes is refused. @throws ProtocolError when the message is malformed
+   * Passes on the message bytes[0, length). `memory` is undefined when no client is connected; a transfer of more than
+   * `most` bytes is refused. @throws ProtocolError when the message is malformed
    */
   relay(
     id: number,

@@ -6,7 +6,8 @@
  * vector keeps its doorbell when it gets another eventfd, and gives it back only when the process has said that it
  * knows of that: no doorbell ever stands for two vectors, and none is rung in vain.
  *
- * The client's eventfds outlive the device process: after a restart, `rebind` gives every bound vector a doorbell again.
+ * The client's eventfds outlive the device process: after a restart, `rebind` gives every bound vector a doorbell
+ * again.
  */
 
 import * as native from "../../../native/index.js";
@@ -56,13 +57,17 @@ export class Doorbells {
     this.#attached = true;
   }
 
-  /** The rings stand still, and may go on. To be called while their kick eventfds are still open: what was rung is passed on. */
+  /**
+   * The rings stand still, and may go on. To be called while their kick eventfds are still open: what was rung is
+   * passed on.
+   */
   halt(): void {
     if (this.#halted) return;
     this.#halted = true;
     for (const [n, binding] of this.#taken.entries()) {
       if (!binding || binding.relay < 0) continue;
-      // What is in there was relayed already, or was not: a spurious interrupt is harmless, and one that is lost is not.
+      // What is in there was relayed already, or was not: a spurious interrupt is harmless, and one that is lost is
+      // not.
       const rang = native.eventfdRead(this.#kickOf(Queue.FIRST_DOORBELL + n)) > 0;
       this.#relay.remove(binding.relay);
       binding.relay = -1;
@@ -71,8 +76,9 @@ export class Doorbells {
   }
 
   /**
-   * The rings go on, with other kicks. QEMU leaves a count of its own in each: as an interrupt it is harmless, and it may hide one
-   * that is not its own; as an error it would stop the driver VM. @throws SystemError; then they do not go on
+   * The rings go on, with other kicks. QEMU leaves a count of its own in each: as an interrupt it is harmless, and it
+   * may hide one that is not its own; as an error it would stop the driver VM. @throws SystemError; then they do not go
+   * on
    */
   goOn(): void {
     this.#halted = false;
@@ -121,8 +127,8 @@ export class Doorbells {
   }
 
   /**
-   * Binds eventfds[i] to vector start + i of an index, or unbinds it where it is -1: that the device process has to know
-   * already. Owns the eventfds from here on, also when it throws.
+   * Binds eventfds[i] to vector start + i of an index, or unbinds it where it is -1: that the device process has to
+   * know already. Owns the eventfds from here on, also when it throws.
    * @throws ProtocolError ENOSPC, SystemError; no vector has got another eventfd then
    */
   bind(index: number, start: number, eventfds: readonly number[]): void {

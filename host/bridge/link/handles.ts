@@ -1,6 +1,7 @@
 /**
- * Replies of the device process that give the client fds, or capabilities of a region: each handle is looked up among what the bridge made for this
- * device process, and what the body says of it is checked, because a client's VMM that maps what is not there dies of it.
+ * Replies of the device process that give the client fds, or capabilities of a region: each handle is looked up among
+ * what the bridge made for this device process, and what the body says of it is checked, because a client's VMM that
+ * maps what is not there dies of it.
  */
 import { inBounds } from "../../../shared/bits.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";

@@ -1,7 +1,7 @@
 /**
- * Eventfds that the client may signal in place of writes to registers (docs/virtio-vfio-user.md, "ALLOCATE_EVENTS"): made
- * here, polled here, and forwarded to the device process as IO_EVENT. While the device process has one under way for an
- * eventfd, that eventfd is not polled: what the client signals meanwhile adds up in it to one more.
+ * Eventfds that the client may signal in place of writes to registers (docs/virtio-vfio-user.md, "ALLOCATE_EVENTS"):
+ * made here, polled here, and forwarded to the device process as IO_EVENT. While the device process has one under way
+ * for an eventfd, that eventfd is not polled: what the client signals meanwhile adds up in it to one more.
  *
  * As region memory, they outlive the device process as long as the client is there, and never the client.
  */
@@ -31,8 +31,8 @@ export class IoEvents {
   #polling = false;
 
   /**
-   * `forward` sends IO_EVENT; it resolves with the reply, and rejects when none comes. `newHandle` gives numbers above 0, each
-   * once.
+   * `forward` sends IO_EVENT; it resolves with the reply, and rejects when none comes. `newHandle` gives numbers above
+   * 0, each once.
    */
   constructor(forward: (handle: number) => Promise<void>, newHandle: () => number) {
     this.#forward = forward;
@@ -40,8 +40,8 @@ export class IoEvents {
   }
 
   /**
-   * Makes `count` eventfds for a region; those that the client has already are among them, in the same order. Returns their
-   * handles. @throws ProtocolError, SystemError
+   * Makes `count` eventfds for a region; those that the client has already are among them, in the same order. Returns
+   * their handles. @throws ProtocolError, SystemError
    */
   allocate(region: number, count: number): number[] {
     if (!isSharable(region)) throw new ProtocolError(`eventfds for region ${region}`);

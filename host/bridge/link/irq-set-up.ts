@@ -1,6 +1,6 @@
 /**
- * SET_IRQS at the bridge: eventfds that the client waits on become doorbells, eventfds that it masks and unmasks with stay
- * here, and the device process is told the rest (docs/virtio-vfio-user.md, "DEVICE_SET_IRQS").
+ * SET_IRQS at the bridge: eventfds that the client waits on become doorbells, eventfds that it masks and unmasks with
+ * stay here, and the device process is told the rest (docs/virtio-vfio-user.md, "DEVICE_SET_IRQS").
  */
 import { PeerGone } from "../../../shared/errors.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
@@ -28,8 +28,8 @@ export class IrqSetUp {
   }
 
   /**
-   * Carries a request out, whose eventfds it takes over. Resolves, when the device process knows of it or is not there, with
-   * whether the next one is to be told of it as well. Rejects with ProtocolError when the process refuses, or with
+   * Carries a request out, whose eventfds it takes over. Resolves, when the device process knows of it or is not there,
+   * with whether the next one is to be told of it as well. Rejects with ProtocolError when the process refuses, or with
    * ProtocolError or SystemError when there is no place for the eventfds.
    */
   async apply(request: IrqSetRequest): Promise<boolean> {

@@ -2,11 +2,12 @@
  * The bridge's half of the virtio link: the `Backend` behind a vfio-user session whose device lives in a device VM
  * (docs/virtio-vfio-user.md).
  *
- * What belongs to the client (its DMA maps, its eventfds) is kept as plain data here, beside what of it the device process has been
- * told. `#update` makes the two the same: when a process says HELLO, when it was given up for a time, and after a pause of its VM,
- * during which the client is answered at once. So the driver VM lives on whatever becomes of the device process. What belongs to
- * the process is in process.ts. Changes of the maps and interrupts are made one after the other (serial.ts); each step waits for
- * the device process, and every wait ends when the process answers, is reset, or lets its deadline pass.
+ * What belongs to the client (its DMA maps, its eventfds) is kept as plain data here, beside what of it the device
+ * process has been told. `#update` makes the two the same: when a process says HELLO, when it was given up for a time,
+ * and after a pause of its VM, during which the client is answered at once. So the driver VM lives on whatever becomes
+ * of the device process. What belongs to the process is in process.ts. Changes of the maps and interrupts are made one
+ * after the other (serial.ts); each step waits for the device process, and every wait ends when the process answers, is
+ * reset, or lets its deadline pass.
  */
 import { isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { RETRY_MS } from "../../../shared/limits.js";
@@ -373,8 +374,8 @@ export class VirtioLink implements Backend {
   }
 
   /**
-   * Resolves as `work` does, or at once when the device VM is paused: then `work` goes on when it does, and `answered` says what the
-   * client is told now.
+   * Resolves as `work` does, or at once when the device VM is paused: then `work` goes on when it does, and `answered`
+   * says what the client is told now.
    */
   #orPaused(work: Promise<void>, answered = () => {}): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -443,7 +444,10 @@ export class VirtioLink implements Backend {
     this.#relay.connected();
   }
 
-  /** A change was not made, or not all of them: the device process lets go of the client, and is told anew after a while. */
+  /**
+   * A change was not made, or not all of them: the device process lets go of the client, and is told anew after a
+   * while.
+   */
   #failed(error: unknown): void {
     // The device process left, or the client: nothing has failed.
     if (error instanceof PeerGone) return;
@@ -463,8 +467,8 @@ export class VirtioLink implements Backend {
   }
 
   /**
-   * The device process is asked to let go of the client, for as long as it takes. Meanwhile the client's memory is taken from it. When
-   * it has, it is given the client again.
+   * The device process is asked to let go of the client, for as long as it takes. Meanwhile the client's memory is
+   * taken from it. When it has, it is given the client again.
    */
   #gaveUp(cause: Cause): void {
     this.#isStale = true;
@@ -487,8 +491,8 @@ export class VirtioLink implements Backend {
   }
 
   /**
-   * Tells the device process that a client is gone. Memory that the client had is recreated before, since the device prepares it for
-   * the next client when it hears of it.
+   * Tells the device process that a client is gone. Memory that the client had is recreated before, since the device
+   * prepares it for the next client when it hears of it.
    */
   async #tellGone(generation: number): Promise<void> {
     if (this.sharing.stale) await this.#renew();
@@ -515,7 +519,10 @@ export class VirtioLink implements Backend {
 
   readonly #release = (): Promise<void> => this.#releaseOrphans(false);
 
-  /** Takes memory of clients that gave it up out of the window. The device process is asked to let go of what `isShown` to it. */
+  /**
+   * Takes memory of clients that gave it up out of the window. The device process is asked to let go of what `isShown`
+   * to it.
+   */
   async #releaseOrphans(isShown: boolean): Promise<void> {
     const maps = [...this.#orphans];
     await this.#places.takeBack(maps, isShown);

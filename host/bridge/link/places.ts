@@ -1,7 +1,7 @@
 /**
- * Who has which place in the window, and where the client's DMA maps are: in the window; or, where that cannot be, or the
- * device process wants to have none of them, within reach of the copy queue. A map that can be neither is no error: the device
- * process reaches that memory by DMA messages.
+ * Who has which place in the window, and where the client's DMA maps are: in the window; or, where that cannot be, or
+ * the device process wants to have none of them, within reach of the copy queue. A map that can be neither is no error:
+ * the device process reaches that memory by DMA messages.
  */
 
 import { formatAddress } from "../../../shared/address.js";
@@ -26,8 +26,8 @@ export class Places {
   #isFull = false;
   #isUnsealed = false;
   /**
-   * Window offsets that a device which did not let go may still use, or that QEMU has not given back: nothing else is put
-   * there.
+   * Window offsets that a device which did not let go may still use, or that QEMU has not given back: nothing else is
+   * put there.
    */
   readonly #kept: number[] = [];
 
@@ -39,8 +39,8 @@ export class Places {
   }
 
   /**
-   * Puts a map into the window as far as that is possible, and sets its `windowOffset`; the rest, or all for a device process that is
-   * `isolated`, within reach of the copy queue. Rejects with PeerGone when the device stops.
+   * Puts a map into the window as far as that is possible, and sets its `windowOffset`; the rest, or all for a device
+   * process that is `isolated`, within reach of the copy queue. Rejects with PeerGone when the device stops.
    */
   async put(map: MemoryMap, isolated: boolean): Promise<void> {
     if (!isolated) await this.#putIntoWindow(map);

@@ -1,6 +1,7 @@
 /**
- * The device process as the bridge sees it: what brings its state (device-state.ts) from one to the next, and what it has of the
- * bridge: doorbells, DMA messages, copies, shared memory. All of that is dropped when it is reset, and kept while its VM is paused.
+ * The device process as the bridge sees it: what brings its state (device-state.ts) from one to the next, and what it
+ * has of the bridge: doorbells, DMA messages, copies, shared memory. All of that is dropped when it is reset, and kept
+ * while its VM is paused.
  */
 
 import type { CopiedMemory } from "../../../shared/copied-memory.js";
@@ -224,8 +225,8 @@ export class DeviceProcess {
   }
 
   /**
-   * It is not waited for any more, and may be there all the same: it has no driver-VM memory until it has let go of the client. What
-   * it was asked and was not given yet it is not asked any more.
+   * It is not waited for any more, and may be there all the same: it has no driver-VM memory until it has let go of the
+   * client. What it was asked and was not given yet it is not asked any more.
    */
   giveUp(cause: "silent" | "failed", reason: string): void {
     const was = this.state.name;

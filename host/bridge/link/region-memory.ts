@@ -1,9 +1,9 @@
 /**
- * Memory of the device's that the client may map (docs/virtio-vfio-user.md, "ALLOCATE_MEMORY"): for each region a sealed memfd
- * of the bridge's, whose areas are in the window too, where the device process reaches them.
+ * Memory of the device's that the client may map (docs/virtio-vfio-user.md, "ALLOCATE_MEMORY"): for each region a
+ * sealed memfd of the bridge's, whose areas are in the window too, where the device process reaches them.
  *
- * The memory outlives the device process as long as a client is there that may have mapped it: the next process gets the
- * same. It never outlives the client: `renew` puts fresh memory in its places.
+ * The memory outlives the device process as long as a client is there that may have mapped it: the next process gets
+ * the same. It never outlives the client: `renew` puts fresh memory in its places.
  */
 import * as native from "../../../native/index.js";
 import { inBounds, isAligned } from "../../../shared/bits.js";
@@ -73,8 +73,9 @@ export class RegionMemories {
   }
 
   /**
-   * Makes the memory of a region, or finds the one that the client has, and maps it into the window. `keep`: a client is
-   * there, whose memory cannot be replaced. Rejects with ProtocolError, SystemError, or PeerGone when the device stops.
+   * Makes the memory of a region, or finds the one that the client has, and maps it into the window. `keep`: a client
+   * is there, whose memory cannot be replaced. Rejects with ProtocolError, SystemError, or PeerGone when the device
+   * stops.
    */
   async allocate(region: number, asked: readonly Part[], keep: boolean): Promise<RegionMemory> {
     const known = this.#memories.get(region);
@@ -182,7 +183,8 @@ export class RegionMemories {
     try {
       await this.#window.map(fd, area.offset, windowOffset, area.size);
     } catch (error) {
-      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back already.
+      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back
+      // already.
       if (area.windowOffset >= 0) this.#places.release(windowOffset);
       area.windowOffset = -1;
       throw error;

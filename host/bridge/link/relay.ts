@@ -1,10 +1,11 @@
 /**
- * The client's commands on their way to the device process: passed on in order, answered early where they are posted, held
- * back while the process takes no messages, and answered without it where it is not there.
+ * The client's commands on their way to the device process: passed on in order, answered early where they are posted,
+ * held back while the process takes no messages, and answered without it where it is not there.
  *
- * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the device up for
- * good after 5 s. Posted writes are promised: they follow when it goes on, behind what changed meanwhile. After that time a register is read from
- * memory where it is there, as it was before the pause, and anything else is answered as by a device that is not there.
+ * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the
+ * device up for good after 5 s. Posted writes are promised: they follow when it goes on, behind what changed meanwhile.
+ * After that time a register is read from memory where it is there, as it was before the pause, and anything else is
+ * answered as by a device that is not there.
  */
 import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";
@@ -35,7 +36,10 @@ export class CommandRelay {
   #owesReset = false;
   readonly #resetOwed: () => void;
 
-  /** `resetOwed`: the client was told that the device is reset, and the device process has to be made to when its VM goes on. */
+  /**
+   * `resetOwed`: the client was told that the device is reset, and the device process has to be made to when its VM
+   * goes on.
+   */
   constructor(process: DeviceProcess, resetOwed: () => void) {
     this.#process = process;
     this.#resetOwed = resetOwed;
@@ -46,7 +50,8 @@ export class CommandRelay {
     switch (state.command) {
       case "passed on":
         break;
-      // The device process was just started again, or goes on: what the driver VM asks meanwhile waits the moment that this takes.
+      // The device process was just started again, or goes on: what the driver VM asks meanwhile waits the moment that
+      // this takes.
       case "held":
         this.#early.push(command);
         return;

@@ -63,8 +63,8 @@ export class Requests {
   }
 
   /**
-   * No reply is waited for any more: rejects what is the bridge's own, and hands each relayed command to `orphaned`. With
-   * `mayCome` there may be replies all the same, which then go to nobody.
+   * No reply is waited for any more: rejects what is the bridge's own, and hands each relayed command to `orphaned`.
+   * With `mayCome` there may be replies all the same, which then go to nobody.
    */
   dropAll(reason: string, orphaned: (command: PendingCommand) => void, mayCome: boolean): void {
     const relayed = this.#relayed.filter((command) => command !== undefined);

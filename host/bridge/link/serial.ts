@@ -24,8 +24,8 @@ export class Serial {
   }
 
   /**
-   * The same for work that may be wanted again and again while something in front of it waits: what waits already does for that, too.
-   * Resolves when it is done.
+   * The same for work that may be wanted again and again while something in front of it waits: what waits already does
+   * for that, too. Resolves when it is done.
    */
   once(work: () => Promise<void>): Promise<void> {
     let done = this.#queued.get(work);

@@ -1,6 +1,6 @@
 /**
- * What a device process shares with the client, as one thing: memory (region-memory.ts), eventfds (io-events.ts), and the
- * handles by which the process names them (handles.ts).
+ * What a device process shares with the client, as one thing: memory (region-memory.ts), eventfds (io-events.ts), and
+ * the handles by which the process names them (handles.ts).
  */
 import { ProtocolError } from "../../../shared/errors.js";
 import { LinkCommand, MemoryAllocated } from "../../../shared/spec/link.js";
@@ -14,7 +14,10 @@ import { IoEvents } from "./io-events.js";
 import type { Places } from "./places.js";
 import { RegionMemories, type RegionMemory } from "./region-memory.js";
 
-/** Carries a request out and gives the reply's body. `hasClient`: a client is there, which may have mapped what there is. */
+/**
+ * Carries a request out and gives the reply's body. `hasClient`: a client is there, which may have mapped what there
+ * is.
+ */
 export type Allocation = (hasClient: boolean) => Promise<Uint8Array<ArrayBuffer>>;
 
 export class Sharing {

@@ -1,6 +1,7 @@
 /**
- * What the device process is told of a client: that it is there, its maps and its interrupts, and that it is gone. All of it waits
- * for the process, and rejects with ProtocolError when that refuses, with PeerGone when it is not there any more.
+ * What the device process is told of a client: that it is there, its maps and its interrupts, and that it is gone. All
+ * of it waits for the process, and rejects with ProtocolError when that refuses, with PeerGone when it is not there any
+ * more.
  */
 import { PeerGone } from "../../../shared/errors.js";
 import type { Log } from "../../../shared/log.js";

@@ -1,6 +1,6 @@
 /**
- * Taking memory back from the device process: it is asked to let go, and waited for only so long (docs/virtio-vfio-user.md,
- * "DMA_UNMAP").
+ * Taking memory back from the device process: it is asked to let go, and waited for only so long
+ * (docs/virtio-vfio-user.md, "DMA_UNMAP").
  */
 import { formatAddress } from "../../../shared/address.js";
 import { startDeadline } from "../../../shared/deadline.js";
@@ -29,8 +29,9 @@ export class Unmapping {
   }
 
   /**
-   * Asks the device process to let go of all maps in a range, with one message, so that they have one deadline. False when it
-   * does not say so in time: they are then taken by force. What is not known to be unwritten is told as written.
+   * Asks the device process to let go of all maps in a range, with one message, so that they have one deadline. False
+   * when it does not say so in time: they are then taken by force. What is not known to be unwritten is told as
+   * written.
    * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the maps
    */
   async letGo(request: UnmapRequest): Promise<boolean> {
@@ -65,7 +66,9 @@ export class Unmapping {
     }
   }
 
-  /** The bitmap follows the request's body in the reply. @throws PeerGone, the link broken, when it is of another length */
+  /**
+   * The bitmap follows the request's body in the reply. @throws PeerGone, the link broken, when it is of another length
+   */
   #takeBitmap(reply: Uint8Array, offset: number, { bitmap }: DirtyRequest): void {
     if (reply.length !== offset + bitmap.length) {
       this.#broken(`a reply of ${reply.length} bytes to DMA_UNMAP with a bitmap`);

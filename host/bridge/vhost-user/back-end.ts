@@ -47,11 +47,16 @@ const PROTOCOL_FEATURES =
 export interface BackEndEvents {
   /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
   enabled(index: number): void;
-  /** Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does. */
+  /**
+   * Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does.
+   */
   pausing(): void;
   /** All queues that ran go on where they were, with other kicks. */
   resumed(): void;
-  /** The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the same. */
+  /**
+   * The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the
+   * same.
+   */
   failed(reason: string): void;
   /** The device was reset, or the front-end is gone: nothing of before goes on. */
   reset(reason: string): void;
@@ -73,7 +78,10 @@ export interface BackEndOptions {
   readonly fds?: FdShare;
 }
 
-/** How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at once. */
+/**
+ * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
+ * once.
+ */
 const TABLE_DEADLINE_MS = 500;
 
 interface Handler {
@@ -246,7 +254,8 @@ export class BackEnd {
     this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
     this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
     if (!this.#vrings.stopped) return;
-    // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not start.
+    // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not
+    // start.
     this.#tableCame();
     this.#tableCame = startDeadline(TABLE_DEADLINE_MS, () => {
       if (this.#vrings.stopped) this.#failed();

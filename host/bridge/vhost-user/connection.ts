@@ -1,5 +1,6 @@
 /**
- * A vhost-user socket: framing and file descriptors, for the front-end's socket and the back-end's request channel alike.
+ * A vhost-user socket: framing and file descriptors, for the front-end's socket and the back-end's request channel
+ * alike.
  *
  * The header and the payload are received one after the other, never more than the current message wants: file
  * descriptors belong to the message whose first byte they came with, and the kernel would hand out two messages' bytes
@@ -60,7 +61,10 @@ export class Connection {
   #open = true;
   #isPolled = false;
 
-  /** Takes the connected socket `fd` over, also when it throws. @throws SystemError when it is nothing that can be polled */
+  /**
+   * Takes the connected socket `fd` over, also when it throws. @throws SystemError when it is nothing that can be
+   * polled
+   */
   constructor(fd: number, events: ConnectionEvents, share: Share, fds = new FdShare()) {
     this.#fd = fd;
     this.#events = events;
@@ -95,8 +99,8 @@ export class Connection {
   }
 
   /**
-   * Handles at once what has arrived, for callers that must see what is there before they go on: up to `most` messages, as many as
-   * a peer that keeps to the protocol can have sent.
+   * Handles at once what has arrived, for callers that must see what is there before they go on: up to `most` messages,
+   * as many as a peer that keeps to the protocol can have sent.
    */
   drain(most: number): void {
     try {

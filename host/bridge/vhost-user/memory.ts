@@ -1,7 +1,7 @@
 /**
- * The device VM's memory, as SET_MEM_TABLE hands it over: each region's file is mapped into one Reservation that lasts as
- * long as the bridge, so that no table brings new ArrayBuffers. A table comes with every map and unmap in the window, and
- * nearly all of its regions are the ones of the table before: those stay as they are.
+ * The device VM's memory, as SET_MEM_TABLE hands it over: each region's file is mapped into one Reservation that lasts
+ * as long as the bridge, so that no table brings new ArrayBuffers. A table comes with every map and unmap in the
+ * window, and nearly all of its regions are the ones of the table before: those stay as they are.
  */
 import * as native from "../../../native/index.js";
 import { reserveAddressSpace } from "../../../shared/address-space.js";

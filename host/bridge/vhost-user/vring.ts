@@ -1,7 +1,7 @@
 /**
- * One virtqueue as the back-end keeps it: what the SET_VRING requests said of it, its three eventfds, and the ring itself,
- * which runs from the time that it is enabled and has a kick until GET_VRING_BASE. A queue that is set up again as it was
- * when it stopped goes on: see Vrings.
+ * One virtqueue as the back-end keeps it: what the SET_VRING requests said of it, its three eventfds, and the ring
+ * itself, which runs from the time that it is enabled and has a kick until GET_VRING_BASE. A queue that is set up again
+ * as it was when it stopped goes on: see Vrings.
  */
 import { eventfdWrite, isEventfd } from "../../../native/index.js";
 import { ProtocolError } from "../../../shared/errors.js";
@@ -89,7 +89,10 @@ export class Vring {
     if (old >= 0) closePeerFd(old);
   }
 
-  /** Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the same, and has no kick. @throws Error */
+  /**
+   * Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the
+   * same, and has no kick. @throws Error
+   */
   start(eventIndex: boolean): void {
     if (this.kick < 0 || this.addresses.descriptors === 0 || this.queue.running) return;
     this.queue.start({ ...this.#layout(this.#base), eventIndex });
@@ -106,8 +109,8 @@ export class Vring {
   }
 
   /**
-   * GET_VRING_BASE: ends the queue, and returns the available index that it came to; or `token` where it is given, for a queue
-   * that has none.
+   * GET_VRING_BASE: ends the queue, and returns the available index that it came to; or `token` where it is given, for
+   * a queue that has none.
    */
   stop(token?: number): number {
     const ran = this.queue.running;

@@ -2,9 +2,9 @@
  * All virtqueues of the device, and the requests that are about them: SET_VRING_*, GET_VRING_BASE. Each handler throws
  * ProtocolError for what cannot be.
  *
- * A front-end stops the rings with the same messages when the device VM is paused and when the device is reset, and only its next
- * start says which it was: after a pause each ring has the addresses, the size and the base that it had, after a reset it
- * begins at 0. A doorbell queue has no indices, so its base is a token: a number that no reset brings.
+ * A front-end stops the rings with the same messages when the device VM is paused and when the device is reset, and
+ * only its next start says which it was: after a pause each ring has the addresses, the size and the base that it had,
+ * after a reset it begins at 0. A doorbell queue has no indices, so its base is a token: a number that no reset brings.
  */
 import { ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUES } from "../../../shared/limits.js";

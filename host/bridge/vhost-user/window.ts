@@ -5,12 +5,14 @@
  * Two things about stock QEMU 11.1 shape this file.
  * - A request outside the time between the device process's HELLO and the device's stop kills QEMU. So nothing is sent
  *   unless `permit` was called, and `forbid` rejects what waits. Requests go one at a time: whatever is queued when the
- *   stop comes was never sent. While the device VM is paused (`hold`) it waits, and what was sent before may still be answered.
+ *   stop comes was never sent. While the device VM is paused (`hold`) it waits, and what was sent before may still be
+ *   answered.
  * - The reply comes before the memory is committed. QEMU handles a request, replies, commits, and as part of the commit
  *   sends SET_MEM_TABLE and waits for its reply, all without letting go of its big lock; so the table that follows the
  *   reply says that the commit is done. When RAM and maps do not fit into one table any more, none is sent. The next
  *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
- *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing anything.
+ *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing
+ *   anything.
  */
 import { close, duplicate } from "../../../native/index.js";
 import { inBounds, isAligned, isPowerOfTwo } from "../../../shared/bits.js";
@@ -177,8 +179,8 @@ export class Window {
   }
 
   /**
-   * Resolves when no request is on its way to QEMU; that of the window's own is one, too. Before a reset of the device that
-   * somebody waits for: a request that QEMU finds after it is its end.
+   * Resolves when no request is on its way to QEMU; that of the window's own is one, too. Before a reset of the device
+   * that somebody waits for: a request that QEMU finds after it is its end.
    */
   idle(): Promise<void> {
     return new Promise((resolve) => {
@@ -188,20 +190,25 @@ export class Window {
   }
 
   /**
-   * Maps [fdOffset, fdOffset + size) of `fd`, for reading and writing, at `offset` of the window; resolves when the device VM
-   * can use it. The fd stays the caller's and open until then. Rejects with ProtocolError when QEMU refuses, PeerGone when the
-   * device stops.
+   * Maps [fdOffset, fdOffset + size) of `fd`, for reading and writing, at `offset` of the window; resolves when the
+   * device VM can use it. The fd stays the caller's and open until then. Rejects with ProtocolError when QEMU refuses,
+   * PeerGone when the device stops.
    */
   map(fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
     return this.#request(BackendRequest.SHMEM_MAP, fd, fdOffset, offset, size);
   }
 
-  /** Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it any more. Rejects as `map` does. */
+  /**
+   * Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it any more. Rejects as `map` does.
+   */
   unmap(offset: number, size: number): Promise<void> {
     return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
   }
 
-  /** Interrupts the driver: the device's config space has changed. Resolves when QEMU has done that, or does not; never rejects. */
+  /**
+   * Interrupts the driver: the device's config space has changed. Resolves when QEMU has done that, or does not; never
+   * rejects.
+   */
   async configChanged(): Promise<void> {
     try {
       await this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE);
@@ -276,7 +283,10 @@ export class Window {
     }
   }
 
-  /** A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it is told in time. */
+  /**
+   * A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it is told
+   * in time.
+   */
   #waitForReply(): void {
     this.#wait(WINDOW_DEADLINE_MS, () => {
       this.#overdue = true;

@@ -1,6 +1,6 @@
 /**
- * REGION_READ and REGION_WRITE. Good accesses go to configuration space alone, as reading a device's
- * registers may change them; the one good write is of the interrupt line register's own value, of which no device takes notice.
+ * REGION_READ and REGION_WRITE. Good accesses go to configuration space alone, as reading a device's registers may
+ * change them; the one good write is of the interrupt line register's own value, of which no device takes notice.
  */
 import { Header as ConfigHeader } from "../../../shared/spec/pci.js";
 import { Command, Region, RegionAccess, RegionInfoFlags } from "../../../shared/spec/vfio-user.js";

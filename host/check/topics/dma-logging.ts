@@ -1,6 +1,6 @@
 /**
- * The log of pages that the device writes: started, reported and stopped by DEVICE_FEATURE, and told by DMA_UNMAP where the
- * server knows that. Whether a page was written is the device's business; the form of what is told is checked here.
+ * The log of pages that the device writes: started, reported and stopped by DEVICE_FEATURE, and told by DMA_UNMAP where
+ * the server knows that. Whether a page was written is the device's business; the form of what is told is checked here.
  */
 import {
   Bitmap,

@@ -1,6 +1,6 @@
 /**
- * DMA_MAP: what may be mapped, what overlaps, and that nothing of it survives the client. Whether the server reaches the memory
- * is the device's business and cannot be seen from here.
+ * DMA_MAP: what may be mapped, what overlaps, and that nothing of it survives the client. Whether the server reaches
+ * the memory is the device's business and cannot be seen from here.
  */
 import { Errno } from "../../../shared/errors.js";
 import { Command, DmaMapFlags } from "../../../shared/spec/vfio-user.js";

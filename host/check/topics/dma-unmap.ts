@@ -1,6 +1,7 @@
 /**
- * DMA_UNMAP: a map, or a part of one, which is refused and left as it was. The specification has a client name a map exactly; stock
- * QEMU does not, and Linux's VFIO unmaps all maps in the range. So a server may refuse any other range, or do as VFIO does.
+ * DMA_UNMAP: a map, or a part of one, which is refused and left as it was. The specification has a client name a map
+ * exactly; stock QEMU does not, and Linux's VFIO unmaps all maps in the range. So a server may refuse any other range,
+ * or do as VFIO does.
  */
 import { Command, DmaUnmapFlags } from "../../../shared/spec/vfio-user.js";
 import { type BadRequest, badRequests } from "../bad-request.js";

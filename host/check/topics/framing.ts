@@ -1,6 +1,6 @@
 /**
- * Headers, good and bad, and fds that nobody asked for. A header that makes no sense ends a stream, so the server may close the
- * connection; what it may not do is to wait for ever, to take it for a good one, or to die.
+ * Headers, good and bad, and fds that nobody asked for. A header that makes no sense ends a stream, so the server may
+ * close the connection; what it may not do is to wait for ever, to take it for a good one, or to die.
  */
 import { Command, DeviceInfo, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import { encodeAccess } from "../bodies.js";

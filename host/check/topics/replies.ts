@@ -1,6 +1,6 @@
 /**
- * What is demanded of every reply. These run last: each judges all the replies of the run, of which it makes a few of its
- * own so that there are some. See conduct.ts.
+ * What is demanded of every reply. These run last: each judges all the replies of the run, of which it makes a few of
+ * its own so that there are some. See conduct.ts.
  */
 import { Command, DeviceInfo, RegionInfo } from "../../../shared/spec/vfio-user.js";
 import { type Check, vfioUser } from "../check.js";

@@ -10,7 +10,9 @@ import { Skip } from "../verdict.js";
 const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_TRIGGER, ACTION_MASK, ACTION_UNMASK } = IrqSetFlags;
 const command = Command.DEVICE_SET_IRQS;
 
-/** The request for the interrupt type with the most vectors, at least `vectors`; `fields` may depend on how many it has. */
+/**
+ * The request for the interrupt type with the most vectors, at least `vectors`; `fields` may depend on how many it has.
+ */
 function onBest(
   fields: Omit<IrqSetFields, "index"> | ((count: number) => Omit<IrqSetFields, "index">),
   vectors = 1,

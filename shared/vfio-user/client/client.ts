@@ -1,8 +1,8 @@
 /**
  * A vfio-user client: what a VMM does, as promises. For tests, drivers that run without a VM, and tools.
  *
- * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or with
- * PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
+ * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or
+ * with PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
 import { connect } from "../../../native/index.js";
 import { ADDRESS_SPACE } from "../../address.js";
@@ -155,7 +155,9 @@ export class Client {
     await this.request(Command.DMA_MAP, encodeMap(map), map.fd === undefined ? {} : { fds: [map.fd] });
   }
 
-  /** DMA_UNMAP of all that is mapped in a range of pages. Resolves with the bytes that the server says were unmapped. */
+  /**
+   * DMA_UNMAP of all that is mapped in a range of pages. Resolves with the bytes that the server says were unmapped.
+   */
   unmapMemory(address: number, size: number): Promise<number> {
     return this.#sendUnmap({ address, size });
   }

@@ -1,4 +1,7 @@
-/** The client's answers to DMA_READ and DMA_WRITE, from memory that was registered; see client-memory.ts for the layouts. */
+/**
+ * The client's answers to DMA_READ and DMA_WRITE, from memory that was registered; see client-memory.ts for the
+ * layouts.
+ */
 import { formatAddress } from "../../address.js";
 import { Errno, ProtocolError } from "../../errors.js";
 import { KiB, MAX_DATA_XFER_SIZE } from "../../limits.js";

@@ -1,6 +1,6 @@
 /**
- * What `virtio-vfio-user/client` is: a vfio-user client, which plays the driver VM's part towards any server, and what its
- * calls are given: memory, and eventfds for interrupts.
+ * What `virtio-vfio-user/client` is: a vfio-user client, which plays the driver VM's part towards any server, and what
+ * its calls are given: memory, and eventfds for interrupts.
  */
 export { close, createMemory, eventfd, eventfdRead, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 export { Errno, PeerGone, ProtocolError } from "../../errors.js";

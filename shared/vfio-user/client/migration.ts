@@ -1,6 +1,6 @@
 /**
- * What a VMM does to move a device to another server, and to learn which of its memory the device writes: DEVICE_FEATURE's
- * features and the migration data. Methods reject as the client's own do.
+ * What a VMM does to move a device to another server, and to learn which of its memory the device writes:
+ * DEVICE_FEATURE's features and the migration data. Methods reject as the client's own do.
  */
 import { Errno, ProtocolError } from "../../errors.js";
 import {
@@ -81,7 +81,10 @@ export class ClientMigration {
     for (let at = 0; at < bytes.length; at += chunk) await this.#client.migDataWrite(bytes.subarray(at, at + chunk));
   }
 
-  /** Starts the log of written pages, of `ranges` or of all addresses. Resolves with the page size that the device keeps it in. */
+  /**
+   * Starts the log of written pages, of `ranges` or of all addresses. Resolves with the page size that the device keeps
+   * it in.
+   */
   async startLogging(pageSize: number, ranges: readonly AddressRange[] = []): Promise<number> {
     const payload = Buffer.concat([
       DmaLoggingControl.encode({ pageSize, numRanges: ranges.length }),
@@ -95,7 +98,10 @@ export class ClientMigration {
     await this.#client.deviceFeature(SET | Feature.DMA_LOGGING_STOP);
   }
 
-  /** The pages of a range that were written since the last report: a bit each for pages of `pageSize` bytes, in 64-bit words. */
+  /**
+   * The pages of a range that were written since the last report: a bit each for pages of `pageSize` bytes, in 64-bit
+   * words.
+   */
   async report(address: number, size: number, pageSize: number): Promise<Uint8Array> {
     const payload = DmaLoggingReport.encode({ iova: address, length: size, pageSize });
     const length = DmaLoggingReport.size + Math.max(0, bitmapSize(address, size, pageSize));

@@ -1,6 +1,6 @@
 /**
- * GET_REGION_IO_FDS's reply as a client reads it, from an untrusted server. Sub-regions are 40 bytes in the specification
- * and 48 in libvfio-user; which they are follows from argsz. Ioregionfds are passed over.
+ * GET_REGION_IO_FDS's reply as a client reads it, from an untrusted server. Sub-regions are 40 bytes in the
+ * specification and 48 in libvfio-user; which they are follows from argsz. Ioregionfds are passed over.
  */
 import { Command, IoEventFd, IoEventFdFlags, IoFdType, RegionIoFds } from "../../spec/vfio-user.js";
 import { getU64 } from "../../struct/struct.js";

@@ -1,4 +1,7 @@
-/** What a client makes of replies, all from an untrusted server: whether they fit, and asking again for those that did not. */
+/**
+ * What a client makes of replies, all from an untrusted server: whether they fit, and asking again for those that did
+ * not.
+ */
 import { RegionAccess } from "../../spec/vfio-user.js";
 import { badReply, type Reply, type RequestOptions } from "../requests.js";
 import { closeAll, systemCalls } from "../syscalls.js";
@@ -14,8 +17,8 @@ export function checkAccess(command: number, reply: Reply, region: number, offse
 }
 
 /**
- * A request whose reply begins with argsz, made again with as much room as the server says that it needs. fds that `parse`
- * leaves are closed. Rejects as the request does, and with what `parse` throws.
+ * A request whose reply begins with argsz, made again with as much room as the server says that it needs. fds that
+ * `parse` leaves are closed. Rejects as the request does, and with what `parse` throws.
  */
 export async function askGrowing<T>(
   client: { request(command: number, body: Uint8Array, options: RequestOptions): Promise<Reply> },

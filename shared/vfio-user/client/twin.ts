@@ -8,8 +8,8 @@ import { badReply } from "../requests.js";
 const refuse: () => never = () => badReply(Command.VERSION, "no twin socket");
 
 /**
- * Takes the twin socket, fds[index], out of the fds of VERSION's reply. A server that says it has one and sends none could
- * not be heard: that is an error. @throws ProtocolError EPROTO
+ * Takes the twin socket, fds[index], out of the fds of VERSION's reply. A server that says it has one and sends none
+ * could not be heard: that is an error. @throws ProtocolError EPROTO
  */
 export function takeTwin(fds: number[], index: number, command: (twin: Connection, frame: Frame) => void): Connection {
   const fd = fds[index];

@@ -1,4 +1,5 @@
-// A vfio-user client as small as can be, for measurements: one request at a time, no check but that the reply is no error.
+// A vfio-user client as small as can be, for measurements: one request at a time, no check but that the reply is no
+// error.
 #pragma once
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -55,7 +56,8 @@ static inline void receive_all(int fd, void *bytes, size_t length) {
   }
 }
 
-// Sends a command and waits for its reply, which replaces it. Requests and replies are short: one read call takes a reply.
+// Sends a command and waits for its reply, which replaces it. Requests and replies are short: one read call takes a
+// reply.
 static inline void exchange(int fd, struct message *message, size_t body, const int *fds, int fd_count) {
   message->id++;
   message->size = (uint32_t)(HEADER + body);

@@ -49,7 +49,8 @@ static inline void report(uint64_t *samples, size_t count, double per, double op
          (double)samples[count * 99 / 100] / per, operations * 1e9 / elapsed);
 }
 
-// A rate that pauses of the machine do not spoil: the median over WINDOWS spans of a run, shorter than a turn of the scheduler.
+// A rate that pauses of the machine do not spoil: the median over WINDOWS spans of a run, shorter than a turn of the
+// scheduler.
 enum { WINDOWS = 400 };
 struct pace {
   uint64_t samples[2 * WINDOWS], last;

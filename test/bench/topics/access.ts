@@ -1,6 +1,7 @@
 /**
  * Register accesses of 4 bytes: one round trip of a driver VM's CPU. All processes on one CPU, but where it says
- * otherwise and for posted writes: the client does not wait for the device then, which has a CPU of its own as a device VM has.
+ * otherwise and for posted writes: the client does not wait for the device then, which has a CPU of its own as a device
+ * VM has.
  */
 import type { Machine } from "../machine.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";

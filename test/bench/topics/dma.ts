@@ -1,6 +1,6 @@
 /**
- * DMA against memcpy of the same sizes: through the window, inside the device process; and by the copy queue, from the device
- * process to the bridge and back.
+ * DMA against memcpy of the same sizes: through the window, inside the device process; and by the copy queue, from the
+ * device process to the bridge and back.
  */
 import { addSeals, close, createMemory, F_SEAL_SHRINK } from "../../../native/index.js";
 import { KiB, MiB } from "../../../shared/limits.js";
@@ -52,7 +52,10 @@ function copyRow(direction: "read" | "write", what: string, size: number, depth:
   };
 }
 
-/** A register read by the client of a second session, while the device of the first one has the bridge copy without a pause. */
+/**
+ * A register read by the client of a second session, while the device of the first one has the bridge copy without a
+ * pause.
+ */
 function othersRow(what: string, size: number, depth: number): Row<State> {
   return {
     name: `copy queue, REGION_READ of another session beside ${what}, ${depth} at once`,

@@ -1,4 +1,6 @@
-/** DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind. */
+/**
+ * DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind.
+ */
 import { MiB } from "../../../shared/limits.js";
 import type { Machine } from "../machine.js";
 import type { NodeProcess } from "../node-process.js";
@@ -17,7 +19,9 @@ interface State {
 const SIZE = 64 * MiB;
 const COUNT = 2000;
 const BRIDGED_COUNT = 500;
-/** Until the heap of young objects has its final size, which is kept small: it would grow for 20 000 cycles otherwise. */
+/**
+ * Until the heap of young objects has its final size, which is kept small: it would grow for 20 000 cycles otherwise.
+ */
 const WARM_UP_CYCLES = 4000;
 const SMALL_HEAP = ["--max-semi-space-size=1"];
 const CYCLES = 100_000;

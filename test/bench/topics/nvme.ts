@@ -1,7 +1,7 @@
 /**
- * The NVMe controller on the local link, with a disk in memory, one that is a file in memory, and one that is a file on a
- * real disk, in the page cache or not; the driver is a C program. Doorbells that are mapped are polled by the device; a driver
- * that sleeps rings them by message.
+ * The NVMe controller on the local link, with a disk in memory, one that is a file in memory, and one that is a file on
+ * a real disk, in the page cache or not; the driver is a C program. Doorbells that are mapped are polled by the device;
+ * a driver that sleeps rings them by message.
  */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";

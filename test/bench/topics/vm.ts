@@ -1,8 +1,8 @@
 /**
- * The product, whole: a stock QEMU VM whose kernel drives our NVMe controller, against QEMU's own NVMe controller in the
- * same VM. Ours twice: in a device VM behind the bridge, and as a process on the host. All disks are files in memory.
- * VMs are emulated unless VVU_ACCEL=kvm, so the ratios say less than they would on bare metal: each exit is cheap, each
- * instruction is not.
+ * The product, whole: a stock QEMU VM whose kernel drives our NVMe controller, against QEMU's own NVMe controller in
+ * the same VM. Ours twice: in a device VM behind the bridge, and as a process on the host. All disks are files in
+ * memory. VMs are emulated unless VVU_ACCEL=kvm, so the ratios say less than they would on bare metal: each exit is
+ * cheap, each instruction is not.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

@@ -1,6 +1,7 @@
 /**
- * The device's endpoint, called as a link calls it but with bodies that no link has checked; "pci-config" is the same with
- * nothing but accesses to config space. The probe resets the function and looks whether config space is what it was.
+ * The device's endpoint, called as a link calls it but with bodies that no link has checked; "pci-config" is the same
+ * with nothing but accesses to config space. The probe resets the function and looks whether config space is what it
+ * was.
  */
 import assert from "node:assert/strict";
 import { DeviceEndpoint } from "../../../guest/function/endpoint.js";

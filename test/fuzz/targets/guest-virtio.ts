@@ -1,6 +1,7 @@
 /**
- * The guest library's virtio link against a bridge that sends anything, writes anything into the rings, and describes itself
- * wrongly. A link may get lost that way, but it has to say so, and the process lives on. The probe is an honest bridge.
+ * The guest library's virtio link against a bridge that sends anything, writes anything into the rings, and describes
+ * itself wrongly. A link may get lost that way, but it has to say so, and the process lives on. The probe is an honest
+ * bridge.
  */
 import assert from "node:assert/strict";
 import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
@@ -61,7 +62,10 @@ class Bridge {
 
   constructor(readonly pci: HostilePci) {}
 
-  /** Writes a message into the buffers that are offered; false when there are too few. `lie` changes what is said of a buffer. */
+  /**
+   * Writes a message into the buffers that are offered; false when there are too few. `lie` changes what is said of a
+   * buffer.
+   */
   send(bytes: Uint8Array, lie: (length: number) => number = (length) => length): boolean {
     const queue = this.pci.queue(Queue.TO_DEVICE);
     let sent = 0;

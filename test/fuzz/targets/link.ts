@@ -1,7 +1,7 @@
 /**
- * The bridge's end of the virtio link against a hostile device process: any message, any reply, broken rings, doorbells. Its
- * QEMU is honest and must live, the driver VM's client is honest and each of its requests must be answered, whatever the
- * device process says. The probe is the bridge's (bridge.ts).
+ * The bridge's end of the virtio link against a hostile device process: any message, any reply, broken rings,
+ * doorbells. Its QEMU is honest and must live, the driver VM's client is honest and each of its requests must be
+ * answered, whatever the device process says. The probe is the bridge's (bridge.ts).
  */
 import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
@@ -71,8 +71,8 @@ const MEMORY = { address: 0x100_0000, from: 0x1000, to: 0x5000, size: 0x8000 };
 const MAP_SIZE = 0x1_0000;
 
 /**
- * A message of the device process's own, mostly of those that it may send. Gentle ones are refused at most: the others mostly
- * end the link at once.
+ * A message of the device process's own, mostly of those that it may send. Gentle ones are refused at most: the others
+ * mostly end the link at once.
  */
 function hostileMessage(random: Choices, device: TestDevice, fds: FdPool, gentle: boolean): Uint8Array {
   const id = random.below(0x100);

@@ -1,7 +1,7 @@
 /**
  * The NVMe controller against a driver that writes any register, rings any doorbell and submits any entry, with PRPs to
- * memory that is mapped, mapped for one direction only, reached by messages, or not there. The storage fails now and then.
- * The probe resets the controller and does I/O with a driver of our own.
+ * memory that is mapped, mapped for one direction only, reached by messages, or not there. The storage fails now and
+ * then. The probe resets the controller and does I/O with a driver of our own.
  */
 import assert from "node:assert/strict";
 import { createController } from "../../../guest/devices/nvme/index.js";

@@ -1,6 +1,6 @@
 /**
- * The vfio-user client against a server that answers anything, asks for any memory, and hangs up at any time. Every call has
- * to end, with a result or with one of the two errors that callers are told of. The probe is an honest server.
+ * The vfio-user client against a server that answers anything, asks for any memory, and hangs up at any time. Every
+ * call has to end, with a result or with one of the two errors that callers are told of. The probe is an honest server.
  */
 import assert from "node:assert/strict";
 import { closeSync } from "node:fs";

@@ -1,6 +1,7 @@
 /**
- * The vfio-user server (framing, VERSION, every body, fds) with a real device behind it by the local link: so also the DMA
- * table, the window, SET_IRQS, the device's endpoint and PCI config space. The probe is a client that does all of that right.
+ * The vfio-user server (framing, VERSION, every body, fds) with a real device behind it by the local link: so also the
+ * DMA table, the window, SET_IRQS, the device's endpoint and PCI config space. The probe is a client that does all of
+ * that right.
  */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -120,7 +121,10 @@ function attack(random: Choices, fds: FdPool): Message[] {
   return pieces.filter((piece) => piece.bytes.length > 0);
 }
 
-/** Whole messages in `received` are well-formed; hands over the server's own commands. Returns how many bytes were looked at. */
+/**
+ * Whole messages in `received` are well-formed; hands over the server's own commands. Returns how many bytes were
+ * looked at.
+ */
 function checkReplies(received: Buffer, command: (message: Buffer) => void): number {
   let at = 0;
   while (received.length - at >= Header.size) {

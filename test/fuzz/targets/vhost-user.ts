@@ -1,7 +1,7 @@
 /**
- * The bridge's vhost-user back-end against a front-end that sends its messages in any order, with bad memory tables, ring
- * addresses and fds, rewrites the rings, and answers the back-end's requests as it likes. The probe (bridge.ts): the other
- * session goes on, all fds are closed, and stock QEMU's play finds the attacked session in order.
+ * The bridge's vhost-user back-end against a front-end that sends its messages in any order, with bad memory tables,
+ * ring addresses and fds, rewrites the rings, and answers the back-end's requests as it likes. The probe (bridge.ts):
+ * the other session goes on, all fds are closed, and stock QEMU's play finds the attacked session in order.
  */
 
 import { setTimeout as delay } from "node:timers/promises";

@@ -20,7 +20,10 @@ import { CANARY, type Context, checkCanary, type Instance } from "../target.js";
 
 const PIECE = 0x1_0000;
 const PIECES = 4;
-/** Guest addresses, sizes and places of what is mapped; the rest of the memory is canaries. The first crosses a piece's end. */
+/**
+ * Guest addresses, sizes and places of what is mapped; the rest of the memory is canaries. The first crosses a piece's
+ * end.
+ */
 const LOW = { address: 0x10_0000, offset: 0x1000, size: 0x1_7000 };
 const HIGH = { address: 0x8000_0000, offset: 0x2_0000, size: 0x1_0000 };
 const MAX_TRANSFER = 0x4000;

@@ -1,4 +1,6 @@
-/** The driver side of a split virtqueue against a device that writes anything into the used ring, compared with a model. */
+/**
+ * The driver side of a split virtqueue against a device that writes anything into the used ring, compared with a model.
+ */
 import assert from "node:assert/strict";
 import { PeerGone } from "../../../shared/errors.js";
 import { RING_ENTRIES_OFFSET, RING_INDEX_OFFSET, UsedEntry } from "../../../shared/spec/virtio.js";

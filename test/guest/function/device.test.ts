@@ -1,4 +1,6 @@
-/** What an author gets: register files by BAR, jobs that reset, quiesce and pause wait for, and defaults for the rest. */
+/**
+ * What an author gets: register files by BAR, jobs that reset, quiesce and pause wait for, and defaults for the rest.
+ */
 import test from "ava";
 import { pino } from "pino";
 import { type Device, type DeviceContext, DmaError } from "../../../guest/device.js";

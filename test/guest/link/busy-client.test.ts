@@ -1,31 +1,35 @@
 /**
- * A client that answers no DMA message while it waits for a reply, as stock QEMU: nothing that it waits for waits for such an
- * answer, whatever the device's own deadline.
+ * A client that answers no DMA message while it waits for a reply, as stock QEMU: nothing that it waits for waits for
+ * such an answer, whatever the device's own deadline.
  */
 import test, { type ExecutionContext } from "ava";
 import { MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
-import type { ClientDma } from "../../../shared/vfio-user/client/dma.js";
+import { ClientDma } from "../../../shared/vfio-user/client/dma.js";
 import { Commands, CopyDevice, Registers, Statuses } from "../../fakes/copy-device.js";
-import { type Kind, type Machine, memory, setUpWith } from "./machine.js";
+import { type Kind, memory, setUpWith } from "./machine.js";
 
 const BASE = 0x1_0000_0000;
 /** Longer than the client waits for a reply. */
 const FOR_EVER = 600_000;
 
-/** From now on the client keeps what the server asks; the result answers it all. */
-function hold(machine: Machine): { readonly count: number; answer(): void } {
-  const { dma } = machine.client as unknown as { dma: ClientDma };
-  const command = dma.command.bind(dma);
+/** Clients keep what their servers ask, until `answer` answers it all. A test has one client at a time. */
+function hold(t: ExecutionContext): { readonly count: number; answer(): void } {
+  const { command } = ClientDma.prototype;
+  const release = () => {
+    ClientDma.prototype.command = command;
+  };
+  t.teardown(release);
   const answers: (() => void)[] = [];
-  dma.command = (connection, frame) => {
+  ClientDma.prototype.command = function (connection, frame) {
     const { bytes, offset, length } = frame;
     const kept = bytes.slice(offset, offset + length);
     const late = { ...frame, fds: [], bytes: kept, data: new DataView(kept.buffer), offset: 0 };
     answers.push(() => {
       // Its `finish` was called.
-      command(
+      command.call(
+        this,
         {
           send: connection.send.bind(connection),
           sendError: connection.sendError.bind(connection),
@@ -41,6 +45,7 @@ function hold(machine: Machine): { readonly count: number; answer(): void } {
       return answers.length;
     },
     answer() {
+      release();
       for (const answer of answers.splice(0)) answer();
     },
   };
@@ -62,7 +67,7 @@ async function copying(t: ExecutionContext, kind: Kind) {
   // The first DMA asks for the layout, which is answered.
   t.is(await copy(BASE, 2 * BASE, 16), Statuses.DONE);
   target.bytes.fill(0);
-  const held = hold(machine);
+  const held = hold(t);
   const { next } = machine.doorbells[1];
   const done = Promise.race([next(), machine.doorbells[0].next()]);
   await write32(Registers.COMMAND, Commands.COPY);

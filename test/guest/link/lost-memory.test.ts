@@ -1,4 +1,6 @@
-/** Memory that the client makes smaller while it is mapped: DMA to what is gone fails, each time, and moves no zeros. */
+/**
+ * Memory that the client makes smaller while it is mapped: DMA to what is gone fails, each time, and moves no zeros.
+ */
 import { ftruncateSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

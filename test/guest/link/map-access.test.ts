@@ -1,6 +1,6 @@
 /**
- * How the local link maps what a client hands over: read-only, unsealed, all without messages, which many clients do not answer
- * and none while it waits for a reply.
+ * How the local link maps what a client hands over: read-only, unsealed, all without messages, which many clients do
+ * not answer and none while it waits for a reply.
  */
 import { ftruncateSync } from "node:fs";
 import type { ExecutionContext } from "ava";

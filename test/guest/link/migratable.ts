@@ -1,4 +1,6 @@
-/** Tests that run over both links, with a device that can be migrated; one at a time, as each has a bridge of its own. */
+/**
+ * Tests that run over both links, with a device that can be migrated; one at a time, as each has a bridge of its own.
+ */
 import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { MigratableDevice } from "../../fakes/migratable-device.js";

@@ -1,4 +1,7 @@
-/** Many commands at once, cut anywhere, with DMA by message in between: the whole way from the client to the device and back. */
+/**
+ * Many commands at once, cut anywhere, with DMA by message in between: the whole way from the client to the device and
+ * back.
+ */
 import type { ExecutionContext } from "ava";
 import { close, eventfd, eventfdWrite } from "../../../native/index.js";
 import { Errno } from "../../../shared/errors.js";

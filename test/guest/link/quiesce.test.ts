@@ -1,6 +1,6 @@
 /**
- * A device that does not let go: the client's unmap, reset and leaving do not wait for it for ever, the memory is out of its
- * reach all the same, and when it finishes after all everything goes on.
+ * A device that does not let go: the client's unmap, reset and leaving do not wait for it for ever, the memory is out
+ * of its reach all the same, and when it finishes after all everything goes on.
  */
 import type { ExecutionContext } from "ava";
 import { DmaError } from "../../../guest/device.js";

@@ -1,4 +1,6 @@
-/** A device process whose link the bridge gives up: it learns of that, and the session comes back with the same device. */
+/**
+ * A device process whose link the bridge gives up: it learns of that, and the session comes back with the same device.
+ */
 import test, { type ExecutionContext } from "ava";
 import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
 import { createVirtioLink } from "../../../guest/link/virtio/open.js";

@@ -63,8 +63,8 @@ function countOf(fd: number): number {
 const PATIENCE_MS = 60_000;
 
 /**
- * How many stay open of those that were opened since `before`. Other test files, which run in this process as well, open such
- * memory, too, each for as long as a test takes.
+ * How many stay open of those that were opened since `before`. Other test files, which run in this process as well,
+ * open such memory, too, each for as long as a test takes.
  */
 async function leftOpen(before: ReadonlySet<number>): Promise<number> {
   const found = new Set([...sharedMemories()].filter((inode) => !before.has(inode)));

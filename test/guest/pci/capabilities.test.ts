@@ -1,6 +1,6 @@
 /**
- * Each capability byte by byte: as it is after reset, and after all ones were written to all of it. The expected bytes are
- * written out by hand from the specifications' register pictures.
+ * Each capability byte by byte: as it is after reset, and after all ones were written to all of it. The expected bytes
+ * are written out by hand from the specifications' register pictures.
  */
 import test, { type ExecutionContext } from "ava";
 import type { PciCapabilities, PciIdentity } from "../../../guest/device.js";
@@ -31,7 +31,9 @@ const bytesOf = (config: ConfigSpace, offset: number, length: number) =>
       .padStart(2, "0"),
   ).join(" ");
 
-/** Compares `length` bytes with what they are after reset, after all ones were written to each, and after a reset again. */
+/**
+ * Compares `length` bytes with what they are after reset, after all ones were written to each, and after a reset again.
+ */
 function exact(t: ExecutionContext, config: ConfigSpace, offset: number, fresh: string, written: string): void {
   const length = fresh.split(" ").length;
   const tidy = (text: string) => text.replaceAll(/\s+/g, " ").trim();

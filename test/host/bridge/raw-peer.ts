@@ -1,4 +1,6 @@
-/** The other end of a vhost-user socket, in raw bytes, for the parts of the bridge that run in the test's own process. */
+/**
+ * The other end of a vhost-user socket, in raw bytes, for the parts of the bridge that run in the test's own process.
+ */
 import { closeSync, readdirSync, readlinkSync } from "node:fs";
 import * as native from "../../../native/index.js";
 import { Header } from "../../../shared/spec/vhost-user.js";

@@ -1,4 +1,6 @@
-/** The bridge as a process, between a front-end that plays QEMU and a vfio-user client that plays the driver VM's VMM. */
+/**
+ * The bridge as a process, between a front-end that plays QEMU and a vfio-user client that plays the driver VM's VMM.
+ */
 import type { ExecutionContext } from "ava";
 import * as native from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";

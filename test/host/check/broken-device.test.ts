@@ -1,4 +1,7 @@
-/** The checker can fail: devices that do one thing wrong each, behind a good server, and exactly the checks that find it. */
+/**
+ * The checker can fail: devices that do one thing wrong each, behind a good server, and exactly the checks that find
+ * it.
+ */
 import test from "ava";
 import { close } from "../../../native/index.js";
 import {

@@ -1,6 +1,6 @@
 /**
- * The checker can fail: servers that do one thing wrong each, and exactly the checks that find it. A good server stands behind
- * a meddler, so what is wrong is wrong on the wire.
+ * The checker can fail: servers that do one thing wrong each, and exactly the checks that find it. A good server stands
+ * behind a meddler, so what is wrong is wrong on the wire.
  */
 import test from "ava";
 import { Errno } from "../../../shared/errors.js";
@@ -93,7 +93,9 @@ function earlierMaps(): Meddling {
   };
 }
 
-/** The reply about the region of the device's own, changed; it has a TYPE capability and behind it a SPARSE_MMAP one. */
+/**
+ * The reply about the region of the device's own, changed; it has a TYPE capability and behind it a SPARSE_MMAP one.
+ */
 function changeOwnRegion(change: (reply: Passing) => void): Meddling {
   return {
     reply: (reply, { command }) => {

@@ -1,6 +1,7 @@
 /**
- * A device that has everything the checker looks at, done right: a region that can be mapped in part, one of its own, four MSI-X vectors, I/O
- * fds, migration and DMA logging. Its parts are data or small methods, so that a test can do one of them wrong.
+ * A device that has everything the checker looks at, done right: a region that can be mapped in part, one of its own,
+ * four MSI-X vectors, I/O fds, migration and DMA logging. Its parts are data or small methods, so that a test can do
+ * one of them wrong.
  */
 import { close, createMemory, eventfd, eventfdWrite } from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";

@@ -1,6 +1,6 @@
 /**
- * Sits between a client and a server and changes what they say, so that a good server looks like a broken one: requests may be
- * answered in the server's place, changed or swallowed, replies may be changed.
+ * Sits between a client and a server and changes what they say, so that a good server looks like a broken one: requests
+ * may be answered in the server's place, changed or swallowed, replies may be changed.
  */
 import { accept, connect, listen, POLL_READABLE, Poll } from "../../../native/index.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
@@ -75,7 +75,10 @@ export class Meddler {
     for (const connection of [...this.#connections]) connection.close();
   }
 
-  /** One client after the other: the end of the last one, which came before, is heard of first, as the server refuses a second. */
+  /**
+   * One client after the other: the end of the last one, which came before, is heard of first, as the server refuses a
+   * second.
+   */
   #acceptAll(): void {
     for (let fd = accept(this.#fd); fd !== -1; fd = accept(this.#fd)) {
       const accepted = fd;

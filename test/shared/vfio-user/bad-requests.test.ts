@@ -1,6 +1,6 @@
 /**
- * Every request that is wrong gets its error and reaches no device; all fds are closed, and the same connection works as
- * before.
+ * Every request that is wrong gets its error and reaches no device; all fds are closed, and the same connection works
+ * as before.
  */
 import { closeSync, openSync } from "node:fs";
 import test from "ava";

@@ -1,4 +1,7 @@
-/** Eventfds that mask and unmask: each signal is dealt with, in turns of the event loop, and none is lost when one is replaced. */
+/**
+ * Eventfds that mask and unmask: each signal is dealt with, in turns of the event loop, and none is lost when one is
+ * replaced.
+ */
 import { setImmediate } from "node:timers/promises";
 import test from "ava";
 import { eventfd, eventfdWrite } from "../../../native/index.js";

@@ -1,6 +1,6 @@
 /**
- * The termination against a peer without manners: every bad input gets its error, and afterwards the same connection, or
- * where it had to end the next one, works as before.
+ * The termination against a peer without manners: every bad input gets its error, and afterwards the same connection,
+ * or where it had to end the next one, works as before.
  */
 import { closeSync, existsSync } from "node:fs";
 import { join } from "node:path";

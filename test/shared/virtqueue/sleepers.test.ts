@@ -1,6 +1,6 @@
 /**
- * Two threads, one on each side of a queue, each of which sleeps whenever it finds nothing and is woken by the other's signals
- * alone: one that is lost leaves both asleep.
+ * Two threads, one on each side of a queue, each of which sleeps whenever it finds nothing and is woken by the other's
+ * signals alone: one that is lost leaves both asleep.
  */
 import { once } from "node:events";
 import { Worker } from "node:worker_threads";

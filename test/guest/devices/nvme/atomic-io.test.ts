@@ -114,7 +114,9 @@ test("they begin in the order in which they came, so that no write waits for eve
   t.deepEqual(order(), ["read 0"]);
 });
 
-/** The ways of data: `direct` needs a disk whose bytes can be had at once, `bounced` memory that is not in the window. */
+/**
+ * The ways of data: `direct` needs a disk whose bytes can be had at once, `bounced` memory that is not in the window.
+ */
 const WAYS = ["direct", "pooled", "bounced"] as const;
 
 for (const first of ["pooled", "bounced"] as const) {

@@ -1,4 +1,7 @@
-/** Commands that end before their time: long ones stop at their next piece, and nothing that is slow keeps the rest waiting. */
+/**
+ * Commands that end before their time: long ones stop at their next piece, and nothing that is slow keeps the rest
+ * waiting.
+ */
 import test, { type ExecutionContext } from "ava";
 import { type CommandFields, NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { MiB } from "../../../../shared/limits.js";

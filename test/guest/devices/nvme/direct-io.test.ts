@@ -286,7 +286,9 @@ async function transferOn(
   if (status !== 0) throw new Error(`status ${status}`);
 }
 
-/** A disk whose file may be read and written at once with these flags; where that is not possible a fake one takes over. */
+/**
+ * A disk whose file may be read and written at once with these flags; where that is not possible a fake one takes over.
+ */
 async function fileDisk(
   t: ExecutionContext,
   { readFlags, writeFlags, size = DISK }: { readFlags?: number; writeFlags?: number; size?: number },

@@ -1,4 +1,7 @@
-/** The device as a process that is killed at any moment: what it said is stable is in the file, and the file can be served again. */
+/**
+ * The device as a process that is killed at any moment: what it said is stable is in the file, and the file can be
+ * served again.
+ */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import * as fs from "node:fs";

@@ -1,6 +1,6 @@
 /**
- * Real files under the controller, whose bytes the pool's threads move: two at once, what goes wrong, and the ends of a driver
- * VM with I/O under way. The directory is a file system whose writes have to wait, where the machine has one.
+ * Real files under the controller, whose bytes the pool's threads move: two at once, what goes wrong, and the ends of a
+ * driver VM with I/O under way. The directory is a file system whose writes have to wait, where the machine has one.
  */
 import { execFile } from "node:child_process";
 import { readFileSync, truncateSync } from "node:fs";

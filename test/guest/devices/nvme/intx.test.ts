@@ -1,4 +1,7 @@
-/** A driver VM that has neither MSI-X nor MSI: INTA# is a level, up as long as entries of completion queues were not taken. */
+/**
+ * A driver VM that has neither MSI-X nor MSI: INTA# is a level, up as long as entries of completion queues were not
+ * taken.
+ */
 import test, { type ExecutionContext } from "ava";
 import { NvmeDriver, type QueuePair } from "../../../../scripts/drivers/nvme.js";
 import type { Machine } from "./machine.js";

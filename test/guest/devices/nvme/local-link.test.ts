@@ -1,4 +1,6 @@
-/** The driver and the controller with a socket between them: vfio-user's real client and server, the library's endpoint. */
+/**
+ * The driver and the controller with a socket between them: vfio-user's real client and server, the library's endpoint.
+ */
 import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,6 +1,7 @@
 /**
  * A driver VM in miniature for device tests: memory with maps, interrupts, and a Device driven straight through its
- * interface. Maps can lack permissions, be missing, or lie outside the window, so that they are reached by messages only.
+ * interface. Maps can lack permissions, be missing, or lie outside the window, so that they are reached by messages
+ * only.
  */
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";

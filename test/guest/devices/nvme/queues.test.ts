@@ -10,7 +10,10 @@ const COMPLETION = SUBMISSION + 4;
 const FLUSH = { opcode: 0, namespaceId: 1 };
 const READ = { opcode: 2, namespaceId: 1 };
 
-/** Creates I/O queue 2 on its own, in the scratch memory: its entries are seen, and completions stay until they are taken. */
+/**
+ * Creates I/O queue 2 on its own, in the scratch memory: its entries are seen, and completions stay until they are
+ * taken.
+ */
 async function createPair(
   machine: Machine,
   driver: NvmeDriver,

@@ -71,7 +71,10 @@ export async function bringUp(
   return { ...setup, driver: await NvmeDriver.open(setup.machine, { queues: queues ?? 1, ...rest }) };
 }
 
-/** A place in the upper half of the memory, which the driver's queues do not reach; use it without the driver's read and write. */
+/**
+ * A place in the upper half of the memory, which the driver's queues do not reach; use it without the driver's read and
+ * write.
+ */
 export function scratch(machine: Machine, page = 0): { readonly address: number; readonly offset: number } {
   const offset = machine.memory.bytes.length / 2 + page * 4096;
   return { address: MEMORY_ADDRESS + offset, offset };

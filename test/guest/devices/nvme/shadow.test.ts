@@ -1,4 +1,7 @@
-/** Doorbells in memory: the driver's part by the book, the moment before the controller sleeps, and what a driver gets wrong. */
+/**
+ * Doorbells in memory: the driver's part by the book, the moment before the controller sleeps, and what a driver gets
+ * wrong.
+ */
 import test, { type ExecutionContext } from "ava";
 import { type NvmeDriver, writeCommand } from "../../../../scripts/drivers/nvme.js";
 import type { FakeMap, Machine } from "./machine.js";
@@ -10,7 +13,10 @@ const CREATE_SQ = 0x01;
 const FLUSH = { opcode: 0, namespaceId: 1 };
 const SUBMISSION = 0x1000 + 8;
 
-/** A controller with one queue pair of 16 entries that nobody serves but the test, doorbells in memory, and the buffers' offsets. */
+/**
+ * A controller with one queue pair of 16 entries that nobody serves but the test, doorbells in memory, and the buffers'
+ * offsets.
+ */
 async function withShadow(t: ExecutionContext) {
   const setup = await bringUp(t, { controllerQueues: 2 });
   const { machine, driver } = setup;
@@ -85,7 +91,8 @@ test.serial("a command that comes while the controller falls asleep is not lost"
   const { dma } = machine;
   for (let n = 0; n < 4; n++) writeCommand(data, pair.submission + n * 64, n, FLUSH);
   await asleep(machine, events, 0);
-  // The driver writes the doorbell right after the event index is there, and did not see it: the register stays as it is.
+  // The driver writes the doorbell right after the event index is there, and did not see it: the register stays as it
+  // is.
   const locate = dma.locate.bind(dma);
   let struck = 0;
   dma.locate = (...given) => {

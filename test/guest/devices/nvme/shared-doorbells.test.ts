@@ -1,4 +1,7 @@
-/** Doorbells that the driver VM's VMM maps: polled, hostile, 0 after every reset; and written by message where nobody has mapped them. */
+/**
+ * Doorbells that the driver VM's VMM maps: polled, hostile, 0 after every reset; and written by message where nobody
+ * has mapped them.
+ */
 import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../guest/devices/nvme/index.js";
 import type { Polling } from "../../../../guest/devices/nvme/shared-poll.js";

@@ -1,4 +1,7 @@
-/** Mapped doorbells over real links: vfio-user's client maps them as a VMM does, over either link, with a file and a disk in memory. */
+/**
+ * Mapped doorbells over real links: vfio-user's client maps them as a VMM does, over either link, with a file and a
+ * disk in memory.
+ */
 import { ftruncateSync } from "node:fs";
 import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

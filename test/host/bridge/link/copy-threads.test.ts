@@ -1,4 +1,7 @@
-/** Copies that are left to threads, as somebody else wants something of the bridge: the same bytes, and no touch too late. */
+/**
+ * Copies that are left to threads, as somebody else wants something of the bridge: the same bytes, and no touch too
+ * late.
+ */
 import { ftruncateSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { Copies } from "../../../../host/bridge/link/copies.js";
@@ -192,7 +195,10 @@ test.serial("reads and writes, large and small, in one part and in many", async 
   t.is(copies.copies, 30);
 });
 
-/** Many writes to the driver VM's memory, under way when `then` is called, which takes memory away; returns their statuses. */
+/**
+ * Many writes to the driver VM's memory, under way when `then` is called, which takes memory away; returns their
+ * statuses.
+ */
 async function takenAway(t: ExecutionContext, made: ReturnType<typeof session>, then: () => void) {
   let isTaken = false;
   const seen = watch(t, () => {

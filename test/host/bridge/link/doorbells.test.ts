@@ -1,4 +1,6 @@
-/** Doorbells: which doorbell each vector has, and that no interrupt is lost or goes astray when vectors are bound anew. */
+/**
+ * Doorbells: which doorbell each vector has, and that no interrupt is lost or goes astray when vectors are bound anew.
+ */
 import { readdirSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { Doorbells } from "../../../../host/bridge/link/doorbells.js";

@@ -36,7 +36,9 @@ const helloOf = (regions: number, change: (data: DataView) => void = () => {}) =
   return message(9, LinkCommand.HELLO, 0, body);
 };
 
-/** What a hostile device process might do with a client connected. Each must cost it the link and nobody else anything. */
+/**
+ * What a hostile device process might do with a client connected. Each must cost it the link and nobody else anything.
+ */
 const hostile: Record<string, (device: TestDevice, frontEnd: FrontEnd) => void> = {
   "a message shorter than a header": (device) => device.sendRaw(new Uint8Array(15)),
   "a message that says 0 bytes": (device) => device.sendRaw(new Uint8Array(16)),

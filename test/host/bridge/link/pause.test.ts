@@ -1,6 +1,7 @@
 /**
- * The device VM is paused and goes on, at any time: the rings stop and start where they were, and the link with them. What the client
- * asks meanwhile is answered in time; what it changes is made up for; and no request for the window is on its way to QEMU.
+ * The device VM is paused and goes on, at any time: the rings stop and start where they were, and the link with them.
+ * What the client asks meanwhile is answered in time; what it changes is made up for; and no request for the window is
+ * on its way to QEMU.
  */
 import test from "ava";
 import { MiB } from "../../../../shared/limits.js";

@@ -1,4 +1,7 @@
-/** A device process that shares two parts of BAR 0, shadow memory and two ioeventfds; what it answers, and what a client maps. */
+/**
+ * A device process that shares two parts of BAR 0, shadow memory and two ioeventfds; what it answers, and what a client
+ * maps.
+ */
 import type { ExecutionContext } from "ava";
 import * as native from "../../../../native/index.js";
 import { ProtocolError } from "../../../../shared/errors.js";
@@ -52,7 +55,9 @@ export const allocateMemory = (device: TestDevice, region: number, parts: readon
 export const allocateEvents = (device: TestDevice, region: number, count: number) =>
   device.request(LinkCommand.ALLOCATE_EVENTS, AllocateEvents.encode({ region, count }));
 
-/** SHARE_REGISTERS of one page at `address`, with 16 bytes of `region` from its start right behind the memory's head. */
+/**
+ * SHARE_REGISTERS of one page at `address`, with 16 bytes of `region` from its start right behind the memory's head.
+ */
 export const registersBody = (
   address: number,
   region: number,

@@ -1,4 +1,7 @@
-/** Memory and eventfds that the bridge makes for a device process and gives to the client, for as long as each of them lives. */
+/**
+ * Memory and eventfds that the bridge makes for a device process and gives to the client, for as long as each of them
+ * lives.
+ */
 import test from "ava";
 import * as native from "../../../../native/index.js";
 import { Errno } from "../../../../shared/errors.js";
