@@ -9,19 +9,20 @@
  * that all is well.
  */
 import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from "../address.js";
+import { TICKS_PER_DEADLINE } from "../deadline.js";
 import { Errno, ProtocolError } from "../errors.js";
 import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
 import type { ClientMemory } from "./backend.js";
 import { type Connection, type Frame, putHeader } from "./connection.js";
+import { RequestTable } from "./request-table.js";
 
 /** Where a client puts the data of a DMA_READ and expects that of a DMA_WRITE; "qemu" is how QEMU began. */
 export type DmaLayout = "specification" | "qemu";
 
 const DATA_OFFSET = { specification: DmaAccess.size, qemu: DmaAccessQemu.size } as const;
 const PROBE_COUNT = 0x1_0000_0000;
-const MAX_IDS = 0x10000;
-/** Requests that the client has not answered; the others wait here, so that no client is flooded. */
+/** Requests that the client has not answered, abandoned ones included; the others wait here: no client is flooded. */
 const MAX_SENT = 1024;
 /**
  * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply;
@@ -45,25 +46,19 @@ interface Request extends Range {
   readonly command: number;
   /** A read's target, a write's source. */
   readonly bytes: Uint8Array;
+  /** In ticks of the table: a request that waits to be sent is as old as one that was. */
   readonly startedAt: number;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
-  /**
-   * Nobody waits any more. The id stays taken until its reply comes, so that a late one is never taken for another's.
-   */
-  abandoned: boolean;
 }
 
 const view = DmaAccess.view();
 
 export class DmaMessages implements ClientMemory {
-  /** By id. */
-  readonly #sent = new Map<number, Request>();
+  readonly #sent = new RequestTable<Request>(MAX_SENT);
   readonly #waiting: Request[] = [];
   /** Bytes of the writes that were sent and not answered. */
   #writeBytes = 0;
-  #nextId = 0;
-  #now = 0;
   #gone: Error | undefined;
   #layout: DmaLayout | undefined;
   #probing: Promise<void> | undefined;
@@ -90,29 +85,27 @@ export class DmaMessages implements ClientMemory {
 
   /** A reply of the client's. False when nothing waits for it (it was never asked for). */
   handleReply(frame: Frame): boolean {
-    const request = this.#sent.get(frame.id);
-    if (request === undefined || request.command !== frame.command) return false;
-    this.#sent.delete(frame.id);
-    if (!request.abandoned) {
+    if (!this.#sent.expects(frame.id, frame.command)) return false;
+    const request = this.#sent.waiterOf(frame.id);
+    this.#sent.free(frame.id);
+    if (request !== undefined) {
       const wrong = this.#finish(request, frame);
       if (wrong === undefined) request.resolve();
-      else this.#drop(request, wrong);
+      else request.reject(wrong);
       this.#release(request);
     }
     this.#sendWaiting();
     return true;
   }
 
-  /** Gives up requests older than `deadline` ticks. */
-  tick(now: number, deadline: number): void {
-    this.#now = now;
-    const isLate = (request: Request) => !request.abandoned && now - request.startedAt >= deadline;
-    for (const request of this.#sent.values()) {
-      if (!isLate(request)) continue;
+  /** Called TICKS_PER_DEADLINE times within the deadline: gives up what has waited for all of it. */
+  tick(): void {
+    for (const request of this.#sent.tick()) {
       this.#giveUp(request);
       this.#release(request);
     }
     // In the order in which they came: behind one that is not late, none is.
+    const isLate = (request: Request) => this.#sent.now - request.startedAt >= TICKS_PER_DEADLINE;
     while (this.#waiting.length > 0 && isLate(this.#waiting[0])) {
       const request = this.#waiting.shift();
       if (request !== undefined) this.#giveUp(request);
@@ -122,15 +115,15 @@ export class DmaMessages implements ClientMemory {
 
   abandon(address = 0, length = ADDRESS_SPACE): void {
     const spans = exactSpans(address, length);
-    const concerns = (request: Range) => meets(spans, request.address, request.count);
+    const concerns = (range: Range) => meets(spans, range.address, range.count);
+    const isTransfer = (request: Request) => request.bytes !== NO_BYTES && concerns(request);
     const reason = (command: number) => new ProtocolError("a DMA was given up", Errno.ECANCELED, command);
-    for (const request of this.#sent.values()) {
-      if (request.abandoned || request.bytes === NO_BYTES || !concerns(request)) continue;
-      this.#drop(request, reason(request.command));
+    for (const request of this.#sent.abandon(isTransfer)) {
+      request.reject(reason(request.command));
       this.#release(request);
     }
     for (const request of this.#waiting.splice(0)) {
-      if (request.bytes !== NO_BYTES && concerns(request)) this.#drop(request, reason(request.command));
+      if (isTransfer(request)) request.reject(reason(request.command));
       else this.#waiting.push(request);
     }
     for (const early of this.#early) if (concerns(early)) early.reject(reason(early.command));
@@ -141,10 +134,7 @@ export class DmaMessages implements ClientMemory {
   close(reason: Error): void {
     if (this.#gone !== undefined) return;
     this.#gone = reason;
-    const requests = [...this.#sent.values(), ...this.#waiting];
-    this.#sent.clear();
-    this.#waiting.length = 0;
-    for (const request of requests) if (!request.abandoned) this.#drop(request, reason);
+    for (const request of [...this.#sent.dropAll(), ...this.#waiting.splice(0)]) request.reject(reason);
   }
 
   async #transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
@@ -201,8 +191,7 @@ export class DmaMessages implements ClientMemory {
       if (this.#gone !== undefined) return reject(this.#gone);
       if (this.#waiting.length >= MAX_DMA_REQUESTS)
         return reject(new ProtocolError("too many DMAs at once", Errno.EBUSY, command));
-      const startedAt = this.#now;
-      this.#waiting.push({ command, address, count, bytes, startedAt, resolve, reject, abandoned: false });
+      this.#waiting.push({ command, address, count, bytes, startedAt: this.#sent.now, resolve, reject });
       this.#sendWaiting();
     });
   }
@@ -215,10 +204,7 @@ export class DmaMessages implements ClientMemory {
       if (isWrite && this.#writeBytes > 0 && this.#writeBytes + request.count > MAX_DMA_WRITE_BYTES) return;
       this.#waiting.shift();
       if (isWrite) this.#writeBytes += request.count;
-      let id = this.#nextId;
-      while (this.#sent.has(id)) id = (id + 1) % MAX_IDS;
-      this.#nextId = (id + 1) % MAX_IDS;
-      this.#sent.set(id, request);
+      const id = this.#sent.take(request.command, request, false, request.startedAt);
       this.#send(id, request, isWrite ? request.bytes : NO_BYTES);
     }
   }
@@ -246,13 +232,8 @@ export class DmaMessages implements ClientMemory {
     if (request.command === Command.DMA_WRITE) this.#writeBytes -= request.count;
   }
 
-  #giveUp(request: Request): void {
-    this.#drop(request, new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, request.command));
-  }
-
-  #drop(request: Request, reason: Error): void {
-    request.abandoned = true;
-    request.reject(reason);
+  #giveUp({ command, reject }: Request): void {
+    reject(new ProtocolError("the client does not answer a DMA", Errno.ETIMEDOUT, command));
   }
 
   /** Takes a reply's data; what is wrong with it, or undefined. */

@@ -2,6 +2,7 @@
  * GET_REGION_INFO's reply as a client reads it: the fixed part and the list of capabilities, all from an untrusted
  * server.
  */
+import { Errno, ProtocolError } from "../errors.js";
 import {
   Command,
   RegionCap,
@@ -12,8 +13,6 @@ import {
   SparseMmap,
   SparseMmapArea,
 } from "../spec/vfio-user.js";
-import type { Reply } from "./requests.js";
-import { badReply } from "./requests.js";
 
 export interface RegionDescription {
   readonly index: number;
@@ -31,7 +30,17 @@ export interface RegionDescription {
   readonly fd: number;
 }
 
-const refuse: (what: string) => never = (what) => badReply(Command.DEVICE_GET_REGION_INFO, what);
+function refuse(what: string): never {
+  const command = Command.DEVICE_GET_REGION_INFO;
+  throw new ProtocolError(`the server's reply to command ${command}: ${what}`, Errno.EPROTO, command);
+}
+
+/** A reply's body, with a view of the same bytes, and what came along. */
+interface Reply {
+  readonly body: Uint8Array;
+  readonly data: DataView;
+  readonly fds: number[];
+}
 
 /** Takes the reply's first fd when all is right. @throws ProtocolError EPROTO */
 export function parseRegionInfo(index: number, { body, data, fds }: Reply): RegionDescription {

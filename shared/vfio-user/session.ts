@@ -116,7 +116,7 @@ export class Session implements ConnectionHandler {
   tick(): void {
     this.#now++;
     this.count();
-    this.#memory?.tick(this.#now, TICKS_PER_DEADLINE);
+    this.#memory?.tick();
     const pending = this.#pending;
     if (pending.active && this.#state === "ready" && this.#now - pending.startedAt >= TICKS_PER_DEADLINE) {
       this.#expire(pending);

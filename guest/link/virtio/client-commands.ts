@@ -24,7 +24,7 @@ import { unmapRange } from "../../../shared/vfio-user/unmap-range.js";
 import type { LinkPendingCommand } from "../command.js";
 import type { Endpoint, IrqChange, Window } from "../link.js";
 import type { Doorbells } from "./doorbells.js";
-import type { Requests } from "./requests.js";
+import type { BridgeRequests } from "./requests.js";
 import type { VirtioSharing } from "./sharing.js";
 
 /** What of the link the commands need. */
@@ -32,7 +32,7 @@ export interface CommandedLink {
   readonly endpoint: Endpoint;
   readonly window: Window;
   readonly doorbells: Doorbells;
-  readonly requests: Requests;
+  readonly requests: BridgeRequests;
   readonly sharing: VirtioSharing;
   readonly maxMessageSize: number;
   readonly log: Log;
@@ -44,7 +44,7 @@ export class ClientCommands {
   readonly doorbells: Doorbells;
   readonly #endpoint: Endpoint;
   readonly #window: Window;
-  readonly #requests: Requests;
+  readonly #requests: BridgeRequests;
   readonly #sharing: VirtioSharing;
   readonly #maxMessageSize: number;
   readonly #log: Log;

@@ -1,21 +1,20 @@
-/**
- * Requests of ours to the bridge: their ids, their deadlines, and what becomes of the replies. An id is used again only
- * after its reply, so that a late reply is never taken for another's.
- */
+/** Requests of the device process to the bridge: how they are sent, and what is made of the replies. */
 import { ADDRESS_SPACE, exactSpans, meets } from "../../../shared/address.js";
-import { startDeadline } from "../../../shared/deadline.js";
+import { startTicks } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { REPLY_DEADLINE_MS } from "../../../shared/limits.js";
 import { Command, DmaAccess, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import { RequestTable } from "../../../shared/vfio-user/request-table.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { Messages, PartsMessage } from "./messages.js";
 
-/** Requests without a reply, those that were given up included. */
+/** Requests without a reply, abandoned ones included. */
 const MAX_REQUESTS = 4096;
-const MAX_ID = 0xffff;
 const NOTHING = new Uint8Array(0);
 
 interface Request {
+  /** -1 before it has one. */
+  id: number;
   readonly command: number;
   /** DMA_READ: where the data goes. */
   readonly target: Uint8Array | undefined;
@@ -24,19 +23,17 @@ interface Request {
   readonly address: number;
   /** Undefined while it is being sent. */
   message: PartsMessage | undefined;
-  stopDeadline(): void;
   resolve(body: Uint8Array): void;
   reject(error: Error): void;
-  /** Nobody waits any more; only the id is still taken. */
-  abandoned: boolean;
 }
 
-export class Requests {
+export class BridgeRequests {
   readonly #messages: Messages;
-  readonly #requests = new Map<number, Request>();
+  readonly #table = new RequestTable<Request>(MAX_REQUESTS);
   readonly #header = Header.view();
   readonly #access = DmaAccess.view();
-  #lastId = 0;
+  /** Runs while somebody waits for a reply. */
+  #stopTicks: (() => void) | undefined;
 
   constructor(messages: Messages) {
     this.#messages = messages;
@@ -57,9 +54,11 @@ export class Requests {
     await this.#send(Command.DMA_WRITE, body, source, undefined, address, source.length);
   }
 
-  /** Nobody is to wait any longer: every request rejects with `error`. */
+  /** Nobody waits any longer: every request rejects with `error`. */
   abandon(error: Error): void {
-    for (const id of [...this.#requests.keys()]) this.#giveUp(id, error);
+    for (const request of this.#table.abandon()) this.#giveUp(request, error);
+    this.#stopTicks?.();
+    this.#stopTicks = undefined;
   }
 
   /**
@@ -68,26 +67,26 @@ export class Requests {
    */
   abandonDma(error: Error, address = 0, length = ADDRESS_SPACE): void {
     const spans = exactSpans(address, length);
-    for (const [id, request] of [...this.#requests]) {
-      if (isDma(request.command) && meets(spans, request.address, request.count)) this.#giveUp(id, error);
-    }
+    const abandoned = this.#table.abandon(
+      (request) => isDma(request.command) && meets(spans, request.address, request.count),
+    );
+    for (const request of abandoned) this.#giveUp(request, error);
   }
 
   /** The device was reset, after `abandon`: no reply comes any more. */
   restart(): void {
-    this.#requests.clear();
+    this.#table.dropAll();
   }
 
   /** Takes a reply of `size` bytes, header included. @throws PeerGone when it answers nothing that was asked */
   reply(bytes: Uint8Array, data: DataView, size: number): void {
     const { id, command, flags, errno } = this.#header.at(data);
-    const request = this.#requests.get(id);
-    if (request === undefined || request.command !== command) {
+    if (!this.#table.expects(id, command)) {
       throw new PeerGone(`a reply to command ${command}, id ${id}, which was not sent`);
     }
-    this.#requests.delete(id);
-    request.stopDeadline();
-    if (request.abandoned) return;
+    const request = this.#table.waiterOf(id);
+    this.#table.free(id);
+    if (request === undefined) return;
     if ((flags & HeaderFlags.ERROR) !== 0) {
       request.reject(new ProtocolError(`command ${command} was refused, errno ${errno}`, errno || Errno.EIO, command));
     } else if (!isDma(command)) {
@@ -116,48 +115,34 @@ export class Requests {
   ): Promise<Uint8Array> {
     return new Promise<Uint8Array>((resolve, reject) => {
       const size = Header.size + body.length + payload.length;
-      const id = this.#freeId();
-      if (id < 0) return reject(new ProtocolError("too many requests wait for a reply", Errno.EBUSY, command));
       if (size > this.#messages.maxMessageSize) {
         return reject(new ProtocolError(`a request of ${size} bytes is too long`, Errno.E2BIG, command));
       }
-      const stopDeadline = startDeadline(REPLY_DEADLINE_MS, () => {
-        this.#giveUp(id, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
-      });
-      const request: Request = {
-        command,
-        target,
-        address,
-        count,
-        message: undefined,
-        stopDeadline,
-        resolve,
-        reject,
-        abandoned: false,
-      };
-      this.#requests.set(id, request);
+      const request: Request = { id: -1, command, target, address, count, message: undefined, resolve, reject };
+      const id = this.#table.take(command, request);
+      if (id < 0) return reject(new ProtocolError("too many requests wait for a reply", Errno.EBUSY, command));
+      request.id = id;
+      this.#stopTicks ??= startTicks(REPLY_DEADLINE_MS, () => this.#tick());
       const header = Header.encode({ id, command, size, flags: HeaderFlags.TYPE_COMMAND });
       request.message = this.#messages.sendParts([header, body, payload], size);
     });
   }
 
-  /** Nothing is read from the caller's bytes, or written to them, afterwards. */
-  #giveUp(id: number, error: Error): void {
-    const request = this.#requests.get(id);
-    if (request === undefined || request.abandoned) return;
-    request.stopDeadline();
-    request.abandoned = true;
-    // What was never sent is never answered.
-    if (request.message === undefined || this.#messages.retract(request.message)) this.#requests.delete(id);
-    request.reject(error);
+  #tick(): void {
+    for (const request of this.#table.tick()) {
+      const { command } = request;
+      this.#giveUp(request, new ProtocolError(`no reply to command ${command}`, Errno.ETIMEDOUT, command));
+    }
+    if (this.#table.waiting > 0) return;
+    this.#stopTicks?.();
+    this.#stopTicks = undefined;
   }
 
-  #freeId(): number {
-    if (this.#requests.size >= MAX_REQUESTS) return -1;
-    do {
-      this.#lastId = (this.#lastId + 1) & MAX_ID;
-    } while (this.#requests.has(this.#lastId));
-    return this.#lastId;
+  /** After its end in the table: nothing is read from the caller's bytes, or written to them, afterwards. */
+  #giveUp({ id, message, reject }: Request, error: Error): void {
+    // What was never sent is never answered.
+    if (message === undefined || this.#messages.retract(message)) this.#table.free(id);
+    reject(error);
   }
 }
 

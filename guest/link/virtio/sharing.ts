@@ -9,17 +9,17 @@ import { PAGE_SIZE } from "../../../shared/limits.js";
 import { AllocateEvents, AllocateMemory, LinkCommand, MemoryAllocated, MemoryArea } from "../../../shared/spec/link.js";
 import { getU64 } from "../../../shared/struct/struct.js";
 import type { Area, IoEvents, SharedMemory, Window } from "../link.js";
-import type { Requests } from "./requests.js";
+import type { BridgeRequests } from "./requests.js";
 
 export class VirtioSharing {
-  readonly #requests: Requests;
+  readonly #requests: BridgeRequests;
   readonly #window: Window;
   /** By handle. */
   readonly #events = new Map<number, () => void>();
   /** Asks for all that was given, again. */
   readonly #again: (() => Promise<void>)[] = [];
 
-  constructor(requests: Requests, window: Window) {
+  constructor(requests: BridgeRequests, window: Window) {
     this.#requests = requests;
     this.#window = window;
   }

@@ -27,7 +27,7 @@ import { Doorbells, UNBOUND } from "./doorbells.js";
 import { encodeHello } from "./hello.js";
 import { type LinkPolling, Looking } from "./looking.js";
 import type { Messages } from "./messages.js";
-import { Requests } from "./requests.js";
+import { BridgeRequests } from "./requests.js";
 import { VirtioSharing } from "./sharing.js";
 
 /** How often the device is asked whether it wants a reset, beside its interrupts that bring no message. */
@@ -68,7 +68,7 @@ export class VirtioLink implements Link {
   readonly #buffers: DmaBuffers;
   readonly #isolated: boolean;
   readonly #looking: Looking;
-  readonly #requests: Requests;
+  readonly #requests: BridgeRequests;
   readonly #sharing: VirtioSharing;
   readonly #log: Log;
   /** Another one for each life of the link: what comes late is for the one that it was made for. */
@@ -109,7 +109,7 @@ export class VirtioLink implements Link {
     messages.onBroken = (error) => this.#break(error);
     messages.onRelieved = () => this.#schedulePoll();
     copies.onLate = (error) => this.#break(error);
-    this.#requests = new Requests(messages);
+    this.#requests = new BridgeRequests(messages);
     this.#sharing = new VirtioSharing(this.#requests, window);
     this.#command = this.#newCommand();
     this.#numDoorbells = doorbells;

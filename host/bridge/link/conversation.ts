@@ -11,13 +11,13 @@ import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { Share } from "../../../shared/turn.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { isWrite } from "../../../shared/vfio-user/register-memory.js";
+import { RequestTable } from "../../../shared/vfio-user/request-table.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import { answerWithoutDevice } from "./answers.js";
 import { handlesAt } from "./bodies.js";
 import { Channel } from "./channel.js";
 import { checkReply } from "./checks.js";
 import { HandleTable } from "./handles.js";
-import { Requests } from "./requests.js";
 
 export interface ConversationEvents {
   /**
@@ -38,13 +38,29 @@ export interface ConversationEvents {
 }
 
 const ERRNO_MAX = 4095;
+/** Commands without a reply. More than a session ever has: one at a time, and those that were abandoned. */
+const MAX_REQUESTS = 256;
+/** Of them, what is left to the bridge's own: that a process is to release a client whose commands it has not answered. */
+const RESERVED_REQUESTS = 16;
 const NOTHING = new Uint8Array(0);
+
+/** A command of the bridge's own; a client's command that is relayed waits for its reply by itself. */
+class OwnRequest {
+  /** With a copy of the reply's body. */
+  readonly resolve: (body: Uint8Array) => void;
+  readonly reject: (error: Error) => void;
+
+  constructor(resolve: (body: Uint8Array) => void, reject: (error: Error) => void) {
+    this.resolve = resolve;
+    this.reject = reject;
+  }
+}
 
 export class Conversation {
   readonly channel: Channel;
   readonly #events: ConversationEvents;
   readonly #log: Log;
-  readonly #requests = new Requests();
+  readonly #requests = new RequestTable<PendingCommand | OwnRequest>(MAX_REQUESTS, RESERVED_REQUESTS);
   readonly #inHeader = Header.view();
 
   constructor(events: ConversationEvents, log: Log, share: Share) {
@@ -63,12 +79,12 @@ export class Conversation {
 
   /** Passes a command of the client's on; `posted`: no reply is wanted. False when too many have no reply. */
   relay(command: PendingCommand, posted: boolean): boolean {
-    const id = posted ? 0 : this.#requests.take(command.command, command, undefined);
+    const id = posted ? 0 : this.#requests.take(command.command, command);
     if (id < 0) return false;
     const flags = HeaderFlags.TYPE_COMMAND | (posted ? HeaderFlags.NO_REPLY : 0);
     const isSent = this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
     if (!isSent && !posted) {
-      const waits = this.#requests.relayed(id) === command;
+      const waits = this.#requests.waiterOf(id) === command;
       this.#requests.free(id);
       if (waits) answerWithoutDevice(command);
     }
@@ -98,7 +114,7 @@ export class Conversation {
   send(command: number, body: Uint8Array): Promise<Uint8Array> {
     return new Promise((resolve, reject) => {
       if (!this.channel.open) return reject(new PeerGone("the device process is not there"));
-      const id = this.#requests.take(command, undefined, { resolve, reject });
+      const id = this.#requests.take(command, new OwnRequest(resolve, reject), true);
       if (id < 0) {
         reject(new PeerGone("the device process answers nothing"));
         this.#events.silent("it answers nothing");
@@ -124,14 +140,15 @@ export class Conversation {
    * the channel stays, and with it what the process may still answer.
    */
   drop(reason: string, mayCome: boolean): void {
-    this.#requests.dropAll(reason, answerWithoutDevice, mayCome);
+    end(mayCome ? this.#requests.abandon() : this.#requests.dropAll(), reason);
   }
 
   /** The same, the channel staying; and what the process was not given yet it is not given any more. */
   abandon(reason: string): void {
     const ids = this.#withdraw(() => true);
-    this.drop(reason, true);
+    const waiters = this.#requests.abandon();
     for (const id of ids) this.#requests.free(id);
+    end(waiters, reason);
   }
 
   /**
@@ -139,10 +156,15 @@ export class Conversation {
    * Returns how many writes those were.
    */
   abandonRelayed(answer: (command: PendingCommand) => void): number {
-    const ids = this.#withdraw((id) => this.#requests.relayed(id) !== undefined);
-    const writes = ids.filter((id) => isWrite(this.#requests.relayed(id)?.command ?? 0)).length;
-    this.#requests.dropRelayed(answer);
+    const ids = this.#withdraw((id) => isRelayed(this.#requests.waiterOf(id)));
+    let writes = 0;
+    for (const id of ids) {
+      const relayed = this.#requests.waiterOf(id);
+      if (isRelayed(relayed) && isWrite(relayed.command)) writes++;
+    }
+    const relayed = this.#requests.abandon(isRelayed);
     for (const id of ids) this.#requests.free(id);
+    for (const command of relayed) if (isRelayed(command)) answer(command);
     return writes;
   }
 
@@ -181,29 +203,30 @@ export class Conversation {
   }
 
   #reply(id: number, number: number, flags: number, errno: number, bytes: Uint8Array, data: DataView, length: number) {
-    if (!this.#requests.waitsFor(id, number)) throw new ProtocolError(`a reply to nothing: ${number}, id ${id}`);
-    const own = this.#requests.own(id);
-    const relayed = this.#requests.relayed(id);
+    if (!this.#requests.expects(id, number)) throw new ProtocolError(`a reply to nothing: ${number}, id ${id}`);
+    const request = this.#requests.waiterOf(id);
     const failed = (flags & HeaderFlags.ERROR) !== 0;
     const code = errno > 0 && errno <= ERRNO_MAX ? errno : Errno.EIO;
-    if (own) {
+    if (request === undefined) {
       this.#requests.free(id);
-      if (failed) own.reject(new ProtocolError(`the device refused command ${number}`, code, number));
-      else own.resolve(bytes.slice(Header.size, length));
-    } else if (relayed) {
+    } else if (request instanceof OwnRequest) {
+      this.#requests.free(id);
+      if (failed) request.reject(new ProtocolError(`the device refused command ${number}`, code, number));
+      else request.resolve(bytes.slice(Header.size, length));
+    } else {
       const handles = failed || !takesHandles(number) ? 0 : errno;
       const bodyEnd = length - 4 * handles;
-      const body = failed ? 0 : checkReply(relayed, data, bodyEnd - Header.size, handles);
+      const body = failed ? 0 : checkReply(request, data, bodyEnd - Header.size, handles);
       if (body < 0) throw new ProtocolError(`a reply of ${length} bytes that does not fit command ${number}`);
       this.#requests.free(id);
       if (failed) {
-        relayed.fail(code);
+        request.fail(code);
       } else if (HandleTable.concerns(number, body, handles)) {
-        this.#replyWithFds(relayed, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
+        this.#replyWithFds(request, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
       } else {
-        relayed.reserve(body);
-        copyBytes(bytes, Header.size, relayed.replyBytes, relayed.replyOffset, body);
-        relayed.reply(body);
+        request.reserve(body);
+        copyBytes(bytes, Header.size, request.replyBytes, request.replyOffset, body);
+        request.reply(body);
       }
     }
   }
@@ -223,4 +246,14 @@ export class Conversation {
       relayed.fail(Errno.EIO);
     }
   }
+}
+
+function isRelayed(request: PendingCommand | OwnRequest | undefined): request is PendingCommand {
+  return request !== undefined && !(request instanceof OwnRequest);
+}
+
+/** Nobody answers these any more: a client's commands are answered as by a device that is not there. */
+function end(requests: readonly (PendingCommand | OwnRequest)[], reason: string): void {
+  for (const request of requests) if (!isRelayed(request)) request.reject(new PeerGone(reason));
+  for (const request of requests) if (isRelayed(request)) answerWithoutDevice(request);
 }

@@ -25,7 +25,6 @@ import { bitmapSize } from "../bitmap.js";
 import { Connection } from "../connection.js";
 import type { DmaLayout } from "../dma-messages.js";
 import { parseRegionInfo, type RegionDescription } from "../region-description.js";
-import { badReply, type Reply, type RequestOptions, Requests } from "../requests.js";
 import { closeAll, systemCalls } from "../syscalls.js";
 import { encodeDirtyUnmap, encodeUnmapRange, type UnmapRange } from "../unmap-range.js";
 import {
@@ -48,12 +47,13 @@ import { ClientDma } from "./dma.js";
 import { ClientMigration } from "./migration.js";
 import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
 import { askGrowing, checkAccess, MAX_FDS } from "./replies.js";
+import { badReply, ClientRequests, type Reply, type RequestOptions } from "./requests.js";
 import { takeTwin } from "./twin.js";
 
 export type { RegionDescription } from "../region-description.js";
-export type { Reply, RequestOptions } from "../requests.js";
 export type { IrqSetting, MapSetting, RegionWriteEntry } from "./bodies.js";
 export type { IoEventDescription, RegionIoFdsDescription } from "./region-io-fds.js";
+export type { Reply, RequestOptions } from "./requests.js";
 
 export interface ClientOptions {
   readonly minor?: number;
@@ -77,7 +77,7 @@ export class Client {
   readonly #connection: Connection;
   #twin: Connection | undefined;
   readonly #dma: ClientDma;
-  readonly #requests: Requests;
+  readonly #requests: ClientRequests;
   #end!: (reason: PeerGone) => void;
 
   private constructor(fd: number, options: ClientOptions) {
@@ -93,7 +93,7 @@ export class Client {
         this.#end(reason);
       },
     });
-    this.#requests = new Requests(this.#connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+    this.#requests = new ClientRequests(this.#connection, options.timeoutMs ?? DEFAULT_TIMEOUT_MS);
     this.#dma = new ClientDma(options.dmaLayout ?? "specification");
   }
 

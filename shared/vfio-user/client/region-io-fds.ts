@@ -4,8 +4,8 @@
  */
 import { Command, IoEventFd, IoEventFdFlags, IoFdType, RegionIoFds } from "../../spec/vfio-user.js";
 import { getU64 } from "../../struct/struct.js";
-import type { Reply } from "../requests.js";
-import { badReply } from "../requests.js";
+import type { Reply } from "./requests.js";
+import { badReply } from "./requests.js";
 
 const SPECIFIED_SIZE = 40;
 

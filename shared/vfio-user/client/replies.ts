@@ -3,8 +3,8 @@
  * not.
  */
 import { RegionAccess } from "../../spec/vfio-user.js";
-import { badReply, type Reply, type RequestOptions } from "../requests.js";
 import { closeAll, systemCalls } from "../syscalls.js";
+import { badReply, type Reply, type RequestOptions } from "./requests.js";
 
 const MAX_ARGSZ = 64 * 1024;
 /** What we say that we take with one message. */

@@ -1,9 +1,10 @@
-/** A client's requests under way: ids, replies found again, and time-outs. */
-import { startTicks, TICKS_PER_DEADLINE } from "../deadline.js";
-import { Errno, type PeerGone, ProtocolError } from "../errors.js";
-import { KiB } from "../limits.js";
-import { Header, HeaderFlags } from "../spec/vfio-user.js";
-import { type Connection, type Frame, putHeader } from "./connection.js";
+/** A client's requests: how they are sent, and what is made of the replies. */
+import { startTicks } from "../../deadline.js";
+import { Errno, type PeerGone, ProtocolError } from "../../errors.js";
+import { KiB } from "../../limits.js";
+import { Header, HeaderFlags } from "../../spec/vfio-user.js";
+import { type Connection, type Frame, putHeader } from "../connection.js";
+import { RequestTable } from "../request-table.js";
 
 export interface RequestOptions {
   /** Sent along; they stay the caller's. */
@@ -29,26 +30,25 @@ export function badReply(command: number, what: string): never {
 interface Request {
   readonly command: number;
   readonly maxFds: number;
-  /** In ticks. */
-  readonly startedAt: number;
   readonly resolve: (reply: Reply) => void;
   readonly reject: (error: Error) => void;
 }
 
 const NO_REPLY: Reply = { body: new Uint8Array(0), data: new DataView(new ArrayBuffer(0)), fds: [] };
-const MAX_IDS = 0x10000;
+const MAX_REQUESTS = 0x10000;
+/** Of a request without a reply, whose id says nothing. */
+const NO_ID = 0;
 
-export class Requests {
-  readonly #pending = new Map<number, Request>();
-  #now = 0;
+export class ClientRequests {
+  readonly #table = new RequestTable<Request>(MAX_REQUESTS);
+  readonly #connection: Connection;
+  /** 0: wait forever. */
+  readonly #timeoutMs: number;
+  /** Runs while somebody waits for a reply. */
   #stopTicks: (() => void) | undefined;
   #out = new Uint8Array(4 * KiB);
   #outData = new DataView(this.#out.buffer);
-  #nextId = 1;
   #gone: PeerGone | undefined;
-  readonly #connection: Connection;
-  /** 0: wait for ever. */
-  readonly #timeoutMs: number;
 
   constructor(connection: Connection, timeoutMs: number) {
     this.#connection = connection;
@@ -60,9 +60,11 @@ export class Requests {
     return new Promise((resolve, reject) => {
       if (this.#gone !== undefined) return reject(this.#gone);
       const flags = options.flags ?? 0;
-      const id = this.#takeId();
-      if (!(flags & HeaderFlags.NO_REPLY)) {
-        this.#pending.set(id, { command, maxFds: options.maxFds ?? 0, startedAt: this.#now, resolve, reject });
+      const wantsReply = (flags & HeaderFlags.NO_REPLY) === 0;
+      let id = NO_ID;
+      if (wantsReply) {
+        id = this.#table.take(command, { command, maxFds: options.maxFds ?? 0, resolve, reject });
+        if (id < 0) return reject(new ProtocolError("too many requests at once", Errno.EBUSY, command));
         if (this.#timeoutMs > 0) this.#stopTicks ??= startTicks(this.#timeoutMs, () => this.#tick());
       }
       const size = Header.size + body.length;
@@ -73,15 +75,15 @@ export class Requests {
       putHeader(this.#outData, 0, id, command, size, flags);
       this.#out.set(body, Header.size);
       this.#connection.send(this.#out, 0, size, options.fds);
-      if (flags & HeaderFlags.NO_REPLY) resolve(NO_REPLY);
+      if (!wantsReply) resolve(NO_REPLY);
     });
   }
 
-  /** A reply that nothing waits for came too late, and is dropped. */
+  /** A reply that nobody waits for came too late, or twice, and is dropped. */
   handleReply(frame: Frame): void {
-    const request = this.#pending.get(frame.id);
+    const request = this.#table.waiterOf(frame.id);
+    this.#table.free(frame.id);
     if (request === undefined) return;
-    this.#pending.delete(frame.id);
     const { command } = request;
     if (frame.flags & HeaderFlags.ERROR) {
       const errno = frame.errno || Errno.EIO;
@@ -100,29 +102,15 @@ export class Requests {
   close(reason: PeerGone): void {
     this.#gone = reason;
     this.#stopTicks?.();
-    for (const request of this.#pending.values()) request.reject(reason);
-    this.#pending.clear();
-  }
-
-  #takeId(): number {
-    if (this.#pending.size >= MAX_IDS) throw new ProtocolError("too many requests at once", Errno.EBUSY);
-    let id = this.#nextId;
-    while (this.#pending.has(id)) id = (id + 1) % MAX_IDS;
-    this.#nextId = (id + 1) % MAX_IDS;
-    return id;
+    for (const { reject } of this.#table.dropAll()) reject(reason);
   }
 
   #tick(): void {
-    this.#now++;
-    if (this.#pending.size === 0) {
-      this.#stopTicks?.();
-      this.#stopTicks = undefined;
-      return;
-    }
-    for (const [id, { command, startedAt, reject }] of this.#pending) {
-      if (this.#now - startedAt < TICKS_PER_DEADLINE) continue;
-      this.#pending.delete(id);
+    for (const { command, reject } of this.#table.tick()) {
       reject(new ProtocolError(`the server does not answer command ${command}`, Errno.ETIMEDOUT, command));
     }
+    if (this.#table.waiting > 0) return;
+    this.#stopTicks?.();
+    this.#stopTicks = undefined;
   }
 }
