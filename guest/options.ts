@@ -2,7 +2,7 @@
  * The command line of vfio-user-device: which device, where its driver VM is, and the device's own options.
  */
 import { UserError } from "../shared/errors.js";
-import { checkSocketPath } from "../shared/listen.js";
+import { checkSocketPath } from "../shared/listener.js";
 import { LEVELS, type Level } from "../shared/log.js";
 import { parseArguments } from "../shared/usage.js";
 import type { DeviceKind } from "./devices/index.js";

@@ -3,7 +3,7 @@ import { resolve } from "node:path";
 import { isPowerOfTwo } from "../../shared/bits.js";
 import { UserError } from "../../shared/errors.js";
 import { GiB, KiB, MiB, WINDOW_SIZE } from "../../shared/limits.js";
-import { checkSocketPath } from "../../shared/listen.js";
+import { checkSocketPath } from "../../shared/listener.js";
 import { LEVELS, type Level } from "../../shared/log.js";
 import { parseArguments } from "../../shared/usage.js";
 

@@ -5,13 +5,13 @@
 
 import { randomUUID } from "node:crypto";
 import { DEVICE_VM_FDS } from "../../shared/limits.js";
+import { Listener } from "../../shared/listener.js";
 import type { Log } from "../../shared/log.js";
 import { LimitedLog } from "../../shared/log-limit.js";
 import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { VirtioLink } from "./link/link.js";
-import { Listener } from "./listener.js";
 import { BackEnd } from "./vhost-user/back-end.js";
 import { DeviceVmMemory } from "./vhost-user/memory.js";
 import { Window } from "./vhost-user/window.js";
@@ -76,8 +76,11 @@ export class Session {
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(): Promise<void> {
     const { vhostUserSocketPath } = this.#options;
-    this.#listener = new Listener(vhostUserSocketPath, this.#log, {
-      hasRoom: () => this.#deviceVmFds.left() > 0,
+    this.#listener = new Listener({
+      socket: vhostUserSocketPath,
+      log: this.#log,
+      share: this.#share,
+      fds: this.#deviceVmFds,
       connected: (fd) => this.#connected(fd),
     });
     try {

@@ -1,6 +1,6 @@
 /** The command line of vfio-user-check. */
 import { UserError } from "../../shared/errors.js";
-import { checkSocketPath } from "../../shared/listen.js";
+import { checkSocketPath } from "../../shared/listener.js";
 import { parseArguments } from "../../shared/usage.js";
 
 export interface Options {

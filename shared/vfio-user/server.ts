@@ -3,25 +3,14 @@
  * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed
  * its end waits in the socket's backlog until all memory of the first is let go.
  */
-import { statSync, unlinkSync } from "node:fs";
-import { accept, close, POLL_READABLE, Poll } from "../../native/index.js";
 import { startTicks } from "../deadline.js";
-import { isSystemError } from "../errors.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
-import { checkListener, listenAt } from "../listen.js";
+import { Listener } from "../listener.js";
 import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
 import { Session, type SessionStats } from "./session.js";
-
-const BACKLOG = 16;
-/** Pause after a failed accept, which is mostly for want of fds. */
-const ACCEPT_RETRY_MS = 100;
-/**
- * Pause after each connection while other sessions want something: connecting again and again takes little from them.
- */
-const ACCEPT_REST_MS = 10;
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -63,13 +52,8 @@ export class Server {
     errors: 0,
     timeouts: 0,
   };
-  #fd = -1;
-  #poll: Poll | undefined;
-  #inode: number | undefined;
+  #listener: Listener | undefined;
   #session: Session | undefined;
-  #retry: NodeJS.Timeout | undefined;
-  /** Light turns of other sessions at the last connection. */
-  #othersSeen = 0;
   #serving: Promise<void> = Promise.resolve();
   readonly #options: ServerOptions;
 
@@ -87,96 +71,32 @@ export class Server {
 
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
   open(): void {
-    const { socket } = this.#options;
-    if (typeof socket === "number") checkListener(socket);
-    this.#fd = typeof socket === "number" ? socket : this.#listenAt(socket);
-    this.#poll = new Poll(this.#fd, () => this.#acceptOne());
-    this.#poll.start(POLL_READABLE);
+    this.#listener = new Listener({
+      socket: this.#options.socket,
+      log: this.#log,
+      share: this.#share,
+      fds: this.#fds,
+      waits: () => this.#session?.isEnding === true,
+      connected: (fd) => this.#connected(fd),
+    });
   }
 
-  /** Ends the session, if any, waits until its memory is let go, and takes the socket away. */
+  /** Ends the session, if any, waits until its memory is released, and takes the socket away. */
   async close(): Promise<void> {
-    if (this.#fd === -1) return;
-    this.#poll?.close();
-    this.#poll = undefined;
-    clearTimeout(this.#retry);
-    close(this.#fd);
-    this.#fd = -1;
-    this.#removeSocketFile();
+    this.#listener?.close();
+    this.#listener = undefined;
     this.#session?.close("the server ends");
     await this.#serving;
   }
 
-  #listenAt(path: string): number {
-    const fd = listenAt(path, BACKLOG);
-    this.#inode = statSync(path).ino;
-    return fd;
-  }
-
-  /** Somebody may have replaced the file meanwhile; then it is theirs. */
-  #removeSocketFile(): void {
-    const { socket } = this.#options;
-    if (typeof socket === "number") return;
-    try {
-      if (statSync(socket).ino === this.#inode) unlinkSync(socket);
-    } catch (error) {
-      if (!isSystemError(error)) throw error;
-    }
-  }
-
-  #acceptOne(): void {
-    if (this.#session?.isEnding) {
-      // Its end starts it again.
-      this.#poll?.stop();
-      return;
-    }
-    // All are in use, or those of clients that have gone are still being closed.
-    if (this.#fds.left() === 0) {
-      this.#rest(ACCEPT_RETRY_MS);
-      return;
-    }
-    let fd: number;
-    try {
-      fd = accept(this.#fd);
-    } catch (error) {
-      this.#failed(error);
-      return;
-    }
-    if (fd === -1) return;
-    const { othersTurns } = this.#share;
-    if (othersTurns !== this.#othersSeen) this.#rest(ACCEPT_REST_MS);
-    this.#othersSeen = othersTurns;
+  #connected(fd: number): void {
     if (this.#session !== undefined) {
       this.#log.warn("refused a second client: one at a time");
       closePeerSocket(fd, this.#fds);
       return;
     }
-    let session: Session;
-    try {
-      session = this.#begin(fd);
-    } catch (error) {
-      close(fd);
-      this.#failed(error);
-      return;
-    }
-    this.#serving = this.#serve(session);
-  }
-
-  #failed(error: unknown): void {
-    if (!isSystemError(error)) throw error;
-    const help = error.code === "EMFILE" ? ": raise LimitNOFILE" : "";
-    this.#log.error({ err: error }, `cannot accept a client${help}`);
-    this.#rest(ACCEPT_RETRY_MS);
-  }
-
-  /** Accepts nobody for a while. */
-  #rest(milliseconds: number): void {
-    this.#poll?.stop();
-    clearTimeout(this.#retry);
-    this.#retry = setTimeout(() => {
-      this.#retry = undefined;
-      this.#poll?.start(POLL_READABLE);
-    }, milliseconds);
+    this.#session = this.#begin(fd);
+    this.#serving = this.#serve(this.#session);
   }
 
   #begin(fd: number): Session {
@@ -194,11 +114,10 @@ export class Server {
   }
 
   async #serve(session: Session): Promise<void> {
-    this.#session = session;
     const stopTicks = startTicks(this.#options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
     await session.ended;
     stopTicks();
     this.#session = undefined;
-    if (this.#retry === undefined) this.#poll?.start(POLL_READABLE);
+    this.#listener?.resume();
   }
 }
