@@ -15,7 +15,7 @@ import { isSystemError } from "./errors.js";
 import { DRIVER_VM_MEMORY_SIZE, PAGE_SIZE, WINDOW_PIECE_SIZE } from "./limits.js";
 import type { Log } from "./log.js";
 import type { MemoryMap } from "./vfio-user/backend.js";
-import { DmaTable } from "./vfio-user/dma-table.js";
+import { DmaTable } from "./vfio-user/dma/dma-table.js";
 
 const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / WINDOW_PIECE_SIZE;
 /**

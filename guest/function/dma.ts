@@ -8,7 +8,7 @@
 import { formatAddress } from "../../shared/address.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { isLost } from "../../shared/lost-memory.js";
-import { DmaTable } from "../../shared/vfio-user/dma-table.js";
+import { DmaTable } from "../../shared/vfio-user/dma/dma-table.js";
 import { copyBytes } from "../../shared/virtqueue/memory.js";
 import { type Dma, DmaError, type Segment } from "../device.js";
 import type { DmaMapping, Link } from "../link/link.js";

@@ -4,8 +4,8 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
+import type { UnmapRange } from "./dma/unmap-range.js";
 import type { RegisterMemory } from "./register-memory.js";
-import type { UnmapRange } from "./unmap-range.js";
 
 /** What a termination must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {

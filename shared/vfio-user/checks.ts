@@ -19,7 +19,7 @@ import {
   WriteMultiEntry,
 } from "../spec/vfio-user.js";
 import type { DeviceSummary } from "./backend.js";
-import type { Frame } from "./connection.js";
+import type { Frame } from "./socket/connection.js";
 
 const access = RegionAccess.view();
 const multi = WriteMulti.view();

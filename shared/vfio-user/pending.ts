@@ -9,7 +9,7 @@ import { Errno } from "../errors.js";
 import { KiB, MAX_MESSAGE_SIZE } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import type { PendingCommand } from "./backend.js";
-import { type Connection, type Frame, putHeader } from "./connection.js";
+import { type Connection, type Frame, putHeader } from "./socket/connection.js";
 
 const INITIAL_REPLY_SIZE = 4 * KiB;
 

@@ -10,7 +10,7 @@ import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
-import { Session, type SessionStats } from "./session.js";
+import { ServerSession, type SessionStats } from "./server-session.js";
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -53,7 +53,7 @@ export class Server {
     timeouts: 0,
   };
   #listener: Listener | undefined;
-  #session: Session | undefined;
+  #session: ServerSession | undefined;
   #serving: Promise<void> = Promise.resolve();
   readonly #options: ServerOptions;
 
@@ -99,8 +99,8 @@ export class Server {
     this.#serving = this.#serve(this.#session);
   }
 
-  #begin(fd: number): Session {
-    return new Session(fd, {
+  #begin(fd: number): ServerSession {
+    return new ServerSession(fd, {
       backend: this.#options.backend,
       log: this.#log,
       stats: this.#counts,
@@ -113,7 +113,7 @@ export class Server {
     });
   }
 
-  async #serve(session: Session): Promise<void> {
+  async #serve(session: ServerSession): Promise<void> {
     const stopTicks = startTicks(this.#options.replyDeadlineMs ?? REPLY_DEADLINE_MS, () => session.tick());
     await session.ended;
     stopTicks();

@@ -34,11 +34,11 @@ import type {
   RegisterReads,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
-import { IrqEventfds } from "../../../shared/vfio-user/irq-eventfds.js";
-import { mapParts } from "../../../shared/vfio-user/map-parts.js";
+import { mapParts } from "../../../shared/vfio-user/dma/map-parts.js";
+import { IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
+import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
 import { Server } from "../../../shared/vfio-user/server.js";
-import { UntakenSignals } from "../../../shared/vfio-user/untaken-signals.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import { WindowAllocator } from "../../../shared/window-allocator.js";
 import { pageAligned } from "../../function/page-aligned.js";

@@ -15,7 +15,7 @@ import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
 import { NO_DOORBELL, Queue } from "../../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
-import { UntakenSignals } from "../../../shared/vfio-user/untaken-signals.js";
+import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 
 interface Binding {
   /** The client's eventfd. */

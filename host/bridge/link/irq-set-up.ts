@@ -7,7 +7,7 @@ import { closePeerFd } from "../../../shared/peer-fds.js";
 import { NO_DOORBELL } from "../../../shared/spec/link.js";
 import { Command, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetRequest } from "../../../shared/vfio-user/backend.js";
-import { type IrqAction, IrqEventfds } from "../../../shared/vfio-user/irq-eventfds.js";
+import { type IrqAction, IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
 import { doorbellBody, plainIrqBody } from "./bodies.js";
 import type { DeviceProcess } from "./process.js";
 

@@ -8,7 +8,7 @@ import { ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUE_SIZE } from "../../../shared/limits.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../../shared/spec/virtio.js";
-import { passOn } from "../../../shared/vfio-user/untaken-signals.js";
+import { passOn } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 import { DeviceQueue } from "../../../shared/virtqueue/device.js";
 import type { DeviceVmMemory } from "./memory.js";
 

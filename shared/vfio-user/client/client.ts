@@ -21,12 +21,12 @@ import {
   VERSION_MINOR,
   WriteMulti,
 } from "../../spec/vfio-user.js";
-import { bitmapSize } from "../bitmap.js";
-import { Connection } from "../connection.js";
-import type { DmaLayout } from "../dma-messages.js";
+import { bitmapSize } from "../dma/bitmap.js";
+import type { DmaLayout } from "../dma/dma-messages.js";
+import { encodeDirtyUnmap, encodeUnmapRange, type UnmapRange } from "../dma/unmap-range.js";
 import { parseRegionInfo, type RegionDescription } from "../region-description.js";
-import { closeAll, systemCalls } from "../syscalls.js";
-import { encodeDirtyUnmap, encodeUnmapRange, type UnmapRange } from "../unmap-range.js";
+import { Connection } from "../socket/connection.js";
+import { closeAll, systemCalls } from "../socket/syscalls.js";
 import {
   type Capabilities,
   DEFAULT_CAPABILITIES,

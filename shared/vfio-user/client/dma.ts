@@ -6,9 +6,9 @@ import { formatAddress } from "../../address.js";
 import { Errno, ProtocolError } from "../../errors.js";
 import { KiB, MAX_DATA_XFER_SIZE } from "../../limits.js";
 import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../../spec/vfio-user.js";
-import { type Connection, type Frame, putHeader } from "../connection.js";
-import type { DmaLayout } from "../dma-messages.js";
-import { DmaTable } from "../dma-table.js";
+import type { DmaLayout } from "../dma/dma-messages.js";
+import { DmaTable } from "../dma/dma-table.js";
+import { type Connection, type Frame, putHeader } from "../socket/connection.js";
 
 interface Memory {
   readonly address: number;

@@ -14,8 +14,8 @@ import {
   FeatureMigDeviceState,
   FeatureMigration,
 } from "../../spec/vfio-user.js";
-import { bitmapSize } from "../bitmap.js";
-import type { AddressRange } from "../dma-table.js";
+import { bitmapSize } from "../dma/bitmap.js";
+import type { AddressRange } from "../dma/dma-table.js";
 
 const { GET, SET, PROBE } = DeviceFeatureFlags;
 const NO_FD = 0xffffffff;

@@ -3,7 +3,7 @@
  * not.
  */
 import { RegionAccess } from "../../spec/vfio-user.js";
-import { closeAll, systemCalls } from "../syscalls.js";
+import { closeAll, systemCalls } from "../socket/syscalls.js";
 import { badReply, type Reply, type RequestOptions } from "./requests.js";
 
 const MAX_ARGSZ = 64 * 1024;

@@ -3,8 +3,8 @@ import { startTicks } from "../../deadline.js";
 import { Errno, type PeerGone, ProtocolError } from "../../errors.js";
 import { KiB } from "../../limits.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
-import { type Connection, type Frame, putHeader } from "../connection.js";
 import { RequestTable } from "../request-table.js";
+import { type Connection, type Frame, putHeader } from "../socket/connection.js";
 
 export interface RequestOptions {
   /** Sent along; they stay the caller's. */

@@ -2,7 +2,7 @@
 import { fileStatus } from "../../../native/index.js";
 import { isSystemError } from "../../errors.js";
 import { Command } from "../../spec/vfio-user.js";
-import { Connection, type Frame } from "../connection.js";
+import { Connection, type Frame } from "../socket/connection.js";
 import { badReply } from "./requests.js";
 
 const refuse: () => never = () => badReply(Command.VERSION, "no twin socket");

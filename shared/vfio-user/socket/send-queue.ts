@@ -2,8 +2,8 @@
  * The sending half of a connection: a message goes straight to the socket; what the socket does not take is copied,
  * with duplicates of its fds, and sent when the socket is writable again, in order.
  */
-import { isSystemError, PeerGone } from "../errors.js";
-import { KiB } from "../limits.js";
+import { isSystemError, PeerGone } from "../../errors.js";
+import { KiB } from "../../limits.js";
 import type { SocketIo } from "./message-socket.js";
 import { closeAll, type Syscalls } from "./syscalls.js";
 

@@ -2,7 +2,7 @@
  * A DMA map that begins or ends in the middle of a huge page, as a q35 machine's main memory does: such a page can only
  * be mapped whole. What lies between is in the window, and the edges are copied.
  */
-import type { MemoryMap, WindowPart } from "./backend.js";
+import type { MemoryMap, WindowPart } from "../backend.js";
 
 /** What of a map is whole pages of its file; empty where that is nothing. */
 export function windowPart(fdOffset: number, size: number, pageSize: number): WindowPart {

@@ -3,8 +3,8 @@
  * and an interrupt that is lost hangs a driver, while one too many does no harm: the signal goes to the eventfd that
  * follows.
  */
-import { eventfdSignalled, eventfdWrite } from "../../native/index.js";
-import { Irq, NUM_PCI_IRQS } from "../spec/vfio-user.js";
+import { eventfdSignalled, eventfdWrite } from "../../../native/index.js";
+import { Irq, NUM_PCI_IRQS } from "../../spec/vfio-user.js";
 
 /** Signals `next` if `old` has a count that nobody took. Both are open. */
 export function passOn(old: number, next: number): void {

@@ -3,10 +3,10 @@
  * commands that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a
  * message needs it.
  */
-import { PeerGone } from "../errors.js";
-import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../limits.js";
-import { type FdShare, takeReceived } from "../peer-fds.js";
-import { Header, HeaderFlags } from "../spec/vfio-user.js";
+import { PeerGone } from "../../errors.js";
+import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../limits.js";
+import { type FdShare, takeReceived } from "../../peer-fds.js";
+import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import type { SocketIo } from "./message-socket.js";
 import { closeAll, type Syscalls } from "./syscalls.js";
 

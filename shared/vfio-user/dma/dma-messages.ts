@@ -8,14 +8,14 @@
  * 2^32 bytes. A client that follows the specification refuses it; those QEMUs see the low half, read nothing, and say
  * that all is well.
  */
-import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from "../address.js";
-import { TICKS_PER_DEADLINE } from "../deadline.js";
-import { Errno, ProtocolError } from "../errors.js";
-import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../limits.js";
-import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../spec/vfio-user.js";
-import type { ClientMemory } from "./backend.js";
-import { type Connection, type Frame, putHeader } from "./connection.js";
-import { RequestTable } from "./request-table.js";
+import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from "../../address.js";
+import { TICKS_PER_DEADLINE } from "../../deadline.js";
+import { Errno, ProtocolError } from "../../errors.js";
+import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../../limits.js";
+import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../../spec/vfio-user.js";
+import type { ClientMemory } from "../backend.js";
+import { RequestTable } from "../request-table.js";
+import { type Connection, type Frame, putHeader } from "../socket/connection.js";
 
 /** Where a client puts the data of a DMA_READ and expects that of a DMA_WRITE; "qemu" is how QEMU began. */
 export type DmaLayout = "specification" | "qemu";

@@ -3,9 +3,9 @@
  * apart from the client's own commands (vfio-user, "VFIO_USER_VERSION", "twin_socket"). This is the server's side; the
  * client sends no commands here.
  */
-import { close, socketPair } from "../../native/index.js";
-import { Errno, PeerGone } from "../errors.js";
-import { HeaderFlags } from "../spec/vfio-user.js";
+import { close, socketPair } from "../../../native/index.js";
+import { Errno, PeerGone } from "../../errors.js";
+import { HeaderFlags } from "../../spec/vfio-user.js";
 import { Connection, type ConnectionHandler, type ConnectionOptions, type Frame } from "./connection.js";
 
 export class TwinSocket {

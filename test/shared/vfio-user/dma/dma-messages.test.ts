@@ -1,14 +1,14 @@
 /** DMA by message with clients that answer late, in another order, wrongly, or slowly; over one socket and over two. */
 import test, { type ExecutionContext } from "ava";
-import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { KiB, MAX_PENDING_COMMANDS, MiB } from "../../../shared/limits.js";
-import { Command, DmaAccess, HeaderFlags, RegionAccess } from "../../../shared/spec/vfio-user.js";
-import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
-import type { ServerOptions } from "../../../shared/vfio-user/server.js";
-import { readThroughDma } from "./fake-backend.js";
-import { Fixture } from "./fixture.js";
-import { message, RawClient, type RawMessage, versionBody } from "./raw-client.js";
-import { access, usable } from "./raw-requests.js";
+import { Errno, ProtocolError } from "../../../../shared/errors.js";
+import { KiB, MAX_PENDING_COMMANDS, MiB } from "../../../../shared/limits.js";
+import { Command, DmaAccess, HeaderFlags, RegionAccess } from "../../../../shared/spec/vfio-user.js";
+import type { ClientMemory } from "../../../../shared/vfio-user/backend.js";
+import type { ServerOptions } from "../../../../shared/vfio-user/server.js";
+import { readThroughDma } from "../fake-backend.js";
+import { Fixture } from "../fixture.js";
+import { message, RawClient, type RawMessage, versionBody } from "../raw-client.js";
+import { access, usable } from "../raw-requests.js";
 
 const REPLY = { flags: HeaderFlags.TYPE_REPLY };
 

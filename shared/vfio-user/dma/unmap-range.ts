@@ -4,10 +4,10 @@
  * need know how the maps were made. vfio-user.rst, "VFIO_USER_DMA_UNMAP", has the exact map only, which is a range like
  * any other.
  */
-import { ADDRESS_SPACE, formatAddress, wraps } from "../address.js";
-import { ProtocolError } from "../errors.js";
-import { PAGE_SIZE } from "../limits.js";
-import { Bitmap, Command, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
+import { ADDRESS_SPACE, formatAddress, wraps } from "../../address.js";
+import { ProtocolError } from "../../errors.js";
+import { PAGE_SIZE } from "../../limits.js";
+import { Bitmap, Command, DmaUnmap, DmaUnmapFlags } from "../../spec/vfio-user.js";
 
 export interface UnmapRange {
   /** As in ../address.ts: exact, whatever it is, as it and the size are multiples of 4096. */

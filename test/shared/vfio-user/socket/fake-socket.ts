@@ -1,7 +1,7 @@
 /** System calls for a connection without a socket: what arrives and what is taken is said by the test. */
-import { LOST_FDS, POLL_UNSENT } from "../../../native/index.js";
-import type { SocketIo } from "../../../shared/vfio-user/message-socket.js";
-import type { Syscalls } from "../../../shared/vfio-user/syscalls.js";
+import { LOST_FDS, POLL_UNSENT } from "../../../../native/index.js";
+import type { SocketIo } from "../../../../shared/vfio-user/socket/message-socket.js";
+import type { Syscalls } from "../../../../shared/vfio-user/socket/syscalls.js";
 
 interface Arrival {
   bytes: Uint8Array;

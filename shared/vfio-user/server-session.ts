@@ -14,14 +14,14 @@ import { copyBytes } from "../virtqueue/memory.js";
 import { type Backend, isPosted } from "./backend.js";
 import { checkBody } from "./bodies.js";
 import { checkRequest } from "./checks.js";
-import { Connection, type ConnectionHandler, type Frame } from "./connection.js";
-import { DmaMaps, type Unmapped } from "./dma-maps.js";
-import { DmaMessages } from "./dma-messages.js";
-import { parseIrqSet } from "./irq-set.js";
+import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
+import { DmaMessages } from "./dma/dma-messages.js";
+import { parseIrqSet } from "./irqs/irq-set.js";
 import { Pending } from "./pending.js";
-import { LOST } from "./receive-buffer.js";
 import type { RegisterMemory } from "./register-memory.js";
-import { TwinSocket } from "./twin-socket.js";
+import { Connection, type ConnectionHandler, type Frame } from "./socket/connection.js";
+import { LOST } from "./socket/receive-buffer.js";
+import { TwinSocket } from "./socket/twin-socket.js";
 import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
 
 export interface SessionStats {
@@ -52,7 +52,7 @@ export interface SessionOptions {
 const access = RegionAccess.view();
 const dmaUnmap = DmaUnmap.view();
 
-export class Session implements ConnectionHandler {
+export class ServerSession implements ConnectionHandler {
   /** Resolves when the client is gone, the backend has let go of everything, and all fds are closed. */
   readonly ended: Promise<void>;
   readonly #connection: Connection;

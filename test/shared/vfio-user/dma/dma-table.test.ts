@@ -1,7 +1,7 @@
 /** The table of DMA maps. */
 import test from "ava";
-import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { DmaTable } from "../../../shared/vfio-user/dma-table.js";
+import { Errno, ProtocolError } from "../../../../shared/errors.js";
+import { DmaTable } from "../../../../shared/vfio-user/dma/dma-table.js";
 
 const PAGE = 4096;
 

@@ -1,16 +1,21 @@
 /** Framing, order, fds and back-pressure of a connection, without a socket. */
 import { setImmediate } from "node:timers/promises";
 import test from "ava";
-import { POLL_DISCONNECT, POLL_READABLE, POLL_WRITABLE } from "../../../native/index.js";
-import type { PeerGone } from "../../../shared/errors.js";
-import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../../shared/limits.js";
-import { FdShare } from "../../../shared/peer-fds.js";
-import { Command, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
-import { Share } from "../../../shared/turn.js";
-import { Connection, type ConnectionOptions, type Frame, putHeader } from "../../../shared/vfio-user/connection.js";
-import { LOST } from "../../../shared/vfio-user/receive-buffer.js";
+import { POLL_DISCONNECT, POLL_READABLE, POLL_WRITABLE } from "../../../../native/index.js";
+import type { PeerGone } from "../../../../shared/errors.js";
+import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../../../shared/limits.js";
+import { FdShare } from "../../../../shared/peer-fds.js";
+import { Command, Header, HeaderFlags } from "../../../../shared/spec/vfio-user.js";
+import { Share } from "../../../../shared/turn.js";
+import {
+  Connection,
+  type ConnectionOptions,
+  type Frame,
+  putHeader,
+} from "../../../../shared/vfio-user/socket/connection.js";
+import { LOST } from "../../../../shared/vfio-user/socket/receive-buffer.js";
+import { message } from "../raw-client.js";
 import { FakeSocket, systemError } from "./fake-socket.js";
-import { message } from "./raw-client.js";
 
 const FD = 500;
 /** Of all peers here: none is to rest for another. */

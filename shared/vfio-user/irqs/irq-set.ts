@@ -1,11 +1,11 @@
 /**
  * SET_IRQS: from the bytes to a checked IrqSetRequest (vfio-user, "VFIO_USER_DEVICE_SET_IRQS"; <linux/vfio.h>).
  */
-import { isEventfd } from "../../native/index.js";
-import { Errno, ProtocolError } from "../errors.js";
-import { Command, IrqSetFlags as Flags, Irq, IrqSet } from "../spec/vfio-user.js";
-import type { IrqSetRequest } from "./backend.js";
-import type { Frame } from "./connection.js";
+import { isEventfd } from "../../../native/index.js";
+import { Errno, ProtocolError } from "../../errors.js";
+import { Command, IrqSetFlags as Flags, Irq, IrqSet } from "../../spec/vfio-user.js";
+import type { IrqSetRequest } from "../backend.js";
+import type { Frame } from "../socket/connection.js";
 
 const view = IrqSet.view();
 

@@ -36,10 +36,10 @@ export interface SocketIo {
  * answers does not even cost the callback. Everything else, such as a second message or a reply with fds, goes by
  * calls.
  */
-import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../native/index.js";
-import { systemError } from "../errors.js";
-import { MAX_MESSAGE_FDS } from "../limits.js";
-import type { RegisterMemory } from "./register-memory.js";
+import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../../native/index.js";
+import { systemError } from "../../errors.js";
+import { MAX_MESSAGE_FDS } from "../../limits.js";
+import type { RegisterMemory } from "../register-memory.js";
 
 const NO_BYTES = new Uint8Array(0);
 

@@ -3,10 +3,10 @@
  * and sorted by number: those of the upper half come first, and no range goes from one half to the other. Looking up
  * allocates nothing and costs a binary search, or nothing at all when it hits the same range as the last time.
  */
-import { exactSpans, formatAddress, isAddressRange } from "../address.js";
-import { isAligned } from "../bits.js";
-import { Errno, ProtocolError } from "../errors.js";
-import { MAX_DMA_MAPS, PAGE_SIZE } from "../limits.js";
+import { exactSpans, formatAddress, isAddressRange } from "../../address.js";
+import { isAligned } from "../../bits.js";
+import { Errno, ProtocolError } from "../../errors.js";
+import { MAX_DMA_MAPS, PAGE_SIZE } from "../../limits.js";
 
 /** What a table holds: something with an address and a size in bytes, neither of which ever changes. */
 export interface AddressRange {

@@ -1,9 +1,9 @@
 /**
  * Dirty bitmaps: one bit for each page of a range of addresses, in 64-bit words (<linux/vfio.h>, struct vfio_bitmap).
  */
-import { isAddressRange } from "../address.js";
-import { isPowerOfTwo } from "../bits.js";
-import { PAGE_SIZE } from "../limits.js";
+import { isAddressRange } from "../../address.js";
+import { isPowerOfTwo } from "../../bits.js";
+import { PAGE_SIZE } from "../../limits.js";
 
 const WORD_BITS = 64;
 

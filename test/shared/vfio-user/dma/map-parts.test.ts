@@ -1,8 +1,8 @@
 /** DMA maps that begin or end in the middle of a huge page: what of them is in the window, and what is copied. */
 import test from "ava";
-import { GiB, KiB, MiB, PAGE_SIZE } from "../../../shared/limits.js";
-import type { MemoryMap } from "../../../shared/vfio-user/backend.js";
-import { mapParts, windowPart } from "../../../shared/vfio-user/map-parts.js";
+import { GiB, KiB, MiB, PAGE_SIZE } from "../../../../shared/limits.js";
+import type { MemoryMap } from "../../../../shared/vfio-user/backend.js";
+import { mapParts, windowPart } from "../../../../shared/vfio-user/dma/map-parts.js";
 
 const BASE = 0x1_0000_0000;
 

@@ -4,10 +4,10 @@
  */
 import { setImmediate } from "node:timers/promises";
 import test from "ava";
-import { eventfd, eventfdWrite } from "../../../native/index.js";
-import { Irq, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
-import { IrqEventfds } from "../../../shared/vfio-user/irq-eventfds.js";
-import { until } from "./fixture.js";
+import { eventfd, eventfdWrite } from "../../../../native/index.js";
+import { Irq, IrqSetFlags } from "../../../../shared/spec/vfio-user.js";
+import { IrqEventfds } from "../../../../shared/vfio-user/irqs/irq-eventfds.js";
+import { until } from "../fixture.js";
 
 const COUNT = 200;
 const FLAGS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_UNMASK;

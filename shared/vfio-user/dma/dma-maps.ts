@@ -2,15 +2,15 @@
  * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when
  * their map ends, and not before the backend let go of it.
  */
-import { F_SEAL_SHRINK, memoryStatus } from "../../native/index.js";
-import { inBounds, isAligned } from "../bits.js";
-import { Errno, PeerGone, ProtocolError } from "../errors.js";
-import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../limits.js";
-import { closePeerFd } from "../peer-fds.js";
-import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../spec/vfio-user.js";
-import type { Backend, DirtyRequest, MemoryMap, UnmapRequest, WindowPart } from "./backend.js";
+import { F_SEAL_SHRINK, memoryStatus } from "../../../native/index.js";
+import { inBounds, isAligned } from "../../bits.js";
+import { Errno, PeerGone, ProtocolError } from "../../errors.js";
+import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../../limits.js";
+import { closePeerFd } from "../../peer-fds.js";
+import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../../spec/vfio-user.js";
+import type { Backend, DirtyRequest, MemoryMap, UnmapRequest, WindowPart } from "../backend.js";
+import type { Frame } from "../socket/connection.js";
 import { bitmapSize } from "./bitmap.js";
-import type { Frame } from "./connection.js";
 import { DmaTable } from "./dma-table.js";
 import { windowPart } from "./map-parts.js";
 import { type UnmapRange, unmapRange } from "./unmap-range.js";

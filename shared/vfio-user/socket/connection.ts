@@ -10,15 +10,15 @@
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
-import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../native/index.js";
-import { Errno, isSystemError, PeerGone } from "../errors.js";
-import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../limits.js";
-import { FdShare } from "../peer-fds.js";
-import { Header, HeaderFlags } from "../spec/vfio-user.js";
-import { Rest, Share, Turn } from "../turn.js";
+import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../../native/index.js";
+import { Errno, isSystemError, PeerGone } from "../../errors.js";
+import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../../limits.js";
+import { FdShare } from "../../peer-fds.js";
+import { Header, HeaderFlags } from "../../spec/vfio-user.js";
+import { Rest, Share, Turn } from "../../turn.js";
+import type { RegisterMemory } from "../register-memory.js";
 import type { SocketIo } from "./message-socket.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
-import type { RegisterMemory } from "./register-memory.js";
 import { SendQueue } from "./send-queue.js";
 import { closeAll, type Syscalls, systemCalls } from "./syscalls.js";
 

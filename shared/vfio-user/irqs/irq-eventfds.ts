@@ -2,11 +2,11 @@
  * Eventfds that mask or unmask an interrupt when they are signalled (SET_IRQS, DATA_EVENTFD with ACTION_MASK or
  * ACTION_UNMASK). KVM unmasks INTx in this way, without its VMM, when the driver VM has dealt with it.
  */
-import { eventfdRead, POLL_READABLE, Poll } from "../../native/index.js";
-import { MAX_IRQ_VECTORS } from "../limits.js";
-import { closePeerFd } from "../peer-fds.js";
-import { IrqSetFlags } from "../spec/vfio-user.js";
-import type { IrqSetRequest } from "./backend.js";
+import { eventfdRead, POLL_READABLE, Poll } from "../../../native/index.js";
+import { MAX_IRQ_VECTORS } from "../../limits.js";
+import { closePeerFd } from "../../peer-fds.js";
+import { IrqSetFlags } from "../../spec/vfio-user.js";
+import type { IrqSetRequest } from "../backend.js";
 
 /**
  * Signals of one client that are dealt with in one turn of the event loop. A well-behaved one has one under way, of

@@ -2,8 +2,8 @@
  * The few system calls that a connection makes, gathered in one object: a test can put EAGAIN, short sends and EPIPE in
  * their place without a socket.
  */
-import { duplicate, isHungUp } from "../../native/index.js";
-import { closePeerFd, closePeerSocket, type FdShare } from "../peer-fds.js";
+import { duplicate, isHungUp } from "../../../native/index.js";
+import { closePeerFd, closePeerSocket, type FdShare } from "../../peer-fds.js";
 import { MessageSocket, type SocketIo } from "./message-socket.js";
 
 export interface Syscalls {
