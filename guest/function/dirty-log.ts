@@ -8,7 +8,7 @@
  * any more, it is reported and forgotten. What was marked meanwhile is reported, and stays for the next report.
  */
 import { MAX_DMA_LOG_SIZE, PAGE_SIZE } from "../../shared/limits.js";
-import { setBits } from "../../shared/vfio-user/dma/bitmap.js";
+import { setBits } from "../../shared/vfio-user/dma/dma-ranges.js";
 
 /** Pages are kept in chunks of a bit each; a chunk exists when something in it was written. */
 const CHUNK_SIZE = 4096;

@@ -21,7 +21,7 @@ import {
   MigrationFlags,
 } from "../../shared/spec/vfio-user.js";
 import type { DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
-import { bitmapSize } from "../../shared/vfio-user/dma/bitmap.js";
+import { bitmapSize } from "../../shared/vfio-user/dma/dma-ranges.js";
 import { DirtyLog, type LoggedRange, loggedPageSize } from "./dirty-log.js";
 import type { WindowDma } from "./dma.js";
 import type { FunctionMigration } from "./migration.js";

@@ -3,7 +3,7 @@
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
-import type { MapPart } from "../../shared/vfio-user/dma/map-parts.js";
+import type { MapPart } from "../../shared/vfio-user/dma/dma-ranges.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 
 /** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
@@ -22,7 +22,7 @@ export interface Window {
  * A DMA map as the device sees it, or a part of one. The address is the one that the driver VM uses (IOVA; see
  * shared/address.ts). What has no window offset is reached by `readMemory` and `writeMemory`.
  */
-export type { MapPart as DmaMapping } from "../../shared/vfio-user/dma/map-parts.js";
+export type { MapPart as DmaMapping } from "../../shared/vfio-user/dma/dma-ranges.js";
 
 /**
  * An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. DATA_EVENTFD comes with

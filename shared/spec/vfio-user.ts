@@ -131,6 +131,9 @@ export const DmaAccess = struct({ address: "i64", count: "u64" });
  * The same as the first QEMUs with vfio-user-pci have it: data at byte 28 of a message that is as long as the above.
  */
 export const DmaAccessQemu = struct({ address: "i64", count: "u32" });
+/** Where the data is in the body of either; which of them a peer has. */
+export const DMA_DATA_OFFSET = { specification: DmaAccess.size, qemu: DmaAccessQemu.size } as const;
+export type DmaLayout = keyof typeof DMA_DATA_OFFSET;
 
 /** REGION_WRITE_MULTI: `writes` WriteMultiEntry follow. */
 export const WriteMulti = struct({ writes: "u64" });

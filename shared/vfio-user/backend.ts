@@ -4,7 +4,6 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
-import type { UnmapRange } from "./dma/unmap-range.js";
 import type { RegisterMemory } from "./register-memory.js";
 
 /** What a termination must know of the device to check commands before it passes them on. */
@@ -54,6 +53,12 @@ export interface MemoryMap {
   readonly windowPart: WindowPart;
   /** Where the backend put `windowPart` in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
   windowOffset: number;
+}
+
+export interface UnmapRange {
+  /** As in ../address.ts: exact, whatever it is, as it and the size are multiples of 4096. */
+  readonly address: number;
+  readonly size: number;
 }
 
 /** DMA_UNMAP: everything in a range goes. */

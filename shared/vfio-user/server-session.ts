@@ -12,8 +12,7 @@ import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
 import { type Backend, isPosted } from "./backend.js";
-import { checkBody } from "./bodies.js";
-import { checkRequest } from "./checks.js";
+import { checkBody, checkRequest } from "./checks.js";
 import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
 import { DmaMessages } from "./dma/dma-messages.js";
 import { parseIrqSet } from "./irqs/irq-set.js";

@@ -34,7 +34,7 @@ import type {
   RegisterReads,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
-import { mapParts } from "../../../shared/vfio-user/dma/map-parts.js";
+import { mapParts } from "../../../shared/vfio-user/dma/dma-ranges.js";
 import { IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
 import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";

@@ -19,8 +19,7 @@ import {
   IrqSet,
   IrqSetFlags,
 } from "../../../shared/spec/vfio-user.js";
-import { bitmapSize } from "../../../shared/vfio-user/dma/bitmap.js";
-import { unmapRange } from "../../../shared/vfio-user/dma/unmap-range.js";
+import { bitmapSize, unmapRange } from "../../../shared/vfio-user/dma/dma-ranges.js";
 import type { LinkPendingCommand } from "../command.js";
 import type { Endpoint, IrqChange, Window } from "../link.js";
 import type { Doorbells } from "./doorbells.js";

@@ -1,8 +1,8 @@
 /** Bodies of commands that the bridge makes for the device process, which have handles where vfio-user has fds. */
 import { DmaMap, DmaMapFlags, IrqSet } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetRequest, UnmapRequest } from "../../../shared/vfio-user/backend.js";
-import type { MapPart } from "../../../shared/vfio-user/dma/map-parts.js";
-import { encodeDirtyUnmap, encodeUnmapRange } from "../../../shared/vfio-user/dma/unmap-range.js";
+import type { MapPart } from "../../../shared/vfio-user/dma/dma-ranges.js";
+import { encodeDirtyUnmap, encodeUnmapRange } from "../../../shared/vfio-user/dma/dma-ranges.js";
 
 /** DMA_MAP: with its window offset where it has one. */
 export function mapBody({ address, size, readable, writable, windowOffset, isCopied }: MapPart): Uint8Array {

@@ -9,7 +9,7 @@ import { UNMAP_DEADLINE_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { Command } from "../../../shared/spec/vfio-user.js";
 import type { DirtyRequest, UnmapRequest } from "../../../shared/vfio-user/backend.js";
-import { setBits } from "../../../shared/vfio-user/dma/bitmap.js";
+import { setBits } from "../../../shared/vfio-user/dma/dma-ranges.js";
 import { unmapBody } from "./bodies.js";
 import type { Conversation } from "./conversation.js";
 

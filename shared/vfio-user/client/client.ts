@@ -11,6 +11,7 @@ import {
   Command,
   DeviceFeature,
   DeviceInfo,
+  type DmaLayout,
   DmaUnmap,
   HeaderFlags,
   IrqInfo,
@@ -21,12 +22,11 @@ import {
   VERSION_MINOR,
   WriteMulti,
 } from "../../spec/vfio-user.js";
-import { bitmapSize } from "../dma/bitmap.js";
-import type { DmaLayout } from "../dma/dma-messages.js";
-import { encodeDirtyUnmap, encodeUnmapRange, type UnmapRange } from "../dma/unmap-range.js";
+import type { UnmapRange } from "../backend.js";
+import { bitmapSize, encodeDirtyUnmap, encodeUnmapRange } from "../dma/dma-ranges.js";
 import { parseRegionInfo, type RegionDescription } from "../region-description.js";
 import { Connection } from "../socket/connection.js";
-import { closeAll, systemCalls } from "../socket/syscalls.js";
+import { closeAll, systemCalls } from "../socket/message-socket.js";
 import {
   type Capabilities,
   DEFAULT_CAPABILITIES,
@@ -43,12 +43,18 @@ import {
   type MapSetting,
   type RegionWriteEntry,
 } from "./bodies.js";
-import { ClientDma } from "./dma.js";
+import { ClientDma, takeTwin } from "./dma.js";
 import { ClientMigration } from "./migration.js";
 import { parseRegionIoFds, type RegionIoFdsDescription } from "./region-io-fds.js";
-import { askGrowing, checkAccess, MAX_FDS } from "./replies.js";
-import { badReply, ClientRequests, type Reply, type RequestOptions } from "./requests.js";
-import { takeTwin } from "./twin.js";
+import {
+  askGrowing,
+  badReply,
+  ClientRequests,
+  checkAccess,
+  MAX_FDS,
+  type Reply,
+  type RequestOptions,
+} from "./requests.js";
 
 export type { RegionDescription } from "../region-description.js";
 export type { IrqSetting, MapSetting, RegionWriteEntry } from "./bodies.js";

@@ -1,14 +1,23 @@
 /**
- * The client's answers to DMA_READ and DMA_WRITE, from memory that was registered; see client-memory.ts for the
- * layouts.
+ * The server's DMA_READ and DMA_WRITE as a client answers them, from memory that was registered; over the one socket, or
+ * over the twin socket (vfio-user, "VFIO_USER_VERSION").
  */
+import { fileStatus } from "../../../native/index.js";
 import { formatAddress } from "../../address.js";
-import { Errno, ProtocolError } from "../../errors.js";
+import { Errno, isSystemError, ProtocolError } from "../../errors.js";
 import { KiB, MAX_DATA_XFER_SIZE } from "../../limits.js";
-import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../../spec/vfio-user.js";
-import type { DmaLayout } from "../dma/dma-messages.js";
+import {
+  Command,
+  DMA_DATA_OFFSET,
+  DmaAccess,
+  DmaAccessQemu,
+  type DmaLayout,
+  Header,
+  HeaderFlags,
+} from "../../spec/vfio-user.js";
 import { DmaTable } from "../dma/dma-table.js";
-import { type Connection, type Frame, putHeader } from "../socket/connection.js";
+import { Connection, type Frame, putHeader } from "../socket/connection.js";
+import { badReply } from "./requests.js";
 
 interface Memory {
   readonly address: number;
@@ -60,7 +69,7 @@ export class ClientDma {
     if (!isRead && command !== Command.DMA_WRITE) throw new ProtocolError(`no command ${command} for a client`);
     if (length < DmaAccess.size || (isRead && length > DmaAccess.size)) throw new ProtocolError(`a body of ${length}`);
     const isQemu = this.#layout === "qemu";
-    const dataOffset = isQemu ? DmaAccessQemu.size : DmaAccess.size;
+    const dataOffset = DMA_DATA_OFFSET[this.#layout];
     const { address, count } = (isQemu ? qemuView : view).at(frame.data, frame.offset);
     if (!Number.isSafeInteger(address)) throw new ProtocolError(`no memory at ${formatAddress(address)}`, Errno.EFAULT);
     if (count > MAX_DATA_XFER_SIZE) throw new ProtocolError(`${count} bytes at once`, Errno.E2BIG);
@@ -95,5 +104,23 @@ export class ClientDma {
     }
     // QEMU's padding behind the data is zero.
     this.#out.fill(0, Header.size, needed);
+  }
+}
+
+/**
+ * Takes the twin socket, fds[index], out of the fds of VERSION's reply. A server that says it has one and sends none
+ * could not be heard: that is an error. @throws ProtocolError EPROTO
+ */
+export function takeTwin(fds: number[], index: number, command: (twin: Connection, frame: Frame) => void): Connection {
+  const fd = fds[index];
+  if (fd === undefined || fileStatus(fd).kind !== "socket") badReply(Command.VERSION, "no twin socket");
+  try {
+    const twin = new Connection(fd, { command: (frame) => command(twin, frame), reply: () => {}, gone: () => {} });
+    fds[index] = -1;
+    return twin;
+  } catch (error) {
+    // Opened as a path only, it is a socket that nobody can use.
+    if (!isSystemError(error)) throw error;
+    badReply(Command.VERSION, "no twin socket");
   }
 }

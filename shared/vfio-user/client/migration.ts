@@ -14,7 +14,7 @@ import {
   FeatureMigDeviceState,
   FeatureMigration,
 } from "../../spec/vfio-user.js";
-import { bitmapSize } from "../dma/bitmap.js";
+import { bitmapSize } from "../dma/dma-ranges.js";
 import type { AddressRange } from "../dma/dma-table.js";
 
 const { GET, SET, PROBE } = DeviceFeatureFlags;

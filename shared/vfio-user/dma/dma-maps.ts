@@ -8,12 +8,10 @@ import { Errno, PeerGone, ProtocolError } from "../../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../../limits.js";
 import { closePeerFd } from "../../peer-fds.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../../spec/vfio-user.js";
-import type { Backend, DirtyRequest, MemoryMap, UnmapRequest, WindowPart } from "../backend.js";
+import type { Backend, DirtyRequest, MemoryMap, UnmapRange, UnmapRequest, WindowPart } from "../backend.js";
 import type { Frame } from "../socket/connection.js";
-import { bitmapSize } from "./bitmap.js";
+import { bitmapSize, unmapRange, windowPart } from "./dma-ranges.js";
 import { DmaTable } from "./dma-table.js";
-import { windowPart } from "./map-parts.js";
-import { type UnmapRange, unmapRange } from "./unmap-range.js";
 
 const ALL_MAP_FLAGS = DmaMapFlags.READ | DmaMapFlags.WRITE | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO;
 

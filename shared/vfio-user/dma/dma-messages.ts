@@ -12,15 +12,19 @@ import { ADDRESS_SPACE, exactSpans, formatAddress, isAddressRange, meets } from 
 import { TICKS_PER_DEADLINE } from "../../deadline.js";
 import { Errno, ProtocolError } from "../../errors.js";
 import { KiB, MAX_DMA_REQUESTS, MAX_DMA_WRITE_BYTES } from "../../limits.js";
-import { Command, DmaAccess, DmaAccessQemu, Header, HeaderFlags } from "../../spec/vfio-user.js";
+import {
+  Command,
+  DMA_DATA_OFFSET,
+  DmaAccess,
+  DmaAccessQemu,
+  type DmaLayout,
+  Header,
+  HeaderFlags,
+} from "../../spec/vfio-user.js";
 import type { ClientMemory } from "../backend.js";
 import { RequestTable } from "../request-table.js";
 import { type Connection, type Frame, putHeader } from "../socket/connection.js";
 
-/** Where a client puts the data of a DMA_READ and expects that of a DMA_WRITE; "qemu" is how QEMU began. */
-export type DmaLayout = "specification" | "qemu";
-
-const DATA_OFFSET = { specification: DmaAccess.size, qemu: DmaAccessQemu.size } as const;
 const PROBE_COUNT = 0x1_0000_0000;
 /** Requests that the client has not answered, abandoned ones included; the others wait here: no client is flooded. */
 const MAX_SENT = 1024;
@@ -220,7 +224,7 @@ export class DmaMessages implements ClientMemory {
     view.address = address;
     view.count = count;
     if (data.length > 0) {
-      const at = Header.size + DATA_OFFSET[this.#layout ?? "specification"];
+      const at = Header.size + DMA_DATA_OFFSET[this.#layout ?? "specification"];
       this.#out.set(data, at);
       this.#out.fill(0, at + data.length, size);
     }
@@ -245,7 +249,7 @@ export class DmaMessages implements ClientMemory {
     const wrong = this.#check(request, frame);
     if (wrong !== undefined) return new ProtocolError(`the client's reply to a DMA: ${wrong}`, Errno.EPROTO, command);
     if (command === Command.DMA_READ && bytes.length > 0) {
-      const from = frame.offset + DATA_OFFSET[this.#layout ?? "specification"];
+      const from = frame.offset + DMA_DATA_OFFSET[this.#layout ?? "specification"];
       bytes.set(frame.bytes.subarray(from, from + count));
     }
     return undefined;

@@ -18,9 +18,9 @@ import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../../turn.js";
 import type { RegisterMemory } from "../register-memory.js";
 import type { SocketIo } from "./message-socket.js";
+import { closeAll, type Syscalls, systemCalls } from "./message-socket.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
 import { SendQueue } from "./send-queue.js";
-import { closeAll, type Syscalls, systemCalls } from "./syscalls.js";
 
 export type { Frame } from "./receive-buffer.js";
 

@@ -1,3 +1,39 @@
+/**
+ * The socket of a connection on the event loop, and the few other system calls that a connection makes: a test can put
+ * EAGAIN, short sends and EPIPE in their place without a socket (`Syscalls`).
+ *
+ * In the steady state a message costs no call into the addon: it was received before our callback is called, and the
+ * reply is sent after (native `Stream`); a read that register memory answers does not even cost the callback.
+ * Everything else, such as a second message or a reply with fds, goes by calls.
+ */
+import {
+  duplicate,
+  isHungUp,
+  NOTHING_RECEIVED,
+  Poll,
+  receive,
+  STREAM_WORDS,
+  Stream,
+  StreamWord,
+  send,
+} from "../../../native/index.js";
+import { systemError } from "../../errors.js";
+import { MAX_MESSAGE_FDS } from "../../limits.js";
+import { closePeerFd, closePeerSocket, type FdShare } from "../../peer-fds.js";
+import type { RegisterMemory } from "../register-memory.js";
+
+export interface Syscalls {
+  duplicate(fd: number): number;
+  /** Without waiting, whatever it is. */
+  close(fd: number): void;
+  /** The same for the connection itself; `share` is charged with it for as long as that takes. */
+  closeSocket(fd: number, share: FdShare): void;
+  /** Whether the peer has closed its end. */
+  isHungUp(fd: number): boolean;
+  /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
+  open(fd: number, callback: (events: number) => void): SocketIo;
+}
+
 /** A connected socket. */
 export interface SocketIo {
   /** What came along with the bytes that were received last: see native `receive` for `fds`. */
@@ -29,17 +65,6 @@ export interface SocketIo {
   /** Stops; the fd stays open. */
   close(): void;
 }
-
-/**
- * The socket of a connection on the event loop. In the steady state a message costs no call into the addon: it was
- * received before our callback is called, and the reply is sent after (native `Stream`); a read that register memory
- * answers does not even cost the callback. Everything else, such as a second message or a reply with fds, goes by
- * calls.
- */
-import { NOTHING_RECEIVED, Poll, receive, STREAM_WORDS, Stream, StreamWord, send } from "../../../native/index.js";
-import { systemError } from "../../errors.js";
-import { MAX_MESSAGE_FDS } from "../../limits.js";
-import type { RegisterMemory } from "../register-memory.js";
 
 const NO_BYTES = new Uint8Array(0);
 
@@ -142,5 +167,22 @@ export class MessageSocket implements SocketIo {
     } finally {
       this.#isCalled = false;
     }
+  }
+}
+
+export const systemCalls: Syscalls = {
+  duplicate,
+  close: closePeerFd,
+  closeSocket: closePeerSocket,
+  isHungUp,
+  open: (fd, callback) => new MessageSocket(fd, callback),
+};
+
+/** Closes every fd of `fds` that was not taken (taken ones are -1), and marks all as taken. */
+export function closeAll(syscalls: Pick<Syscalls, "close">, fds: number[]): void {
+  for (let index = 0; index < fds.length; index++) {
+    if (fds[index] === -1) continue;
+    syscalls.close(fds[index]);
+    fds[index] = -1;
   }
 }

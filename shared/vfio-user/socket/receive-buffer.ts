@@ -8,7 +8,7 @@ import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "..
 import { type FdShare, takeReceived } from "../../peer-fds.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import type { SocketIo } from "./message-socket.js";
-import { closeAll, type Syscalls } from "./syscalls.js";
+import { closeAll, type Syscalls } from "./message-socket.js";
 
 const INITIAL_SIZE = 64 * KiB;
 /** Room for the largest message behind as many waiting commands. */

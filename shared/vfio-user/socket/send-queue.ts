@@ -5,7 +5,7 @@
 import { isSystemError, PeerGone } from "../../errors.js";
 import { KiB } from "../../limits.js";
 import type { SocketIo } from "./message-socket.js";
-import { closeAll, type Syscalls } from "./syscalls.js";
+import { closeAll, type Syscalls } from "./message-socket.js";
 
 /** Of the largest backlog, what is left to those who cannot wait. */
 const CONGESTED_PART = 4;

@@ -2,7 +2,7 @@
 import test from "ava";
 import { DirtyLog, loggedPageSize } from "../../../guest/function/dirty-log.js";
 import { KiB, MiB } from "../../../shared/limits.js";
-import { bitmapSize, setBits } from "../../../shared/vfio-user/dma/bitmap.js";
+import { bitmapSize, setBits } from "../../../shared/vfio-user/dma/dma-ranges.js";
 
 const PAGE = 4 * KiB;
 

@@ -46,7 +46,7 @@ import type {
   PendingCommand,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
-import { bitmapSize } from "../../../shared/vfio-user/dma/bitmap.js";
+import { bitmapSize } from "../../../shared/vfio-user/dma/dma-ranges.js";
 
 const PAGE = 4096;
 const VECTORS = 4;

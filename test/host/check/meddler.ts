@@ -6,7 +6,7 @@ import { accept, connect, listen, POLL_READABLE, Poll } from "../../../native/in
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { Share } from "../../../shared/turn.js";
 import { Connection, type Frame, putHeader } from "../../../shared/vfio-user/socket/connection.js";
-import { type Syscalls, systemCalls } from "../../../shared/vfio-user/socket/syscalls.js";
+import { type Syscalls, systemCalls } from "../../../shared/vfio-user/socket/message-socket.js";
 
 /** A message that may be changed before it goes on. */
 export interface Passing {

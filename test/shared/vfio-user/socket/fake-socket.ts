@@ -1,7 +1,6 @@
 /** System calls for a connection without a socket: what arrives and what is taken is said by the test. */
 import { LOST_FDS, POLL_UNSENT } from "../../../../native/index.js";
-import type { SocketIo } from "../../../../shared/vfio-user/socket/message-socket.js";
-import type { Syscalls } from "../../../../shared/vfio-user/socket/syscalls.js";
+import type { SocketIo, Syscalls } from "../../../../shared/vfio-user/socket/message-socket.js";
 
 interface Arrival {
   bytes: Uint8Array;

@@ -2,7 +2,7 @@
 import test from "ava";
 import { GiB, KiB, MiB, PAGE_SIZE } from "../../../../shared/limits.js";
 import type { MemoryMap } from "../../../../shared/vfio-user/backend.js";
-import { mapParts, windowPart } from "../../../../shared/vfio-user/dma/map-parts.js";
+import { mapParts, windowPart } from "../../../../shared/vfio-user/dma/dma-ranges.js";
 
 const BASE = 0x1_0000_0000;
 
