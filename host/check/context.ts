@@ -5,17 +5,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { addSeals, close, createMemory, eventfd, F_SEAL_GROW, F_SEAL_SHRINK } from "../../native/index.js";
 import { isSystemError } from "../../shared/errors.js";
-import { Command, DeviceInfo } from "../../shared/spec/vfio-user.js";
-import { encodeVersion, OUR_CAPABILITIES } from "./bodies.js";
+import { Command } from "../../shared/spec/vfio-user.js";
 import type { Conduct } from "./conduct.js";
 import type { Device } from "./device.js";
-import { expectSuccess } from "./expect.js";
-import { type Answer, Session } from "./session.js";
-import { Failure, ServerGone, Skip } from "./verdict.js";
-import { Wire } from "./wire.js";
+import { expectSuccess, Failure, ServerGone, Skip } from "./expect.js";
+import { type Answer, encodeVersion, GET_INFO_BODY, OUR_CAPABILITIES } from "./messages.js";
+import { CheckerSession } from "./session.js";
 
 const CONNECT_RETRY_MS = 20;
-const INFO = DeviceInfo.encode({ argsz: DeviceInfo.size });
 const FIRST_ATTEMPTS = 4;
 
 /** What outlives a check: shared by all contexts of a run. */
@@ -28,40 +25,29 @@ export interface Target {
 }
 
 export class Context {
-  readonly #sessions: Session[] = [];
-  readonly #fds: number[] = [];
-
-  constructor(readonly target: Target) {}
-
+  readonly target: Target;
   /** Whether the server has answered a first message. */
   wasServed = false;
+  readonly #sessions: CheckerSession[] = [];
+  readonly #fds: number[] = [];
 
-  get timeoutMs(): number {
-    return this.target.timeoutMs;
+  constructor(target: Target) {
+    this.target = target;
   }
 
-  get conduct(): Conduct {
-    return this.target.conduct;
-  }
-
-  /**
-   * A connection without a VERSION. Waits for a server that is being started again.
-   * @throws ServerGone
-   */
-  async connectRaw(): Promise<Session> {
-    const deadline = performance.now() + this.timeoutMs;
+  /** A connection without a VERSION. Waits for a server that is being started again. @throws ServerGone */
+  async connectRaw(): Promise<CheckerSession> {
+    const { path, conduct, timeoutMs } = this.target;
+    const deadline = performance.now() + timeoutMs;
     for (;;) {
       try {
-        const session = new Session(Wire.connect(this.target.path), this.conduct, this.timeoutMs);
+        const session = new CheckerSession(path, conduct, timeoutMs);
         this.#sessions.push(session);
         return session;
       } catch (error) {
         if (!isSystemError(error)) throw error;
         if (performance.now() >= deadline) {
-          throw new ServerGone(
-            "the server to accept a connection",
-            `${error.code} from connect for ${this.timeoutMs} ms`,
-          );
+          throw new ServerGone("the server to accept a connection", `${error.code} from connect for ${timeoutMs} ms`);
         }
         await sleep(CONNECT_RETRY_MS);
       }
@@ -75,11 +61,11 @@ export class Context {
   async first(
     command: number,
     body: Uint8Array,
-    fds?: readonly number[],
-  ): Promise<{ session: Session; answer: Answer }> {
+    fds: readonly number[] = [],
+  ): Promise<{ session: CheckerSession; answer: Answer }> {
     for (let attempt = 1; ; attempt++) {
       const session = await this.connectRaw();
-      const answer = await session.request(command, body, fds && { fds });
+      const answer = await session.request(command, body, { fds });
       if (answer !== undefined) this.wasServed = true;
       if (answer !== undefined || attempt === FIRST_ATTEMPTS) return { session, answer };
       session.close();
@@ -88,7 +74,7 @@ export class Context {
   }
 
   /** A connection that has agreed on a version, with all that we can do announced. */
-  async connect(): Promise<Session> {
+  async connect(): Promise<CheckerSession> {
     const body = encodeVersion({ json: JSON.stringify({ capabilities: OUR_CAPABILITIES }) });
     const { session, answer } = await this.first(Command.VERSION, body);
     session.version = expectSuccess(answer, Command.VERSION);
@@ -116,22 +102,25 @@ export class Context {
   }
 
   /**
-   * Whatever came before: the server answers on this connection, or, if it closed that one and was allowed to, on a new
-   * one.
-   * @throws Failure
+   * The server answers on this connection, or, if it closed that one and was allowed to, on a new one. @throws Failure
    */
-  async expectUsable(session?: Session): Promise<void> {
-    const alive = session ?? (await this.connect());
-    const answer = await alive.request(Command.DEVICE_GET_INFO, INFO);
-    if (session === undefined || answer === undefined) alive.close();
-    if (answer !== undefined) return;
-    if (session === undefined) throw new Failure("the server to go on", "a closed connection upon DEVICE_GET_INFO");
-    await this.expectUsable();
+  async expectUsable(session: CheckerSession): Promise<void> {
+    const answer = await session.request(Command.DEVICE_GET_INFO, GET_INFO_BODY);
+    if (answer === undefined) await this.expectNextClient(session);
   }
 
-  /** As expectUsable, but the connection must have been kept. */
-  async expectConnectionKept(session: Session): Promise<void> {
-    const answer = await session.request(Command.DEVICE_GET_INFO, INFO);
+  /** The connection is closed, and the server answers on a new one. @throws Failure */
+  async expectNextClient(last: CheckerSession): Promise<void> {
+    last.close();
+    const session = await this.connect();
+    const answer = await session.request(Command.DEVICE_GET_INFO, GET_INFO_BODY);
+    session.close();
+    if (answer === undefined) throw new Failure("the server to go on", "a closed connection upon DEVICE_GET_INFO");
+  }
+
+  /** The server answers on this connection. @throws Failure */
+  async expectConnectionKept(session: CheckerSession): Promise<void> {
+    const answer = await session.request(Command.DEVICE_GET_INFO, GET_INFO_BODY);
     if (answer === undefined) throw new Failure("the connection to be kept", "a closed connection");
   }
 

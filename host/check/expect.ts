@@ -1,10 +1,31 @@
-/** Judging answers. Each function throws a Failure that says what was expected and what came; some return a note. */
+/**
+ * How a check ends that does not pass, thrown wherever that shows, and how answers are judged. Each `expect` function
+ * throws a Failure that says what was expected and what came; some return a note.
+ */
 import { constants } from "node:os";
-import { HeaderFlags } from "../../shared/spec/vfio-user.js";
-import { commandName } from "./conduct.js";
-import type { Answer } from "./session.js";
-import { Failure } from "./verdict.js";
-import type { Message } from "./wire.js";
+import { isAligned } from "../../shared/bits.js";
+import { type Answer, commandName, isError, type Message } from "./messages.js";
+
+/** The server does not do what the specification demands. */
+export class Failure extends Error {
+  override readonly name: string = "Failure";
+  constructor(
+    readonly expected: string,
+    readonly came: string,
+  ) {
+    super(`expected ${expected}; came ${came}`);
+  }
+}
+
+/** The check does not apply to this server or device. */
+export class Skip extends Error {
+  override readonly name = "Skip";
+}
+
+/** Nobody accepts connections any more. */
+export class ServerGone extends Failure {
+  override readonly name = "ServerGone";
+}
 
 const ERRNO_NAMES = new Map<number, string>(Object.entries(constants.errno).map(([name, number]) => [number, name]));
 
@@ -12,15 +33,10 @@ function errnoName(errno: number): string {
   return errno === 0 ? "an error without an errno" : (ERRNO_NAMES.get(errno) ?? `errno ${errno}`);
 }
 
-export function isError(message: Message): boolean {
-  return (message.flags & HeaderFlags.ERROR) !== 0;
-}
-
 /** What came, in a few words. */
 export function describe(answer: Answer): string {
   if (answer === undefined) return "connection closed";
-  if (isError(answer)) return errnoName(answer.errno);
-  return "accepted";
+  return isError(answer) ? errnoName(answer.errno) : "accepted";
 }
 
 /** A reply without error, of exactly `length` bytes if given. */
@@ -51,9 +67,9 @@ export function expectRefusalOrClose(answer: Answer, command: number): string {
 }
 
 /** Any reply. */
-export function expectReply(answer: Answer, command: number): string {
+export function expectReply(answer: Answer, command: number): Message {
   if (answer === undefined) throw new Failure(`a reply to ${commandName(command)}`, describe(answer));
-  return describe(answer);
+  return answer;
 }
 
 export function expectEqual(what: string, came: number | string | boolean, expected: number | string | boolean): void {
@@ -62,4 +78,27 @@ export function expectEqual(what: string, came: number | string | boolean, expec
 
 export function expectThat(condition: boolean, expected: string, came: string | number): void {
   if (!condition) throw new Failure(expected, `${came}`);
+}
+
+/** Where the headers of a list of capabilities may lie. */
+export interface ListBounds {
+  /** What one of them is called, as in "region 3: a capability". */
+  readonly name: string;
+  readonly from: number;
+  readonly to: number;
+  readonly headerSize: number;
+  readonly alignment: number;
+}
+
+/** Walks a list of capabilities by their offsets. @throws Failure when it leaves its bounds or does not end */
+export function walkList(bounds: ListBounds, first: number, next: (at: number) => number): number[] {
+  const { name, from, to, headerSize, alignment } = bounds;
+  const found: number[] = [];
+  for (let at = first; at !== 0; at = next(at)) {
+    expectThat(at >= from && at + headerSize <= to, `${name} within ${from} to ${to}`, `one at ${at}`);
+    expectThat(isAligned(at, alignment), `${name} at a multiple of ${alignment}`, `one at ${at}`);
+    expectThat(!found.includes(at), `${name} list that ends`, `one that comes back to ${at}`);
+    found.push(at);
+  }
+  return found;
 }

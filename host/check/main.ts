@@ -1,19 +1,21 @@
 #!/usr/bin/env node
 /**
  * vfio-user-check: tells whether a vfio-user server, ours or any other, does what the specification demands. See
- * docs/conformance.md.
+ * docs/conformance.md. In the order in which to read it: check (what a check is, and how it is declared), topics/ (the
+ * checks), context and session (what they work with), messages (the codec), expect (how answers are judged), device
+ * (what the device says of itself), conduct (what is demanded of every reply); run and report, options.
  */
 import "../../shared/no-debugger.js";
 import { UserError } from "../../shared/errors.js";
 import { Program } from "../../shared/program.js";
 import { versionText } from "../../shared/usage.js";
-import { ALL_CHECKS } from "./all.js";
 import { type Options, PROGRAM, parseOptions, USAGE } from "./options.js";
-import { count, formatCheck, formatJson, formatResult, formatSummary } from "./report.js";
-import { runChecks, selectChecks } from "./run.js";
+import { formatCheck, formatJson, formatResult, formatSummary, tally } from "./report.js";
+import { runChecks } from "./run.js";
+import { ALL_CHECKS } from "./topics/index.js";
 
 async function check(options: Options): Promise<number> {
-  const selected = selectChecks(ALL_CHECKS, options.only);
+  const selected = ALL_CHECKS.filter(({ id }) => options.only?.test(id) ?? true);
   if (selected.length === 0) throw new UserError("no check matches --only; see vfio-user-check --list", 2);
   const width = Math.max(...selected.map(({ id }) => id.length));
   if (options.list) {
@@ -28,7 +30,7 @@ async function check(options: Options): Promise<number> {
     },
   });
   console.log(options.json ? formatJson(options.socketPath, results) : formatSummary(results));
-  return count(results, "fail") > 0 ? 1 : 0;
+  return tally(results).failed > 0 ? 1 : 0;
 }
 
 Program.run(PROGRAM, async () => {

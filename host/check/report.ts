@@ -1,4 +1,4 @@
-/** Results for people, a line each as they come and a summary, or for machines. */
+/** Results as text, a line each as they come and a summary, or as JSON. */
 import type { Check } from "./check.js";
 import type { Outcome, Result } from "./run.js";
 
@@ -17,8 +17,8 @@ function printable(text: string): string {
 export function formatResult(result: Result, width: number, colour: boolean): string {
   const { id, outcome, title, section, note, reason } = result;
   const word = colour ? `${COLOURS[outcome]}${WORDS[outcome]}${NO_COLOUR}` : WORDS[outcome];
-  const told = note ?? reason;
-  const line = `${word}  ${id.padEnd(width)}  ${title}${told === undefined ? "" : ` [${printable(told)}]`}`;
+  const remark = note ?? reason;
+  const line = `${word}  ${id.padEnd(width)}  ${title}${remark === undefined ? "" : ` [${printable(remark)}]`}`;
   if (outcome !== "fail") return line;
   const indent = " ".repeat(6);
   const { expected = "", came = "" } = result;
@@ -34,17 +34,17 @@ export function formatCheck({ id, section, title, destructive }: Check, width: n
   return `${id.padEnd(width)}  ${title} (${section})${destructive ? " [destructive]" : ""}`;
 }
 
-export function count(results: readonly Result[], outcome: Outcome): number {
-  return results.filter((result) => result.outcome === outcome).length;
+export function tally(results: readonly Result[]): { passed: number; failed: number; skipped: number } {
+  const count = (outcome: Outcome) => results.filter((result) => result.outcome === outcome).length;
+  return { passed: count("pass"), failed: count("fail"), skipped: count("skip") };
 }
 
 export function formatSummary(results: readonly Result[]): string {
-  const passed = count(results, "pass");
-  return `${passed} passed, ${count(results, "fail")} failed, ${count(results, "skip")} skipped`;
+  const { passed, failed, skipped } = tally(results);
+  return `${passed} passed, ${failed} failed, ${skipped} skipped`;
 }
 
 /** Indented JSON with all that is known. */
 export function formatJson(socketPath: string, results: readonly Result[]): string {
-  const [passed, failed, skipped] = [count(results, "pass"), count(results, "fail"), count(results, "skip")];
-  return JSON.stringify({ socketPath, passed, failed, skipped, checks: results }, undefined, 2);
+  return JSON.stringify({ socketPath, ...tally(results), checks: results }, undefined, 2);
 }

@@ -5,7 +5,7 @@ import type { Check } from "./check.js";
 import { Conduct } from "./conduct.js";
 import { Context, type Target } from "./context.js";
 import { Device } from "./device.js";
-import { Failure, ServerGone, Skip } from "./verdict.js";
+import { Failure, ServerGone, Skip } from "./expect.js";
 
 export type Outcome = "pass" | "fail" | "skip";
 
@@ -28,14 +28,8 @@ export interface RunOptions {
   readonly socketPath: string;
   readonly timeoutMs: number;
   readonly destructive: boolean;
-  readonly only: RegExp | undefined;
-  /** Told of each result as it comes. */
+  /** Called with each result as it comes. */
   readonly onResult?: (result: Result) => void;
-}
-
-/** Those that `only` asks for. */
-export function selectChecks(checks: readonly Check[], only: RegExp | undefined): readonly Check[] {
-  return only === undefined ? checks : checks.filter(({ id }) => only.test(id));
 }
 
 /**
@@ -51,10 +45,8 @@ async function describeDevice(target: Omit<Target, "device">): Promise<Device | 
       throw new UserError(`cannot connect to ${target.path}: ${whyNot(target.path, error)}`);
     }
     if (error instanceof Failure && !context.wasServed) {
-      const what = `${target.path}: ${error.came} in place of an answer to VERSION`;
-      throw new UserError(
-        `${what}; the server has another client, most likely, and serves one at a time: end that one first`,
-      );
+      const advice = "the server has another client, most likely, and serves one at a time: end that one first";
+      throw new UserError(`${target.path}: ${error.came} in place of an answer to VERSION; ${advice}`);
     }
     if (error instanceof Failure) return new Skip(`the device does not describe itself: ${error.message}`);
     throw error;
@@ -68,36 +60,36 @@ function whyNot(path: string, { came }: ServerGone): string {
   const status = statSync(path, { throwIfNoEntry: false });
   if (status === undefined) return "there is no such file; is the server running?";
   if (!status.isSocket()) return "it is no socket; is that the server's path?";
-  if (came.startsWith("EACCES"))
-    return "this user may not connect to it: its permissions are the server's user's alone";
-  return `${came}; is the server running?`;
+  if (!came.startsWith("EACCES")) return `${came}; is the server running?`;
+  return "this user may not connect to it: its permissions are the server's user's alone";
 }
 
-/** Resolves with one result for each selected check. @throws UserError when there is no server from the beginning */
+/** Resolves with one result for each check. @throws UserError when there is no server from the beginning */
 export async function runChecks(checks: readonly Check[], options: RunOptions): Promise<Result[]> {
   const reached = { path: options.socketPath, timeoutMs: options.timeoutMs, conduct: new Conduct() };
   const target: Target = { ...reached, device: await describeDevice(reached) };
   const results: Result[] = [];
   let goneSince: string | undefined;
-  for (const check of selectChecks(checks, options.only)) {
+  for (const check of checks) {
     const start = performance.now();
-    const { id, section, title } = check;
-    const verdict =
-      goneSince !== undefined
-        ? { outcome: "skip" as const, reason: `the server accepts no connections since ${goneSince}` }
-        : check.destructive && !options.destructive
-          ? { outcome: "skip" as const, reason: "it writes to the device: give --destructive" }
-          : await runOne(check, target);
-    if ("isGone" in verdict && verdict.isGone) goneSince = id;
-    const { isGone: _, ...rest } = { isGone: false, ...verdict };
-    const result = { id, section, title, ...rest, milliseconds: Math.round(performance.now() - start) };
+    const { id, section, title, destructive } = check;
+    let reason: string | undefined;
+    if (goneSince !== undefined) reason = `the server accepts no connections since ${goneSince}`;
+    else if (destructive && !options.destructive) reason = "it writes to the device: give --destructive";
+    const { isGone, ...verdict } = reason === undefined ? await runOne(check, target) : skipped(reason);
+    if (isGone) goneSince = id;
+    const result = { id, section, title, ...verdict, milliseconds: Math.round(performance.now() - start) };
     results.push(result);
     options.onResult?.(result);
   }
   return results;
 }
 
-type Verdict = Pick<Result, "outcome" | "note" | "expected" | "came" | "reason"> & { readonly isGone?: boolean };
+interface Verdict extends Pick<Result, "outcome" | "note" | "expected" | "came" | "reason"> {
+  readonly isGone?: boolean;
+}
+
+const skipped = (reason: string): Verdict => ({ outcome: "skip", reason });
 
 async function runOne(check: Check, target: Target): Promise<Verdict> {
   const context = new Context(target);
@@ -105,7 +97,7 @@ async function runOne(check: Check, target: Target): Promise<Verdict> {
     const note = await check.run(context);
     return { outcome: "pass", ...(note !== undefined && { note }) };
   } catch (error) {
-    if (error instanceof Skip) return { outcome: "skip", reason: error.message };
+    if (error instanceof Skip) return skipped(error.message);
     if (!(error instanceof Failure)) throw error;
     const { expected, came } = error;
     return { outcome: "fail", expected, came, isGone: error instanceof ServerGone };

@@ -2,8 +2,9 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ALL_CHECKS } from "../../../host/check/all.js";
+import type { ExecutionContext } from "ava";
 import { type Result, type RunOptions, runChecks } from "../../../host/check/run.js";
+import { ALL_CHECKS } from "../../../host/check/topics/index.js";
 import { Share } from "../../../shared/turn.js";
 import { Server } from "../../../shared/vfio-user/server.js";
 import { FullDevice } from "./full-device.js";
@@ -34,8 +35,12 @@ export async function withServer<T>(broken: Broken, body: (path: string) => Prom
   }
 }
 
-export function check(socketPath: string, options: Partial<RunOptions> = {}): Promise<Result[]> {
-  return runChecks(ALL_CHECKS, { socketPath, timeoutMs: 5000, destructive: true, only: undefined, ...options });
+export function check(
+  socketPath: string,
+  { only, ...options }: Partial<RunOptions> & { only?: RegExp } = {},
+): Promise<Result[]> {
+  const checks = ALL_CHECKS.filter(({ id }) => only?.test(id) ?? true);
+  return runChecks(checks, { socketPath, timeoutMs: 5000, destructive: true, ...options });
 }
 
 /** The ids of those with that outcome. */
@@ -46,4 +51,11 @@ export function idsOf(results: readonly Result[], outcome: Result["outcome"]): s
 /** A pattern for the checks with these ids. */
 export function only(...ids: readonly string[]): RegExp {
   return new RegExp(`^(?:${ids.join("|")})$`);
+}
+
+/** These fail and no others; if not, what was expected and what came of each is said. */
+export function expectFailures(t: ExecutionContext, results: readonly Result[], ids: readonly string[]): void {
+  const failed = results.filter(({ outcome }) => outcome === "fail");
+  const said = failed.map(({ id, expected, came }) => `${id}: expected ${expected}; came ${came}`).join("\n");
+  t.deepEqual(idsOf(results, "fail").sort(), [...ids].sort(), said);
 }

@@ -5,8 +5,8 @@ import { closeSync, openSync } from "node:fs";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import test from "ava";
-import { ALL_CHECKS } from "../../../host/check/all.js";
 import { parseOptions } from "../../../host/check/options.js";
+import { ALL_CHECKS } from "../../../host/check/topics/index.js";
 import { HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import { withServer } from "./fixture.js";
 

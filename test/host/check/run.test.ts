@@ -8,7 +8,7 @@ import { DeviceEndpoint } from "../../../guest/function/endpoint.js";
 import type { Link } from "../../../guest/link/link.js";
 import { LocalLink } from "../../../guest/link/local/local.js";
 import { createVirtioLink } from "../../../guest/link/virtio/open.js";
-import { ALL_CHECKS } from "../../../host/check/all.js";
+import { ALL_CHECKS } from "../../../host/check/topics/index.js";
 import { UserError } from "../../../shared/errors.js";
 import { quietLog } from "../../../shared/log.js";
 import { Command, DmaAccess, HeaderFlags } from "../../../shared/spec/vfio-user.js";

@@ -1,14 +1,68 @@
-/** Bodies of requests, good and bad: 64-bit fields take a BigInt as well, so that addresses above 2^53 can be sent. */
+/**
+ * Messages as bytes, good and bad: the header, and the bodies of requests. A checker has to send what a well-behaved
+ * client cannot, and to see what one hides (ids, flags, what else is in an error reply), so it has a codec of its own:
+ * of the server's code it shares the specification's tables alone. 64-bit fields take a BigInt as well, for addresses
+ * above 2^53.
+ */
 import {
+  Command,
   DeviceFeature,
+  DeviceInfo,
   DmaMap,
   DmaMapFlags,
   DmaUnmap,
+  Header,
+  HeaderFlags,
   IrqSet,
   RegionAccess,
   RegionInfo,
   Version,
 } from "../../shared/spec/vfio-user.js";
+
+export interface Message {
+  readonly id: number;
+  readonly command: number;
+  /** HeaderFlags. */
+  readonly flags: number;
+  readonly errno: number;
+  readonly body: Uint8Array;
+  readonly data: DataView;
+  /** Closed with the session. */
+  readonly fds: readonly number[];
+}
+
+/** A reply, or undefined when the server closed the connection instead. */
+export type Answer = Message | undefined;
+
+export interface HeaderFields {
+  readonly id?: number;
+  readonly flags?: number;
+  /** In place of the true size. */
+  readonly size?: number;
+  readonly errno?: number;
+}
+
+export const NO_BYTES = new Uint8Array(0);
+
+/** A message's bytes, header included. */
+export function encode(command: number, body: Uint8Array = NO_BYTES, fields: HeaderFields = {}): Buffer {
+  const { id = 1, flags = 0, errno = 0, size = Header.size + body.length } = fields;
+  return Buffer.concat([Header.encode({ id, command, size, flags, errno }), body]);
+}
+
+export function isReply(message: Message): boolean {
+  return (message.flags & HeaderFlags.TYPE_MASK) === HeaderFlags.TYPE_REPLY;
+}
+
+export function isError(message: Message): boolean {
+  return (message.flags & HeaderFlags.ERROR) !== 0;
+}
+
+const COMMAND_NAMES = new Map<number, string>(Object.entries(Command).map(([name, number]) => [number, name]));
+
+export function commandName(command: number): string {
+  return COMMAND_NAMES.get(command) ?? `command ${command}`;
+}
 
 /** What the checker announces of itself. Every one of them is in the specification. */
 export const OUR_CAPABILITIES = {
@@ -19,7 +73,8 @@ export const OUR_CAPABILITIES = {
   write_multiple: true,
 };
 
-const NO_BYTES = new Uint8Array(0);
+/** The body of DEVICE_GET_INFO. */
+export const GET_INFO_BODY = DeviceInfo.encode({ argsz: DeviceInfo.size });
 
 function putU64(bytes: Uint8Array<ArrayBuffer>, offset: number, value: number | bigint): void {
   new DataView(bytes.buffer).setBigUint64(offset, BigInt(value), true);
@@ -28,8 +83,7 @@ function putU64(bytes: Uint8Array<ArrayBuffer>, offset: number, value: number | 
 /** VERSION: `json` is sent as it is, with a NUL behind it; undefined leaves the version data out. */
 export function encodeVersion(fields: { major?: number; minor?: number; json?: string | undefined }): Uint8Array {
   const fixed = Version.encode({ major: fields.major ?? 0, minor: fields.minor ?? 0 });
-  if (fields.json === undefined) return fixed;
-  return Buffer.concat([fixed, Buffer.from(fields.json), Buffer.alloc(1)]);
+  return fields.json === undefined ? fixed : Buffer.concat([fixed, Buffer.from(`${fields.json}\0`)]);
 }
 
 export interface MapFields {
