@@ -47,7 +47,7 @@ export class Bridge {
     }
   }
 
-  /** All sessions' state, and what bounds them, for people. */
+  /** All sessions' state, and what bounds them, for diagnostics. */
   inspect(): object {
     return { sessions: this.#sessions.map((session) => session.inspect()), limits };
   }

@@ -68,7 +68,8 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "help" | 
   }
   if (paths.length !== vhostUserPaths.length) {
     throw new UserError(
-      `--socket-path was given ${times(paths.length)} and --vhost-user-socket-path ${times(vhostUserPaths.length)}: they go in pairs`,
+      `--socket-path was given ${times(paths.length)} and --vhost-user-socket-path ` +
+        `${times(vhostUserPaths.length)}: they go in pairs`,
       2,
     );
   }

@@ -11,7 +11,7 @@ import { LimitedLog } from "../../shared/log-limit.js";
 import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
 import { Server } from "../../shared/vfio-user/server.js";
-import { VirtioLink } from "./link/link.js";
+import { BridgeLink } from "./link/bridge-link.js";
 import { BackEnd } from "./vhost-user/back-end.js";
 import { DeviceVmMemory } from "./vhost-user/memory.js";
 import { Window } from "./vhost-user/window.js";
@@ -39,7 +39,7 @@ export class Session {
   readonly #window: Window;
   readonly #memory: DeviceVmMemory;
   readonly #deviceVmFds: FdShare;
-  readonly #link: VirtioLink;
+  readonly #link: BridgeLink;
   readonly #server: Server;
   #listener: Listener | undefined;
   #backEnd: BackEnd | undefined;
@@ -56,8 +56,9 @@ export class Session {
     const clientFds = new FdShare(() => fds - Math.max(kept, this.#deviceVmFds.used));
     this.#memory = new DeviceVmMemory(trustUnsealedMemory);
     this.#window = new Window(windowSize, log, share);
-    this.#link = new VirtioLink({
+    this.#link = new BridgeLink({
       window: this.#window,
+      memory: this.#memory,
       log,
       name,
       share,
@@ -91,12 +92,12 @@ export class Session {
     }
   }
 
-  /** Ends both sides, waits until the client's memory is let go, and takes the sockets away. */
+  /** Ends both sides, waits until the client's memory is released, and takes the sockets away. */
   async close(): Promise<void> {
     this.#listener?.close();
     this.#listener = undefined;
     await this.#server.close();
-    if (this.#link.stats.hellos > 0) this.#report();
+    if (this.#link.statistics.hellos > 0) this.#report();
     this.#backEnd?.close();
     this.#backEnd = undefined;
     this.#link.close();
@@ -114,29 +115,22 @@ export class Session {
     const backEnd = new BackEnd(fd, {
       window: this.#window,
       memory: this.#memory,
-      config: () => this.#link.config(),
+      device: this.#link,
       log: this.#log,
       share: this.#share,
       fds: this.#deviceVmFds,
-      events: {
-        enabled: (index) => this.#link.enabled(index),
-        pausing: () => this.#link.paused(),
-        resumed: () => this.#link.resumed(),
-        failed: (reason) => this.#link.startFailed(reason),
-        reset: (reason) => this.#link.stopped(reason),
-        gone: (reason) => {
-          this.#log.info({ reason }, "front-end gone");
-          this.#report();
-          this.#backEnd = undefined;
-          this.#link.detach();
-        },
+      gone: (reason) => {
+        this.#log.info({ reason }, "front-end gone");
+        this.#report();
+        this.#backEnd = undefined;
+        this.#link.detach();
       },
     });
     this.#backEnd = backEnd;
     this.#link.attach(backEnd);
   }
 
-  /** The session's state, for people. */
+  /** The session's state, for diagnostics. */
   inspect(): object {
     return {
       socketPath: this.#options.socketPath,
@@ -155,26 +149,8 @@ export class Session {
   }
 
   #statistics(): object {
-    const { stats, sharing } = this.#link;
-    const { conversation, copies, dma, doorbells } = this.#link.process;
     const { clients, reads, readsFromMemory, writes, timeouts } = this.#server.stats;
-    return {
-      clients,
-      reads,
-      readsFromMemory,
-      writes,
-      timeouts,
-      ...stats,
-      maps: this.#window.maps,
-      unmaps: this.#window.unmaps,
-      doorbells: doorbells.relayed,
-      ioEvents: sharing.forwarded,
-      messagesSent: conversation.channel.sent,
-      messagesReceived: conversation.channel.received,
-      messageSignals: conversation.channel.signals,
-      dmaMessages: dma.transfers,
-      copies: copies.copies,
-      copiedBytes: copies.bytes,
-    };
+    const { maps, unmaps } = this.#window;
+    return { clients, reads, readsFromMemory, writes, timeouts, maps, unmaps, ...this.#link.statistics };
   }
 }

@@ -5,12 +5,13 @@
  */
 import { startDeadline, TICKS_PER_DEADLINE } from "../deadline.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
-import { MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS } from "../limits.js";
+import { MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import type { FdShare } from "../peer-fds.js";
 import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
+import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
 import { type Backend, isPosted } from "./backend.js";
 import { checkBody, checkRequest } from "./checks.js";
 import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
@@ -264,7 +265,7 @@ export class ServerSession implements ConnectionHandler {
       return;
     }
     if (device === undefined) {
-      this.#answerWithoutDevice(pending);
+      answerWithoutDevice(pending);
       return;
     }
     checkRequest(frame, device);
@@ -275,7 +276,7 @@ export class ServerSession implements ConnectionHandler {
       const { region } = access.at(frame.data, frame.offset);
       // A posted write: the client goes on while the device deals with it.
       if (isPosted(device, region)) {
-        this.#copyAccess(pending);
+        copyAccess(pending);
         pending.replyEarly(RegionAccess.size);
         if (!pending.active) return;
       }
@@ -319,16 +320,6 @@ export class ServerSession implements ConnectionHandler {
     );
   }
 
-  /** As a dead PCI device does: reads give all ones, writes are dropped. */
-  #answerWithoutDevice(pending: Pending): void {
-    if (pending.command === Command.REGION_WRITE) {
-      this.#copyAccess(pending);
-      pending.reply(RegionAccess.size);
-    } else if (pending.command !== Command.REGION_READ) pending.fail(Errno.ENODEV);
-    else if (access.at(pending.data, pending.offset).count > MAX_DATA_XFER_SIZE) pending.fail(Errno.EINVAL);
-    else this.#replyAllOnes(pending);
-  }
-
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
   #expire(late: Pending): void {
     this.#options.stats.timeouts++;
@@ -340,23 +331,8 @@ export class ServerSession implements ConnectionHandler {
     pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.#now);
     late.active = false;
     this.#connection.leaveBody();
-    if (command === Command.REGION_READ) this.#replyAllOnes(pending);
+    if (command === Command.REGION_READ) replyAllOnes(pending);
     else pending.fail(Errno.ETIMEDOUT);
-  }
-
-  #replyAllOnes(pending: Pending): void {
-    const { count } = access.at(pending.data, pending.offset);
-    pending.reserve(RegionAccess.size + count);
-    this.#copyAccess(pending);
-    const from = pending.replyOffset + RegionAccess.size;
-    pending.replyBytes.fill(0xff, from, from + count);
-    pending.reply(RegionAccess.size + count);
-  }
-
-  /** The fixed part of a region access is the same in the reply. */
-  #copyAccess(pending: Pending): void {
-    const { bytes, offset, replyBytes, replyOffset } = pending;
-    for (let index = 0; index < RegionAccess.size; index++) replyBytes[replyOffset + index] = bytes[offset + index];
   }
 
   #failWith(pending: Pending, error: unknown): void {

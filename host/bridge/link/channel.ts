@@ -3,8 +3,8 @@
  *
  * A message to the device process waits in a buffer of the channel's own until the driver offers space for it. The
  * buffer has a mark: above it, whoever produces messages is to hold back (`congested`, then `drained`), the device
- * process's own commands included. What the driver sends is copied out of its memory first and looked at after; a
- * broken ring or a malformed message stops the channel for good and is reported once.
+ * process's own commands included. What the driver sends is copied out of its memory first and examined afterwards; a
+ * broken ring or a malformed message stops the channel, and is reported once.
  */
 import * as native from "../../../native/index.js";
 import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../../shared/limits.js";
@@ -14,6 +14,7 @@ import { Rest, type Share, Turn } from "../../../shared/turn.js";
 import { DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
+import type { DeviceState } from "./device-state.js";
 
 /** Waiting bytes above which producers hold back. */
 const CONGESTION_MARK = 256 * KiB;
@@ -23,16 +24,8 @@ const CONGESTION_MARK = 256 * KiB;
 const BACKLOG_LIMIT = 4 * MiB;
 const INITIAL_BACKLOG = 16 * KiB;
 
-export interface ChannelEvents {
-  /** A whole message, in bytes[0, length); both views are of the same bytes, which are reused afterwards. */
-  message(bytes: Uint8Array, data: DataView, length: number): void;
-  /** Waiting messages fell below the mark. */
-  drained(): void;
-  /** So much waits that a message was dropped. */
-  full(): void;
-  /** The driver broke a ring or a message; the channel has stopped. */
-  broken(reason: string): void;
-}
+/** A whole message, in bytes[0, length); both views are of the same bytes, which are reused afterwards. */
+export type MessageListener = (bytes: Uint8Array, data: DataView, length: number) => void;
 
 export class Channel {
   sent = 0;
@@ -44,7 +37,9 @@ export class Channel {
   #toDevice = idleQueue;
   #fromDevice = idleQueue;
   readonly #polls: native.Poll[] = [];
-  readonly #events: ChannelEvents;
+  readonly #state: DeviceState;
+  #listener: MessageListener = () => {};
+  readonly #drained: (() => void)[] = [];
   /** Messages that wait: #out[#head, #tail), back to back. */
   #out = new Uint8Array(INITIAL_BACKLOG);
   #outData = new DataView(this.#out.buffer);
@@ -64,10 +59,24 @@ export class Channel {
   readonly #receiving: Turn;
   readonly #sending: Turn;
 
-  constructor(events: ChannelEvents, share: Share) {
-    this.#events = events;
+  /**
+   * `state` hears of a driver that broke a ring or a message, as the channel has stopped then, or that takes no
+   * messages.
+   */
+  constructor(state: DeviceState, share: Share) {
+    this.#state = state;
     this.#receiving = new Turn(share, Rest.DATA, () => this.#receive());
     this.#sending = new Turn(share, Rest.DATA, () => this.#flush());
+  }
+
+  /** Who gets the messages. */
+  listen(listener: MessageListener): void {
+    this.#listener = listener;
+  }
+
+  /** Calls `listener` whenever what waits fell below the mark. */
+  onDrained(listener: () => void): void {
+    this.#drained.push(listener);
   }
 
   get open(): boolean {
@@ -131,10 +140,10 @@ export class Channel {
     }
     const wasCongested = this.congested;
     this.#tail = to;
-    if (wasCongested && !this.congested) this.#events.drained();
+    if (wasCongested && !this.congested) this.#reportDrained();
   }
 
-  /** Forgets everything under way. */
+  /** Forgets everything in flight. */
   stop(): void {
     this.halt();
     this.#backEnd = undefined;
@@ -165,7 +174,7 @@ export class Channel {
     if (!this.#backEnd) return true;
     const size = Header.size + length;
     if (!this.#makeRoom(size)) {
-      this.#events.full();
+      this.#state.raise("silent", "it takes no messages");
       return false;
     }
     const header = this.#outHeader.at(this.#outData, this.#tail);
@@ -259,7 +268,7 @@ export class Channel {
     }
     turn.end(!goesOn);
     if (wrote) this.#call();
-    if (wasCongested && !this.congested) this.#events.drained();
+    if (wasCongested && !this.congested) this.#reportDrained();
   }
 
   #call(): void {
@@ -282,7 +291,7 @@ export class Channel {
           const length = this.#have;
           this.#have = 0;
           this.received++;
-          this.#events.message(this.#in, this.#inData, length);
+          this.#listener(this.#in, this.#inData, length);
         }
       }
     } catch (error) {
@@ -294,7 +303,7 @@ export class Channel {
     if (queue === this.#fromDevice) turn.end(!goesOn);
   }
 
-  /** Copies one chain to the message under way. */
+  /** Copies one chain to the message in flight. */
   #take(queue: DeviceQueue): void {
     const count = queue.readable;
     let missing = MAX_MESSAGE_SIZE;
@@ -315,12 +324,12 @@ export class Channel {
   #fail(error: unknown, queue: number): void {
     if (!(error instanceof QueueBroken)) throw error;
     this.#backEnd?.reportBroken(queue);
-    this.#break(error.message);
+    this.stop();
+    this.#state.raise("violated", error.message);
   }
 
-  #break(reason: string): void {
-    this.stop();
-    this.#events.broken(reason);
+  #reportDrained(): void {
+    for (const listener of this.#drained) listener();
   }
 }
 

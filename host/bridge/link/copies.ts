@@ -21,6 +21,7 @@ import { Rest, type Share, Turn } from "../../../shared/turn.js";
 import { type DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import { type CopyThreads, copyThreads } from "./copy-threads.js";
+import type { DeviceState } from "./device-state.js";
 
 /**
  * Bytes that are copied before others get their turn, and before the device process is told: a third of a millisecond.
@@ -63,7 +64,7 @@ export class Copies {
   copies = 0;
   bytes = 0;
   readonly #memory: CopiedMemory;
-  readonly #broken: (reason: string) => void;
+  readonly #state: DeviceState;
   #backEnd: BackEnd | undefined;
   #queue: DeviceQueue | undefined;
   #poll: native.Poll | undefined;
@@ -80,11 +81,11 @@ export class Copies {
   readonly #statusBytes = new Uint8Array(CopyStatus.size);
   readonly #status = CopyStatus.view(new DataView(this.#statusBytes.buffer));
 
-  /** `broken` is called when the driver broke the queue, which has stopped then. */
-  constructor(memory: CopiedMemory, share: Share, broken: (reason: string) => void) {
+  /** `state` hears of a driver that broke the queue, which has stopped then. */
+  constructor(memory: CopiedMemory, share: Share, state: DeviceState) {
     this.#memory = memory;
     this.#turn = new Turn(share, Rest.NONE, () => this.#serve());
-    this.#broken = broken;
+    this.#state = state;
     this.#buffers = new IoBuffers({
       add: (buffer) => this.#threads.pool.add(buffer),
       remove: (number) => this.#threads.pool.remove(number),
@@ -157,7 +158,7 @@ export class Copies {
       const backEnd = this.#backEnd;
       this.stop();
       backEnd?.reportBroken(Queue.COPY);
-      this.#broken(error.message);
+      this.#state.raise("violated", error.message);
       return;
     }
     if (this.#batch.length > 0) {
@@ -188,7 +189,7 @@ export class Copies {
   };
 
   /**
-   * Carries out the request under way, or has it carried out by a thread, where it is large and `isSharing`. Returns
+   * Carries out the request in flight, or has it carried out by a thread, where it is large and `isSharing`. Returns
    * what it counts of a turn. @throws QueueBroken when it is none
    */
   #carryOut(queue: DeviceQueue, isSharing: boolean): number {

@@ -17,7 +17,7 @@ import { isSystemError, UserError } from "../../../shared/errors.js";
 import type { IoBuffers } from "../../../shared/io-buffers.js";
 
 const THREADS = 2;
-/** Batches under way at most. */
+/** Batches in flight at most. */
 const BATCHES = 64;
 /** Room for one batch, in numbers. */
 const WORDS = 16384;
@@ -90,7 +90,7 @@ export class CopyThreads {
     this.pool.submit(used);
   }
 
-  /** Blocks until some batch has ended, one at least being under way, and calls its `ended`. */
+  /** Blocks until some batch has ended, one at least being in flight, and calls its `ended`. */
   wait(): void {
     this.pool.wait(this.#seen);
     this.#look();

@@ -202,7 +202,7 @@ export class Doorbells {
     return Array.from({ length: count }, (_, i) => this.doorbell(index, start + i));
   }
 
-  /** Which vector has which doorbell, by interrupt index, for people. */
+  /** Which vector has which doorbell, by interrupt index, for diagnostics. */
   inspect(): object {
     const indices = Object.entries({ intx: Irq.INTX, msi: Irq.MSI, msix: Irq.MSIX, err: Irq.ERR, req: Irq.REQ });
     const bound = indices.map(([name, index]) => {

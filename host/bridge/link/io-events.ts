@@ -1,6 +1,6 @@
 /**
  * Eventfds that the client may signal in place of writes to registers (docs/virtio-vfio-user.md, "ALLOCATE_EVENTS"):
- * made here, polled here, and forwarded to the device process as IO_EVENT. While the device process has one under way
+ * made here, polled here, and forwarded to the device process as IO_EVENT. While the device process has one in flight
  * for an eventfd, that eventfd is not polled: what the client signals meanwhile adds up in it to one more.
  *
  * As region memory, they outlive the device process as long as the client is there, and never the client.
@@ -8,7 +8,9 @@
 import * as native from "../../../native/index.js";
 import { Errno, isSystemError, ProtocolError } from "../../../shared/errors.js";
 import { MAX_IOEVENTFDS } from "../../../shared/limits.js";
-import { isSharable } from "./checks.js";
+import { IoEvent as IoEventBody, LinkCommand } from "../../../shared/spec/link.js";
+import { isSharable } from "./bodies.js";
+import type { RequestChannel } from "./request-channel.js";
 
 const NO_HANDLE = 0;
 
@@ -26,16 +28,13 @@ export class IoEvents {
   /** Signals forwarded so far. */
   forwarded = 0;
   readonly #events: IoEvent[] = [];
-  readonly #forward: (handle: number) => Promise<void>;
+  readonly #requests: RequestChannel;
   readonly #newHandle: () => number;
   #polling = false;
 
-  /**
-   * `forward` sends IO_EVENT; it resolves with the reply, and rejects when none comes. `newHandle` gives numbers above
-   * 0, each once.
-   */
-  constructor(forward: (handle: number) => Promise<void>, newHandle: () => number) {
-    this.#forward = forward;
+  /** `newHandle` gives numbers above 0, each once. */
+  constructor(requests: RequestChannel, newHandle: () => number) {
+    this.#requests = requests;
     this.#newHandle = newHandle;
   }
 
@@ -129,7 +128,7 @@ export class IoEvents {
         if (this.#polling) event.poll?.start(native.POLL_READABLE);
       };
       // When the device process is gone its successor has another handle; one that was given up is told by `start`.
-      this.#forward(handle).then(answered, answered);
+      this.#requests.request(LinkCommand.IO_EVENT, IoEventBody.encode({ handle })).then(answered, answered);
     };
     const poll = new native.Poll(fd, signalled, "eventfd");
     event.poll = poll;

@@ -11,8 +11,8 @@ import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../../shared/limits.js";
 import { NO_REGION } from "../../../shared/spec/link.js";
 import type { Window } from "../vhost-user/window.js";
-import { isSharable } from "./checks.js";
-import type { Places } from "./places.js";
+import { isSharable } from "./bodies.js";
+import type { WindowAllocation } from "./window-allocation.js";
 
 const SEALS = native.F_SEAL_GROW | native.F_SEAL_SHRINK | native.F_SEAL_SEAL;
 const NO_HANDLE = 0;
@@ -43,18 +43,18 @@ export interface RegionMemory {
 
 export class RegionMemories {
   readonly #window: Window;
-  readonly #places: Places;
+  readonly #places: WindowAllocation;
   readonly #memories = new Map<number, RegionMemory>();
   readonly #newHandle: () => number;
 
   /** `newHandle` gives numbers above 0, each once. */
-  constructor(window: Window, places: Places, newHandle: () => number) {
+  constructor(window: Window, places: WindowAllocation, newHandle: () => number) {
     this.#window = window;
     this.#places = places;
     this.#newHandle = newHandle;
   }
 
-  /** Whether there is memory that has to be made anew before another client comes. */
+  /** Whether there is memory that has to be recreated before another client comes. */
   get stale(): boolean {
     return [...this.#memories.values()].some(({ stale }) => stale);
   }
@@ -109,7 +109,7 @@ export class RegionMemories {
   }
 
   /** Takes all of it out of the window; when this resolves, the device VM cannot reach it. Never rejects. */
-  async takeBack(keep: boolean): Promise<void> {
+  async takeOut(keep: boolean): Promise<void> {
     for (const memory of this.#memories.values()) {
       await this.#takeOut(memory);
       if (!keep) this.#delete(memory);

@@ -1,38 +1,35 @@
 /**
  * What a device process shares with the client, as one thing: memory (region-memory.ts), eventfds (io-events.ts), and
- * the handles by which the process names them (handles.ts).
+ * the handles by which the process names them (replies.ts).
  */
 import { ProtocolError } from "../../../shared/errors.js";
 import { LinkCommand, MemoryAllocated } from "../../../shared/spec/link.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
-import type { Window } from "../vhost-user/window.js";
-import { handleBody } from "./bodies.js";
-import { parseAllocateEvents, parseAllocateMemory } from "./checks.js";
-import { HandleTable } from "./handles.js";
+import { handleBody, parseAllocateEvents, parseAllocateMemory } from "./bodies.js";
 import { IoEvents } from "./io-events.js";
-import type { Places } from "./places.js";
 import { RegionMemories, type RegionMemory } from "./region-memory.js";
+import { HandleTable } from "./replies.js";
+import type { RequestChannel } from "./request-channel.js";
+import type { WindowAllocation } from "./window-allocation.js";
 
-/**
- * Carries a request out and gives the reply's body. `hasClient`: a client is there, which may have mapped what there
- * is.
- */
-export type Allocation = (hasClient: boolean) => Promise<Uint8Array<ArrayBuffer>>;
+/** Carries a request out and gives the reply's body. */
+export type Allocation = () => Promise<Uint8Array<ArrayBuffer>>;
 
 export class Sharing {
+  readonly handles: HandleTable;
   readonly #memories: RegionMemories;
   readonly #events: IoEvents;
-  readonly #handles: HandleTable;
+  /** A client is there, which may have mapped what there is. */
+  #hasClient = false;
   #lastHandle = 0;
 
-  /** `forward` sends IO_EVENT; it resolves with the reply, and rejects when none comes. */
-  constructor(window: Window, places: Places, forward: (handle: number) => Promise<void>) {
+  constructor(allocation: WindowAllocation, requests: RequestChannel) {
     // One numbering for both, since the device process tells them apart by it.
     const newHandle = () => ++this.#lastHandle;
-    this.#memories = new RegionMemories(window, places, newHandle);
-    this.#events = new IoEvents(forward, newHandle);
-    this.#handles = new HandleTable(this.#memories, this.#events);
+    this.#memories = new RegionMemories(allocation.window, allocation, newHandle);
+    this.#events = new IoEvents(requests, newHandle);
+    this.handles = new HandleTable(this.#memories, this.#events);
   }
 
   /** Signals of the client's that were forwarded so far. */
@@ -49,7 +46,7 @@ export class Sharing {
   parse(command: number, data: DataView, offset: number, length: number): Allocation {
     if (command === LinkCommand.ALLOCATE_MEMORY) {
       const { region, areas } = parseAllocateMemory(data, offset, length);
-      return async (hasClient) => memoryBody(await this.#memories.allocate(region, areas, hasClient));
+      return async () => memoryBody(await this.#memories.allocate(region, areas, this.#hasClient));
     }
     const { region, count } = parseAllocateEvents(data, offset, length);
     return async () => handleBody(this.#events.allocate(region, count));
@@ -60,9 +57,15 @@ export class Sharing {
     if (!this.#memories.fitInto(regionSizes)) throw new ProtocolError("memory outside of its region");
   }
 
-  /** The fds that the handles of a reply stand for; see HandleTable. @throws ProtocolError */
-  resolve(command: number, body: Uint8Array<ArrayBuffer>, handles: readonly number[], device: DeviceSummary): number[] {
-    return this.#handles.resolve(command, body, handles, device);
+  connect(): void {
+    this.#hasClient = true;
+  }
+
+  /** The client is gone; what a device process has is stale until `renew`. */
+  disconnect(): void {
+    this.#hasClient = false;
+    this.#events.clientGone();
+    this.#memories.clientGone();
   }
 
   /** The device process has the client: what the client signals is forwarded. */
@@ -75,28 +78,22 @@ export class Sharing {
     this.#events.stop();
   }
 
-  /** The device process no longer answers. */
-  left(hasClient: boolean): void {
-    this.#events.forget(hasClient);
+  /** The device process is gone. */
+  processGone(): void {
+    this.#events.forget(this.#hasClient);
   }
 
   /** The device stopped, and QEMU dropped all that was mapped. */
-  forget(hasClient: boolean): void {
-    this.#memories.forget(hasClient);
+  forget(): void {
+    this.#memories.forget(this.#hasClient);
   }
 
   /** Takes the memory out of the window. Never rejects. */
-  takeBack(hasClient: boolean): Promise<void> {
-    return this.#memories.takeBack(hasClient);
+  takeOut(): Promise<void> {
+    return this.#memories.takeOut(this.#hasClient);
   }
 
-  /** The client is gone; what a device process has is stale until `renew`. */
-  clientGone(): void {
-    this.#events.clientGone();
-    this.#memories.clientGone();
-  }
-
-  /** Puts fresh memory in the places of what is stale. Rejects with ProtocolError, SystemError or PeerGone. */
+  /** Puts fresh memory in place of what is stale. Rejects with ProtocolError, SystemError or PeerGone. */
   renew(): Promise<void> {
     return this.#memories.renew();
   }

@@ -43,8 +43,10 @@ const PROTOCOL_FEATURES =
   ProtocolFeature.BACKEND_SEND_FD |
   ProtocolFeature.SHMEM;
 
-/** What the owner hears; nothing here may throw. */
-export interface BackEndEvents {
+/** What a back-end is of; nothing here may throw. */
+export interface BackEndDevice {
+  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
+  config(): Uint8Array;
   /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
   enabled(index: number): void;
   /**
@@ -60,17 +62,15 @@ export interface BackEndEvents {
   failed(reason: string): void;
   /** The device was reset, or the front-end is gone: nothing of before goes on. */
   reset(reason: string): void;
-  /** The front-end is gone; everything of it is closed. */
-  gone(reason: string): void;
 }
 
 export interface BackEndOptions {
   readonly window: Window;
   /** Outlives front-ends: its address space is made once. */
   readonly memory: DeviceVmMemory;
-  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
-  readonly config: () => Uint8Array;
-  readonly events: BackEndEvents;
+  readonly device: BackEndDevice;
+  /** The front-end is gone; everything of it is closed. */
+  readonly gone: (reason: string) => void;
   readonly log: Log;
   /** What the front-end has of the event loop, with others of its session. */
   readonly share?: Share;
@@ -96,8 +96,8 @@ export class BackEnd {
   readonly #connection: Connection;
   readonly #window: Window;
   readonly #memory: DeviceVmMemory;
-  readonly #config: () => Uint8Array;
-  readonly #events: BackEndEvents;
+  readonly #device: BackEndDevice;
+  readonly #reportGone: (reason: string) => void;
   readonly #log: Log;
   readonly #vrings: Vrings;
   /** Since the device was started, until it is reset. */
@@ -112,24 +112,24 @@ export class BackEnd {
   constructor(fd: number, options: BackEndOptions) {
     this.#window = options.window;
     this.#memory = options.memory;
-    this.#config = options.config;
-    this.#events = options.events;
+    this.#device = options.device;
+    this.#reportGone = options.gone;
     this.#log = options.log;
     this.#vrings = new Vrings(
       options.memory,
       {
         pausing: () => {
           this.#window.hold();
-          options.events.pausing();
+          options.device.pausing();
         },
         resumed: () => {
-          options.events.resumed();
+          options.device.resumed();
           this.#window.release();
         },
         reset: () => this.#reset("the device was reset"),
         enabled: (index) => {
           this.#started = true;
-          options.events.enabled(index);
+          options.device.enabled(index);
         },
       },
       options.log,
@@ -152,7 +152,7 @@ export class BackEnd {
     };
   }
 
-  /** Queues that the front-end has shown so far; after realization, all that the device has. */
+  /** Queues that the front-end has mentioned so far; after realization, all that the device has. */
   get queues(): number {
     return this.#vrings.length;
   }
@@ -193,7 +193,7 @@ export class BackEnd {
 
   #gone(reason: string): void {
     this.#release(reason);
-    this.#events.gone(reason);
+    this.#reportGone(reason);
   }
 
   #release(reason: string): void {
@@ -208,7 +208,7 @@ export class BackEnd {
     this.#window.forbid(reason);
     if (!this.#started) return;
     this.#started = false;
-    this.#events.reset(reason);
+    this.#device.reset(reason);
   }
 
   #handle(message: Message): void {
@@ -264,7 +264,7 @@ export class BackEnd {
 
   #failed(): void {
     const reason = "the front-end did not start the device again: its memory has more regions than fit into one table";
-    this.#events.failed(reason);
+    this.#device.failed(reason);
     this.#window.release();
   }
 
@@ -298,7 +298,7 @@ export class BackEnd {
     try {
       this.#memory.set(entries);
     } finally {
-      this.#vrings.checkGround();
+      this.#vrings.stopUnmapped();
     }
   }
 
@@ -312,7 +312,7 @@ export class BackEnd {
     const { offset, size } = DeviceConfig.view(message.data);
     if (offset + size > MAX_CONFIG_SIZE) throw new ProtocolError(`GET_CONFIG of ${size} bytes at ${offset}`);
     Object.assign(DeviceConfig.view(this.#outView), { offset, size, flags: 0 });
-    this.#out.set(this.#config().subarray(offset, offset + size), DeviceConfig.size);
+    this.#out.set(this.#device.config().subarray(offset, offset + size), DeviceConfig.size);
     this.#connection.send(Request.GET_CONFIG, HeaderFlags.REPLY, this.#out, DeviceConfig.size + size);
   }
 

@@ -34,7 +34,7 @@ export interface Message {
 
 export interface ConnectionEvents {
   message(message: Message): void;
-  /** The connection ended without `close`; called once. `reason` is for people. */
+  /** The connection ended without `close`; called once. `reason` is for diagnostics. */
   gone(reason: string): void;
 }
 
@@ -56,7 +56,7 @@ export class Connection {
   readonly #turn: Turn;
   /** Where the fds are counted that the peer hands over. */
   readonly #share: FdShare;
-  /** Bytes of the message under way, header included. */
+  /** Bytes of the message in flight, header included. */
   #received = 0;
   #open = true;
   #isPolled = false;

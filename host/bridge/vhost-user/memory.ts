@@ -143,7 +143,8 @@ function check(entry: RegionEntry, file: native.FileStatus, index: number, takes
   // Rings are read by the event loop, and a page of a disk, or of a server's, may take for ever to come.
   if (file.kind !== "memory" && !(file.kind === "file" && takesFiles)) {
     throw new ProtocolError(
-      `memory region ${index} of the device VM is not memory: use memory-backend-memfd, or a file of tmpfs, hugetlbfs or DAX`,
+      `memory region ${index} of the device VM is not memory: use memory-backend-memfd, or a file of tmpfs, ` +
+        "hugetlbfs or DAX",
     );
   }
   if (!inBounds(mmapOffset, size, file.size)) {

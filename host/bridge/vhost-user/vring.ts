@@ -99,7 +99,7 @@ export class Vring {
   }
 
   /** Whether a running ring is still where it was started, after a new memory table. */
-  get hasGround(): boolean {
+  get isMapped(): boolean {
     return this.queue.isAt(this.#layout(0));
   }
 

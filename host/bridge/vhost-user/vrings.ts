@@ -17,7 +17,7 @@ import { Vring, type VringFd } from "./vring.js";
 
 /** What the back-end hears of its queues. */
 export interface VringEvents {
-  /** A queue is about to stop, of rings that run: for the time being, or for good. */
+  /** A queue is about to stop, of rings that run: for the time being, or permanently. */
   pausing(): void;
   /** All rings that ran go on where they were. */
   resumed(): void;
@@ -72,10 +72,10 @@ export class Vrings {
     this.#state = "idle";
   }
 
-  /** Stops rings that the new table took the ground from. */
-  checkGround(): void {
+  /** Stops rings whose memory the new table unmapped. */
+  stopUnmapped(): void {
     this.#vrings.forEach((vring, index) => {
-      if (!vring.queue.running || vring.hasGround) return;
+      if (!vring.queue.running || vring.isMapped) return;
       this.#log.warn({ queue: index }, "the memory of a running queue went away");
       vring.halt();
       vring.reportBroken();

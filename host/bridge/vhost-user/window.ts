@@ -63,9 +63,9 @@ export class Window {
   #tablesCome = true;
   /** Regions of the last table; before the first one it is taken to be full. */
   #regions = MAX_VHOST_USER_REGIONS;
-  /** The reply to #sent is overdue: who waited for it has been told. */
+  /** The reply to #sent is overdue: who waited for it has been answered. */
   #overdue = false;
-  /** Ends the deadline that is under way. */
+  /** Ends the deadline that is in flight. */
   #stopWaiting = () => {};
   /** Resolve when nothing is on its way. */
   readonly #idlers: (() => void)[] = [];
@@ -130,7 +130,7 @@ export class Window {
     this.#tablesCome = true;
   }
 
-  /** The device stops: sends nothing more, and rejects what is under way. QEMU drops all maps by itself. */
+  /** The device stops: sends nothing more, and rejects what is in flight. QEMU drops all maps by itself. */
   forbid(reason: string): void {
     this.#permitted = false;
     this.#held = false;
@@ -214,7 +214,7 @@ export class Window {
       await this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE);
     } catch (error) {
       // Whoever stops the device has the driver begin again anyway.
-      this.log.debug({ reason: (error as Error).message }, "the driver was not told of its configuration");
+      this.log.debug({ reason: (error as Error).message }, "the driver was not notified of its configuration");
     }
   }
 
@@ -284,8 +284,8 @@ export class Window {
   }
 
   /**
-   * A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it is told
-   * in time.
+   * A front-end that answers late is one that stood still; then it answers all the same. Whoever waits for it hears
+   * so in time.
    */
   #waitForReply(): void {
     this.#wait(WINDOW_DEADLINE_MS, () => {

@@ -5,7 +5,7 @@
  */
 
 import { setTimeout as delay } from "node:timers/promises";
-import { helloSize } from "../../../host/bridge/link/checks.js";
+import { helloSize } from "../../../host/bridge/link/bodies.js";
 import { connect, eventfdWrite, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { ABI_VERSION, Hello, LinkCommand } from "../../../shared/spec/link.js";
 import {

@@ -6,6 +6,7 @@ import { ftruncateSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { Copies } from "../../../../host/bridge/link/copies.js";
 import { copyThreads } from "../../../../host/bridge/link/copy-threads.js";
+import { DeviceState } from "../../../../host/bridge/link/device-state.js";
 import type { BackEnd } from "../../../../host/bridge/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../../../host/bridge/vhost-user/memory.js";
 import * as native from "../../../../native/index.js";
@@ -56,7 +57,9 @@ function session(t: ExecutionContext, ringSize = RING) {
   queue.start({ size, descriptors, available, used, base: 0 });
   const kick = native.eventfd(0);
   const broken: string[] = [];
-  const copies = new Copies(copied, new Share(), (reason) => broken.push(reason));
+  const state = new DeviceState();
+  state.observe(({ reason }) => broken.push(reason));
+  const copies = new Copies(copied, new Share(), state);
   let called: (() => void) | undefined;
   const backEnd = {
     kickFd: () => kick,

@@ -1,7 +1,7 @@
 /** The back-end's state machine against raw bytes. */
 import { closeSync, openSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
-import { BackEnd } from "../../../../host/bridge/vhost-user/back-end.js";
+import { BackEnd, type BackEndDevice } from "../../../../host/bridge/vhost-user/back-end.js";
 import { DeviceVmMemory, type RegionEntry } from "../../../../host/bridge/vhost-user/memory.js";
 import { Window } from "../../../../host/bridge/vhost-user/window.js";
 import * as native from "../../../../native/index.js";
@@ -30,6 +30,15 @@ const GUEST = 0x8000_0000;
 /** Made once: the address space of a DeviceVmMemory stays as long as its ArrayBuffers. */
 const memory = new DeviceVmMemory();
 
+const noDevice: BackEndDevice = {
+  config: () => new Uint8Array(256),
+  enabled() {},
+  pausing() {},
+  resumed() {},
+  failed() {},
+  reset() {},
+};
+
 function setUp(t: ExecutionContext) {
   const [ours, theirs] = native.socketPair();
   const events: string[] = [];
@@ -38,16 +47,16 @@ function setUp(t: ExecutionContext) {
   const backEnd = new BackEnd(ours, {
     window,
     memory,
-    config: () => config,
     log: quietLog,
-    events: {
+    device: {
+      config: () => config,
       enabled: (index) => events.push(`enabled ${index}`),
       pausing: () => events.push(`pausing, queue 0 ${backEnd.queue(0)?.running ? "running" : "stopped"}`),
       resumed: () => events.push("resumed"),
       failed: () => events.push("failed"),
       reset: () => events.push(`reset, queue 0 ${backEnd.queue(0)?.running ? "running" : "stopped"}`),
-      gone: () => events.push("gone"),
     },
+    gone: () => events.push("gone"),
   });
   const qemu = new RawPeer(theirs);
   const ram = uniqueMemory(RAM_SIZE);
@@ -408,12 +417,15 @@ serial("a flood of requests is dealt with in turns, in order", async (t) => {
   const backEnd = new BackEnd(ours, {
     window: new Window(WINDOW_SIZE, quietLog),
     memory,
-    config: () => {
-      served++;
-      return new Uint8Array(256).fill(served);
+    device: {
+      ...noDevice,
+      config: () => {
+        served++;
+        return new Uint8Array(256).fill(served);
+      },
     },
     log: quietLog,
-    events: { enabled() {}, pausing() {}, resumed() {}, failed() {}, reset() {}, gone: () => t.fail() },
+    gone: () => t.fail(),
   });
   const qemu = new RawPeer(theirs);
   t.teardown(() => {
@@ -443,10 +455,10 @@ serial(
     const backEnd = new BackEnd(ours, {
       window: new Window(WINDOW_SIZE, quietLog),
       memory,
-      config: () => new Uint8Array(256),
+      device: noDevice,
       log: quietLog,
       fds,
-      events: { enabled() {}, pausing() {}, resumed() {}, failed() {}, reset() {}, gone() {} },
+      gone: () => {},
     });
     const setup = { backEnd, qemu: new RawPeer(theirs), ram: uniqueMemory(RAM_SIZE) } as SetUp;
     t.teardown(() => {

@@ -1,6 +1,7 @@
 /** Work in its order, and work that is wanted again while it waits. */
 import test from "ava";
-import { Serial } from "../../../../host/bridge/link/serial.js";
+import { Changes } from "../../../../host/bridge/link/changes.js";
+import { DeviceState } from "../../../../host/bridge/link/device-state.js";
 import { quietLog } from "../../../../shared/log.js";
 
 function gate() {
@@ -12,23 +13,23 @@ function gate() {
 }
 
 test("work that waits is done once for all who want it, and again for who wants it afterwards", async (t) => {
-  const serial = new Serial(quietLog);
+  const changes = new Changes(new DeviceState(), quietLog);
   const done: string[] = [];
   const first = gate();
   const begun = gate();
   const again = gate();
-  void serial.run(() => first.opened);
+  void changes.run(() => first.opened);
   const work = async () => {
     done.push("work");
     begun.open();
     await again.opened;
   };
-  const wanted = serial.once(work);
-  void serial.run(async () => void done.push("behind"));
-  for (let n = 0; n < 1000; n++) t.is(serial.once(work), wanted);
+  const wanted = changes.once(work);
+  void changes.run(async () => void done.push("behind"));
+  for (let n = 0; n < 1000; n++) t.is(changes.once(work), wanted);
   first.open();
   await begun.opened;
-  const next = serial.once(work);
+  const next = changes.once(work);
   t.not(next, wanted, "it has begun, perhaps before the reason for the next");
   again.open();
   await next;
@@ -37,16 +38,19 @@ test("work that waits is done once for all who want it, and again for who wants 
 
 test("what fails is logged, and what is behind it is done", async (t) => {
   const errors: unknown[] = [];
-  const serial = new Serial({ ...quietLog, error: (...said: unknown[]) => void errors.push(said.at(-1)) });
-  await serial.once(async () => {
+  const changes = new Changes(new DeviceState(), {
+    ...quietLog,
+    error: (...said: unknown[]) => void errors.push(said.at(-1)),
+  });
+  await changes.once(async () => {
     throw new Error("failed");
   });
   await t.throwsAsync(
-    serial.run(() => Promise.reject(new Error("told"))),
+    changes.run(() => Promise.reject(new Error("told"))),
     { message: "told" },
   );
   let isDone = false;
-  await serial.run(async () => {
+  await changes.run(async () => {
     isDone = true;
   });
   t.true(isDone);

@@ -1,7 +1,7 @@
 /** DMA by message at the bridge: how much of it is kept for a client that does not answer. */
 import test from "ava";
 import type { Channel } from "../../../../host/bridge/link/channel.js";
-import { DmaRelay } from "../../../../host/bridge/link/dma.js";
+import { DmaRelay } from "../../../../host/bridge/link/dma-relay.js";
 import { Errno } from "../../../../shared/errors.js";
 import { Command, DmaAccess, HeaderFlags } from "../../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../../shared/vfio-user/backend.js";
@@ -12,6 +12,7 @@ test("transfers of before a reset count as long as the client has not answered t
   const errnos: number[] = [];
   const channel = {
     congested: false,
+    onDrained: () => {},
     pause: () => {
       isPaused = true;
     },

@@ -1,46 +1,36 @@
 /**
- * What the bridge and the device process say to each other: commands of the client's that are passed on, commands of
- * the bridge's own, and the replies to both, which are checked before anybody acts on them.
+ * Commands and replies over the channel: commands of the client's that are passed on, commands of the bridge's own, and
+ * the replies to both, which are checked before anybody acts on them.
  */
 import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { REPLY_DEADLINE_MS } from "../../../shared/limits.js";
-import type { Log } from "../../../shared/log.js";
 import { takesHandles } from "../../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { Share } from "../../../shared/turn.js";
+import { answerWithoutDevice } from "../../../shared/vfio-user/absent-device.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { isWrite } from "../../../shared/vfio-user/register-memory.js";
 import { RequestTable } from "../../../shared/vfio-user/request-table.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
-import { answerWithoutDevice } from "./answers.js";
-import { handlesAt } from "./bodies.js";
 import { Channel } from "./channel.js";
-import { checkReply } from "./checks.js";
-import { HandleTable } from "./handles.js";
+import type { DeviceState } from "./device-state.js";
+import { checkReply, hasHandles } from "./replies.js";
 
-export interface ConversationEvents {
-  /**
-   * A command of the device process's, of `length` bytes with its header; the bytes are reused afterwards.
-   * @throws ProtocolError when it may not send that
-   */
+/** What the device process says; each throws ProtocolError when it may not. */
+export interface DeviceMessages {
+  /** A command of its own, of `length` bytes with its header; the bytes are reused afterwards. */
   command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void;
-  /** The fds that a reply's handles stand for. @throws ProtocolError when the reply is not to reach the client */
-  fds(command: number, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): readonly number[];
-  /** What waited to be sent is no longer too much. */
-  drained(): void;
-  /** The device process did not answer, or take messages, in time. */
-  silent(reason: string): void;
-  /** The rings stand still: no deadline counts. */
-  isPaused(): boolean;
-  /** The device process broke the rules. */
-  broken(reason: string): void;
+  /** The reply to a command of the client's, whose body speaks of what the handles stand for. */
+  replyWithHandles(command: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void;
 }
 
 const ERRNO_MAX = 4095;
 /** Commands without a reply. More than a session ever has: one at a time, and those that were abandoned. */
 const MAX_REQUESTS = 256;
-/** Of them, what is left to the bridge's own: that a process is to release a client whose commands it has not answered. */
+/**
+ * Of them, what is left to the bridge's own: that a process is to release a client whose commands it has not answered.
+ */
 const RESERVED_REQUESTS = 16;
 const NOTHING = new Uint8Array(0);
 
@@ -56,25 +46,22 @@ class OwnRequest {
   }
 }
 
-export class Conversation {
+export class RequestChannel {
   readonly channel: Channel;
-  readonly #events: ConversationEvents;
-  readonly #log: Log;
+  readonly #state: DeviceState;
   readonly #requests = new RequestTable<PendingCommand | OwnRequest>(MAX_REQUESTS, RESERVED_REQUESTS);
   readonly #inHeader = Header.view();
+  #messages: DeviceMessages | undefined;
 
-  constructor(events: ConversationEvents, log: Log, share: Share) {
-    this.#events = events;
-    this.#log = log;
-    this.channel = new Channel(
-      {
-        message: (bytes, data, length) => this.#message(bytes, data, length),
-        drained: () => events.drained(),
-        full: () => events.silent("it takes no messages"),
-        broken: (reason) => events.broken(reason),
-      },
-      share,
-    );
+  constructor(state: DeviceState, share: Share) {
+    this.#state = state;
+    this.channel = new Channel(state, share);
+    this.channel.listen((bytes, data, length) => this.#receive(bytes, data, length));
+  }
+
+  /** Who deals with what the device process says. */
+  listen(messages: DeviceMessages): void {
+    this.#messages = messages;
   }
 
   /** Passes a command of the client's on; `posted`: no reply is wanted. False when too many have no reply. */
@@ -100,8 +87,8 @@ export class Conversation {
   async request(command: number, body: Uint8Array): Promise<void> {
     const answered = startDeadline(
       REPLY_DEADLINE_MS,
-      () => this.#events.silent(`it did not answer command ${command} in time`),
-      this.#events.isPaused,
+      () => this.#state.raise("silent", `it did not answer command ${command} in time`),
+      () => this.#state.isPaused,
     );
     try {
       await this.send(command, body);
@@ -117,7 +104,7 @@ export class Conversation {
       const id = this.#requests.take(command, new OwnRequest(resolve, reject), true);
       if (id < 0) {
         reject(new PeerGone("the device process answers nothing"));
-        this.#events.silent("it answers nothing");
+        this.#state.raise("silent", "it answers nothing");
         return;
       }
       if (this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body)) return;
@@ -189,16 +176,16 @@ export class Conversation {
     return ids;
   }
 
-  #message(bytes: Uint8Array, data: DataView, length: number): void {
+  #receive(bytes: Uint8Array, data: DataView, length: number): void {
     const { id, command, flags, errno } = this.#inHeader.at(data);
     const type = flags & HeaderFlags.TYPE_MASK;
     try {
       if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
-      else if (type === HeaderFlags.TYPE_COMMAND) this.#events.command(id, command, flags, bytes, data, length);
+      else if (type === HeaderFlags.TYPE_COMMAND) this.#messages?.command(id, command, flags, bytes, data, length);
       else throw new ProtocolError(`a message of type ${type}`);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      this.#events.broken(error.message);
+      this.#state.raise("violated", error.message);
     }
   }
 
@@ -221,29 +208,14 @@ export class Conversation {
       this.#requests.free(id);
       if (failed) {
         request.fail(code);
-      } else if (HandleTable.concerns(number, body, handles)) {
-        this.#replyWithFds(request, bytes.slice(Header.size, Header.size + body), handlesAt(data, bodyEnd, handles));
+      } else if (hasHandles(number, body, handles)) {
+        const numbers = Array.from({ length: handles }, (_, n) => data.getUint32(bodyEnd + 4 * n, true));
+        this.#messages?.replyWithHandles(request, bytes.slice(Header.size, Header.size + body), numbers);
       } else {
         request.reserve(body);
         copyBytes(bytes, Header.size, request.replyBytes, request.replyOffset, body);
         request.reply(body);
       }
-    }
-  }
-
-  /**
-   * Passes a reply on with the fds that its handles stand for. What is wrong with them costs the client an error only.
-   */
-  #replyWithFds(relayed: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void {
-    try {
-      const fds = this.#events.fds(relayed.command, body, handles);
-      relayed.reserve(body.length);
-      copyBytes(body, 0, relayed.replyBytes, relayed.replyOffset, body.length);
-      relayed.reply(body.length, fds.length > 0 ? fds : undefined);
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ command: relayed.command, reason: error.message }, "refused a reply of the device process");
-      relayed.fail(Errno.EIO);
     }
   }
 }

@@ -1,6 +1,6 @@
 /**
- * DMA by message: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered. For memory that
- * is not in the window. Only so many are under way at once; then the device process's next messages wait in their
+ * DMA by messages: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered; for memory that
+ * is not in the window. Only so many are in flight at once; then the device process's next messages wait in their
  * queue.
  */
 import { isAddressRange } from "../../../shared/address.js";
@@ -9,7 +9,7 @@ import { Command, DmaAccess, Header, HeaderFlags } from "../../../shared/spec/vf
 import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
 import type { Channel } from "./channel.js";
 
-/** Transfers under way; each holds at most one largest transfer in memory. */
+/** Transfers in flight; each holds at most one largest transfer in memory. */
 const MAX_TRANSFERS = 16;
 
 export class DmaRelay {
@@ -17,17 +17,18 @@ export class DmaRelay {
   transfers = 0;
   readonly #channel: Channel;
   readonly #access = DmaAccess.view();
-  #underWay = 0;
+  #inFlight = 0;
   /** Changes when the client does, or the device process: what comes back later is nobody's. */
-  #era = 0;
+  #generation = 0;
 
   constructor(channel: Channel) {
     this.#channel = channel;
+    channel.onDrained(() => this.#resume());
   }
 
   /** The client is gone, or the device process is. */
   drop(): void {
-    this.#era++;
+    this.#generation++;
   }
 
   /**
@@ -59,7 +60,7 @@ export class DmaRelay {
       return;
     }
     // Transfers of before a reset, which the client has not answered: nothing more is kept until it does.
-    if (this.#underWay >= MAX_TRANSFERS) {
+    if (this.#inFlight >= MAX_TRANSFERS) {
       refuse(Errno.EAGAIN);
       return;
     }
@@ -71,31 +72,31 @@ export class DmaRelay {
     const body = new Uint8Array(DmaAccess.size + count);
     body.set(bytes.subarray(Header.size, length));
     const payload = body.subarray(DmaAccess.size);
-    const era = this.#era;
+    const generation = this.#generation;
     this.transfers++;
-    if (++this.#underWay >= MAX_TRANSFERS) this.#channel.pause();
+    if (++this.#inFlight >= MAX_TRANSFERS) this.#channel.pause();
     const transfer = isWrite ? memory.write(address, payload) : memory.read(address, payload);
     void transfer
       .then(
         () => {
-          if (silent || era !== this.#era) return;
+          if (silent || generation !== this.#generation) return;
           const size = isWrite ? DmaAccess.size : body.length;
           this.#channel.send(id, command, HeaderFlags.TYPE_REPLY, 0, body, 0, size);
         },
         (error) => {
-          if (era === this.#era)
+          if (generation === this.#generation)
             refuse(error instanceof ProtocolError || isSystemError(error) ? error.errno : Errno.EIO);
         },
       )
       .finally(() => {
-        this.#underWay--;
-        this.resume();
+        this.#inFlight--;
+        this.#resume();
       });
   }
 
   /** Lets the device process go on, if there is room for what it may ask. */
-  resume(): void {
+  #resume(): void {
     if (this.#channel.congested) this.#channel.pause();
-    else if (this.#underWay < MAX_TRANSFERS) this.#channel.resume();
+    else if (this.#inFlight < MAX_TRANSFERS) this.#channel.resume();
   }
 }

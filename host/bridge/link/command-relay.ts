@@ -3,18 +3,20 @@
  * held back while the process takes no messages, and answered without it where it is not there.
  *
  * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the
- * device up for good after 5 s. Posted writes are promised: they follow when it goes on, behind what changed meanwhile.
- * After that time a register is read from memory where it is there, as it was before the pause, and anything else is
- * answered as by a device that is not there.
+ * device up permanently after 5 s. Posted writes are promised: they follow when it goes on, behind what changed
+ * meanwhile. After that time a register is read from memory where it is there, as it was before the pause, and anything
+ * else is answered as by a device that is not there.
  */
 import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";
 import { Command, RegionAccess } from "../../../shared/spec/vfio-user.js";
-import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { answerWithoutDevice, copyAccess, replyToWrite } from "../../../shared/vfio-user/absent-device.js";
+import { type DeviceSummary, isPosted, type PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { isWrite } from "../../../shared/vfio-user/register-memory.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
-import { answerWithoutDevice, isPostedWrite, replyToWrite } from "./answers.js";
-import type { DeviceProcess } from "./process.js";
+import type { DeviceProcess } from "./device-process.js";
+import type { DeviceState } from "./device-state.js";
+import type { RequestChannel } from "./request-channel.js";
 
 /** Bytes of posted writes that wait for the end of a pause. */
 const MAX_PROMISED = 256 * KiB;
@@ -23,9 +25,11 @@ export class CommandRelay {
   /** Passed on so far, and how many of them were posted. */
   commands = 0;
   postedWrites = 0;
+  readonly #state: DeviceState;
+  readonly #requests: RequestChannel;
   readonly #process: DeviceProcess;
   readonly #access = RegionAccess.view();
-  /** Posted writes that are queued, and whose sessions are held back until the device process has taken some. */
+  /** Posted writes that are queued, and whose clients are held back until the device process has taken some. */
   readonly #heldBack: PendingCommand[] = [];
   /** Commands that came while the device process was being told of their client, or its VM was paused. */
   readonly #early: PendingCommand[] = [];
@@ -34,60 +38,56 @@ export class CommandRelay {
   #promisedBytes = 0;
   /** A reset that the client was told of, and that the device process has yet to make. */
   #owesReset = false;
-  readonly #resetOwed: () => void;
 
-  /**
-   * `resetOwed`: the client was told that the device is reset, and the device process has to be made to when its VM
-   * goes on.
-   */
-  constructor(process: DeviceProcess, resetOwed: () => void) {
+  constructor(state: DeviceState, requests: RequestChannel, process: DeviceProcess) {
+    this.#state = state;
+    this.#requests = requests;
     this.#process = process;
-    this.#resetOwed = resetOwed;
+    requests.channel.onDrained(() => this.#drained());
   }
 
   handle(command: PendingCommand): void {
-    const { state, summary, conversation, isPausedLong } = this.#process;
-    switch (state.command) {
+    const { summary } = this.#process;
+    switch (this.#state.command) {
       case "passed on":
-        break;
+        if (summary === undefined) break;
+        this.#passOn(command, isPostedWrite(command, summary));
+        return;
       // The device process was just started again, or goes on: what the driver VM asks meanwhile waits the moment that
       // this takes.
       case "held":
         this.#early.push(command);
         return;
       case "held for a while":
-        if (summary && isPostedWrite(command, summary) && this.#promise(command)) return;
-        if (isPausedLong) this.#answerPaused(command);
-        else this.#early.push(command);
+        if (!this.#promise(command)) this.#early.push(command);
         return;
-      case "without the device":
-        answerWithoutDevice(command);
+      case "without waiting":
+        if (!this.#promise(command)) this.#answerPaused(command);
         return;
     }
-    if (!summary) {
-      answerWithoutDevice(command);
-      return;
-    }
-    const posted = isPostedWrite(command, summary);
-    if (!conversation.relay(command, posted)) {
+    answerWithoutDevice(command);
+  }
+
+  #passOn(command: PendingCommand, posted: boolean): void {
+    if (!this.#requests.relay(command, posted)) {
       command.fail(Errno.EBUSY);
-      this.#process.giveUp("silent", "it answers nothing");
+      this.#state.raise("silent", "it answers nothing");
       return;
     }
     this.commands++;
     if (isWrite(command.command)) this.#process.registers?.writeSent();
     if (!posted) return;
     this.postedWrites++;
-    if (conversation.channel.congested) this.#heldBack.push(command);
+    if (this.#requests.channel.congested) this.#heldBack.push(command);
     else replyToWrite(command);
   }
 
   /** The device process has the client: what waited for that goes on. */
-  connected(): void {
+  introduced(): void {
     this.#owesReset = false;
     this.#promisedBytes = 0;
     for (const body of this.#promised.splice(0)) {
-      this.#process.conversation.post(Command.REGION_WRITE, body);
+      this.#requests.post(Command.REGION_WRITE, body);
       this.commands++;
       this.postedWrites++;
     }
@@ -101,21 +101,35 @@ export class CommandRelay {
     this.#early.length = 0;
   }
 
+  /** The device process is not waited for any more. */
+  processLeft(): void {
+    this.#breakPromises();
+    this.#drained();
+    for (const command of this.#early.splice(0)) answerWithoutDevice(command);
+  }
+
   /** The device VM is paused for longer than the client can be kept waiting. */
-  pausedLong(): void {
-    this.drained();
-    const withdrawn = this.#process.conversation.abandonRelayed((command) => this.#answerPaused(command));
+  graceOver(): void {
+    this.#drained();
+    const withdrawn = this.#requests.abandonRelayed((command) => this.#answerPaused(command));
     this.#process.registers?.writesWithdrawn(withdrawn);
     for (const command of this.#early.splice(0)) this.#answerPaused(command);
   }
 
-  /** Takes a posted write for later, if there is room for it; the client goes on. */
+  /** The device process takes messages again. */
+  #drained(): void {
+    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
+  }
+
+  /** Takes a posted write for later, if it is one and there is room for it; the client goes on. */
   #promise(command: PendingCommand): boolean {
+    const { summary, registers } = this.#process;
+    if (this.#owesReset || summary === undefined || !isPostedWrite(command, summary)) return false;
     const { bytes, offset, length } = command;
-    if (this.#owesReset || this.#promisedBytes + length > MAX_PROMISED) return false;
+    if (this.#promisedBytes + length > MAX_PROMISED) return false;
     this.#promisedBytes += length;
     this.#promised.push(bytes.slice(offset, offset + length));
-    this.#process.registers?.writeSent();
+    registers?.writeSent();
     replyToWrite(command);
     return true;
   }
@@ -132,8 +146,8 @@ export class CommandRelay {
       // What was written before it goes nowhere, and what is read until the device process has made it is all ones.
       this.#breakPromises();
       this.#owesReset = true;
-      this.#process.conversation.withdrawPosted();
-      this.#resetOwed();
+      this.#requests.withdrawPosted();
+      this.#state.raise("resetOwed");
       command.reply(0);
     } else if (command.command !== Command.REGION_READ || this.#owesReset || !this.#readFromMemory(command)) {
       answerWithoutDevice(command);
@@ -146,22 +160,16 @@ export class CommandRelay {
     const place = registers?.find(region, offset, count) ?? -1;
     if (registers === undefined || place < 0) return false;
     command.reserve(RegionAccess.size + count);
-    const { bytes, replyBytes, replyOffset } = command;
-    copyBytes(bytes, command.offset, replyBytes, replyOffset, RegionAccess.size);
+    copyAccess(command);
+    const { replyBytes, replyOffset } = command;
     copyBytes(registers.bytes, place, replyBytes, replyOffset + RegionAccess.size, count);
     command.reply(RegionAccess.size + count);
     return true;
   }
+}
 
-  /** The device process takes messages again. */
-  drained(): void {
-    for (const command of this.#heldBack.splice(0)) replyToWrite(command);
-  }
-
-  /** The device process is not waited for any more. */
-  processLeft(): void {
-    this.#breakPromises();
-    this.drained();
-    for (const command of this.#early.splice(0)) answerWithoutDevice(command);
-  }
+/** Whether a command is a write that is answered as soon as it is queued. */
+function isPostedWrite(command: PendingCommand, device: DeviceSummary): boolean {
+  if (command.command !== Command.REGION_WRITE) return false;
+  return isPosted(device, command.data.getUint32(command.offset + RegionAccess.offsets.region, true));
 }

@@ -1,0 +1,211 @@
+/**
+ * What the device process says: HELLO, what it allocates before it, its DMA by messages, QUIESCE, and replies that give
+ * the client fds. Each command is one that its state permits, or it has broken the rules.
+ */
+import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { MAX_DATA_XFER_SIZE } from "../../../shared/limits.js";
+import type { Log } from "../../../shared/log.js";
+import { LinkCommand } from "../../../shared/spec/link.js";
+import { Command, Header } from "../../../shared/spec/vfio-user.js";
+import type { ClientMemory, ClientVersion, DeviceSummary, PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
+import { bytesAt, copyBytes, type RingMemory } from "../../../shared/virtqueue/memory.js";
+import { parseHello, parseShareRegisters } from "./bodies.js";
+import type { Changes } from "./changes.js";
+import type { DeviceState } from "./device-state.js";
+import type { ClientMaps } from "./dma-maps.js";
+import type { DmaRelay } from "./dma-relay.js";
+import type { DeviceMessages, RequestChannel } from "./request-channel.js";
+import type { Sharing } from "./sharing.js";
+import type { WindowAllocation } from "./window-allocation.js";
+
+/** The client, as far as the device process has to do with it. */
+export interface DeviceClient {
+  readonly version: ClientVersion;
+  readonly memory: ClientMemory;
+  /** Its VERSION was answered: it understands commands. */
+  readonly isServed: boolean;
+}
+
+export interface DeviceProcessOptions {
+  readonly state: DeviceState;
+  readonly changes: Changes;
+  readonly requests: RequestChannel;
+  readonly allocation: WindowAllocation;
+  readonly maps: ClientMaps;
+  readonly sharing: Sharing;
+  readonly dma: DmaRelay;
+  /** The device VM's. */
+  readonly memory: RingMemory;
+  readonly log: Log;
+}
+
+export class DeviceProcess implements DeviceMessages {
+  /** What the last HELLO said; kept while the process is away. */
+  summary: DeviceSummary | undefined;
+  hellos = 0;
+  /** From which reads of its registers are answered; undefined where it does not share them. */
+  registers: RegisterMemory | undefined;
+  client: DeviceClient | undefined;
+  readonly #state: DeviceState;
+  readonly #changes: Changes;
+  readonly #requests: RequestChannel;
+  readonly #allocation: WindowAllocation;
+  readonly #maps: ClientMaps;
+  readonly #sharing: Sharing;
+  readonly #dma: DmaRelay;
+  readonly #memory: RingMemory;
+  readonly #log: Log;
+  /** The generation whose ALLOCATE_* is not answered yet. */
+  #allocating = -1;
+
+  constructor({ state, changes, requests, allocation, maps, sharing, dma, memory, log }: DeviceProcessOptions) {
+    this.#state = state;
+    this.#changes = changes;
+    this.#requests = requests;
+    this.#allocation = allocation;
+    this.#maps = maps;
+    this.#sharing = sharing;
+    this.#dma = dma;
+    this.#memory = memory;
+    this.#log = log;
+    requests.listen(this);
+  }
+
+  /** See DeviceMessages. */
+  command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
+    switch (command) {
+      case LinkCommand.HELLO:
+        this.#hello(id, data, length);
+        return;
+      case LinkCommand.SHARE_REGISTERS:
+        this.#shareRegisters(id, data, length);
+        return;
+      case LinkCommand.ALLOCATE_MEMORY:
+      case LinkCommand.ALLOCATE_EVENTS:
+        this.#allocate(id, command, data, length);
+        return;
+      case LinkCommand.QUIESCE:
+        this.#quiesce(id);
+        return;
+      case Command.DMA_READ:
+      case Command.DMA_WRITE: {
+        const { name } = this.#state;
+        if (name === "absent" || name === "preparing") throw new ProtocolError("DMA before HELLO");
+        const isAllowed = name === "ready" || name === "connected";
+        const client = isAllowed && this.client?.isServed ? this.client : undefined;
+        const most = Math.min(MAX_DATA_XFER_SIZE, client?.version.maxDataXferSize ?? 0);
+        this.#dma.relay(id, command, flags, bytes, data, length, client?.memory, most);
+        return;
+      }
+      default:
+        throw new ProtocolError(`command ${command}, which is not one of a device process`);
+    }
+  }
+
+  /** See DeviceMessages. What is wrong with the handles costs the client an error only. */
+  replyWithHandles(command: PendingCommand, body: Uint8Array<ArrayBuffer>, handles: readonly number[]): void {
+    try {
+      const most = this.client?.version.maxMessageFds ?? 0;
+      if (!this.summary || handles.length > most) throw new ProtocolError(`${handles.length} fds for the client`);
+      const fds = this.#sharing.handles.resolve(command.command, body, handles, this.summary);
+      command.reserve(body.length);
+      copyBytes(body, 0, command.replyBytes, command.replyOffset, body.length);
+      command.reply(body.length, fds.length > 0 ? fds : undefined);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#log.warn({ command: command.command, reason: error.message }, "refused a reply of the device process");
+      command.fail(Errno.EIO);
+    }
+  }
+
+  /** Takes out of the window all that the client has to do with. Never rejects. */
+  async clearWindow(): Promise<void> {
+    await this.#maps.takeOutAll(false);
+    await this.#sharing.takeOut();
+  }
+
+  /** It is memory of the device VM's own: nothing of the client's is in it, and the window is not touched. */
+  #shareRegisters(id: number, data: DataView, length: number): void {
+    if (!this.#state.accepts("hello") && this.#state.name !== "quiescing")
+      throw new ProtocolError("SHARE_REGISTERS after HELLO");
+    const { address, size, areas } = parseShareRegisters(data, Header.size, length - Header.size);
+    const bytes = bytesAt(this.#memory, address, size);
+    if (bytes === undefined) {
+      this.#requests.refuse(id, LinkCommand.SHARE_REGISTERS, Errno.EFAULT);
+      return;
+    }
+    this.registers = new RegisterMemory(bytes, areas);
+    this.#requests.answer(id, LinkCommand.SHARE_REGISTERS);
+  }
+
+  /** From the first of ALLOCATE_* on the window may be changed. */
+  #allocate(id: number, command: number, data: DataView, length: number): void {
+    this.#check("allocate", "ALLOCATE_*");
+    const allocation = this.#sharing.parse(command, data, Header.size, length - Header.size);
+    this.#state.raise("allocate");
+    const { generation } = this.#state;
+    this.#allocating = generation;
+    this.#changes.background(async () => {
+      if (generation !== this.#state.generation) return;
+      this.#allocation.window.permit();
+      let body: Uint8Array | undefined;
+      let errno = 0;
+      try {
+        body = await allocation();
+      } catch (error) {
+        if (error instanceof PeerGone) return;
+        if (!(error instanceof ProtocolError) && !isSystemError(error)) throw error;
+        this.#log.warn({ reason: error.message }, "the device process does not get what it wants to share");
+        errno = error.errno;
+      }
+      if (generation !== this.#state.generation) return;
+      this.#allocating = -1;
+      if (errno === 0) this.#requests.answer(id, command, body);
+      else this.#requests.refuse(id, command, errno);
+    });
+  }
+
+  #hello(id: number, data: DataView, length: number): void {
+    this.#check("hello", "HELLO");
+    try {
+      const { summary, isolated } = parseHello(data, Header.size, length - Header.size);
+      this.summary = summary;
+      this.#maps.isolated = isolated;
+      this.#sharing.checkAgainst(summary);
+      if (this.registers?.fits(summary.regionSizes) === false)
+        throw new ProtocolError("registers outside of their region");
+    } catch (error) {
+      this.#requests.refuse(id, LinkCommand.HELLO, (error as ProtocolError).errno);
+      throw error;
+    }
+    this.hellos++;
+    this.#state.raise("hello");
+    this.#requests.answer(id, LinkCommand.HELLO);
+  }
+
+  #quiesce(id: number): void {
+    this.#check("quiesce", "QUIESCE");
+    const reason = "the device process is about to reset the device";
+    this.#state.raise("quiesce", reason);
+    // After the reply it may reset the device, and then no request for the window may be in flight.
+    const { generation } = this.#state;
+    const isWanted = () => generation === this.#state.generation;
+    this.#changes.background(async () => {
+      if (isWanted()) await this.clearWindow();
+      if (isWanted()) await this.#allocation.window.idle();
+      if (!isWanted()) return;
+      this.#allocation.window.forbid(reason);
+      this.#state.raise("quiesced");
+      this.#requests.answer(id, LinkCommand.QUIESCE);
+    });
+  }
+
+  /** @throws ProtocolError for a command that the process may not send now */
+  #check(event: "hello" | "allocate" | "quiesce", command: string): void {
+    const { name, generation } = this.#state;
+    if (!this.#state.accepts(event)) throw new ProtocolError(`${command} of a device process that is ${name}`);
+    if (this.#allocating === generation && event !== "quiesce")
+      throw new ProtocolError(`${command} before the reply to ALLOCATE_*`);
+  }
+}

@@ -1,0 +1,366 @@
+/**
+ * The client's DMA maps: where each can be reached from the device VM, and what the device process knows of them.
+ *
+ * A map is in the window; or, where that cannot be, or the device process wants to have none there, within reach of the
+ * copy queue. A map that can be neither is no error: the device process reaches that memory by DMA messages.
+ *
+ * Maps are kept for the client's life, whatever becomes of the device process: `announce` tells it of those that it
+ * does not know. What the client unmaps during a pause of the device VM is answered at once, and released at its end
+ * (`release`).
+ */
+import { formatAddress } from "../../../shared/address.js";
+import { CopiedMemory } from "../../../shared/copied-memory.js";
+import { startDeadline } from "../../../shared/deadline.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { MAX_WINDOW_MAPS, UNMAP_DEADLINE_MS } from "../../../shared/limits.js";
+import type { Log } from "../../../shared/log.js";
+import { Command } from "../../../shared/spec/vfio-user.js";
+import type { ClientMemory, DirtyRequest, MemoryMap, UnmapRequest } from "../../../shared/vfio-user/backend.js";
+import { mapParts, setBits } from "../../../shared/vfio-user/dma/dma-ranges.js";
+import { mapBody, unmapBody } from "./bodies.js";
+import type { Changes } from "./changes.js";
+import type { DeviceState } from "./device-state.js";
+import type { RequestChannel } from "./request-channel.js";
+import type { WindowAllocation } from "./window-allocation.js";
+
+/** Unmaps that wait in the window's queue at once. */
+const UNMAPS_AT_ONCE = 256;
+/** A client may have many thousands. */
+const MAX_MAPS_INSPECTED = 64;
+
+export interface ClientMapsOptions {
+  readonly state: DeviceState;
+  readonly changes: Changes;
+  readonly requests: RequestChannel;
+  readonly allocation: WindowAllocation;
+  readonly log: Log;
+}
+
+export class ClientMaps {
+  /** What the copy queue reaches. */
+  readonly copied: CopiedMemory;
+  /** The device process wants no driver-VM memory in its window. */
+  isolated = false;
+  readonly #state: DeviceState;
+  readonly #changes: Changes;
+  readonly #requests: RequestChannel;
+  readonly #allocation: WindowAllocation;
+  readonly #log: Log;
+  /** Of the client that is there. */
+  #client: ClientMemory | undefined;
+  readonly #maps = new Set<MemoryMap>();
+  /** Those that the device process was told of. */
+  readonly #announced = new Set<MemoryMap>();
+  /** Those that their client gave up, and that are still in the window, or known to the device process. */
+  readonly #unreleased = new Set<MemoryMap>();
+  /** There was no room for the last map; memory could not be in the window, being unsealed: each was logged. */
+  #isFull = false;
+  #isUnsealed = false;
+  /** Unmaps that the device process has not answered, and that are done all the same. */
+  #late = 0;
+
+  constructor({ state, changes, requests, allocation, log }: ClientMapsOptions) {
+    this.#state = state;
+    this.#changes = changes;
+    this.#requests = requests;
+    this.#allocation = allocation;
+    this.#log = log;
+    this.copied = new CopiedMemory(log);
+  }
+
+  get size(): number {
+    return this.#maps.size;
+  }
+
+  /** For diagnostics; of many maps the first ones. */
+  inspect(): object {
+    const maps = [...this.#maps];
+    return {
+      maps: maps.length,
+      mapsInWindow: maps.filter(({ windowOffset }) => windowOffset >= 0).length,
+      firstMaps: maps.slice(0, MAX_MAPS_INSPECTED).map(({ address, size, readable, writable, windowOffset }) => {
+        return { address: `0x${address.toString(16)}`, size, readable, writable, windowOffset };
+      }),
+    };
+  }
+
+  // The client's side.
+
+  connect(client: ClientMemory): void {
+    this.#client = client;
+  }
+
+  /** The client is gone. Resolves when its memory is out of the window, or at once while the device VM is paused. */
+  disconnect(): Promise<void> {
+    this.#client = undefined;
+    for (const map of this.#maps) this.#giveUp(map);
+    this.#maps.clear();
+    const released = this.#changes.once(this.#releaseQuietly);
+    return this.#state.isPaused ? Promise.resolve() : this.#changes.orPaused(released);
+  }
+
+  map(map: MemoryMap): Promise<void> {
+    if (this.#client === undefined) return Promise.reject(new PeerGone("no client is connected"));
+    this.#maps.add(map);
+    if (this.#state.isPaused) return Promise.resolve();
+    let isAnswered = false;
+    const work = this.#changes.run(async () => {
+      // When the device process is not there, or is told of all maps later, the map is for then.
+      if (this.#state.name !== "connected" || !this.#maps.has(map) || this.#announced.has(map)) return;
+      try {
+        await this.#announce(map);
+      } catch (error) {
+        // When the device process is gone, the map is for the next one.
+        if (error instanceof PeerGone) return;
+        if (!isAnswered) this.#maps.delete(map);
+        throw error;
+      }
+    });
+    return this.#changes.orPaused(work, () => {
+      isAnswered = true;
+    });
+  }
+
+  unmap(request: UnmapRequest): Promise<void> {
+    const { address, size, maps } = request;
+    const client = this.#client;
+    if (this.#state.isPaused) {
+      for (const map of maps) {
+        this.#maps.delete(map);
+        this.#giveUp(map);
+      }
+      allDirty(request);
+      return Promise.resolve();
+    }
+    const work = this.#changes.run(async () => {
+      const isAnnounced = client !== undefined && this.#client === client && this.#state.name === "connected";
+      if (!isAnnounced) allDirty(request);
+      const isReleased = !isAnnounced || (await this.#askToRelease(request));
+      // What the device process gave up is not sent to the client any more.
+      client?.abandon(address, size);
+      for (const map of maps) {
+        this.#maps.delete(map);
+        this.#announced.delete(map);
+      }
+      await this.#takeOut(maps, !isReleased);
+    });
+    return this.#changes.orPaused(work, () => allDirty(request));
+  }
+
+  // The device process's side; the caller is within a change.
+
+  /** Tells the device process of the maps that it does not know, for as long as their client is there. */
+  async announce(): Promise<void> {
+    const client = this.#client;
+    for (const map of this.#maps) {
+      if (this.#client !== client) return;
+      if (!this.#announced.has(map)) await this.#announce(map);
+    }
+  }
+
+  /** The device process knows of no map: another one is there, or the client is introduced again. */
+  forgetAnnounced(): void {
+    this.#announced.clear();
+  }
+
+  /** Takes out of the window what clients gave up, and has the device process release what it was told of. */
+  async release(): Promise<void> {
+    const maps = [...this.#unreleased];
+    // Out of reach first, since the client goes on already.
+    await this.#takeOut(maps, true);
+    for (const map of maps) {
+      this.#unreleased.delete(map);
+      if (this.#announced.delete(map)) {
+        await this.#askToRelease({ address: map.address, size: map.size, maps: [map] });
+      }
+    }
+  }
+
+  /** The same for a device process that hears by CLIENT_GONE of the end of all of them, or is not there. */
+  readonly #releaseQuietly = async (): Promise<void> => {
+    const maps = [...this.#unreleased];
+    await this.#takeOut(maps, false);
+    for (const map of maps) this.#unreleased.delete(map);
+  };
+
+  /**
+   * Takes all memory of clients out of reach; when this resolves, the device VM cannot get at it. With `keep` nothing
+   * else is put in its place before the device process has released everything. Never rejects.
+   */
+  takeOutAll(keep: boolean): Promise<void> {
+    return this.#takeOut([...this.#maps, ...this.#unreleased], keep);
+  }
+
+  /** The device stopped, and QEMU dropped all that was mapped. */
+  forget(): void {
+    for (const map of [...this.#maps, ...this.#unreleased]) {
+      this.copied.remove(map);
+      this.#free(map);
+    }
+    this.#unreleased.clear();
+    this.#allocation.releaseKept();
+  }
+
+  /** The bridge ends. */
+  close(): void {
+    this.copied.close();
+  }
+
+  /** Puts a map where it can be reached, and tells the device process of it, part by part. */
+  async #announce(map: MemoryMap): Promise<void> {
+    await this.#put(map);
+    if (!this.#maps.has(map)) {
+      // Given up while the device VM was paused.
+      await this.#takeOut([map], false);
+      return;
+    }
+    this.#announced.add(map);
+    const { address, size } = map;
+    try {
+      for (const [n, part] of mapParts(map, this.copied.has(map)).entries()) {
+        await this.#requests.request(Command.DMA_MAP, mapBody(part)).catch(async (error) => {
+          if (n > 0) await this.#requests.request(Command.DMA_UNMAP, unmapBody({ address, size, maps: [map] }));
+          throw error;
+        });
+      }
+    } catch (error) {
+      this.#announced.delete(map);
+      await this.#takeOut([map], false);
+      throw error;
+    }
+  }
+
+  /**
+   * Asks the device process to release all maps in a range, with one message, so that they have one deadline. False
+   * when it does not say so in time: they are then taken by force. What is not known to be unwritten is reported as
+   * written.
+   * @throws ProtocolError when the device process cannot give the bitmap that is wanted; it then keeps the maps
+   */
+  async #askToRelease(request: UnmapRequest): Promise<boolean> {
+    const { address, size, maps, dirty } = request;
+    const body = unmapBody(request);
+    const answer = this.#requests.send(Command.DMA_UNMAP, body);
+    let stop = () => {};
+    const late = new Promise<never>((_, reject) => {
+      const giveUp = () => {
+        this.#late++;
+        const answered = () => this.#late--;
+        answer.then(answered, answered);
+        reject(new ProtocolError("the device process does not answer", Errno.ETIMEDOUT));
+      };
+      // One that is late already is not waited for again: the client's deadline is for all of its unmaps together.
+      stop = startDeadline(this.#late > 0 ? 0 : UNMAP_DEADLINE_MS, giveUp, () => this.#state.isPaused);
+    });
+    try {
+      const reply = await Promise.race([answer, late]);
+      if (dirty) this.#takeBitmap(reply, body.length, dirty);
+      return true;
+    } catch (error) {
+      if (dirty && error instanceof ProtocolError && error.errno !== Errno.ETIMEDOUT) throw error;
+      const reason = (error as Error).message;
+      const range = { address: formatAddress(address), size, maps: maps.length };
+      this.#log.warn({ ...range, reason }, "the device did not release memory: it is taken by force");
+      allDirty(request);
+      return false;
+    } finally {
+      stop();
+    }
+  }
+
+  /**
+   * The bitmap follows the request's body in the reply. @throws PeerGone, the link broken, when it is of another length
+   */
+  #takeBitmap(reply: Uint8Array, offset: number, { bitmap }: DirtyRequest): void {
+    if (reply.length !== offset + bitmap.length) {
+      this.#state.raise("violated", `a reply of ${reply.length} bytes to DMA_UNMAP with a bitmap`);
+      throw new PeerGone("the device process broke the link");
+    }
+    bitmap.set(reply.subarray(offset));
+  }
+
+  /** Its client has given it up: no copy reaches it any more, and it is to be taken out of the window. */
+  #giveUp(map: MemoryMap): void {
+    this.copied.remove(map);
+    if (map.windowOffset >= 0 || this.#announced.has(map)) this.#unreleased.add(map);
+  }
+
+  // Where the device VM can reach it.
+
+  /**
+   * Into the window as far as that is possible, the rest within reach of the copy queue. Rejects with PeerGone when the
+   * device stops.
+   */
+  async #put(map: MemoryMap): Promise<void> {
+    if (!this.isolated) await this.#putIntoWindow(map);
+    const { begin, end } = map.windowPart;
+    if (map.windowOffset >= 0 && end - begin === map.size) return;
+    this.copied.put(map);
+    if (this.isolated || map.isShareable || !map.writable || map.fd < 0 || this.#isUnsealed) return;
+    this.#isUnsealed = true;
+    this.#log.warn(
+      { address: map.address, size: map.size },
+      "the driver VM's memory can be shrunk by its owner, so each DMA is copied: use memory-backend-memfd (with " +
+        "share=on), whose memory is sealed, or trust it by --trust-unsealed-memory",
+    );
+  }
+
+  async #putIntoWindow(map: MemoryMap): Promise<void> {
+    const { readable, writable, fd, fdOffset, isShareable, pageSize } = map;
+    const { window } = this.#allocation;
+    const address = formatAddress(map.address);
+    const { begin, end } = map.windowPart;
+    const size = end - begin;
+    // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.
+    if (fd < 0 || !isShareable || !readable || !writable || size === 0 || !window.permitted) return;
+    const hasRoom = this.#allocation.count < MAX_WINDOW_MAPS;
+    const offset = hasRoom ? this.#allocation.reserve(size, fdOffset + begin, pageSize) : -1;
+    if (offset < 0) {
+      if (!this.#isFull) this.#log.warn({ address, size }, "the window is full: DMA by copies");
+      this.#isFull = true;
+      return;
+    }
+    map.windowOffset = offset;
+    try {
+      await window.map(fd, fdOffset + begin, offset, size);
+    } catch (error) {
+      if (error instanceof ProtocolError && error.errno === Errno.ETIMEDOUT) this.#keep(map);
+      else this.#free(map);
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#log.warn({ address, size, reason: error.message }, "not mapped in the window: DMA by copies");
+    }
+  }
+
+  async #takeOut(maps: readonly MemoryMap[], keep: boolean): Promise<void> {
+    for (const map of maps) this.copied.remove(map);
+    const inWindow = maps.filter(({ windowOffset }) => windowOffset >= 0);
+    // Several in flight: the reply to one may prove that the one before it is committed.
+    for (let first = 0; first < inWindow.length; first += UNMAPS_AT_ONCE) {
+      await Promise.all(inWindow.slice(first, first + UNMAPS_AT_ONCE).map((map) => this.#takeOneOut(map, keep)));
+    }
+  }
+
+  async #takeOneOut(map: MemoryMap, keep: boolean): Promise<void> {
+    const { begin, end } = map.windowPart;
+    const isOut = await this.#allocation.unmap(map.windowOffset, end - begin);
+    if ((keep || !isOut) && this.#allocation.window.permitted && map.windowOffset >= 0) this.#keep(map);
+    else this.#free(map);
+  }
+
+  #keep(map: MemoryMap): void {
+    this.#allocation.keep(map.windowOffset);
+    map.windowOffset = -1;
+  }
+
+  #free(map: MemoryMap): void {
+    if (map.windowOffset >= 0) {
+      this.#allocation.release(map.windowOffset);
+      this.#isFull = false;
+    }
+    map.windowOffset = -1;
+  }
+}
+
+/** A device process that cannot be asked may have written everything. */
+function allDirty({ size, dirty }: UnmapRequest): void {
+  if (dirty) setBits(dirty.bitmap, 0, Math.ceil(size / dirty.pageSize) - 1);
+}
