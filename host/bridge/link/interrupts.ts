@@ -81,19 +81,22 @@ export class ClientInterrupts {
    */
   set(request: IrqSetRequest): Promise<void> {
     const client = this.#indices;
+    const { flags, index, count, eventfds } = request;
+    const isTrigger = (flags & Flags.ACTION_TRIGGER) !== 0;
+    const disables = isTrigger && count === 0 && !eventfds;
+    // At once: what is signalled from here on must not mask or unmask behind it.
+    if (disables) this.#eventfds.clearIndex(index);
     const apply = async () => {
-      const { flags, index, eventfds } = request;
       if (client === undefined || this.#indices !== client) {
         closeAll(eventfds);
         throw new PeerGone("no client is connected");
       }
-      const isTrigger = (flags & Flags.ACTION_TRIGGER) !== 0;
       if (eventfds && !isTrigger) {
         this.#eventfds.set(request);
         return;
       }
       if (eventfds) await this.#bind(request, eventfds);
-      else if (isTrigger && request.count === 0) await this.#unbindAll(request);
+      else if (disables) await this.#unbindAll(request);
       else await this.#tell(plainIrqBody(request));
       note(client[index], request);
       if (this.#state.name !== "connected" || this.#indices !== client) this.#changed.add(index);
@@ -130,7 +133,6 @@ export class ClientInterrupts {
       await this.#tell(plainIrqBody(request));
     } finally {
       this.#doorbells.unbindAll(request.index);
-      this.#eventfds.clearIndex(request.index);
     }
   }
 
