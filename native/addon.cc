@@ -3,6 +3,7 @@
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitSocket(env, exports);
+  InitMessages(env, exports);
   InitFile(env, exports);
   InitDiscard(env, exports);
   InitDisk(env, exports);

@@ -5,6 +5,7 @@
 #include <napi.h>
 
 void InitSocket(Napi::Env env, Napi::Object exports);
+void InitMessages(Napi::Env env, Napi::Object exports);
 void InitFile(Napi::Env env, Napi::Object exports);
 void InitDiscard(Napi::Env env, Napi::Object exports);
 void InitDisk(Napi::Env env, Napi::Object exports);

@@ -5,6 +5,7 @@
       "sources": [
         "addon.cc",
         "socket.cc",
+        "fd_messages.cc",
         "file.cc",
         "discard.cc",
         "disk.cc",

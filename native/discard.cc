@@ -25,8 +25,8 @@
 #include "discard.h"
 #include "error.h"
 #include "eventfd.h"
+#include "fd_messages.h"
 #include "file_status.h"
-#include "socket.h"
 
 namespace {
 

@@ -43,18 +43,12 @@ Napi::Value FileStatus(const Napi::CallbackInfo& info) {
   if (S_ISREG(status.stx_mode)) kind = is_memory ? "memory" : "file";
   else if (S_ISSOCK(status.stx_mode)) kind = "socket";
   Napi::Object result = Napi::Object::New(env);
-  result.Set("device", Napi::Number::New(env, static_cast<double>(makedev(status.stx_dev_major, status.stx_dev_minor))));
+  dev_t device = makedev(status.stx_dev_major, status.stx_dev_minor);
+  result.Set("device", Napi::Number::New(env, static_cast<double>(device)));
   result.Set("inode", Napi::Number::New(env, static_cast<double>(status.stx_ino)));
   result.Set("size", Napi::Number::New(env, static_cast<double>(status.stx_size)));
   result.Set("kind", Napi::String::New(env, kind));
   return result;
-}
-
-Napi::Value GetSeals(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  int seals = fcntl(Fd(info[0]), F_GET_SEALS);
-  if (seals == -1 && errno == EINVAL) seals = 0;
-  return Napi::Number::New(env, Check(env, seals, "fcntl"));
 }
 
 Napi::Value AddSeals(const Napi::CallbackInfo& info) {
@@ -68,12 +62,6 @@ Napi::Value IsEventfdExport(const Napi::CallbackInfo& info) {
   int error = CheckEventfd(Fd(info[0]));
   if (error != 0 && error != EINVAL) throw SystemError(env, error, "readlink");
   return Napi::Boolean::New(env, error == 0);
-}
-
-Napi::Value IsWritable(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  int flags = Check(env, fcntl(Fd(info[0]), F_GETFL), "fcntl");
-  return Napi::Boolean::New(env, (flags & O_ACCMODE) != O_RDONLY);
 }
 
 // What must be known of a DMA map's file: without an object, and in one call.
@@ -122,10 +110,8 @@ void InitFile(Napi::Env env, Napi::Object exports) {
   Export<Duplicate>(env, exports, "duplicate");
   Export<Close>(env, exports, "close");
   Export<FileStatus>(env, exports, "fileStatus");
-  Export<GetSeals>(env, exports, "getSeals");
   Export<AddSeals>(env, exports, "addSeals");
   Export<IsEventfdExport>(env, exports, "isEventfd");
-  Export<IsWritable>(env, exports, "isWritable");
   Export<MemoryStatus>(env, exports, "memoryStatus");
   Export<CreateMemory>(env, exports, "createMemory");
 }

@@ -24,10 +24,7 @@ export const StreamWord = {
   /** The owner: where in the buffer the next bytes go, and how many at most; nothing is received with a room of 0. */
   OFFSET: 0,
   ROOM: 1,
-  /**
-   * The Stream: how many bytes were received for this call, 0 at the end of the stream, a negative errno, or
-   * NOTHING_RECEIVED.
-   */
+  /** The Stream: bytes received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
   RECEIVED: 2,
   /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
   REPLY: 3,
@@ -49,7 +46,6 @@ export const NOTHING_RECEIVED = -(2 ** 31);
 export const F_SEAL_SEAL = 0x1;
 export const F_SEAL_SHRINK = 0x2;
 export const F_SEAL_GROW = 0x4;
-export const F_SEAL_WRITE = 0x8;
 
 /** Modes of fallocate. */
 export const FALLOC_FL_KEEP_SIZE = 0x1;
@@ -65,21 +61,20 @@ export const PROT_WRITE = 2;
 /**
  * Address space into which memory is mapped with MAP_FIXED; piece by piece, each of which is reserved when it is first
  * needed, the first at once. ENOMEM where the process may have no more (RLIMIT_AS, vm.max_map_count). Its ArrayBuffers
- * are made once, one for each piece, and stay valid for ever. What no system call may touch (EFAULT) is harmless to
+ * are made once, one for each piece, and stay valid forever. What no system call may touch (EFAULT) is harmless to
  * everything else in this process, by signal handlers:
  * - an unmapped part reads as zeros and swallows writes;
  * - so does what a file's owner truncated, or punched out where no huge page is left: `isLost` tells;
- * - a write to what was mapped without PROT_WRITE goes to a private copy of the page, and `stray` is signalled. Whoever
- *   made the reservation then maps the memory anew.
+ * - a write to what was mapped without PROT_WRITE goes to a private copy of the page, and the eventfd `stray`, the
+ *   caller's, is signalled if there is one. Whoever made the reservation then maps the memory again.
  */
 export interface Reservation {
   readonly size: number;
-  /** How often something that is mapped was found to be gone: what was there may be zeros until it is mapped anew. */
+  /** How often something that is mapped was found to be gone: what was there may be zeros until it is mapped again. */
   readonly repairs: number;
   /**
-   * The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use. The last may be shorter.
-   * Making one costs a full garbage collection (V8 counts all of its bytes): touch those that matter before there is
-   * traffic.
+   * The ArrayBuffer over [index * pieceSize, (index + 1) * pieceSize), made on first use; the last may be shorter.
+   * Making one costs a full garbage collection (V8 counts all its bytes): touch what matters before there is traffic.
    */
   piece(index: number): ArrayBuffer;
   /**
@@ -98,13 +93,14 @@ export interface Reservation {
 /**
  * uv_poll on the environment's own loop; one for each fd. The callback gets the events' bits, or a negative errno:
  * -EBADF when the fd is in an error state (a connection that was reset), and then the Poll has stopped. What the
- * callback throws becomes an uncaughtException. An open Poll is not garbage-collected.
+ * callback throws becomes an uncaughtException. An open Poll is not garbage-collected. With the task "eventfd" it takes
+ * the count before each call, and calls for none that is 0; a Stream as the task is of the same fd.
  */
 export interface Poll {
   /** May be called again to wait for other events. */
   start(events: number): void;
   stop(): void;
-  /** Stops for good; the fd stays open and may be closed right after. */
+  /** Stops permanently; the fd stays open and may be closed right after. */
   close(): void;
   /** Whether it keeps the process alive (it does at first). */
   ref(): void;
@@ -113,7 +109,8 @@ export interface Poll {
 
 /**
  * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one,
- * after. Both buffers belong to it until others take their place; they must not be transferred.
+ * after. `words` are StreamWord's; `fds` is as in `receive`; the fd stays the caller's. Both buffers belong to it until
+ * others take their place; they must not be transferred.
  */
 export interface Stream {
   /** The buffer that OFFSET and ROOM are about. */
@@ -147,33 +144,29 @@ export interface Relay {
    * target, perhaps once too often. An unknown id is ignored.
    */
   remove(id: number): void;
-  /**
-   * Signals relayed by this pair so far (RangeError if it is unknown); by all pairs, removed ones too, without an id.
-   */
+  /** Signals relayed by this pair so far (RangeError if it is unknown); without an id by all, removed ones too. */
   count(id?: number): number;
   /** Ends the thread and drops all pairs. */
   close(): void;
 }
 
-/** Numbers of one copy in a CopyList's entries, in this order. */
+/**
+ * Numbers of one copy in a CopyList's entries, in this order. FILE_OFFSET_HIGH is the upper half of a file's offset,
+ * whose lower half is SOURCE_OFFSET or TARGET_OFFSET.
+ */
 export const COPY_ENTRY = {
   SOURCE: 0,
   SOURCE_OFFSET: 1,
   TARGET: 2,
   TARGET_OFFSET: 3,
   LENGTH: 4,
-  /** The upper half of a file's offset, whose lower half is SOURCE_OFFSET or TARGET_OFFSET. */
   FILE_OFFSET_HIGH: 5,
   SIZE: 6,
 } as const;
-
 /** Flags of preadv2 and pwritev2. */
 export const RWF_NOWAIT = 8;
 
-/**
- * Copies between ArrayBuffers, or between them and files, carried out by one call in the order of the list, without
- * garbage.
- */
+/** Copies between ArrayBuffers, or between them and files, by one call in the order of the list, without garbage. */
 export interface CopyList {
   /** COPY_ENTRY.SIZE numbers for each copy: sources and targets by number, offsets and lengths in bytes. */
   readonly entries: Uint32Array;
@@ -263,8 +256,9 @@ export interface IoPool {
 }
 
 /**
- * Writes lines of text to a file descriptor from a thread of its own, so that no reader and no disk holds the caller
- * up.
+ * Writes lines of text to a file descriptor (the caller's, which stays open, and may be blocking) from a thread of its
+ * own, so that no reader and no disk holds the caller up. At most `capacity` bytes wait, or one line. `notice` is the
+ * line that says what was lost, as a JSON object without its end: time, lost and reason are added.
  */
 export interface LineWriter {
   /**
@@ -281,61 +275,122 @@ export interface FileStatus {
   readonly device: number;
   readonly inode: number;
   readonly size: number;
-  /**
-   * "memory" is a file whose pages are there: a memfd, one of tmpfs or hugetlbfs, or one with DAX. Others may take for
-   * ever.
-   */
+  /** "memory": its pages are there (a memfd, a file of tmpfs or hugetlbfs, or with DAX). Others may take forever. */
   readonly kind: "memory" | "file" | "socket" | "other";
 }
 
-/** A system call's failure, where it is handed to a callback. */
-export interface SystemFailure extends Error {
-  readonly code: string;
-  readonly errno: number;
-  readonly syscall: string;
-}
-
+/** The addon's exports, each made available below by its name. */
 interface Addon {
+  /**
+   * A listening AF_UNIX stream socket, which only this user may connect to. A stale socket file (nobody listens:
+   * ECONNREFUSED) is replaced; a served one, and anything that is not a socket, is EADDRINUSE.
+   */
   listen(path: string, backlog: number): number;
+  /** Connects to an AF_UNIX stream socket (blocking, then non-blocking). EAGAIN: its backlog is full for 5 s. */
   connect(path: string): number;
+  /** Whether a file descriptor is a listening AF_UNIX stream socket; false for one that is not open at all. */
   isListener(fd: number): boolean;
+  /** The next connection, or -1 when none waits. */
   accept(fd: number): number;
+  /** Whether the other end of a connected socket was closed, also while something is to be received from it. */
   isHungUp(fd: number): boolean;
+  /** Two connected AF_UNIX stream sockets. */
   socketPair(): [number, number];
+  /**
+   * recvmsg into bytes[offset, offset + length), at least one byte: the byte count, 0 at the end of the stream, -1 when
+   * nothing waits. fds[0] becomes the count of fds that came along, at most `most` (as many as `fds` has room for, if
+   * it is left out), which follow. When some were lost, since there were more or the process has no room for them, it
+   * is LOST_FDS less the count of the rest. EBUSY when dropping those takes long: nothing is received any more then.
+   */
   receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array, most?: number): number;
+  /**
+   * sendmsg of bytes[offset, offset + length), at least one byte, with at most 253 fds on the first: the byte count, or
+   * -1 when the socket is full. MSG_NOSIGNAL.
+   */
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
+  /** fcntl F_DUPFD_CLOEXEC. */
   duplicate(fd: number): number;
+  /** Closes an fd that came from here. (In a worker fs.closeSync warns of fds that Node did not open.) */
   close(fd: number): void;
+  /**
+   * Closes an fd that a peer handed over, without waiting: 0 when it is closed. Otherwise a thread closes it, however
+   * long that takes, and the result is the number by which `takeDiscarded` says when it has. Each `owner`, any number,
+   * has threads of its own. `isOwnSocket`: it is a connection's, in which such fds may wait.
+   */
   discard(fd: number, owner?: number, isOwnSocket?: boolean): number;
+  /** What threads have closed since this was asked last. */
   takeDiscarded(): number[];
+  /** Of what a file system says without asking a server (AT_STATX_DONT_SYNC): sizes, but of memory, may be old. */
   fileStatus(fd: number): FileStatus;
-  getSeals(fd: number): number;
   addSeals(fd: number, seals: number): void;
+  /** True when the fd is an eventfd (and no other anonymous inode). */
   isEventfd(fd: number): boolean;
-  isWritable(fd: number): boolean;
+  /**
+   * For memory that a peer hands over: status[0] becomes the file's size in bytes, or -1 for what is no regular file;
+   * status[1] is 1 when it was opened for writing, else 0; status[2] its seals, or -1 for what has none: it is not
+   * memory (memfd, tmpfs, hugetlbfs), and access to it may take forever; status[3] the size of its pages, which are
+   * mapped whole.
+   */
   memoryStatus(fd: number, status: Float64Array): void;
+  /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
   createMemory(name: string, size: number, hugePages: boolean): number;
+  /**
+   * Takes a lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the file
+   * gets one, not even in this process, unless both are shared. False when somebody else's lock is in the way. An
+   * exclusive lock needs an fd that may write, a shared one an fd that may read. The last close, or the end of the
+   * process, releases it.
+   */
   lockFile(fd: number, shared: boolean): boolean;
+  /** Releases it. To be called before closing: a child process has a copy of every fd from its fork to its exec. */
   unlockFile(fd: number): void;
+  /**
+   * What positions, lengths and memory have to be multiples of for a file that is opened with O_DIRECT, in bytes
+   * (STATX_DIOALIGN); 0 where it cannot be, undefined when its file system does not say.
+   */
   directAlignment(fd: number): number | undefined;
+  /** An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4 KiB. */
   getAttribute(fd: number, name: string): string | undefined;
+
   Reservation: new (size: number, pieceSize: number, stray?: number) => Reservation;
+  /**
+   * mmap(MAP_SHARED) of a file or device, at most 4 GiB; unmapped when the ArrayBuffer is collected. A truncated file
+   * reads as zeros, as in a Reservation.
+   */
+  mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
+  /** [0]: 1 once this process found mapped memory to be gone, else 0. To be read by Atomics. */
+  anyLost: Uint32Array;
+  /**
+   * Whether part of bytes[offset, offset + length), at least one byte, is zeros in the place of memory that is gone: it
+   * was touched, and was not mapped again. To be asked after a copy; shared/lost-memory.ts asks only where there is
+   * any.
+   */
+  isLost(bytes: Uint8Array, offset: number, length: number): boolean;
+  /** The address of an ArrayBuffer's first byte in this process. */
+  addressOf(buffer: ArrayBuffer): number;
+  /** A non-blocking eventfd with that initial count. */
   eventfd(count: number): number;
+  /** Takes the count (which becomes 0); 0 when it was 0. Never waits, whoever made the eventfd blocking. */
   eventfdRead(fd: number): number;
+  /** Whether there is a count that nobody has taken; leaves it there. */
   eventfdSignalled(fd: number): boolean;
+  /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite(fd: number): void;
   Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream) => Poll;
+  /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
   eventsWait(except: number): boolean;
   Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
   Relay: new () => Relay;
-  ioctl(fd: number, request: number, argument: Uint8Array | number): number;
-  mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
-  anyLost: Uint32Array;
-  isLost(bytes: Uint8Array, offset: number, length: number): boolean;
-  addressOf(buffer: ArrayBuffer): number;
+  /** Room for `capacity` copies, at most 65536. */
   createCopyList(capacity: number): CopyList;
+  /**
+   * At most `requests` at a time, a power of two up to 4096, by at most `threads` threads; room for `words` numbers in
+   * `requests`. Ends are signalled on the eventfd `signal`, which stays the caller's.
+   */
   createIoPool(requests: number, threads: number, words: number, signal: number): IoPool;
   LineWriter: new (fd: number, capacity: number, notice: string) => LineWriter;
+  /** ioctl with a structure in place, or with a number by value. Returns the call's result. */
+  ioctl(fd: number, request: number, argument: Uint8Array | number): number;
+  /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
   load8(buffer: ArrayBuffer, offset: number): number;
   load16(buffer: ArrayBuffer, offset: number): number;
   load32(buffer: ArrayBuffer, offset: number): number;
@@ -344,150 +399,10 @@ interface Addon {
   store32(buffer: ArrayBuffer, offset: number, value: number): void;
 }
 
-export const {
-  /**
-   * A listening AF_UNIX stream socket, which only this user may connect to. A stale socket file (nobody listens:
-   * ECONNREFUSED) is replaced; a served one, and anything that is not a socket, is EADDRINUSE.
-   */
-  listen,
-  /**
-   * Connects to an AF_UNIX stream socket (blocking connect, then non-blocking). EAGAIN when its backlog is full for 5
-   * s.
-   */
-  connect,
-  /** Whether a file descriptor is a listening AF_UNIX stream socket; false for one that is not open at all. */
-  isListener,
-  /** The next connection, or -1 when none waits. */
-  accept,
-  /** Whether the other end of a connected socket was closed, also while there is something to be received from it. */
-  isHungUp,
-  /** Two connected AF_UNIX stream sockets. */
-  socketPair,
-  /**
-   * recvmsg into bytes[offset, offset + length), at least one byte: the byte count, 0 at the end of the stream, -1 when
-   * nothing waits. fds[0] becomes the count of fds that came along, at most `most` (as many as `fds` has room for, if
-   * it is left out), which follow. When some were lost, since there were more or the process has no room for them, it
-   * is LOST_FDS less the count of the rest. EBUSY when dropping those takes long: nothing is received any more then.
-   */
-  receive,
-  /**
-   * sendmsg of bytes[offset, offset + length), at least one byte, with at most 253 fds on the first: the byte count, or
-   * -1 when the socket is full. MSG_NOSIGNAL.
-   */
-  send,
-  /** fcntl F_DUPFD_CLOEXEC. */
-  duplicate,
-  /** Closes an fd that came from here. (In a worker fs.closeSync warns of fds that Node did not open.) */
-  close,
-  /**
-   * Closes an fd that a peer handed over, without waiting: 0 when it is closed. Otherwise a thread closes it, however
-   * long that takes, and the result is the number by which `takeDiscarded` says when it has. Each `owner`, any number,
-   * has threads of its own. `isOwnSocket`: it is a connection's, in which such fds may wait.
-   */
-  discard,
-  /** What threads have closed since this was asked last. */
-  takeDiscarded,
-  /**
-   * Of what a file system says without asking a server (AT_STATX_DONT_SYNC): sizes of files other than memory may be
-   * old.
-   */
-  fileStatus,
-  /** fcntl F_GET_SEALS; 0 for a file that cannot be sealed. */
-  getSeals,
-  addSeals,
-  /** True when the fd is an eventfd (and no other anonymous inode). */
-  isEventfd,
-  /** True when the fd was opened for writing. */
-  isWritable,
-  /**
-   * For memory that a peer hands over: status[0] becomes the file's size in bytes, or -1 for what is no regular file;
-   * status[1] is 1 when it was opened for writing, else 0; status[2] its seals, or -1 for what has none: it is not
-   * memory (memfd, tmpfs, hugetlbfs), and access to it may take for ever; status[3] the size of its pages, which are
-   * mapped whole.
-   */
-  memoryStatus,
-  /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */
-  createMemory,
-  /**
-   * Takes a lock of the whole file, which goes with the open file description (F_OFD_SETLK): no second open of the file
-   * gets one, not even in this process, unless both are shared. False when somebody else's lock is in the way. An
-   * exclusive lock needs an fd that may write, a shared one an fd that may read. The last close, or the end of the
-   * process, gives it back.
-   */
-  lockFile,
-  /**
-   * Gives that lock back. To be called before closing: a child process has a copy of every descriptor, and with it of
-   * the lock, from its fork to its exec.
-   */
-  unlockFile,
-  /**
-   * What positions, lengths and memory have to be multiples of for a file that is opened with O_DIRECT, in bytes
-   * (STATX_DIOALIGN); 0 where it cannot be, undefined when its file system does not say.
-   */
-  directAlignment,
-  /**
-   * An extended attribute, as UTF-8; undefined when the file, or its file system, has none. ERANGE above 4096 bytes.
-   */
-  getAttribute,
-  /**
-   * new Reservation(size, pieceSize, stray): `stray`, if any, is an eventfd, the caller's, which stays open until
-   * `release`.
-   */
-  Reservation,
-  /** A non-blocking eventfd with that initial count. */
-  eventfd,
-  /** Takes the count (which becomes 0); 0 when it was 0. Never waits, whoever made the eventfd blocking. */
-  eventfdRead,
-  /** Whether there is a count that nobody has taken; leaves it there. */
-  eventfdSignalled,
-  /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
-  eventfdWrite,
-  /**
-   * new Poll(fd, callback), or with a task: "eventfd" takes the count before each call, and calls for none that is 0; a
-   * Stream of the same fd receives and sends.
-   */
-  Poll,
-  /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
-  eventsWait,
-  /** new Stream(fd, words, fds): `words` are StreamWord's; `fds` is as in `receive`. The fd stays the caller's. */
-  Stream,
-  /** new Relay() */
-  Relay,
-  /** ioctl with a structure in place, or with a number by value. Returns the call's result. */
-  ioctl,
-  /**
-   * mmap(MAP_SHARED) of a file or device, at most 4 GiB; unmapped when the ArrayBuffer is collected. A truncated file
-   * reads as zeros, as in a Reservation.
-   */
-  mapFile,
-  /** [0]: 1 once this process found mapped memory to be gone, else 0. To be read by Atomics. */
-  anyLost,
-  /**
-   * Whether part of bytes[offset, offset + length), at least one byte, is zeros in the place of memory that is gone: it
-   * was touched, and is not mapped anew. To be asked after a copy; shared/lost-memory.ts asks only where something ever
-   * was.
-   */
-  isLost,
-  /** The address of an ArrayBuffer's first byte in this process. */
-  addressOf,
-  /** Room for `capacity` copies, at most 65536. */
-  createCopyList,
-  /**
-   * At most `requests` at a time, a power of two up to 4096, by at most `threads` threads; room for `words` numbers in
-   * `requests`. Ends are signalled on the eventfd `signal`, which stays the caller's.
-   */
-  createIoPool,
-  /**
-   * new LineWriter(fd, capacity, notice): at most `capacity` bytes wait, or one line. `notice` is the line that says
-   * what was lost, as a JSON object without its end: time, lost and reason are added. The fd stays the caller's, and
-   * open; it may be blocking.
-   */
-  LineWriter,
-  /** Volatile accesses of exactly one width for device registers; `offset` aligned to the width. */
-  load8,
-  load16,
-  load32,
-  store8,
-  store16,
-  store32,
-} = addon;
+export const { listen, connect, isListener, accept, isHungUp, socketPair, receive, send } = addon;
+export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, isEventfd } = addon;
+export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
+export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
+export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream, Relay } = addon;
+export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;
+export const { load8, load16, load32, store8, store16, store32 } = addon;

@@ -1,4 +1,4 @@
-// ioctl(2) for the guest's VFIO, and device or memory files mapped for good.
+// ioctl(2) for the guest's VFIO.
 #include <linux/ioctl.h>
 #include <sys/ioctl.h>
 

@@ -45,7 +45,9 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
     if (!info[1].IsFunction()) throw Napi::TypeError::New(env, "callback must be a function");
     SetTask(env, fd, info[2]);
     uv_loop_t* loop;
-    if (napi_get_uv_event_loop(env, &loop) != napi_ok) throw Napi::Error::New(env, "this environment has no event loop");
+    if (napi_get_uv_event_loop(env, &loop) != napi_ok) {
+      throw Napi::Error::New(env, "this environment has no event loop");
+    }
     context_.emplace(env, "virtio-vfio-user:poll", info.This().As<Napi::Object>());
     callback_ = Napi::Persistent(info[1].As<Napi::Function>());
     Handle* handle = new Handle{};

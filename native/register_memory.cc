@@ -68,7 +68,8 @@ void RegisterMemory::Set(Napi::Value memory, Napi::Value areas) {
   napi_typedarray_type type;
   size_t length;
   void* data;
-  if (napi_get_typedarray_info(env, areas, &type, &length, &data, nullptr, nullptr) != napi_ok || type != napi_uint32_array) {
+  if (napi_get_typedarray_info(env, areas, &type, &length, &data, nullptr, nullptr) != napi_ok ||
+      type != napi_uint32_array) {
     throw Napi::TypeError::New(env, "areas must be a Uint32Array");
   }
   if (length % kAreaWords != 0 || bytes.length < kHeadWords * sizeof(uint32_t) ||
@@ -101,7 +102,8 @@ size_t RegisterMemory::Answer(const uint8_t* bytes, size_t length, uint8_t* repl
   const uint32_t* head = reinterpret_cast<const uint32_t*>(memory_.data);
   // Acquire: values that the device stored before it said so are seen.
   uint32_t done = __atomic_load_n(head + kWritesDone, __ATOMIC_ACQUIRE);
-  if (__atomic_load_n(head + kValid, __ATOMIC_ACQUIRE) != 1 || done != __atomic_load_n(head + kWritesSent, __ATOMIC_RELAXED)) {
+  if (__atomic_load_n(head + kValid, __ATOMIC_ACQUIRE) != 1 ||
+      done != __atomic_load_n(head + kWritesSent, __ATOMIC_RELAXED)) {
     return 0;
   }
   message.size = static_cast<uint32_t>(sizeof(Message) + count);

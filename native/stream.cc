@@ -11,9 +11,9 @@
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
+#include "fd_messages.h"
 #include "poll_task.h"
 #include "register_memory.h"
-#include "socket.h"
 
 namespace {
 
@@ -87,7 +87,8 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     napi_typedarray_type type;
     size_t length;
     void* data;
-    if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || type != napi_int32_array) {
+    if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok ||
+        type != napi_int32_array) {
       throw Napi::TypeError::New(env, std::string(name) + " must be an Int32Array");
     }
     if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");

@@ -1,6 +1,6 @@
 /**
- * A listening AF_UNIX socket, whose connections are handed out one by one while there are file descriptors for them; and
- * what can be wrong with the path of one, in an operator's words.
+ * A listening AF_UNIX socket, whose connections are handed out one by one while there are file descriptors for them;
+ * and what can be wrong with the path of one, in an operator's words.
  */
 import { accessSync, constants, lstatSync, statSync, unlinkSync } from "node:fs";
 import { accept, close, isListener, listen, POLL_READABLE, Poll } from "../native/index.js";
@@ -12,7 +12,9 @@ import type { Share } from "./turn.js";
 const BACKLOG = 16;
 /** Pause after a failed accept, which is mostly for want of fds. */
 const RETRY_MS = 100;
-/** Pause after each connection while other sessions want something: connecting again and again takes little from them. */
+/**
+ * Pause after each connection while other sessions want something: connecting again and again takes little from them.
+ */
 const REST_MS = 10;
 
 export interface ListenerOptions {

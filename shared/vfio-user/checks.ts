@@ -1,7 +1,7 @@
 /**
  * Checks of a client's commands, before anything else looks at them: how long the body of each may be and how many fds
- * may come with it; and for those that go on to the device, indices, sizes and offsets against what the device has. Done
- * on the bytes in the receive buffer, which only we can change.
+ * may come with it; and for those that go on to the device, indices, sizes and offsets against what the device has.
+ * Done on the bytes in the receive buffer, which only we can change.
  */
 import { inBounds } from "../bits.js";
 import { Errno, ProtocolError } from "../errors.js";

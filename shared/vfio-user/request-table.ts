@@ -1,10 +1,12 @@
 /**
- * Requests to one peer whose replies have not come: which ids are taken, for which command, who waits for the reply, and since
- * when. Both ends of the link and both sides of vfio-user have one. How a request is sent and what is made of a reply is theirs.
+ * Requests to one peer whose replies have not come: which ids are taken, for which command, who waits for the reply,
+ * and since when. Both ends of the link and both sides of vfio-user have one. How a request is sent and what is made of
+ * a reply is theirs.
  *
- * An id is used again only when its reply came, or never will (the request was not sent, or the connection is another one):
- * otherwise a late reply would be taken for another's. So the id of a request that nobody waits for any more stays taken. Ids
- * are reused in the order in which they became free, so that a reply that is sent twice does no harm for as long as possible.
+ * An id is used again only when its reply came, or never will (the request was not sent, or the connection is another
+ * one): otherwise a late reply would be taken for another's. So the id of a request that nobody waits for any more
+ * stays taken. Ids are reused in the order in which they became free, so that a reply that is sent twice does no harm
+ * for as long as possible.
  */
 import { TICKS_PER_DEADLINE } from "../deadline.js";
 
@@ -50,7 +52,9 @@ export class RequestTable<Waiter extends object> {
     return this.#waiting;
   }
 
-  /** Takes an id for a request of `command` (not 0) that began at `startedAt`, for `waiter`. -1 when none may be taken. */
+  /**
+   * Takes an id for a request of `command` (not 0) that began at `startedAt`, for `waiter`. -1 when none may be taken.
+   */
   take(command: number, waiter: Waiter, isUrgent = false, startedAt = this.now): number {
     if (!isUrgent && this.size >= this.#slots - this.#reserve) return -1;
     if (this.#freeCount === 0) {
@@ -67,7 +71,10 @@ export class RequestTable<Waiter extends object> {
     return id;
   }
 
-  /** Whether a reply to `command` with this `id`, any number, is one to a request. Whoever has dealt with it calls `free`. */
+  /**
+   * Whether a reply to `command` with this `id`, any number, is one to a request. Whoever has dealt with it calls
+   * `free`.
+   */
   expects(id: number, command: number): boolean {
     return command !== FREE && this.#commands[id] === command;
   }
@@ -91,7 +98,10 @@ export class RequestTable<Waiter extends object> {
     return this.#abandon((waiter) => concerns(waiter));
   }
 
-  /** Called TICKS_PER_DEADLINE times within the deadline. Abandons what has had no reply for all of it, and returns who waited. */
+  /**
+   * Called TICKS_PER_DEADLINE times within the deadline. Abandons what has had no reply for all of it, and returns who
+   * waited.
+   */
   tick(): Waiter[] {
     this.now++;
     if (this.#waiting === 0) return [];

@@ -47,7 +47,7 @@ export class FakeWindow {
     native.memoryStatus(fds[0], status);
     // As of any file, QEMU maps whole pages of its size.
     if (fdOffset % status[3] !== 0 || length % status[3] !== 0) return "the map is no whole pages of the file";
-    if (!native.isWritable(fds[0])) return "the file is not writable";
+    if (status[1] === 0) return "the file is not writable";
     const overlaps = this.maps.some((map) => offset < map.offset + map.length && map.offset < offset + length);
     return overlaps ? "VIRTIO Shared Memory mapping overlap" : undefined;
   }

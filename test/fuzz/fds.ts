@@ -9,12 +9,13 @@ import {
   F_SEAL_GROW,
   F_SEAL_SEAL,
   F_SEAL_SHRINK,
-  F_SEAL_WRITE,
   listen,
   socketPair,
 } from "../../native/index.js";
 import { KiB, MiB } from "../../shared/limits.js";
 import type { Choices } from "./choices.js";
+
+const F_SEAL_WRITE = 0x8;
 
 const O_PATH = 0o10000000;
 const SIZES = [0, 1, 4096, 4097, 64 * KiB, 1 * MiB, 2 * MiB, 16 * MiB];

@@ -1,6 +1,6 @@
 /**
- * The server's DMA_READ and DMA_WRITE as a client answers them, from memory that was registered; over the one socket, or
- * over the twin socket (vfio-user, "VFIO_USER_VERSION").
+ * The server's DMA_READ and DMA_WRITE as a client answers them, from memory that was registered; over the one socket,
+ * or over the twin socket (vfio-user, "VFIO_USER_VERSION").
  */
 import { fileStatus } from "../../../native/index.js";
 import { formatAddress } from "../../address.js";

@@ -1,10 +1,10 @@
 /**
  * Ranges of addresses as DMA_MAP and DMA_UNMAP have them.
  *
- * - The range of an unmap: stock QEMU unmaps whatever lies in one, as Linux's VFIO (type 1, version 2) does, and so does
- *   this: every map in the range goes, none is fine, and a range that has only a part of a map is refused. So no unmap
- *   need know how the maps were made. vfio-user.rst, "VFIO_USER_DMA_UNMAP", has the exact map only, which is a range
- *   like any other.
+ * - The range of an unmap: stock QEMU unmaps whatever lies in one, as Linux's VFIO (type 1, version 2) does, and so
+ *   does this: every map in the range goes, none is fine, and a range that has only a part of a map is refused. So no
+ *   unmap need know how the maps were made. vfio-user.rst, "VFIO_USER_DMA_UNMAP", has the exact map only, which is a
+ *   range like any other.
  * - Its dirty bitmap: one bit for each page of the range, in 64-bit words (<linux/vfio.h>, struct vfio_bitmap).
  * - The parts of a map that begins or ends in the middle of a huge page, as a q35 machine's main memory does: such a
  *   page can only be mapped whole. What lies between is in the window, and the edges are copied.

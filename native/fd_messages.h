@@ -1,4 +1,4 @@
-// recvmsg as both the export and a Stream have it.
+// recvmsg as both the export and a Stream have it (fd_messages.cc).
 #pragma once
 
 #include <sys/types.h>
