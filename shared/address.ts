@@ -59,7 +59,7 @@ export function meets(spans: readonly Span[], address: number, length: number): 
   return spans.some(({ start, end }) => address < end && address + length > start);
 }
 
-/** For people: unsigned, in hexadecimal. */
+/** As messages have it: unsigned, in hexadecimal. */
 export function formatAddress(address: number): string {
   return Number.isInteger(address) ? `0x${BigInt.asUintN(64, BigInt(address)).toString(16)}` : `${address}`;
 }

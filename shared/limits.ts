@@ -51,7 +51,7 @@ export const MAX_MIGRATION_STREAM = 64 * MiB;
 export const MAX_SEND_BACKLOG = 4 * MiB;
 /** Bytes of DMA_WRITE messages on their way to one client; more wait in their order. */
 export const MAX_DMA_WRITE_BYTES = 1 * MiB;
-/** The most bytes that one request of the copy queue moves; one is carried out whole before others get their turn. */
+/** The most bytes that one request of the copy queue moves; one is carried out whole before others are. */
 export const MAX_COPY_SIZE = 2 * MiB;
 /** The most driver-VM memory of one session that can be copied to and from; in whole GiB of the files that it is in. */
 export const DRIVER_VM_MEMORY_SIZE = 1024 * GiB;
@@ -60,7 +60,7 @@ export const DRIVER_VM_MEMORY_SIZE = 1024 * GiB;
  * this number, 12 ms at 1200, and half a second at 4400, and its VM stands still meanwhile.
  */
 export const MAX_WINDOW_MAPS = 512;
-/** DMA messages that may wait for their turn. */
+/** DMA messages that may wait to be sent. */
 export const MAX_DMA_REQUESTS = 64 * KiB;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */
 export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
@@ -68,7 +68,7 @@ export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 export const MAX_VHOST_USER_REGIONS = 8;
 /** The most memory of a device VM; all regions of SET_MEM_TABLE must fit. */
 export const DEVICE_VM_MEMORY_SIZE = 1024 * GiB;
-/** Requests for the window that may wait for the one under way. */
+/** Requests for the window that may wait for the one in flight. */
 export const MAX_WINDOW_REQUESTS = 4 * KiB;
 /** Queues of the virtio-vfio-user device: three for messages and copies, the rest are doorbells. */
 export const MAX_QUEUES = 256;
@@ -95,7 +95,7 @@ export const REPLY_DEADLINE_MS = 4000;
  * meanwhile, so then it goes on without them.
  */
 export const DMA_ANSWER_MS = 25;
-/** How long a device may take to let go of memory, or to reset, before the memory is taken away by force. */
+/** How long a device may take to release memory, or to reset, before the memory is unmapped by force. */
 export const QUIESCE_DEADLINE_MS = 2000;
 /** The same as seen by the bridge: the device process answers in time, or it does not answer at all. */
 export const UNMAP_DEADLINE_MS = 3000;
@@ -109,7 +109,7 @@ export const RETRY_MS = 500;
 export const VERSION_WAIT_MS = 4000;
 /** How long VERSION's reply waits for a device to be there. */
 export const DEVICE_WAIT_MS = 4000;
-/** Jobs of a device's that may be under way, or wait for the end of a pause. */
+/** Jobs of a device's that may be pending, or wait for the end of a pause. */
 export const MAX_JOBS = 1024;
 
 /** Default size of the window of driver-VM memory; a power of two. */

@@ -42,7 +42,7 @@ class LevelLimit {
     return true;
   }
 
-  /** Writes how many lines were left out, and begins anew. */
+  /** Writes how many lines were left out, and starts counting again. */
   report(write: (details: object, message: string) => void): void {
     for (const [message, { suppressed }] of this.#kinds) {
       if (suppressed > 0) write({ suppressed, kind: message }, "more lines of one kind");

@@ -76,7 +76,7 @@ function free(fd: number): void {
   owners[fd] = undefined;
 }
 
-/** Looks which of those that threads closed are. */
+/** Releases what threads have closed. */
 function settle(): void {
   for (const token of takeDiscarded()) {
     closing.get(token)?.release();

@@ -75,7 +75,7 @@ export class Program {
         );
         this.#stderr.write(`${text}\n`);
       } catch (error) {
-        log.error({ err: error }, "the state cannot be shown");
+        log.error({ err: error }, "the state cannot be written");
       }
     };
     process.on("SIGUSR1", show);

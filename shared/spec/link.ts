@@ -56,7 +56,7 @@ export const LinkCommand = {
   HELLO: 0x101,
   /** Bridge to device process: a client is there. The reply says that the device is ready for its DMA maps. */
   CLIENT_CONNECTED: 0x102,
-  /** Bridge to device process: the client is gone. The reply says that all its memory was let go. */
+  /** Bridge to device process: the client is gone. The reply says that all its memory was released. */
   CLIENT_GONE: 0x103,
   /** Device process to bridge, before it resets the device: after the reply the bridge maps and unmaps nothing more. */
   QUIESCE: 0x104,
@@ -125,5 +125,5 @@ export const RegisterMemoryHead = struct({ writesSent: "u32", writesDone: "u32",
 export const CopyRequest = struct({ address: "i64", length: "u32", flags: "u32" });
 /** WRITE: to driver-VM memory. */
 export const CopyFlags = { WRITE: 1 } as const;
-/** 0, or an errno: EINVAL for a request that makes no sense, EFAULT for memory that is not reached so, or is gone. */
+/** 0, or an errno: EINVAL for an invalid request, EFAULT for memory that is not reached so, or is gone. */
 export const CopyStatus = struct({ errno: "u32" });

@@ -42,7 +42,7 @@ export const BackendRequest = {
 export const Header = struct({ request: "u32", flags: "u32", size: "u32" });
 export const HeaderFlags = { VERSION_MASK: 3, VERSION: 1, REPLY: 4, NEED_REPLY: 8 } as const;
 
-/** The feature bit that says that protocol features can be negotiated; never shown to the driver. */
+/** The feature bit that says that protocol features can be negotiated; never offered to the driver. */
 export const F_PROTOCOL_FEATURES = 1n << 30n;
 
 /** "Protocol features", as masks. SHMEM's bit is the one that QEMU 11.1 uses. */

@@ -1,12 +1,12 @@
 /**
- * The seam between a vfio-user termination (server.ts) and what stands behind it: the device in this process (the local
- * link) or the bridge's half of the virtio link. The termination owns the socket, VERSION, the DMA table, the checks of
+ * The seam between a vfio-user server (server.ts) and what stands behind it: the device in this process (the local
+ * link) or the bridge's half of the virtio link. The server owns the socket, VERSION, the DMA table, the checks of
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
 import type { RegisterMemory } from "./register-memory.js";
 
-/** What a termination must know of the device to check commands before it passes them on. */
+/** What a server must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
   /**
    * Size in bytes of each region, by VFIO_PCI_*_REGION_INDEX, and then of the device's own (MAX_REGIONS in all); 0
@@ -38,7 +38,7 @@ export interface MemoryMap {
   readonly readable: boolean;
   readonly writable: boolean;
   /**
-   * The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The termination keeps and
+   * The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The server keeps and
    * closes it.
    */
   readonly fd: number;
@@ -94,7 +94,7 @@ export interface IrqSetRequest {
 }
 
 /**
- * One command under way. The object is reused for the next command, so it must not be kept past `reply` or `fail`, of
+ * A command in flight. The object is reused for the next command, so it must not be kept past `reply` or `fail`, of
  * which exactly one is called, at once or later. (With NO_REPLY they are called too, and send nothing.)
  */
 export interface PendingCommand {
@@ -162,7 +162,7 @@ export interface Backend {
    */
   connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void>;
   /**
-   * The client is gone: let go of all maps and eventfds, then resolve. Called once for each `connect`, also while that
+   * The client is gone: release all maps and eventfds, then resolve. Called once for each `connect`, also while that
    * one is pending. Never rejects.
    */
   disconnect(): Promise<void>;

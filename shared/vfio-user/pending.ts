@@ -1,5 +1,5 @@
 /**
- * The command under way, as a backend sees it: where its reply is built, and how it is answered at most once.
+ * The command in flight, as a backend sees it: where its reply is built, and how it is answered at most once.
  *
  * A session has one of these and uses it again and again. When a backend does not answer in time, the session leaves
  * the object to it, buffers included, and goes on with a fresh one: what comes late finds a dead object and does

@@ -1,9 +1,9 @@
 /**
- * Register memory: the values of a device's registers, kept up to date by the device, from which a termination answers
+ * Register memory: the values of a device's registers, kept up to date by the device, from which a server answers
  * reads without asking it (docs/virtio-vfio-user.md, "Register memory"). Only registers that read as what is stored in
  * them are in there.
  *
- * A read must see what the writes ahead of it did. So the termination's side counts the writes that it passes on to the
+ * A read must see what the writes ahead of it did. So the server's side counts the writes that it passes on to the
  * device, and the device those that it has dealt with; while the counts differ, reads go to the device, behind the
  * writes.
  */
@@ -29,7 +29,7 @@ export function isWrite(command: number): boolean {
   return command === Command.REGION_WRITE || command === Command.REGION_WRITE_MULTI;
 }
 
-/** The termination's side. */
+/** The server's side. */
 export class RegisterMemory {
   /** Four numbers for each area, as native `Stream.readsFrom` takes them. */
   readonly areas: Uint32Array;
@@ -67,7 +67,7 @@ export class RegisterMemory {
   }
 
   /**
-   * Where in `bytes` the `size` bytes at `offset` of a region are, as they are now, whatever writes are under way; -1
+   * Where in `bytes` the `size` bytes at `offset` of a region are, as they are now, whatever writes are in flight; -1
    * where they are not, or are not valid.
    */
   find(region: number, offset: number, size: number): number {

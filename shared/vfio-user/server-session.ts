@@ -1,5 +1,5 @@
 /**
- * One client's connection to a termination, from VERSION to the end: checks each command, answers those that are about
+ * One client's connection to a server, from VERSION to the end: checks each command, answers those that are about
  * the transport, and passes the rest on to the backend. Whatever the backend does, each command is answered in time: a
  * read with all ones, as from a dead PCI device, anything else with ETIMEDOUT.
  */
@@ -53,7 +53,7 @@ const access = RegionAccess.view();
 const dmaUnmap = DmaUnmap.view();
 
 export class ServerSession implements ConnectionHandler {
-  /** Resolves when the client is gone, the backend has let go of everything, and all fds are closed. */
+  /** Resolves when the client is gone, the backend has released everything, and all fds are closed. */
   readonly ended: Promise<void>;
   readonly #connection: Connection;
   readonly #maps: DmaMaps;
@@ -167,7 +167,7 @@ export class ServerSession implements ConnectionHandler {
     try {
       if (connected) await this.#options.backend.disconnect();
     } catch (error) {
-      this.#options.log.error({ err: error }, "the device could not let go of a client");
+      this.#options.log.error({ err: error }, "the device could not release a client");
     }
     this.#maps.clear();
     this.#end();

@@ -1,7 +1,7 @@
 /**
  * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
  * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed
- * its end waits in the socket's backlog until all memory of the first is let go.
+ * its end waits in the socket's backlog until all memory of the first is released.
  */
 import { startTicks } from "../deadline.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";

@@ -2,7 +2,7 @@
  * The device side of a split virtqueue (VIRTIO 1.2, 2.7), over memory that the driver can rewrite at any time.
  *
  * Ring indices go through Atomics; each field of a descriptor is read once, checked, then used. A chain may have at
- * most as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the chain under way is
+ * most as many descriptors as the queue, so that a loop ends. Nothing is allocated per chain: the current chain is
  * kept in arrays of the queue's own. A ring that breaks the rules throws `QueueBroken` and stays unusable until
  * `start`.
  *
@@ -51,11 +51,11 @@ export interface QueueLayout {
 const INDEX = RING_INDEX_OFFSET / 2;
 const FLAGS = RING_FLAGS_OFFSET / 2;
 const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
-/** More than any count of completions that the driver could have been told of: it is told for certain. */
+/** More than any count of completions that the driver could have been signalled for: it is signalled for certain. */
 const UNKNOWN = 0x1_0000;
 
 export class DeviceQueue {
-  /** The chain under way. */
+  /** The current chain. */
   readonly chain: Chain;
   #running = false;
   #layout: QueueLayout = { size: 0, descriptors: -1, available: -1, used: -1, base: 0 };
@@ -76,7 +76,7 @@ export class DeviceQueue {
   #armed = false;
   /** Chains completed since `shouldCall` was asked. */
   #uncalled = 0;
-  /** The chain under way: its head, or -1. */
+  /** The current chain: its head, or -1. */
   #head = -1;
 
   constructor(readonly memory: RingMemory) {
@@ -87,13 +87,13 @@ export class DeviceQueue {
     return this.#running;
   }
 
-  /** Where the ring is, for people. */
+  /** Where the ring is, for diagnostics. */
   inspect(): object {
     const waiting = this.#running ? (Atomics.load(this.#available, INDEX) - this.#nextAvailable) & 0xffff : 0;
     return { running: this.#running, size: this.#size, available: this.#nextAvailable, used: this.#nextUsed, waiting };
   }
 
-  /** Bytes of the chain under way that the device may read. */
+  /** Bytes of the current chain that the device may read. */
   get readable(): number {
     return this.chain.readable;
   }
@@ -144,7 +144,7 @@ export class DeviceQueue {
     return descriptors === layout.descriptors && available === layout.available && used === layout.used;
   }
 
-  /** Stops, and returns the available index at which a new start is to go on. A chain under way counts as not taken. */
+  /** Stops, and returns the available index at which a new start is to go on. A current chain counts as not taken. */
   stop(): number {
     const base = this.#head < 0 ? this.#nextAvailable : (this.#nextAvailable - 1) & 0xffff;
     this.#running = false;
@@ -217,7 +217,7 @@ export class DeviceQueue {
 
   /** Gives the chain back with the number of bytes that were written into it. */
   complete(written: number): void {
-    if (this.#head < 0) throw new Error("no chain is under way");
+    if (this.#head < 0) throw new Error("there is no current chain");
     const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.#size - 1)) * UsedEntry.size);
     entry.id = this.#head;
     entry.length = written;
@@ -227,10 +227,13 @@ export class DeviceQueue {
     Atomics.store(this.#used, INDEX, this.#nextUsed);
   }
 
-  /** The chain under way goes on by itself: `completeLater` ends it. Returns its head; the next chain may be taken. */
+  /**
+   * The current chain is carried out later, and ended by `completeLater`. Returns its head; the next chain may be
+   * taken.
+   */
   detach(): number {
     const head = this.#head;
-    if (head < 0) throw new Error("no chain is under way");
+    if (head < 0) throw new Error("there is no current chain");
     this.#head = -1;
     return head;
   }

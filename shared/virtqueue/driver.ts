@@ -150,7 +150,7 @@ export class DriverQueue {
     this.inFlight++;
   }
 
-  /** Shows the device all that was added. Returns whether it wants to be notified. */
+  /** Publishes all that was added. Returns whether it wants to be notified. */
   publish(): boolean {
     const count = this.#unpublished;
     this.#unpublished = 0;

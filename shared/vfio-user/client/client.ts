@@ -1,7 +1,7 @@
 /**
  * A vfio-user client: what a VMM does, as promises. For tests, drivers that run without a VM, and tools.
  *
- * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO when the reply makes no sense) or
+ * Every method rejects with a ProtocolError (the server's errno; ETIMEDOUT; EPROTO for an invalid reply) or
  * with PeerGone. The server's DMA_READ and DMA_WRITE are answered from the memory registered with `registerMemory`.
  */
 import { connect } from "../../../native/index.js";
@@ -64,7 +64,7 @@ export type { Reply, RequestOptions } from "./requests.js";
 export interface ClientOptions {
   readonly minor?: number;
   readonly capabilities?: Partial<Capabilities>;
-  /** How long a reply may take; 0 for ever. */
+  /** How long a reply may take; 0 forever. */
   readonly timeoutMs?: number;
   /** How DMA messages are understood: as the specification has it, or as stock QEMU does. */
   readonly dmaLayout?: DmaLayout;

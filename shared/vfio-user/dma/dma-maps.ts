@@ -1,6 +1,6 @@
 /**
  * A client's DMA maps: checks DMA_MAP and DMA_UNMAP, keeps the fds, and tells the backend. All fds are closed when
- * their map ends, and not before the backend let go of it.
+ * their map ends, and not before the backend released it.
  */
 import { F_SEAL_SHRINK, memoryStatus } from "../../../native/index.js";
 import { inBounds, isAligned } from "../../bits.js";
@@ -95,7 +95,7 @@ export class DmaMaps {
 
   /**
    * DMA_MAP: undefined when the backend has it, or the promise of it. `stillWanted` is asked when that resolves: when
-   * the client was told meanwhile that it failed, the map is taken away again.
+   * the client was told meanwhile that it failed, it is unmapped again.
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
   map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
@@ -149,19 +149,19 @@ export class DmaMaps {
     return this.#release({ ...range, maps, dirty });
   }
 
-  /** The client is gone: from now on the backend lets go of everything by itself. */
+  /** The client is gone: from now on the backend releases everything by itself. */
   end(): void {
     this.#ended = true;
   }
 
-  /** The backend let go of everything: close all fds. */
+  /** The backend released everything: close all fds. */
   clear(): void {
     for (const entry of this.#table) if (entry.fd !== -1) this.#close(entry.fd);
     this.#table.clear();
   }
 
   #release(request: Release): Unmapped | Promise<Unmapped> {
-    // What the device wrote before its map went is still to be told.
+    // What the device wrote before it was unmapped is still to be reported.
     if (request.maps.length === 0 && request.dirty === undefined) return this.#released(request);
     const unmapping = this.#options.backend.unmap(request);
     if (unmapping === undefined) return this.#released(request);
@@ -234,7 +234,7 @@ export class DmaMaps {
     if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
     const seals = status[2];
     const isTrusted = this.#options.trustUnsealedMemory;
-    // Access to a file that is not memory may take for ever.
+    // Access to a file that is not memory may take forever.
     if (seals === -1 && !isTrusted) {
       this.#options.warn(
         "the driver VM's memory is a file of a disk, which is not mapped, and each DMA becomes a message: use " +

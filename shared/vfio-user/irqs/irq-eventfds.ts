@@ -9,7 +9,7 @@ import { IrqSetFlags } from "../../spec/vfio-user.js";
 import type { IrqSetRequest } from "../backend.js";
 
 /**
- * Signals of one client that are dealt with in one turn of the event loop. A well-behaved one has one under way, of
+ * Signals of one client that are dealt with in one iteration of the event loop. A well-behaved one has one pending, of
  * INTx.
  */
 const MOST_PER_TURN = 32;
@@ -26,7 +26,7 @@ export type IrqAction = (request: IrqSetRequest) => Promise<void>;
 export class IrqEventfds {
   /** By action, index and vector: see `key`. */
   readonly #entries = new Map<number, Entry>();
-  /** Signalled, and left to a later turn. */
+  /** Signalled, and left to a later iteration. */
   #waiting: Entry[] = [];
   #dealtWith = 0;
   readonly #act: IrqAction;
@@ -60,7 +60,7 @@ export class IrqEventfds {
       entry = fresh;
     }
     const old = this.#entries.get(where);
-    // What it was signalled for is still to be done: an INTx that stays masked is silent for ever.
+    // What it was signalled for is still to be done: an INTx that stays masked is silent forever.
     if (old !== undefined && (this.#waiting.includes(old) || eventfdRead(old.fd) > 0)) void this.#act(request);
     this.#remove(where);
     if (entry === undefined) return;

@@ -40,7 +40,7 @@ export interface ConnectionOptions {
   readonly share?: Share;
   /** Where the fds are counted that the peer hands over. */
   readonly fds?: FdShare;
-  /** Called before and after the messages that came together; between them the event loop does not turn. */
+  /** Called before and after the messages that came together; nothing else runs in between. */
   readonly receiving?: (now: boolean) => void;
 }
 
@@ -132,7 +132,7 @@ export class Connection {
   }
 
   /**
-   * Sends the reply to the command under way, bytes[0, length), which are to be left alone until the next command.
+   * Sends the reply to the command in flight, bytes[0, length), which are to be left alone until the next command.
    * Where it spares a system call, that is when the callback ends.
    */
   answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
@@ -169,7 +169,9 @@ export class Connection {
     this.#run();
   }
 
-  /** Leaves the body of the command under way alone for ever, for somebody who may still look at it after `finish`. */
+  /**
+   * Leaves the body of the command in flight alone from now on, for somebody who may still look at it after `finish`.
+   */
   leaveBody(): void {
     if (this.#busy && !this.#isClosed) this.#buffer.renew();
   }

@@ -47,7 +47,7 @@ export interface SocketIo {
   /** As native `send`: bytes taken, -1 when the socket is full. @throws SystemError */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   /**
-   * Leaves bytes[0, length), alone until then, to be sent after this turn of the callback. False when that cannot be.
+   * Leaves bytes[0, length), alone until then, to be sent after this callback. False when that cannot be.
    */
   answer(bytes: Uint8Array, length: number): boolean;
   /** Takes that back; false when there is nothing that was not sent. */
@@ -56,7 +56,7 @@ export interface SocketIo {
   answered(): number;
   /** Answers reads of registers from their memory where `mayRead` allows it; undefined: no longer. */
   readsFrom(memory: RegisterMemory | undefined): void;
-  /** Whether nothing that came before is under way, or waits to be sent. */
+  /** Whether nothing that came before is in flight, or waits to be sent. */
   mayRead(may: boolean): void;
   /** Reads that were answered so since this was asked last. */
   takeServed(): number;

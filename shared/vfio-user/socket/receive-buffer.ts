@@ -1,6 +1,6 @@
 /**
  * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of
- * commands that wait in place for their turn. The buffer is used again and again, and grows up to a bound when a
+ * commands that wait in place. The buffer is used again and again, and grows up to a bound when a
  * message needs it.
  */
 import { PeerGone } from "../../errors.js";
@@ -39,7 +39,7 @@ export interface Frame {
 
 const header = Header.view();
 
-/** A message whose header makes no sense: the stream cannot be understood from there on. */
+/** A message whose header is invalid: the stream cannot be understood from there on. */
 export interface BadHeader {
   readonly reason: PeerGone;
   /** It is a command, so an error reply can be sent. */
@@ -113,7 +113,7 @@ export class ReceiveBuffer {
   }
 
   /**
-   * The type of the message at the front (HeaderFlags.TYPE_COMMAND or TYPE_REPLY) when it is complete and makes sense,
+   * The type of the message at the front (HeaderFlags.TYPE_COMMAND or TYPE_REPLY) when it is complete and valid,
    * or -1. Whoever asks then takes it or enqueues it.
    */
   peek(): number {
@@ -175,7 +175,7 @@ export class ReceiveBuffer {
 
   /**
    * Sees to it that the message at the front can be received whole; false when the queue must be served first.
-   * @param inUse the command under way, whose body must stay where it is
+   * @param inUse the command in flight, whose body must stay where it is
    */
   makeRoom(inUse: Frame | undefined): boolean {
     const partial = this.#end - this.#scan;
