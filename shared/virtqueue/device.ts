@@ -217,7 +217,7 @@ export class DeviceQueue {
 
   /** Gives the chain back with the number of bytes that were written into it. */
   complete(written: number): void {
-    if (this.#head < 0) throw new Error("there is no current chain");
+    if (this.#head < 0) throw new Error("no chain was taken");
     const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.#size - 1)) * UsedEntry.size);
     entry.id = this.#head;
     entry.length = written;
@@ -233,7 +233,7 @@ export class DeviceQueue {
    */
   detach(): number {
     const head = this.#head;
-    if (head < 0) throw new Error("there is no current chain");
+    if (head < 0) throw new Error("no chain was taken");
     this.#head = -1;
     return head;
   }
