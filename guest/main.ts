@@ -3,7 +3,7 @@
 import "../shared/no-debugger.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
-import { LimitedLog } from "../shared/log-limit.js";
+import { LimitedLog } from "../shared/log.js";
 import { Program } from "../shared/program.js";
 import { versionText } from "../shared/usage.js";
 import { createOwnDevice } from "./author-module.js";

@@ -1,4 +1,12 @@
-// Registers the exports that index.ts types. Nothing else lives here.
+// Registers the exports that index.ts types. Nothing else lives here. The files of this folder:
+//
+// - Sockets and the event loop: socket.cc, fd_messages.cc (messages with descriptors), poll.cc (readiness) with
+//   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc.
+// - Descriptors and files: file.cc (what a peer handed over), discard.cc (closing it), disk.cc (a disk's file).
+// - Memory: memory.cc (mapping) over guard.cc (surviving what is gone), mmio.cc (registers), copy.cc (lists of copies).
+// - Signals: eventfd.cc, relay.cc over relay_thread.cc.
+// - Threads for what waits: io_pool.cc over io_threads.cc, line_writer.cc.
+// - ioctl.cc. Headers for all: addon.h, arguments.h, error.h, file_status.h, file_end.h, huge_pages.h.
 #include "addon.h"
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {

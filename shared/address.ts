@@ -36,7 +36,7 @@ export function wraps(address: number, size: number): boolean {
 }
 
 /** [start, end) within one half of the address space. */
-export interface Span {
+interface Span {
   readonly start: number;
   readonly end: number;
 }

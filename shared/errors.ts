@@ -7,7 +7,7 @@ import { getSystemErrorName } from "node:util";
 /** Errno values that are put on the wire (Linux numbers, as the vfio-user header's error field wants them). */
 export const Errno: Readonly<Record<ErrnoName, number>> = constants.errno;
 
-export type ErrnoName =
+type ErrnoName =
   | "E2BIG"
   | "EACCES"
   | "EAGAIN"
@@ -49,7 +49,7 @@ export class PeerGone extends Error {
 }
 
 /** What the native addon throws: a system call failed. */
-export interface SystemError extends Error {
+interface SystemError extends Error {
   /** The name of the errno, as `Error.code` is in Node: "ENOENT". */
   readonly code: string;
   readonly errno: number;

@@ -3,6 +3,7 @@
  * them, which the others cannot take: it is charged with each from its arrival until it is closed. That may be long
  * after it was given up, since closing waits for a file whose owner does not answer (native `discard`).
  */
+import { readFileSync } from "node:fs";
 import { discard, LOST_FDS, takeDiscarded } from "../native/index.js";
 
 let lastNumber = 0;
@@ -91,4 +92,23 @@ export function takeReceived(slots: Int32Array, share: FdShare): { fds: number[]
   const fds = Array.from(slots.subarray(1, 1 + count));
   for (const fd of fds) share.adopt(fd);
   return { fds, isLost };
+}
+
+/** What Node and the program have by themselves. */
+const OWN = 48;
+/**
+ * What a session has beside what its peers hand over: its sockets, its relay, eventfds and memory that it makes for
+ * them.
+ */
+const OWN_PER_SESSION = 12;
+
+/** RLIMIT_NOFILE, the soft one, which Node has raised to the hard one. */
+export function openFileLimit(): number {
+  const limit = /^Max open files\s+(\d+|unlimited)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1];
+  return limit === undefined || limit === "unlimited" ? Number.POSITIVE_INFINITY : Number(limit);
+}
+
+/** The share of one of `sessions` in `limit` descriptors, for what its peers hand over. */
+export function peerFds(limit: number, sessions: number): number {
+  return Math.max(0, Math.floor((limit - OWN) / sessions) - OWN_PER_SESSION);
 }

@@ -1,6 +1,7 @@
 /**
  * The package as its users have it: packed, unpacked beside nothing but what it depends on, and used by modules that
- * are compiled against its types alone. All code of the README and of docs/writing-a-device.md is among them.
+ * are compiled against its types alone. All code of the README, of docs/writing-a-device.md and of docs/client.md is
+ * among them.
  */
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -98,7 +99,7 @@ test("the README's device compiles against the package's types, with nothing els
   t.regex(log, /the device is ready/);
 });
 
-test("the guide's code is edu's, which compiles against the package's types, or a use of the client, which runs", async (t) => {
+test("the guide's code is edu's, which compiles against the package's types, or a use of the client, which runs; so does docs/client.md's", async (t) => {
   const source = read(EDU);
   const rest = guide.filter((code) => !source.includes(code));
   t.is(rest.length, 1, rest.join("\n"));
@@ -117,6 +118,10 @@ test("the guide's code is edu's, which compiles against the package's types, or 
   t.teardown(() => child.kill("SIGKILL"));
   await once(child.stderr, "data");
   t.regex(execFileSync(process.execPath, [join(out, "test.js")], { encoding: "utf8" }), /254, 253, 252, 251/);
+  const [client, ...others] = blocks("docs/client.md", "ts");
+  t.deepEqual(others, []);
+  const driver = compile("client", { "client.ts": client.replace("/run/edu.sock", socket) }, ["node"]);
+  t.is(execFileSync(process.execPath, [join(driver, "client.js")], { encoding: "utf8" }), "there and back 1\n");
 });
 
 test("the guide's declarations compile, and what else the package exports", (t) => {

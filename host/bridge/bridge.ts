@@ -2,7 +2,7 @@
 import { basename } from "node:path";
 import * as limits from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
-import { openFileLimit, peerFds } from "../../shared/open-files.js";
+import { openFileLimit, peerFds } from "../../shared/peer-fds.js";
 import { startCopyThreads } from "./link/copy-threads.js";
 import type { BridgeOptions } from "./options.js";
 import { Session } from "./session.js";

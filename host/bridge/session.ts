@@ -7,7 +7,7 @@ import { randomUUID } from "node:crypto";
 import { DEVICE_VM_FDS } from "../../shared/limits.js";
 import { Listener } from "../../shared/listener.js";
 import type { Log } from "../../shared/log.js";
-import { LimitedLog } from "../../shared/log-limit.js";
+import { LimitedLog } from "../../shared/log.js";
 import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
 import { Server } from "../../shared/vfio-user/server.js";

@@ -15,16 +15,16 @@ const WIDTH = { u8: 1, u16: 2, u32: 4, u64: 8, i64: 8, u64big: 8 } as const;
 type Scalar = keyof typeof WIDTH;
 
 /** A field: a scalar, or a run of n bytes that stays uninterpreted (padding, names, nested structures). */
-export type FieldType = Scalar | number;
+type FieldType = Scalar | number;
 export type Table = Readonly<Record<string, FieldType>>;
 
 type FieldValue<F extends FieldType> = F extends "u64big" ? bigint : F extends Scalar ? number : never;
 
 /** The properties of a view: one for each scalar field. Byte runs are reached through `Struct.offsets`. */
-export type Fields<T extends Table> = { -readonly [K in keyof T as T[K] extends number ? never : K]: FieldValue<T[K]> };
+type Fields<T extends Table> = { -readonly [K in keyof T as T[K] extends number ? never : K]: FieldValue<T[K]> };
 
 /** A view of one structure, movable over bytes. */
-export interface View {
+interface View {
   /** Places the view `offset` bytes into `data`; bounds are checked by each access. Returns the view itself. */
   at(data: DataView, offset?: number): this;
 }
@@ -72,7 +72,7 @@ export function setU64(data: DataView, offset: number, value: number): void {
 }
 
 /** Writes a 64-bit little-endian number in two's complement. @throws RangeError when it is none that is exact */
-export function setI64(data: DataView, offset: number, value: number): void {
+function setI64(data: DataView, offset: number, value: number): void {
   if (!isExact64(value) || value < -(2 ** 63) || value >= 2 ** 63) throw new RangeError(`not an address: ${value}`);
   setWords(data, offset, value);
 }

@@ -1,7 +1,20 @@
 /**
- * A vfio-user server: listens on an AF_UNIX socket and serves one client at a time (vfio-user, "Socket", "Client
- * Disconnection"). A second client is refused: its connection is closed. One that comes when the first has just closed
- * its end waits in the socket's backlog until all memory of the first is released.
+ * A vfio-user server: serves one client at a time (vfio-user, "Socket", "Client Disconnection"). A second client is
+ * refused: its connection is closed. One that comes when the first has just closed its end waits in the socket's
+ * backlog until all memory of the first is released.
+ *
+ * In this folder, in the order of a command's way:
+ *
+ * - socket/: connection.ts (messages in order), over receive-buffer.ts, send-queue.ts and message-socket.ts;
+ *   twin-socket.ts, a second connection for the server's own requests.
+ * - server-session.ts: a client from VERSION (version.ts) to its end; checks.ts, what each command must look like;
+ *   pending.ts, the command in flight and its reply.
+ * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link.
+ * - dma/: dma-maps.ts (DMA_MAP and DMA_UNMAP) over dma-table.ts and dma-ranges.ts; dma-messages.ts (DMA_READ and
+ *   DMA_WRITE) over request-table.ts.
+ * - irqs/: irq-set.ts (SET_IRQS), irq-eventfds.ts (what the client masks by), untaken-signals.ts.
+ * - register-memory.ts: reads that are answered without the backend; region-description.ts: GET_REGION_INFO's reply.
+ * - client/: the other side.
  */
 import { startTicks } from "../deadline.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
@@ -33,7 +46,7 @@ export interface ServerOptions {
   readonly fds?: FdShare;
 }
 
-export interface ServerStats extends Readonly<SessionStats> {
+interface ServerStats extends Readonly<SessionStats> {
   /** Whether a client is connected now, and its DMA maps. */
   readonly connected: boolean;
   readonly maps: number;

@@ -20,8 +20,7 @@ import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/e
 import { DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { isLost } from "../../../shared/lost-memory.js";
-import { openFileLimit, peerFds } from "../../../shared/open-files.js";
-import { closePeerFd, FdShare } from "../../../shared/peer-fds.js";
+import { closePeerFd, FdShare, openFileLimit, peerFds } from "../../../shared/peer-fds.js";
 import { Command, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import type {
   Backend,

@@ -40,7 +40,7 @@ class Entry implements MemoryMap {
   }
 }
 
-export interface DmaMapsOptions {
+interface DmaMapsOptions {
   readonly backend: Backend;
   /** Map memory that its owner can shrink under us as well. */
   readonly trustUnsealedMemory: boolean;

@@ -14,7 +14,7 @@ export interface AddressRange {
   readonly size: number;
 }
 
-export interface DmaTableOptions {
+interface DmaTableOptions {
   /** Addresses and sizes are multiples of it. */
   readonly alignment?: number;
   readonly maxEntries?: number;

@@ -40,7 +40,7 @@ export interface Frame {
 const header = Header.view();
 
 /** A message whose header is invalid: the stream cannot be understood from there on. */
-export interface BadHeader {
+interface BadHeader {
   readonly reason: PeerGone;
   /** It is a command, so an error reply can be sent. */
   readonly isCommand: boolean;

@@ -3,7 +3,7 @@
 import test from "ava";
 import { pino } from "pino";
 import { LOG_LINES_PER_KIND, LOG_LINES_PER_LEVEL } from "../../shared/limits.js";
-import { LimitedLog } from "../../shared/log-limit.js";
+import { LimitedLog } from "../../shared/log.js";
 
 interface Line {
   readonly level: number;
