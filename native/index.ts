@@ -217,12 +217,14 @@ export const IO_OPERATION = {
   ALLOCATE: 5,
   SET_ATTRIBUTE: 6,
 } as const;
-/** Numbers of an IoPool's `ends`; from FIRST on two for each end: the request's number, and 0 or a positive errno. */
-export const IO_ENDS = {
-  /** Ends so far, modulo 2^32. The place of an end is its count, modulo the number of requests. */
+/**
+ * Numbers of an IoPool's `completions`; from FIRST on two for each: the request's number, and 0 or a positive errno.
+ */
+export const IO_COMPLETIONS = {
+  /** Completions so far, modulo 2^32. The index of one is its count, modulo the number of requests. */
   COUNT: 0,
-  /** 0 asks for a signal at the next end. To be cleared before COUNT is looked at, both by Atomics. */
-  TOLD: 1,
+  /** 0 asks for a signal at the next completion. To be cleared before COUNT is read, both by Atomics. */
+  SIGNALLED: 1,
   FIRST: 2,
   SIZE: 2,
 } as const;
@@ -236,20 +238,20 @@ export const IO_ENDS = {
 export interface IoPool {
   /** Where requests are written for `submit`, one behind the other. */
   readonly requests: Uint32Array;
-  /** See IO_ENDS. */
-  readonly ends: Int32Array;
+  /** See IO_COMPLETIONS. */
+  readonly completions: Int32Array;
   /** Makes a buffer known and returns its number. */
   add(buffer: ArrayBuffer): number;
   /** Forgets a buffer that no request under way uses. */
   remove(number: number): void;
   /**
-   * Begins the requests in the first `count` numbers. RangeError for one that makes no sense or is not within its
-   * buffers; those before it have begun.
+   * Begins the requests in the first `count` numbers. RangeError for one that is invalid or not within its buffers;
+   * those before it have begun.
    */
   submit(count: number): void;
-  /** Nothing has ended for a while: what waits behind it gets threads of its own, as long as there are any. */
-  hurry(): void;
-  /** Blocks until IO_ENDS.COUNT is another than `count`: for ever, when nothing is under way. */
+  /** Nothing has been completed for a while: requests that wait get threads of their own, as long as there are any. */
+  addWorkers(): void;
+  /** Blocks until IO_COMPLETIONS.COUNT is another than `count`: for ever, when nothing is in flight. */
   wait(count: number): void;
   /** Drops what no thread has begun, waits for the rest and ends the threads. So does the end of the environment. */
   close(): void;

@@ -1,5 +1,5 @@
 // The IoPool class: io_threads.h's threads for JavaScript, which writes requests as numbers into one buffer and reads
-// their ends from another.
+// completions from another.
 //
 // `submit` is a plain Node-API function: it is called for each batch of a disk's commands.
 #include <fcntl.h>
@@ -64,7 +64,7 @@ using Shared = std::shared_ptr<Pool>;
 
 Pool& Of(const Napi::CallbackInfo& info) { return **static_cast<Shared*>(info.Data()); }
 
-// Takes the request that begins at `words`. Returns how many words it is, 0 when it makes no sense.
+// Takes the request that begins at `words`. Returns how many words it is, 0 when it is invalid.
 size_t Take(Pool& pool, const uint32_t* words, size_t left) {
   constexpr size_t kHead = sizeof(Head) / 4;
   constexpr size_t kPiece = sizeof(Piece) / 4;
@@ -134,14 +134,14 @@ napi_value Submit(napi_env env, napi_callback_info info) {
     at += taken;
   }
   pool.threads->Start();
-  if (at < count) napi_throw_range_error(env, nullptr, "a request makes no sense");
+  if (at < count) napi_throw_range_error(env, nullptr, "a request is invalid");
   return nullptr;
 }
 
-Napi::Value Hurry(const Napi::CallbackInfo& info) {
+Napi::Value AddWorkers(const Napi::CallbackInfo& info) {
   Pool& pool = Of(info);
   if (pool.threads == nullptr) throw Napi::Error::New(info.Env(), "the pool was closed");
-  pool.threads->Hurry();
+  pool.threads->AddWorkers();
   return info.Env().Undefined();
 }
 
@@ -219,19 +219,19 @@ Napi::Value CreateIoPool(const Napi::CallbackInfo& info) {
   SetMethod(result, "submit", Napi::Function(env, submit), for_submit);
   SetMethod<Add>(result, "add", pool);
   SetMethod<Remove>(result, "remove", pool);
-  SetMethod<Hurry>(result, "hurry", pool);
+  SetMethod<AddWorkers>(result, "addWorkers", pool);
   SetMethod<Wait>(result, "wait", pool);
   SetMethod<Close>(result, "close", pool);
 
   auto drop = [](Napi::Env, void*, auto* one) { delete one; };
   Napi::ArrayBuffer words =
       Napi::ArrayBuffer::New(env, pool->words.get(), capacity * sizeof(uint32_t), drop, new Shared(pool));
-  auto ends = pool->threads->ends();
-  size_t ends_size = pool->threads->ends_size();
-  Napi::ArrayBuffer ends_buffer =
-      Napi::ArrayBuffer::New(env, ends.get(), ends_size, drop, new std::shared_ptr<IoEnds>(ends));
+  auto completions = pool->threads->completions();
+  size_t completions_size = pool->threads->completions_size();
+  Napi::ArrayBuffer completions_buffer = Napi::ArrayBuffer::New(env, completions.get(), completions_size, drop,
+                                                                new std::shared_ptr<IoCompletions>(completions));
   result.Set("requests", Napi::Uint32Array::New(env, capacity, words, 0));
-  result.Set("ends", Napi::Int32Array::New(env, ends_size / sizeof(uint32_t), ends_buffer, 0));
+  result.Set("completions", Napi::Int32Array::New(env, completions_size / sizeof(uint32_t), completions_buffer, 0));
   return result;
 }
 

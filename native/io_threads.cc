@@ -1,9 +1,10 @@
-// One queue behind one mutex, which a thread takes once for each request: it puts the end of one and takes the next.
+// One queue behind one mutex, which a thread takes once for each request: it puts the completion of one and takes the
+// next.
 //
 // Waking a thread costs more than most writes, which go to the page cache. So writes are left to the thread that is
-// awake, or to one that is woken for all of them, until one takes long, or the owner says that nothing ends; its end is
-// told along with those of the next ones. A read comes here because it has to wait for a device, so each may have a
-// thread of its own, and its end is told at once.
+// awake, or to one that is woken for all of them, until one takes long, or the owner says that nothing is completed;
+// its completion is signalled along with those of the next ones. A read comes here because it has to wait for a device,
+// so each may have a thread of its own, and its completion is signalled at once.
 #include "io_threads.h"
 
 #include <fcntl.h>
@@ -30,8 +31,8 @@ namespace {
 constexpr int64_t kSlowNs = 50'000;
 // So many quick writes after it count as slow ones.
 constexpr unsigned kSlowWrites = 32;
-// Ends that wait for others to be told of along with them.
-constexpr unsigned kMaxUntold = 16;
+// Completions that wait for others to be signalled along with them.
+constexpr unsigned kMaxUnsignalled = 16;
 
 int64_t Now() {
   timespec time;
@@ -95,10 +96,9 @@ int Allocate(const IoRequest& request) {
 
 // Of two pieces, the name, which ends with a zero, and the value.
 int SetAttribute(const IoRequest& request) {
+  const char* name = static_cast<const char*>(request.pieces[0].iov_base);
   const iovec& value = request.pieces[1];
-  return fsetxattr(request.fd, static_cast<const char*>(request.pieces[0].iov_base), value.iov_base, value.iov_len, 0) == 0
-             ? 0
-             : errno;
+  return fsetxattr(request.fd, name, value.iov_base, value.iov_len, 0) == 0 ? 0 : errno;
 }
 
 int Perform(IoRequest& request) {
@@ -123,9 +123,9 @@ int Perform(IoRequest& request) {
 
 IoThreads::IoThreads(uint32_t most, unsigned max_threads, int signal_fd)
     : most_(most), max_threads_(max_threads), signal_fd_(signal_fd), requests_(new IoRequest[most]), queue_(most) {
-  void* memory = calloc(1, ends_size());
+  void* memory = calloc(1, completions_size());
   if (memory == nullptr) throw std::bad_alloc();
-  ends_ = std::shared_ptr<IoEnds>(static_cast<IoEnds*>(memory), free);
+  completions_ = std::shared_ptr<IoCompletions>(static_cast<IoCompletions*>(memory), free);
 }
 
 IoThreads::~IoThreads() {
@@ -162,12 +162,12 @@ void IoThreads::Start() {
   while (head_ != tail_) {
     uint32_t number = Take();
     bool is_copy = requests_[number].operation == IoRequest::kCopy;
-    PutEnd(number, is_copy ? Perform(requests_[number]) : error, true);
+    PutCompletion(number, is_copy ? Perform(requests_[number]) : error, true);
   }
   Signal();
 }
 
-void IoThreads::Hurry() {
+void IoThreads::AddWorkers() {
   {
     std::lock_guard lock(mutex_);
     slow_ = kSlowWrites;
@@ -217,23 +217,23 @@ void IoThreads::Run() {
     bool is_slow = !is_write || Now() - start > kSlowNs;
     lock.lock();
     if (is_write) slow_ = is_slow ? kSlowWrites : slow_ - std::min(slow_, 1u);
-    if (!PutEnd(number, error, is_slow)) continue;
+    if (!PutCompletion(number, error, is_slow)) continue;
     lock.unlock();
     Signal();
     lock.lock();
   }
 }
 
-bool IoThreads::PutEnd(uint32_t number, int error, bool at_once) {
+bool IoThreads::PutCompletion(uint32_t number, int error, bool at_once) {
   requests_[number].busy.store(false, std::memory_order_release);
-  uint32_t count = ends_->count.load(std::memory_order_relaxed);
-  ends_->ends[count & (most_ - 1)] = {number, static_cast<uint32_t>(error)};
-  ends_->count.store(count + 1);
-  ends_->count.notify_all();
-  untold_++;
-  if (!at_once && head_ != tail_ && untold_ < kMaxUntold) return false;
-  untold_ = 0;
-  return ends_->told.exchange(1) == 0;
+  uint32_t count = completions_->count.load(std::memory_order_relaxed);
+  completions_->completions[count & (most_ - 1)] = {number, static_cast<uint32_t>(error)};
+  completions_->count.store(count + 1);
+  completions_->count.notify_all();
+  unsignalled_++;
+  if (!at_once && head_ != tail_ && unsignalled_ < kMaxUnsignalled) return false;
+  unsignalled_ = 0;
+  return completions_->signalled.exchange(1) == 0;
 }
 
 void IoThreads::Signal() {

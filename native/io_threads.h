@@ -1,5 +1,5 @@
-// A few threads that read, write and sync files and copy memory for one that must not wait: requests in, ends out, a
-// wake-up for many of either.
+// A few threads that read, write and sync files and copy memory for one that must not wait: requests in, completions
+// out, a wake-up for many of either.
 #pragma once
 
 #include <sys/uio.h>
@@ -28,20 +28,20 @@ struct IoRequest {
   std::atomic<bool> busy = false;
 };
 
-// What the owner of the threads sees of requests that ended, in memory that it can look at without a call.
-struct IoEnds {
-  // Ends so far, modulo 2^32.
+// What the owner of the threads sees of completed requests, in memory that it can look at without a call.
+struct IoCompletions {
+  // Completions so far, modulo 2^32.
   std::atomic<uint32_t> count;
   // The owner clears it before it looks; a signal is sent only when it is clear.
-  std::atomic<uint32_t> told;
-  struct End {
+  std::atomic<uint32_t> signalled;
+  struct Completion {
     uint32_t number;
     uint32_t error;
   };
-  // As many as there are requests; the place of an end is its count modulo that.
-  End ends[];
+  // As many as there are requests; that of a completion is its count modulo that.
+  Completion completions[];
 };
-static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(IoEnds) == 8);
+static_assert(std::atomic<uint32_t>::is_always_lock_free && sizeof(IoCompletions) == 8);
 
 class IoThreads {
  public:
@@ -55,24 +55,24 @@ class IoThreads {
   uint32_t most() const { return most_; }
   IoRequest& request(uint32_t number) { return requests_[number]; }
   // It may outlive the threads.
-  std::shared_ptr<IoEnds> ends() { return ends_; }
-  size_t ends_size() const { return sizeof(IoEnds) + most_ * sizeof(IoEnds::End); }
+  std::shared_ptr<IoCompletions> completions() { return completions_; }
+  size_t completions_size() const { return sizeof(IoCompletions) + most_ * sizeof(IoCompletions::Completion); }
 
   // Notes a request for `Start`.
   void Add(uint32_t number) { added_.push_back(number); }
-  // Waits until the count of ends is another than `seen`.
-  void Wait(uint32_t seen) { ends_->count.wait(seen); }
+  // Waits until the count of completions is another than `seen`.
+  void Wait(uint32_t seen) { completions_->count.wait(seen); }
 
   // Puts what was added into the queue. Where no thread can be made, requests end with the error that it was.
   void Start();
-  // One that is being carried out does not end: those that wait get threads of their own, as long as there are any.
-  void Hurry();
+  // What is being carried out takes long: requests that wait get threads of their own, as long as there are any.
+  void AddWorkers();
 
  private:
   int MakeThreads(unsigned count);
   void Run();
-  // Both with the mutex held. PutEnd returns whether the owner is to be told.
-  bool PutEnd(uint32_t number, int error, bool at_once);
+  // Both with the mutex held. PutCompletion returns whether the owner is to be signalled.
+  bool PutCompletion(uint32_t number, int error, bool at_once);
   uint32_t Take() { return queue_[head_++ & (most_ - 1)]; }
   void Signal();
 
@@ -80,7 +80,7 @@ class IoThreads {
   const unsigned max_threads_;
   const int signal_fd_;
   std::unique_ptr<IoRequest[]> requests_;
-  std::shared_ptr<IoEnds> ends_;
+  std::shared_ptr<IoCompletions> completions_;
   std::vector<uint32_t> added_;
 
   std::mutex mutex_;
@@ -90,8 +90,8 @@ class IoThreads {
   uint32_t head_ = 0;
   uint32_t tail_ = 0;
   unsigned idle_ = 0;
-  // Ends that the owner was not told of yet.
-  unsigned untold_ = 0;
+  // Completions that the owner was not signalled for yet.
+  unsigned unsignalled_ = 0;
   // Above 0: writes take long, so each one may have a thread. Counts down with each that did not.
   unsigned slow_ = 0;
   bool stopping_ = false;

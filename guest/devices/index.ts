@@ -4,7 +4,7 @@ import type { Device } from "../device.js";
 import { createEdu } from "./edu/index.js";
 import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
 import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nvme/index.js";
-import { CACHES } from "./nvme/open-storage.js";
+import { CACHES } from "./nvme/storage/open-storage.js";
 
 /** A command-line option of a device. */
 export interface DeviceOption {
@@ -79,7 +79,9 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
       "read-only": { summary: "files are not written; others may read them too (default: if they may not be written)" },
       cache: {
         value: "HOW",
-        summary: `files: ${CACHES[0]} (the page cache of this machine), or ${CACHES[1]} (O_DIRECT) (default: ${CACHES[0]})`,
+        summary:
+          `files: ${CACHES[0]} (the page cache of this machine), or ${CACHES[1]} (O_DIRECT) ` +
+          `(default: ${CACHES[0]})`,
       },
       serial: { value: "TEXT", summary: "serial number, at most 20 characters (default: made from the first path)" },
       model: { value: "TEXT", summary: "model, at most 40 characters" },

@@ -1,14 +1,8 @@
 /** The copies of a whole scatter list, as one call into the addon. */
 import { COPY_ENTRY as Copy, createCopyList } from "../../native/index.js";
+import { BufferTable } from "../../shared/buffer-table.js";
 import type { Dma, Segment } from "../device.js";
 import type { ScatterList } from "../scatter-list.js";
-
-/** A piece of the window: its number among the addon's buffers, and where in its buffer it begins. */
-interface Piece {
-  readonly bytes: Uint8Array;
-  readonly number: number;
-  readonly start: number;
-}
 
 /** Copies for one call; a list of more takes several. */
 const MAX_COPIES = 256;
@@ -29,10 +23,7 @@ export class ListCopies {
   /** The device's buffer of the last call, and its number among those that the addon knows. */
   #buffer = new ArrayBuffer(0);
   readonly #own = this.#copies.add(this.#buffer);
-  /** The window's pieces that were met: a few. */
-  readonly #pieces: Piece[] = [];
-  /** The one that was met last. */
-  #piece: Piece = { bytes: this.#segment.bytes, number: this.#own, start: 0 };
+  readonly #window = new BufferTable(this.#copies);
 
   constructor(dma: Dma) {
     this.#dma = dma;
@@ -67,9 +58,8 @@ export class ListCopies {
           failures += this.#copies.run(entry / Copy.SIZE);
           return failures > 0 ? MEMORY_GONE : moved;
         }
-        const piece = this.#piece.bytes === segment.bytes ? this.#piece : this.#find(segment.bytes);
-        entries[entry + there] = piece.number;
-        entries[entry + there + 1] = piece.start + segment.offset;
+        entries[entry + there] = this.#window.numberOf(segment.bytes);
+        entries[entry + there + 1] = this.#window.start + segment.offset;
         entries[entry + here] = this.#own;
         entries[entry + here + 1] = start + moved;
         entries[entry + Copy.LENGTH] = length;
@@ -84,15 +74,5 @@ export class ListCopies {
     }
     failures += this.#copies.run(entry / Copy.SIZE);
     return failures > 0 ? MEMORY_GONE : moved;
-  }
-
-  #find(bytes: Uint8Array): Piece {
-    let piece = this.#pieces.find((each) => each.bytes === bytes);
-    if (piece === undefined) {
-      piece = { bytes, number: this.#copies.add(bytes.buffer as ArrayBuffer), start: bytes.byteOffset };
-      this.#pieces.push(piece);
-    }
-    this.#piece = piece;
-    return piece;
   }
 }

@@ -6,6 +6,15 @@
  * Left out: everything that a driver needs to be robust. An error status is a thrown NvmeError, a controller that does
  * not get ready an Error.
  */
+
+import {
+  Cns,
+  IDENTIFY_SIZE,
+  IdentifyController,
+  IdentifyNamespace,
+  LbaFormat,
+  Oacs,
+} from "../../guest/devices/nvme/commands/identify.js";
 import { Cc, Csts, DOORBELL_OFFSET, DOORBELL_STRIDE } from "../../guest/devices/nvme/registers.js";
 import {
   AdminOpcode,
@@ -21,14 +30,6 @@ import {
   SQES,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
-import {
-  Cns,
-  IDENTIFY_SIZE,
-  IdentifyController,
-  IdentifyNamespace,
-  LbaFormat,
-  Oacs,
-} from "../../guest/devices/nvme/spec-identify.js";
 import { setU64 } from "../../shared/struct/struct.js";
 
 /** Memory that the controller reaches by DMA. */

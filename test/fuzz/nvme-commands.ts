@@ -1,4 +1,6 @@
 /** NVMe submission entries as a driver writes them: mostly sensible, with PRPs into (or next to) mapped memory. */
+
+import { Cns } from "../../guest/devices/nvme/commands/identify.js";
 import {
   AdminOpcode,
   Command,
@@ -9,7 +11,6 @@ import {
   SglType,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
-import { Cns } from "../../guest/devices/nvme/spec-identify.js";
 import { type CommandFields, writeCommand } from "../../scripts/drivers/nvme.js";
 import type { Choices } from "./choices.js";
 import { oddNumber, oddValue, spoil } from "./mutate.js";

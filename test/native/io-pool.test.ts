@@ -7,7 +7,7 @@ import test, { type ExecutionContext } from "ava";
 import * as native from "../../native/index.js";
 import { fdsOfEventfd, folder, MiB, owned, PAGE, ready } from "./helpers.js";
 
-const { IO_ENDS: Ends, IO_OPERATION: Operation, IO_PIECE: Piece, IO_REQUEST: Request } = native;
+const { IO_COMPLETIONS: Ring, IO_OPERATION: Operation, IO_PIECE: Piece, IO_REQUEST: Request } = native;
 const ADDON = new URL("../../native/index.js", import.meta.url).href;
 const EIO = 5;
 const EBADF = 9;
@@ -56,25 +56,25 @@ class Pool {
     return this;
   }
 
-  /** The next `count` ends: errnos by number. */
-  async ends(count: number): Promise<Map<number, number>> {
-    const { ends } = this.native;
+  /** The next `count` completions: errnos by number. */
+  async completions(count: number): Promise<Map<number, number>> {
+    const { completions } = this.native;
     const result = new Map<number, number>();
     while (result.size < count) {
-      Atomics.store(ends, Ends.TOLD, 0);
-      if (Atomics.load(ends, Ends.COUNT) === this.#seen) {
+      Atomics.store(completions, Ring.SIGNALLED, 0);
+      if (Atomics.load(completions, Ring.COUNT) === this.#seen) {
         await ready(this.signal);
         native.eventfdRead(this.signal);
         continue;
       }
-      const at = Ends.FIRST + (this.#seen++ & (this.requests - 1)) * Ends.SIZE;
-      result.set(ends[at], ends[at + 1]);
+      const at = Ring.FIRST + (this.#seen++ & (this.requests - 1)) * Ring.SIZE;
+      result.set(completions[at], completions[at + 1]);
     }
     return result;
   }
 
   async one(operation: number, fd: number, position: number, parts: readonly Part[]): Promise<number | undefined> {
-    return (await this.put(0, operation, fd, position, parts).submit().ends(1)).get(0);
+    return (await this.put(0, operation, fd, position, parts).submit().completions(1)).get(0);
   }
 }
 
@@ -144,7 +144,7 @@ test("every request of a large batch ends once, whatever the threads", async (t)
         const reads = round > 0 && n % 3 === 0;
         pool.put(n, reads ? Operation.READ : Operation.WRITE, fd, n * 512, [[buffer, n * 512, 512]]);
       }
-      const ends = await pool.submit().ends(512);
+      const ends = await pool.submit().completions(512);
       t.is(ends.size, 512);
       t.true([...ends.values()].every((errno) => errno === 0));
     }
@@ -259,7 +259,7 @@ test("waiting blocks until there is another end", (t) => {
     ];
     pool.put(n, Operation.COPY, 0, 0, parts).submit();
     pool.native.wait(n);
-    t.is(Atomics.load(pool.native.ends, Ends.COUNT), n + 1);
+    t.is(Atomics.load(pool.native.completions, Ring.COUNT), n + 1);
   }
   pool.native.wait(0);
   t.throws(() => pool.native.wait(2 ** 32), { instanceOf: RangeError });
@@ -293,7 +293,7 @@ test("requests that make no sense are refused, those before them are done", asyn
     pool.put(0, Operation.WRITE, fd, 0, [good]);
     put();
     t.throws(() => pool.submit(), { instanceOf: RangeError }, `${wrong.indexOf(put)}`);
-    t.deepEqual([...(await pool.ends(1))], [[0, 0]]);
+    t.deepEqual([...(await pool.completions(1))], [[0, 0]]);
   }
   pool.put(0, Operation.READ, fd, 0, [good, good]);
   t.throws(() => pool.submit(Request.SIZE + Piece.SIZE), { instanceOf: RangeError });
@@ -301,7 +301,7 @@ test("requests that make no sense are refused, those before them are done", asyn
   t.throws(() => pool.submit(65), { instanceOf: RangeError });
   t.throws(() => pool.submit(-1), { instanceOf: RangeError });
   pool.native.submit(0);
-  t.is(Atomics.load(pool.native.ends, Ends.COUNT), wrong.length);
+  t.is(Atomics.load(pool.native.completions, Ring.COUNT), wrong.length);
   t.is(await pool.one(Operation.READ, fd, 0, [good]), 0);
 });
 
@@ -330,7 +330,7 @@ test("closing waits for what is under way, gives the fd back, and leaves nothing
   t.is(fdsOfEventfd(pool.signal), 2);
   pool.native.close();
   t.is(fdsOfEventfd(pool.signal), 1);
-  const ended = Atomics.load(pool.native.ends, Ends.COUNT);
+  const ended = Atomics.load(pool.native.completions, Ring.COUNT);
   let written = 0;
   for (let n = 0; n < 64; n++) {
     fs.readSync(fd, bytes, 0, MiB, n * MiB);
@@ -393,7 +393,7 @@ test("a file that may not grow: EFBIG after what fits, and the signal hits nobod
     pool.requests.set([0, 1, fd, 0, 0, 1, buffer, 0, 65536]);
     pool.submit(9);
     const poll = new native.Poll(signal, () => {
-      console.log(pool.ends[native.IO_ENDS.FIRST + 1], fs.readFileSync(${JSON.stringify(name)}).indexOf(0));
+      console.log(pool.completions[native.IO_COMPLETIONS.FIRST + 1], fs.readFileSync(${JSON.stringify(name)}).indexOf(0));
       poll.close();
       pool.close();
     });

@@ -1,25 +1,20 @@
 /**
- * An NVM Express 1.4 controller as a PCI device: what it is made of, and its registers and doorbells. Its states are in
- * lifecycle.ts, commands in admin.ts, io.ts and direct-io.ts, queues in engine.ts.
+ * An NVM Express 1.4 controller as a PCI device: what it is made of, its registers and doorbells, and what it logs.
  */
 import type { Device, DeviceContext, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
-import { AdminCommands, adminOpcodes } from "./admin.js";
-import type { Command } from "./command.js";
-import { DirectIo } from "./direct-io.js";
-import { ringDoorbell, wroteDoorbell } from "./doorbells.js";
-import { QueueEngine } from "./engine.js";
-import { AsyncEvents } from "./events.js";
-import { Features } from "./features.js";
-import type { StorageError } from "./file-io.js";
-import type { Identity } from "./identify.js";
-import { type Counters, IoCommands } from "./io.js";
-import { ioBatch } from "./io-batch.js";
-import { KeepAlive } from "./keep-alive.js";
-import { Lifecycle } from "./lifecycle.js";
-import { LogPages } from "./log-pages.js";
-import { Namespace, statusOf } from "./namespace.js";
-import { Namespaces } from "./namespaces.js";
+import { AdminCommands, adminOpcodes } from "./commands/admin.js";
+import { DirectIo } from "./commands/direct-io.js";
+import { AsyncEvents } from "./commands/events.js";
+import { Features } from "./commands/features.js";
+import type { Identity } from "./commands/identify.js";
+import { IoCommands } from "./commands/io.js";
+import { type Counters, LogPages } from "./commands/log-pages.js";
+import { KeepAlive, Lifecycle } from "./lifecycle.js";
+import type { Command } from "./queues/command.js";
+import type { Polling } from "./queues/doorbell-poll.js";
+import { SharedDoorbells } from "./queues/doorbell-words.js";
+import { QueueEngine } from "./queues/engine.js";
 import {
   type BarLayout,
   barLayout,
@@ -29,11 +24,10 @@ import {
   type RegisterName,
   registerTable,
 } from "./registers.js";
-import { SharedDoorbells } from "./shared-doorbells.js";
-import type { Polling } from "./shared-poll.js";
-import { ErrorEvent, EventType, LogPage, NoticeEvent, Psdt, Status } from "./spec.js";
-import { OAES_NAMESPACE_ATTRIBUTE } from "./spec-identify.js";
-import type { Storage } from "./storage.js";
+import { ErrorEvent, EventType, LogPage, NoticeEvent, OAES_NAMESPACE_ATTRIBUTE, Psdt, Status } from "./spec.js";
+import { Namespace, type NamespaceEvents, statusOf } from "./storage/namespace.js";
+import { Namespaces } from "./storage/namespaces.js";
+import type { Storage, StorageError } from "./storage/storage.js";
 
 /** A namespace to be. */
 export interface Disk {
@@ -49,7 +43,7 @@ export interface ControllerOptions extends Identity {
   /** I/O queues of each kind; each has a vector, after the admin queue's vector 0. */
   readonly queues: number;
   readonly deviceId: number;
-  /** Doorbells are memory that the driver VM's VMM may map, and that is looked at as this says; or undefined. */
+  /** Doorbells are memory that the driver VM's VMM may map, polled as this says; or undefined. */
   readonly sharedDoorbells: Polling | undefined;
 }
 
@@ -86,21 +80,15 @@ export class NvmeController implements Device {
       capabilities: { msi: { vectors: msiVectors(vectors) } },
     };
     this.#features = new Features(options.queues, vectors);
-    const namespaces = options.disks.map(
-      ({ storage, blockSize }, n) =>
-        new Namespace(
-          n + 1,
-          storage,
-          blockSize,
-          (error) => this.#onSyncFailed(n + 1, error),
-          (error, direction) => this.#onDiskFailed(n + 1, error, direction),
-          (error) => this.#onBug(error),
-        ),
-    );
+    const events: NamespaceEvents = {
+      onSyncFailed: ({ id }, error) => this.#onSyncFailed(id, error),
+      onFailed: ({ id }, error, direction) => this.#onDiskFailed(id, error, direction),
+      onResized: (namespace) => this.#onResized(namespace),
+      onRemoved: ({ id }) => this.#onRemoved(id),
+      onBug: (error) => this.#onBug(error),
+    };
     this.#namespaces = new Namespaces(
-      namespaces,
-      (namespace) => this.#onSizeChanged(namespace),
-      ({ id }) => this.#onRemoved(id),
+      options.disks.map(({ storage, blockSize }, n) => new Namespace(n + 1, storage, blockSize, events)),
     );
     const table = registerTable(layout, {
       onMaskSet: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask | bits),
@@ -123,16 +111,14 @@ export class NvmeController implements Device {
     const shared =
       sharedDoorbells === undefined
         ? undefined
-        : { words: new SharedDoorbells(context.shared(0), this.#layout.stride), polling: sharedDoorbells };
+        : { doorbells: new SharedDoorbells(context.shared(0), this.#layout.stride), polling: sharedDoorbells };
     const engine = new QueueEngine(
       context,
       {
         direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
-        files: ioBatch,
         execute: (command) => this.#execute(command),
         onError: (command, status) => logPages.recordError(command, status),
-        onInvalidDoorbell: () =>
-          events.raise(EventType.ERROR, ErrorEvent.INVALID_DOORBELL_VALUE, LogPage.ERROR_INFORMATION),
+        onInvalidDoorbell: () => this.#onInvalidDoorbell(ErrorEvent.INVALID_DOORBELL_VALUE),
         onAdminRoom: () => events.deliver(),
         onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
         onBug: (error) => this.#onBug(error),
@@ -140,7 +126,7 @@ export class NvmeController implements Device {
       shared,
     );
     const events = new AsyncEvents(engine);
-    const io = new IoCommands(context, engine, namespaces, features, counters, maxTransfer);
+    const io = new IoCommands(namespaces, features, counters, maxTransfer);
     const logPages = new LogPages(
       counters,
       engine.commands.inFlight,
@@ -182,20 +168,28 @@ export class NvmeController implements Device {
 
   writeBar(bar: number, offset: number, size: number, value: number): void {
     if (bar !== 0 || offset < DOORBELL_OFFSET || offset >= this.#layout.msixOffset) return;
-    const { engine, events } = this.#parts;
-    ringDoorbell(engine, events, offset, size, value);
+    this.#ringDoorbell(offset, size, value & 0xffff);
   }
 
+  /** The value is in memory already. */
   sharedWritten(_bar: number, offset: number, size: number): void {
-    const { engine, events } = this.#parts;
-    wroteDoorbell(engine, events, (offset - DOORBELL_OFFSET) / this.#layout.stride, size);
+    this.#ringDoorbell(offset, size, 0);
+  }
+
+  #ringDoorbell(offset: number, size: number, value: number): void {
+    const error = this.#parts.engine.ringDoorbell((offset - DOORBELL_OFFSET) / this.#layout.stride, size, value);
+    if (error !== undefined) this.#onInvalidDoorbell(error);
+  }
+
+  #onInvalidDoorbell(error: number): void {
+    this.#parts.events.raise(EventType.ERROR, error, LogPage.ERROR_INFORMATION);
   }
 
   async reset(): Promise<void> {
     await this.#parts.lifecycle.reset();
   }
 
-  /** What is under way ends; doorbells are only taken note of, and time stands still. */
+  /** What is in flight ends; doorbells are only noted, and time stands still. */
   async pause(): Promise<void> {
     const { engine, keepAlive } = this.#parts;
     this.#namespaces.unwatch();
@@ -259,8 +253,9 @@ export class NvmeController implements Device {
     this.#parts.lifecycle.fail("internal error");
   }
 
-  #onSizeChanged({ id, blockCount }: Namespace): void {
+  #onResized({ id, blockCount }: Namespace): void {
     const { context, events } = this.#parts;
+    this.#namespaces.changed.add(id);
     context.log.info({ namespace: id, blockCount }, "a namespace's size has changed");
     if ((this.#features.events & OAES_NAMESPACE_ATTRIBUTE) === 0) return;
     events.raise(EventType.NOTICE, NoticeEvent.NAMESPACE_ATTRIBUTE_CHANGED, LogPage.CHANGED_NAMESPACE_LIST);

@@ -1,13 +1,20 @@
-/** An NVMe controller whose disks are files, block devices or memory. */
+/**
+ * An NVMe controller whose disks are files, block devices or memory.
+ *
+ * To be read in this order: this file, what a controller may be made of; controller.ts, its parts, registers.ts, its
+ * data sheet, and lifecycle.ts, its states. Then queues/ (from engine.ts on), how commands come and go; commands/
+ * (admin.ts, io.ts), what they do; and storage/ (storage.ts), the disks. spec.ts has the specification's numbers and
+ * layouts.
+ */
 import { createHash, randomBytes } from "node:crypto";
 import { realpath, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
 import { type Disk, NvmeController } from "./controller.js";
-import { LBA_FORMATS } from "./namespace.js";
-import { CACHES, openMemory, openStorage, type StorageOptions } from "./open-storage.js";
-import type { Polling } from "./shared-poll.js";
-import type { Storage } from "./storage.js";
+import type { Polling } from "./queues/doorbell-poll.js";
+import { LBA_FORMATS } from "./storage/namespace.js";
+import { CACHES, openMemory, openStorage, type StorageOptions } from "./storage/open-storage.js";
+import type { Storage } from "./storage/storage.js";
 
 /**
  * Drivers bind to the class code, so the identifiers only have to collide with nobody's: no vendor fff0 is known to the
@@ -31,7 +38,7 @@ export interface ControllerChoices {
   readonly serial: string;
   /** ASCII, at most 40 characters. */
   readonly model?: string;
-  /** 512 or 4096 bytes; what a disk was formatted with, or else 512, or what a sector of its has, when left out. */
+  /** 512 or 4096 bytes; what a disk was formatted with, or else 512, or what a sector has, when left out. */
   readonly blockSize?: number;
   /** I/O queues of each kind, 1 to MAX_QUEUES. */
   readonly queues?: number;

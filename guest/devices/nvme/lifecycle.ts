@@ -1,6 +1,6 @@
 /**
- * NVM Express 1.4, sections 7.3 and 7.6: enabling and disabling, shutdown, reset, and the end of a controller that
- * fails.
+ * NVM Express 1.4, sections 7.3, 7.6 and 7.12: enabling and disabling, shutdown, reset, the Keep Alive Timer, and the
+ * end of a controller that fails.
  *
  * All state below CC.EN goes with it: disabling kills the queues and ends their commands at once, and CSTS.RDY falls
  * when no DMA is in flight any more. No disk is waited for: what its threads still read goes nowhere. What they still
@@ -11,15 +11,14 @@ import { startDeadline } from "../../../shared/deadline.js";
 import type { Log } from "../../../shared/log.js";
 import type { Dma } from "../../device.js";
 import type { RegisterFile } from "../../pci/registers.js";
-import { adminQueuesOf } from "./enable.js";
-import type { QueueEngine } from "./engine.js";
-import type { AsyncEvents } from "./events.js";
-import type { Features } from "./features.js";
-import type { KeepAlive } from "./keep-alive.js";
-import type { LogPages } from "./log-pages.js";
-import type { Namespaces } from "./namespaces.js";
+import { adminQueuesOf } from "./commands/create-queues.js";
+import type { AsyncEvents } from "./commands/events.js";
+import type { Features } from "./commands/features.js";
+import type { LogPages } from "./commands/log-pages.js";
+import type { QueueEngine } from "./queues/engine.js";
 import { Cc, Csts, type RegisterName } from "./registers.js";
 import { Status } from "./spec.js";
+import type { Namespaces } from "./storage/namespaces.js";
 
 /** How long enabling waits for writes of before. A disk that takes longer hangs, and another one may be wanted. */
 const OLD_WRITES_MS = 1000;
@@ -92,14 +91,14 @@ export class Lifecycle {
     if (this.#stopping) return;
     const { engine, log, namespaces, registers } = this.#parts;
     const generation = this.#generation;
-    if (!namespaces.areIdle("writes")) await inTime(namespaces.settled("writes"));
+    if (namespaces.hasWrites) await inTime(namespaces.settled("writes"));
     if (generation !== this.#generation) return;
-    const set = adminQueuesOf(registers);
-    if (typeof set === "string") {
-      this.fail(set);
+    const queues = adminQueuesOf(registers);
+    if (typeof queues === "string") {
+      this.fail(queues);
       return;
     }
-    engine.enable(set);
+    engine.enable(queues);
     this.#setStatus(Csts.RDY);
     namespaces.watch();
     log.info("enabled by the driver");
@@ -144,9 +143,9 @@ export class Lifecycle {
     };
     setStatus(Csts.SHST_OCCURRING);
     void inFlight.drained().then(() => {
-      const epoch = inFlight.begin();
+      const group = inFlight.begin();
       namespaces.sync((status) => {
-        inFlight.end(epoch);
+        inFlight.end(group);
         if (generation !== this.#generation) return;
         if (status === Status.SUCCESS) {
           setStatus(Csts.SHST_COMPLETE);
@@ -176,4 +175,27 @@ async function inTime(work: Promise<void>): Promise<void> {
       resolve();
     });
   });
+}
+
+/** 7.12: without a Keep Alive command in time the controller fails. */
+export class KeepAlive {
+  readonly #onExpired: () => void;
+  #stop = (): void => {};
+  #timeoutMs = 0;
+
+  constructor(onExpired: () => void) {
+    this.#onExpired = onExpired;
+  }
+
+  /** Set Features; 0 for no timer. */
+  set(timeoutMs: number): void {
+    this.#timeoutMs = timeoutMs;
+    this.restart();
+  }
+
+  /** A Keep Alive command came. */
+  restart(): void {
+    this.#stop();
+    this.#stop = this.#timeoutMs === 0 ? () => {} : startDeadline(this.#timeoutMs, this.#onExpired);
+  }
 }

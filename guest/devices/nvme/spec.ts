@@ -272,6 +272,9 @@ export const Feature = {
 export const Timestamp = struct({ LOW: "u32", HIGH: "u16", ATTRIBUTES: "u8", reserved: 1 });
 export const TIMESTAMP_SET_BY_HOST = 1 << 1;
 
+/** OAES, and the same bit of Asynchronous Event Configuration: Namespace Attribute Notices. */
+export const OAES_NAMESPACE_ATTRIBUTE = 1 << 8;
+
 /** 5.2: Asynchronous Event Type and the Asynchronous Event Information values that this controller reports. */
 export const EventType = { ERROR: 0, SMART: 1, NOTICE: 2 } as const;
 export const ErrorEvent = { INVALID_DOORBELL_REGISTER: 0, INVALID_DOORBELL_VALUE: 1 } as const;

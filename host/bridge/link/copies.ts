@@ -11,9 +11,9 @@
  * does.
  */
 import * as native from "../../../native/index.js";
+import { BufferTable } from "../../../shared/buffer-table.js";
 import type { CopiedMemory } from "../../../shared/copied-memory.js";
 import { Errno } from "../../../shared/errors.js";
-import { IoBuffers } from "../../../shared/io-buffers.js";
 import { KiB, MAX_COPY_SIZE, MAX_QUEUE_SIZE, MiB } from "../../../shared/limits.js";
 import { isLost } from "../../../shared/lost-memory.js";
 import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../../shared/spec/link.js";
@@ -72,7 +72,7 @@ export class Copies {
   #kick = -1;
   /** When copies are the event loop's own again. */
   #sharingUntil = 0;
-  readonly #buffers: IoBuffers;
+  readonly #buffers: BufferTable;
   /** What a thread copies, or is to copy next. */
   readonly #batch: Away[] = [];
   #isAway = false;
@@ -86,7 +86,7 @@ export class Copies {
     this.#memory = memory;
     this.#turn = new Turn(share, Rest.NONE, () => this.#serve());
     this.#state = state;
-    this.#buffers = new IoBuffers({
+    this.#buffers = new BufferTable({
       add: (buffer) => this.#threads.pool.add(buffer),
       remove: (number) => this.#threads.pool.remove(number),
     });

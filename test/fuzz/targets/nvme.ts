@@ -5,9 +5,9 @@
  */
 import assert from "node:assert/strict";
 import { createController } from "../../../guest/devices/nvme/index.js";
-import { openMemory } from "../../../guest/devices/nvme/open-storage.js";
 import { Cc, DOORBELL_OFFSET, REGISTERS_SIZE } from "../../../guest/devices/nvme/registers.js";
 import { COMPLETION_ENTRY_SIZE, CQES, SQES, SUBMISSION_ENTRY_SIZE } from "../../../guest/devices/nvme/spec.js";
+import { openMemory } from "../../../guest/devices/nvme/storage/open-storage.js";
 import { pageAligned } from "../../../guest/function/page-aligned.js";
 import { NvmeDriver, type NvmeTransport } from "../../../scripts/drivers/nvme.js";
 import { setU64 } from "../../../shared/struct/struct.js";

@@ -1,7 +1,7 @@
 /** Transfers that overlap: one after the other, by whatever way each goes, and no other waits for them. */
 import test from "ava";
-import { AtomicIo } from "../../../../guest/devices/nvme/atomic-io.js";
-import type { Ended } from "../../../../guest/devices/nvme/file-io.js";
+import { AtomicIo } from "../../../../guest/devices/nvme/storage/atomic-io.js";
+import type { Done } from "../../../../guest/devices/nvme/storage/storage.js";
 import { close, createMemory } from "../../../../native/index.js";
 import { Random } from "./random.js";
 import { bringUp, scratch, settle } from "./setup.js";
@@ -38,10 +38,10 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
     readonly start: number;
     readonly end: number;
     readonly writes: boolean;
-    readonly ended: Ended;
+    readonly ended: Done;
   }
   const begun: Begun[] = [];
-  const begin = (start: number, length: number, writes: boolean, ended: Ended): void => {
+  const begin = (start: number, length: number, writes: boolean, ended: Done): void => {
     for (const other of begun) {
       const apart = other.end <= start || start + length <= other.start;
       if (!apart && (other.writes || writes)) t.fail(`seed ${random.seed}: ${start}+${length}`);
@@ -58,7 +58,7 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
     rethrow,
   );
   let [asked, ended, failed] = [0, 0, 0];
-  const done: Ended = (error) => {
+  const done: Done = (error) => {
     ended++;
     if (error !== null) failed++;
   };
@@ -84,7 +84,7 @@ test("random transfers: nothing overlaps a write that is under way, and all of t
 });
 
 test("they begin in the order in which they came, so that no write waits for ever behind reads", (t) => {
-  const begun: [string, Ended][] = [];
+  const begun: [string, Done][] = [];
   const io = new AtomicIo(
     {
       read: (_, position, ended) => begun.push([`read ${position}`, ended]),
@@ -165,7 +165,7 @@ for (const first of ["pooled", "bounced"] as const) {
 }
 
 test("a task that ends: what has begun goes on and is waited for, what has not never begins", async (t) => {
-  const begun: [string, Ended][] = [];
+  const begun: [string, Done][] = [];
   const io = new AtomicIo(
     {
       read: (_, position, ended) => begun.push([`read ${position}`, ended]),

@@ -9,9 +9,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import test, { type ExecutionContext } from "ava";
-import { FileIo, type StorageError } from "../../../../guest/devices/nvme/file-io.js";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { ioBatch } from "../../../../guest/devices/nvme/io-batch.js";
+import { FileIo } from "../../../../guest/devices/nvme/storage/file-io.js";
+import { ioBatch } from "../../../../guest/devices/nvme/storage/io-batch.js";
+import type { StorageError } from "../../../../guest/devices/nvme/storage/storage.js";
 import {
   close,
   createMemory,
@@ -300,7 +301,8 @@ test("syncs, holes, zeros and attributes, and what goes wrong with them", async 
 
 test("a callback that throws takes nothing else along", async (t) => {
   const [name] = await files(t, 1);
-  const imported = (path: string) => JSON.stringify(new URL(`../../../../guest/devices/nvme/${path}`, import.meta.url));
+  const imported = (path: string) =>
+    JSON.stringify(new URL(`../../../../guest/devices/nvme/storage/${path}`, import.meta.url));
   const script = `
     import { openSync } from "node:fs";
     const { FileIo } = await import(${imported("file-io.js")});

@@ -1,6 +1,6 @@
 /** Resets of every kind, shutdown, the Keep Alive Timer, and pauses. */
 import test from "ava";
-import { KeepAlive } from "../../../../guest/devices/nvme/keep-alive.js";
+import { KeepAlive } from "../../../../guest/devices/nvme/lifecycle.js";
 import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { bringUp, powerOn, scratch, settle } from "./setup.js";
 
@@ -121,7 +121,8 @@ test("a Keep Alive Timer that is set to 0, or anew, does not expire as it was", 
 });
 
 for (const shadowDoorbells of [false, true]) {
-  test(`a pause, doorbells in ${shadowDoorbells ? "memory" : "registers"}: what is under way ends, and nothing else happens`, async (t) => {
+  const where = shadowDoorbells ? "memory" : "registers";
+  test(`a pause, doorbells in ${where}: what is in flight ends, and nothing else happens`, async (t) => {
     const { machine, storage, driver } = await bringUp(t, { shadowDoorbells });
     const prp1 = scratch(machine).address;
     storage.hold();

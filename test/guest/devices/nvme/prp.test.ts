@@ -1,7 +1,6 @@
 /** PRP entries and lists: the ranges that they stand for, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import { NOT_IN_WINDOW } from "../../../../guest/devices/nvme/data-lists.js";
-import { PrpReader } from "../../../../guest/devices/nvme/prp.js";
+import { NOT_IN_WINDOW, PrpReader } from "../../../../guest/devices/nvme/queues/data-pointer.js";
 import { ScatterList } from "../../../../guest/scatter-list.js";
 import { FakeDma } from "./machine.js";
 import { bringUp, scratch } from "./setup.js";
@@ -235,7 +234,8 @@ test("each entry of a list is read once", async (t) => {
 });
 
 for (const windowed of [true, false]) {
-  test(`commands with bad data pointers leave memory and disk alone, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+  const where = windowed ? "in the window" : "by messages";
+  test(`commands with bad data pointers leave memory and disk alone, ${where}`, async (t) => {
     const { machine, storage, driver } = await bringUp(t);
     if (!windowed) machine.leaveWindow();
     const { address, offset } = scratch(machine);

@@ -1,8 +1,8 @@
 /** A machine with a controller over a storage in memory, and the driver on it. */
 import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
-import { openMemory } from "../../../../guest/devices/nvme/open-storage.js";
-import type { DirectAccess } from "../../../../guest/devices/nvme/storage.js";
+import { openMemory } from "../../../../guest/devices/nvme/storage/open-storage.js";
+import type { DirectAccess } from "../../../../guest/devices/nvme/storage/storage.js";
 import {
   type CompletionFields,
   NvmeDriver,

@@ -1,7 +1,6 @@
 /** Scatter gather lists: the ranges that they stand for, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import { NOT_IN_WINDOW } from "../../../../guest/devices/nvme/data-lists.js";
-import { SglReader } from "../../../../guest/devices/nvme/sgl.js";
+import { NOT_IN_WINDOW, SglReader } from "../../../../guest/devices/nvme/queues/data-pointer.js";
 import { ScatterList } from "../../../../guest/scatter-list.js";
 import { FakeDma } from "./machine.js";
 import { bringUp, memoryDisk, scratch } from "./setup.js";

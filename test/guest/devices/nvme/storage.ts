@@ -1,6 +1,11 @@
 /** A storage in memory whose calls can be held back or failed. */
-import type { Ended, Pieces, StorageError } from "../../../../guest/devices/nvme/file-io.js";
-import type { DirectAccess, Storage } from "../../../../guest/devices/nvme/storage.js";
+import type {
+  DirectAccess,
+  Done,
+  Pieces,
+  Storage,
+  StorageError,
+} from "../../../../guest/devices/nvme/storage/storage.js";
 
 export type Operation = "read" | "write" | "sync" | "zero" | "deallocate" | "setBlockSize";
 
@@ -59,19 +64,19 @@ export class FakeStorage implements Storage {
     for (const end of held) end();
   }
 
-  read(pieces: Pieces, position: number, done: Ended): void {
+  read(pieces: Pieces, position: number, done: Done): void {
     this.#move("read", pieces, position, done, (view, at) => view.set(this.bytes.subarray(at, at + view.length)));
   }
 
-  write(pieces: Pieces, position: number, done: Ended): void {
+  write(pieces: Pieces, position: number, done: Done): void {
     this.#move("write", pieces, position, done, (view, at) => this.bytes.set(view, at));
   }
 
-  sync(done: Ended): void {
+  sync(done: Done): void {
     this.#end("sync", () => done(this.#error("sync")));
   }
 
-  zero(position: number, length: number, deallocate: boolean, done: Ended): void {
+  zero(position: number, length: number, deallocate: boolean, done: Done): void {
     const operation = deallocate ? "deallocate" : "zero";
     this.#end(operation, () => {
       const error = this.#error(operation);
@@ -80,7 +85,7 @@ export class FakeStorage implements Storage {
     });
   }
 
-  setBlockSize(bytes: number, done: Ended): void {
+  setBlockSize(bytes: number, done: Done): void {
     this.#end("setBlockSize", () => {
       const error = this.#error("setBlockSize");
       if (error === null) this.blockSize = bytes;
@@ -89,7 +94,7 @@ export class FakeStorage implements Storage {
   }
 
   /** Neither counted nor held back: the controller looks when it likes. */
-  refresh(done: Ended): void {
+  refresh(done: Done): void {
     setImmediate(() => {
       this.size = this.bytes.length;
       done(null);
@@ -104,7 +109,7 @@ export class FakeStorage implements Storage {
     operation: "read" | "write",
     { count, segments }: Pieces,
     position: number,
-    done: Ended,
+    done: Done,
     copy: (view: Uint8Array, at: number) => void,
   ): void {
     this.#end(operation, () => {

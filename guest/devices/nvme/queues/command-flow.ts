@@ -1,0 +1,345 @@
+/**
+ * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is
+ * possible (direct-io.ts), else handed to `execute`, which completes them by `complete`, at once or later.
+ *
+ * Entries of queues whose memory is not in the window come and go by messages to the driver VM's VMM, in order. Memory
+ * of a queue that cannot be reached is fatal for the controller (NVM Express 1.4, section 9.5), unless the queue is
+ * gone by then.
+ */
+import { KiB, MiB } from "../../../../shared/limits.js";
+import { isLost } from "../../../../shared/lost-memory.js";
+import type { DeviceContext } from "../../../device.js";
+import { MINIMUM_PAGE_SIZE } from "../registers.js";
+import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
+import { ioBatch } from "../storage/io-batch.js";
+import { Command } from "./command.js";
+import { InFlight } from "./in-flight.js";
+import type { CompletionQueue, SubmissionQueue } from "./queues.js";
+import { newSegment } from "./segments.js";
+
+/**
+ * I/O commands in flight at most; the others stay in their queues. It bounds the memory that a driver can make us keep.
+ * Admin commands have room of their own, in number and in bytes of data: I/O that is slow must not keep a Keep Alive
+ * from being heard.
+ */
+const MAX_COMMANDS = 1024;
+const MAX_ADMIN_COMMANDS = 256;
+const MAX_ADMIN_BYTES = 2 * MiB;
+/** Of one queue, before others are served. */
+const BURST = 16;
+const BURST_BYTES = 256 * KiB;
+/** A command counts as one, and as one more for each 16 KiB that were copied for it. */
+const WORK_SHIFT = 14;
+
+export interface CommandFlowHooks {
+  /** Commands that can be done at once. */
+  readonly direct: DirectCommands;
+  execute(command: Command): void;
+  /** A command ended with an error: for the log pages. */
+  onError(command: Command, status: number): void;
+  /** Queue memory cannot be reached. */
+  onFatal(reason: unknown): void;
+  /** A bug of ours. */
+  onBug(error: unknown): void;
+}
+
+/** See direct-io.ts. */
+export interface DirectCommands {
+  /** Bytes that `finish` is going to copy. */
+  readonly pending: number;
+  /** False when the command is none of these. */
+  start(command: Command): boolean;
+  finish(): void;
+  /** After `finish`. False when the command is none of these after all. */
+  isDone(command: Command): boolean;
+}
+
+/** What commands want of the engine. */
+export interface CommandEngine {
+  /** Commands can be fetched, perhaps: a turn soon. */
+  serve(queue: SubmissionQueue): void;
+  /** An interrupt is due at the end of the turn. */
+  interrupt(queue: CompletionQueue): void;
+}
+
+const segment = newSegment();
+
+export class CommandFlow {
+  readonly inFlight = new InFlight();
+  /** CC.MPS in bytes, as it was when the controller was enabled. */
+  pageSize = MINIMUM_PAGE_SIZE;
+  /** Commands so far. */
+  count = 0;
+  readonly #context: DeviceContext;
+  readonly #hooks: CommandFlowHooks;
+  readonly #engine: CommandEngine;
+  readonly #pool: Command[] = [];
+  /** Those that were not done at once. */
+  readonly #active = new Set<Command>();
+  #adminCommands = 0;
+  #adminBytes = 0;
+  /** Turns so far, but for 0: where a ring was found in one is good in it. */
+  #turn = 1;
+  /** Commands of a burst that `direct` has started. */
+  readonly #started: Command[] = [];
+  #copied = 0;
+
+  constructor(context: DeviceContext, hooks: CommandFlowHooks, engine: CommandEngine) {
+    this.#context = context;
+    this.#hooks = hooks;
+    this.#engine = engine;
+  }
+
+  /** Whether no further command of a queue may begin. The end of one serves its queue again. */
+  isFull({ id }: SubmissionQueue): boolean {
+    if (id !== 0) return this.#active.size - this.#adminCommands >= MAX_COMMANDS;
+    return this.#adminCommands >= MAX_ADMIN_COMMANDS || this.#adminBytes >= MAX_ADMIN_BYTES;
+  }
+
+  /**
+   * Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends unnoticed. Returns
+   * how many.
+   */
+  cancel(chosen: (command: Command) => boolean, status: number): number {
+    const commands = [...this.#active].filter(chosen);
+    // All at once: what waits for the end of one may be another that ends.
+    for (const command of commands) command.ended = true;
+    // They are not used again: who still works for them has them.
+    for (const command of commands) this.#end(command, status);
+    return commands.length;
+  }
+
+  /** Control came from the event loop: what was found in the window before may not be there any more. */
+  beginTurn(): void {
+    this.#turn = (this.#turn + 1) | 0 || 1;
+  }
+
+  /** Fetches and starts a burst of commands; returns how much work they were. */
+  fetch(queue: SubmissionQueue): number {
+    ioBatch.cork();
+    try {
+      return this.#fetch(queue);
+    } finally {
+      ioBatch.uncork();
+    }
+  }
+
+  #fetch(queue: SubmissionQueue): number {
+    const { dma } = this.#context;
+    const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
+    const place = isLocated ? queue.segment : segment;
+    this.#copied = 0;
+    let count = 0;
+    let byMessages = false;
+    while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.isFull(queue)) {
+      const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
+      byMessages =
+        !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
+      if (byMessages) break;
+      const offset = isLocated ? place.offset + inRing : place.offset;
+      const command = this.#take(place.data, offset);
+      // Zeros in place of memory that is gone are no command.
+      if (isLost(place.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
+        this.#hooks.onFatal("its file was made smaller");
+        break;
+      }
+      this.#start(queue, command);
+      count++;
+    }
+    dma.account(count * SUBMISSION_ENTRY_SIZE, 0);
+    this.#finishStarted(queue);
+    if (byMessages) void this.#fetchByMessages(queue);
+    return count + (this.#copied >>> WORK_SHIFT);
+  }
+
+  /** Never rejects. */
+  async #fetchByMessages(queue: SubmissionQueue): Promise<void> {
+    const contiguous = (queue.tail > queue.head ? queue.tail : queue.size) - queue.head;
+    const count = Math.min(contiguous, queue.completionQueue.room, BURST);
+    const bytes = new Uint8Array(count * SUBMISSION_ENTRY_SIZE);
+    const data = new DataView(bytes.buffer);
+    const group = this.inFlight.begin();
+    queue.fetching = true;
+    try {
+      await this.#context.dma.read(queue.base + queue.head * SUBMISSION_ENTRY_SIZE, bytes);
+      queue.fetching = false;
+      this.beginTurn();
+      // What is no longer wanted stays in the queue and is read again.
+      for (let n = 0; n < count && queue.servable; n++) {
+        this.#start(queue, this.#take(data, n * SUBMISSION_ENTRY_SIZE));
+        this.#finishStarted(queue);
+      }
+      this.#engine.serve(queue);
+    } catch (error) {
+      queue.fetching = false;
+      if (queue.alive) this.#hooks.onFatal(error);
+    } finally {
+      this.inFlight.end(group);
+    }
+  }
+
+  /** Writes all `unwritten` entries; the word with the phase after the rest of its entry. Never rejects. */
+  async #writeByMessages(queue: CompletionQueue): Promise<void> {
+    const { dma } = this.#context;
+    const group = this.inFlight.begin();
+    try {
+      while (queue.alive && queue.unwritten.length > 0) {
+        const { address, bytes } = queue.unwritten[0];
+        const last = bytes.length - 4;
+        await dma.write(address, bytes.subarray(0, last));
+        if (!queue.alive) return;
+        await dma.write(address + last, bytes.subarray(last));
+        queue.unwritten.shift();
+        if (queue.alive) this.#engine.interrupt(queue);
+      }
+    } catch (error) {
+      if (queue.alive) this.#hooks.onFatal(error);
+    } finally {
+      this.inFlight.end(group);
+    }
+  }
+
+  /** Ends a command whose completion comes later, by `post` (Asynchronous Event Request). */
+  detach(command: Command): void {
+    command.ended = true;
+    this.#release(command);
+    this.#pool.push(command);
+  }
+
+  /** Posts a completion; the queue has a place for it. */
+  post(queue: SubmissionQueue, commandId: number, status: number, result: number): void {
+    const { completionQueue } = queue;
+    const field = isFinal(status) ? status | DO_NOT_RETRY : status;
+    if (completionQueue.post(this.#context.dma, result, queue.id, queue.head, commandId, field)) {
+      this.#engine.interrupt(completionQueue);
+    } else if (completionQueue.unwritten.length === 1) {
+      void this.#writeByMessages(completionQueue);
+    }
+  }
+
+  /** Completes a command, unless it has ended. It must not be used afterwards. */
+  readonly #complete = (command: Command, status: number): void => {
+    if (command.ended) return;
+    try {
+      this.#end(command, status);
+      this.#pool.push(command);
+    } catch (error) {
+      this.#hooks.onBug(error);
+    }
+  };
+
+  /** Posts its completion, unless its queue is gone. */
+  #end(command: Command, status: number): void {
+    const { queue } = command;
+    command.ended = true;
+    if (queue.alive && status !== Status.SUCCESS) this.#hooks.onError(command, status);
+    if (queue.alive && queue.completionQueue.alive) this.post(queue, command.id, status, command.result);
+    this.#release(command);
+  }
+
+  get #burstBytes(): number {
+    return this.#copied + this.#hooks.direct.pending;
+  }
+
+  #take(data: DataView, offset: number): Command {
+    const command = this.#pool.pop() ?? new Command(this.#context.dma, this.#complete);
+    command.decode(data, offset);
+    return command;
+  }
+
+  #start(queue: SubmissionQueue, command: Command): void {
+    const { log } = this.#context;
+    command.queue = queue;
+    command.pageSize = this.pageSize;
+    queue.head = queue.next(queue.head);
+    queue.completionQueue.reserved++;
+    this.count++;
+    if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
+    if (queue.id !== 0 && this.#hooks.direct.start(command)) {
+      this.#started.push(command);
+      return;
+    }
+    // What a Flush finds in its queue before it is in memory by then.
+    this.#finishStarted(queue);
+    this.#execute(command);
+  }
+
+  #execute(command: Command): void {
+    const isAdmin = command.queue.id === 0;
+    if (!command.queue.alive) {
+      // Its burst was cut short.
+      command.queue.completionQueue.reserved--;
+      return;
+    }
+    command.waitGroup = this.inFlight.begin();
+    this.#active.add(command);
+    if (isAdmin) this.#adminCommands++;
+    this.#hooks.execute(command);
+    // What it moves, or is going to.
+    this.#copied += command.length;
+    if (!isAdmin || command.ended) return;
+    command.adminBytes = command.length;
+    this.#adminBytes += command.length;
+  }
+
+  /**
+   * Completes the commands that were started at once, all of them `queue`'s; those that could not be done take the
+   * other way.
+   */
+  #finishStarted(queue: SubmissionQueue): void {
+    const started = this.#started;
+    if (started.length === 0) return;
+    const { direct } = this.#hooks;
+    this.#copied += direct.pending;
+    direct.finish();
+    let posted = 0;
+    for (let n = 0; n < started.length; n++) {
+      const command = started[n];
+      if (!direct.isDone(command)) {
+        this.#execute(command);
+        continue;
+      }
+      if (this.#postSuccess(queue, command.id)) posted++;
+      this.#pool.push(command);
+    }
+    started.length = 0;
+    if (posted === 0) return;
+    this.#context.dma.account(0, posted * COMPLETION_ENTRY_SIZE);
+    this.#engine.interrupt(queue.completionQueue);
+  }
+
+  /**
+   * Posts a completion to where the ring is known to be. False when that was not possible, and it took the other way.
+   */
+  #postSuccess(queue: SubmissionQueue, commandId: number): boolean {
+    const { completionQueue } = queue;
+    completionQueue.reserved--;
+    if (!queue.alive || !completionQueue.alive) return false;
+    const { dma } = this.#context;
+    if (
+      completionQueue.unwritten.length > 0 ||
+      !completionQueue.locate(dma, this.#turn, "write", COMPLETION_ENTRY_SIZE)
+    ) {
+      this.post(queue, commandId, Status.SUCCESS, 0);
+      return false;
+    }
+    completionQueue.postSuccess(queue.id, queue.head, commandId);
+    return true;
+  }
+
+  #release(command: Command): void {
+    const { queue, namespace } = command;
+    queue.completionQueue.reserved--;
+    this.#active.delete(command);
+    if (queue.id === 0) {
+      this.#adminCommands--;
+      this.#adminBytes -= command.adminBytes;
+      command.adminBytes = 0;
+    }
+    command.namespace = undefined;
+    namespace?.end();
+    this.inFlight.end(command.waitGroup);
+    // Others may have waited for the place, or for MAX_COMMANDS.
+    this.#engine.serve(queue);
+  }
+}
