@@ -167,8 +167,9 @@ export interface Device {
   ioEvent?(bar: number, index: number, value: number | undefined): void;
   /**
    * The function is reset (DEVICE_RESET, FLR, the client left): back to the power-on state. Called when all jobs have
-   * ended and `registers` have their reset values. Promise: when it resolves nothing of before is left: no DMA, no
-   * interrupt, no change of registers. From the driver's request on until then DMA fails and interrupts go nowhere.
+   * ended; `registers` still say what the function was about, and get their reset values when the promise is kept.
+   * Promise: when it resolves nothing of before is left: no DMA, no interrupt, no change of registers. From the
+   * driver's request on until then DMA fails and interrupts go nowhere.
    *
    * A device that takes longer than QUIESCE_DEADLINE_MS is cut off: the driver VM finds the function reset and its BARs
    * dead (all ones, as of a PCI device that does not answer) until the promise is kept. So wait for nothing that may
@@ -177,7 +178,7 @@ export interface Device {
   reset?(): void | Promise<void>;
   /**
    * Some driver-VM memory is about to go away, the log of what the device wrote is about to be read, or the bus master
-   * bit was cleared. Promise: DMA that was under way when it was called, jobs apart, is finished, and no view or
+   * bit was cleared. Promise: DMA that was in flight when it was called, jobs apart, is finished, and no view or
    * segment of before is used again. New DMA to what stays mapped may start meanwhile.
    */
   quiesce?(): void | Promise<void>;
@@ -195,7 +196,7 @@ export interface Device {
    */
   close?(): void | Promise<void>;
   /**
-   * The device's own state as plain data, for people: SIGUSR1 shows it, along with the registers, interrupts and DMA
+   * The device's own state as plain data, for diagnostics: SIGUSR1 shows it, along with the registers, interrupts and DMA
    * maps.
    */
   inspect?(): unknown;

@@ -72,8 +72,8 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   size_t length;
   void* data;
   if (napi_get_typedarray_info(env, info[1], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_float64_array || length < 4) {
-    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 4");
+      type != napi_float64_array || length < 6) {
+    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 6");
   }
   double* status = static_cast<double*>(data);
   struct statx file;
@@ -84,7 +84,11 @@ Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   status[0] = S_ISREG(file.stx_mode) ? static_cast<double>(file.stx_size) : -1;
   status[1] = (flags & O_ACCMODE) != O_RDONLY;
   status[2] = seals;
-  status[3] = static_cast<double>(std::max(HugePageSize(fd), size_t{4096}));
+  // A file of huge pages says so by its blocks, and others mostly need not be asked.
+  size_t page = seals != -1 && file.stx_blksize > 4096 ? HugePageSize(fd) : 0;
+  status[3] = static_cast<double>(std::max(page, size_t{4096}));
+  status[4] = static_cast<double>(makedev(file.stx_dev_major, file.stx_dev_minor));
+  status[5] = static_cast<double>(file.stx_ino);
   return env.Undefined();
 }
 

@@ -331,7 +331,7 @@ interface Addon {
    * For memory that a peer hands over: status[0] becomes the file's size in bytes, or -1 for what is no regular file;
    * status[1] is 1 when it was opened for writing, else 0; status[2] its seals, or -1 for what has none: it is not
    * memory (memfd, tmpfs, hugetlbfs), and access to it may take forever; status[3] the size of its pages, which are
-   * mapped whole.
+   * mapped whole; status[4] and status[5] its device and inode.
    */
   memoryStatus(fd: number, status: Float64Array): void;
   /** memfd_create, ftruncate to `size`, sealing allowed; 2 MiB huge pages when asked for. */

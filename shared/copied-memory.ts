@@ -3,21 +3,21 @@
  * is isolated from them, because a VM cannot have them (read-only ones, unsealed ones), or because the window cannot
  * (it is full, or they begin in the middle of a huge page).
  *
- * Not the maps are mapped but the files behind them, a GiB at a time, as long as a map needs it: a driver VM with an
- * IOMMU makes thousands of maps of one file, and a process has 65530 mappings in all (vm.max_map_count). What a map
- * does not permit is not found here, and a map that is read-only is found in memory that is. All of it is in one
- * Reservation, so that no map brings an ArrayBuffer of its own, and a file that its owner truncates harms nobody.
+ * Not the maps are mapped but the files behind them (file-chunks.ts). What a map does not permit is not found here, and
+ * a map that is read-only is found in memory that is. All of it is in one Reservation, so that no map brings an
+ * ArrayBuffer of its own, and a file that its owner truncates harms nobody.
  */
-import { fileStatus, PROT_READ, PROT_WRITE, Reservation } from "../native/index.js";
+import { Reservation } from "../native/index.js";
 import { formatAddress } from "./address.js";
-import { alignUp } from "./bits.js";
 import { isSystemError } from "./errors.js";
-import { DRIVER_VM_MEMORY_SIZE, PAGE_SIZE, WINDOW_PIECE_SIZE } from "./limits.js";
+import { CHUNK_SIZE, type Chunk, FileChunks } from "./file-chunks.js";
+import { DRIVER_VM_MEMORY_SIZE } from "./limits.js";
 import type { Log } from "./log.js";
 import type { MemoryMap } from "./vfio-user/backend.js";
 import { DmaTable } from "./vfio-user/dma/dma-table.js";
+import { WindowAllocator } from "./window-allocator.js";
 
-const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / WINDOW_PIECE_SIZE;
+const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / CHUNK_SIZE;
 /**
  * Opening a piece of the reservation costs a garbage collection, which is better done at a map than at the first copy;
  * but not hundreds of times in a row, for a client with a large file.
@@ -25,20 +25,10 @@ const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / WINDOW_PIECE_SIZE;
 const OPENED_EARLY = 16;
 
 /** What has to be known of a map. */
-export type CopiedMap = Pick<MemoryMap, "address" | "size" | "readable" | "writable" | "fd" | "fdOffset">;
-
-/** A GiB of a file, at a multiple of that in the file and in the reservation. */
-interface Chunk {
-  readonly key: string;
-  /** Which piece of the reservation it is. */
-  readonly piece: number;
-  /** Bytes that are mapped. */
-  size: number;
-  /** The reservation's `repairs` when they were. */
-  repairs: number;
-  /** Maps that need it. */
-  users: number;
-}
+export type CopiedMap = Pick<
+  MemoryMap,
+  "address" | "size" | "readable" | "writable" | "fd" | "fdOffset" | "device" | "inode"
+>;
 
 interface Entry {
   readonly address: number;
@@ -59,13 +49,9 @@ export class CopiedMemory {
   readonly #log: Log;
   readonly #entries = new Map<CopiedMap, Entry>();
   readonly #table = new DmaTable<Entry>();
-  /** By file, access, and number in the file. */
-  readonly #chunks = new Map<string, Chunk>();
-  /** Pieces that were used and are free again. */
-  readonly #freePieces: number[] = [];
-  #usedPieces = 0;
   /** Made for the first map that is needed here. */
   #reservation: Reservation | undefined;
+  #chunks: FileChunks | undefined;
   readonly #pieces: Uint8Array<ArrayBuffer>[] = [];
   /** There was no room for the last map: it was logged. */
   #isFull = false;
@@ -85,22 +71,16 @@ export class CopiedMemory {
     const { address, size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
     const chunks: Chunk[] = [];
-    const entry = { address, size, readable, writable, start: fdOffset % WINDOW_PIECE_SIZE, chunks };
+    const entry = { address, size, readable, writable, start: fdOffset % CHUNK_SIZE, chunks };
     this.#table.insert(entry);
+    const end = fdOffset + size;
     try {
-      const { device, inode, size: fileSize } = fileStatus(fd);
-      const first = Math.floor(fdOffset / WINDOW_PIECE_SIZE);
-      const last = Math.floor((fdOffset + size - 1) / WINDOW_PIECE_SIZE);
-      for (let number = first; number <= last; number++) {
-        const key = `${device}:${inode}:${number}:${writable}`;
-        // The file may have been cut short since the map was checked.
-        const fileEnd = Math.max(alignUp(fileSize, PAGE_SIZE), fdOffset + size);
-        const end = Math.min(fileEnd, (number + 1) * WINDOW_PIECE_SIZE);
-        const chunk = this.#chunk(key, number * WINDOW_PIECE_SIZE, end, map);
+      for (let at = fdOffset; at < end; at = (Math.floor(at / CHUNK_SIZE) + 1) * CHUNK_SIZE) {
+        const chunk = this.#take(map, at, Math.min(end, (Math.floor(at / CHUNK_SIZE) + 1) * CHUNK_SIZE));
         if (chunk === undefined) break;
         chunks.push(chunk);
       }
-      if (chunks.length === last - first + 1) {
+      if (entry.start + size <= chunks.length * CHUNK_SIZE) {
         this.#entries.set(map, entry);
         return;
       }
@@ -138,47 +118,36 @@ export class CopiedMemory {
     const entry = this.#table.at(address);
     if (!entry) return 0;
     const at = entry.start + (address - entry.address);
-    const index = Math.floor(at / WINDOW_PIECE_SIZE);
-    this.bytes = this.#bytesOf(entry.chunks[index].piece);
-    this.offset = at - index * WINDOW_PIECE_SIZE;
+    const index = Math.floor(at / CHUNK_SIZE);
+    this.bytes = this.#bytesOf(entry.chunks[index].offset / CHUNK_SIZE);
+    this.offset = at - index * CHUNK_SIZE;
     return Math.min(length, this.bytes.length - this.offset);
+  }
+
+  /** Unmaps what no map needs now, but the next one may. */
+  dropIdle(): void {
+    this.#chunks?.dropIdle();
   }
 
   close(): void {
     this.beforeUnmap?.();
+    this.#chunks?.clear();
     this.#reservation?.release();
-    this.#reservation = undefined;
+    this.#chunks = this.#reservation = undefined;
   }
 
-  /**
-   * One more user of [begin, end) of the map's file. Undefined when there is no room. A chunk that is there already is
-   * mapped anew when the file has grown since, or zeros are where memory may be again. @throws SystemError
-   */
-  #chunk(key: string, begin: number, end: number, { fd, writable }: CopiedMap): Chunk | undefined {
-    this.#reservation ??= new Reservation(DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE);
-    const reservation = this.#reservation;
-    const known = this.#chunks.get(key);
-    const piece = known?.piece ?? this.#freePieces.pop() ?? this.#usedPieces;
-    if (piece >= MAX_CHUNKS) return undefined;
-    const size = end - begin;
-    if (known === undefined || known.size < size || known.repairs !== reservation.repairs) {
-      if (known !== undefined) this.beforeUnmap?.();
-      try {
-        const protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-        reservation.map(piece * WINDOW_PIECE_SIZE, size, fd, begin, protection);
-        if (piece < OPENED_EARLY) this.#bytesOf(piece);
-      } catch (error) {
-        if (known === undefined && piece < this.#usedPieces) this.#freePieces.push(piece);
-        throw error;
-      }
-    }
-    if (piece === this.#usedPieces) this.#usedPieces++;
-    const chunk = known ?? { key, piece, size, repairs: 0, users: 0 };
-    chunk.size = size;
-    chunk.repairs = reservation.repairs;
-    chunk.users++;
-    this.#chunks.set(key, chunk);
+  #take(map: CopiedMap, begin: number, end: number): Chunk | undefined {
+    this.#chunks ??= this.#reserve();
+    const chunk = this.#chunks.take(map, begin, end);
+    const piece = chunk === undefined ? OPENED_EARLY : chunk.offset / CHUNK_SIZE;
+    if (piece < OPENED_EARLY) this.#bytesOf(piece);
     return chunk;
+  }
+
+  #reserve(): FileChunks {
+    this.#reservation = new Reservation(DRIVER_VM_MEMORY_SIZE, CHUNK_SIZE);
+    const places = new WindowAllocator(DRIVER_VM_MEMORY_SIZE, CHUNK_SIZE);
+    return new FileChunks(this.#reservation, places, MAX_CHUNKS, this.#log, () => this.beforeUnmap?.());
   }
 
   #bytesOf(piece: number): Uint8Array<ArrayBuffer> {
@@ -191,18 +160,7 @@ export class CopiedMemory {
   }
 
   #drop(chunks: readonly Chunk[]): void {
-    for (const chunk of chunks) {
-      if (--chunk.users > 0) continue;
-      this.#chunks.delete(chunk.key);
-      try {
-        this.#reservation?.unmap(chunk.piece * WINDOW_PIECE_SIZE, WINDOW_PIECE_SIZE);
-        this.#freePieces.push(chunk.piece);
-      } catch (error) {
-        // It is in no table any more, and its place is not used again.
-        if (!isSystemError(error)) throw error;
-        this.#log.error({ err: error }, "memory for copies stays mapped");
-      }
-    }
+    for (const chunk of chunks) this.#chunks?.leave(chunk);
   }
 
   #complain(address: number, size: number, reason: string): void {

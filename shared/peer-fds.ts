@@ -4,7 +4,7 @@
  * after it was given up, since closing waits for a file whose owner does not answer (native `discard`).
  */
 import { readFileSync } from "node:fs";
-import { discard, LOST_FDS, takeDiscarded } from "../native/index.js";
+import { close, discard, duplicate, LOST_FDS, takeDiscarded } from "../native/index.js";
 
 let lastNumber = 0;
 
@@ -52,9 +52,28 @@ const owners: (FdShare | undefined)[] = [];
 /** Of those that a thread closes, by the number that it has there. */
 const closing = new Map<number, FdShare>();
 
-/** Closes an fd that a peer handed over, in any case without waiting. */
-export function closePeerFd(fd: number): void {
-  end(fd, false);
+/**
+ * Closes an fd that a peer handed over, in any case without waiting. `isHeld`: it is memory that this process refers to
+ * otherwise, too, so that closing frees nothing.
+ */
+export function closePeerFd(fd: number, isHeld = false): void {
+  if (!isHeld) {
+    end(fd, false);
+    return;
+  }
+  free(fd);
+  close(fd);
+}
+
+/**
+ * Another descriptor of the same file, charged to the same share; -1 when that has no room for it. @throws SystemError
+ */
+export function duplicatePeerFd(fd: number): number {
+  const owner = owners[fd];
+  if (owner?.left() === 0) return -1;
+  const copy = duplicate(fd);
+  owner?.adopt(copy);
+  return copy;
 }
 
 /** The same for a connection of a peer's, in which fds may wait; it is charged to `share` for as long as that takes. */
@@ -89,8 +108,11 @@ function settle(): void {
 export function takeReceived(slots: Int32Array, share: FdShare): { fds: number[]; isLost: boolean } {
   const isLost = slots[0] <= LOST_FDS;
   const count = isLost ? LOST_FDS - slots[0] : slots[0];
-  const fds = Array.from(slots.subarray(1, 1 + count));
-  for (const fd of fds) share.adopt(fd);
+  const fds: number[] = [];
+  for (let n = 1; n <= count; n++) {
+    fds.push(slots[n]);
+    share.adopt(slots[n]);
+  }
   return { fds, isLost };
 }
 

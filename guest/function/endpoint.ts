@@ -28,14 +28,12 @@ import { MsixTable, msixLayout } from "../pci/msix.js";
 import { Regions } from "../pci/regions.js";
 import { RegisterMirror } from "../pci/register-mirror.js";
 import { checkDeclaration } from "./declaration.js";
+import { DeviceCallbacks, type Job } from "./device-callbacks.js";
 import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
 import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
-import { type Job, Jobs } from "./jobs.js";
 import { FunctionMigration, type FunctionParts } from "./migration.js";
-import { Patience } from "./patience.js";
-import { DevicePromises } from "./promises.js";
 import { accessFlags, RegionAccesses } from "./region-access.js";
 import { Sharing } from "./sharing.js";
 
@@ -62,9 +60,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #config: ConfigSpace;
   readonly #msix: MsixTable | undefined;
   readonly #regions: Regions;
-  readonly #jobs: Jobs;
-  readonly #patience: Patience;
-  readonly promises: DevicePromises;
+  readonly callbacks: DeviceCallbacks;
   readonly #sharing: Sharing;
   readonly #mirror: RegisterMirror;
   readonly #link: Link;
@@ -95,9 +91,7 @@ export class DeviceEndpoint implements Endpoint {
     this.#device = device;
     this.#link = link;
     this.#log = log;
-    this.#jobs = new Jobs(log);
-    this.#patience = new Patience(quiesceDeadlineMs, log);
-    this.promises = new DevicePromises(device, this.#jobs, this.#patience, log);
+    this.callbacks = new DeviceCallbacks(device, quiesceDeadlineMs, log);
     const requestReset = () => {
       this.#resetRequested = true;
     };
@@ -135,7 +129,7 @@ export class DeviceEndpoint implements Endpoint {
       dma: this.dma,
       migration: this.#migration,
       exclusive: (work) => this.#exclusive(work),
-      quiesce: () => this.promises.inTime("quiesce", this.#quiesce(), () => this.dma.clientIsSilent()),
+      quiesce: () => this.callbacks.inTime("quiesce", this.#quiesce(), () => this.dma.clientIsSilent()),
       log,
     });
   }
@@ -147,7 +141,7 @@ export class DeviceEndpoint implements Endpoint {
     if (memory !== undefined) this.#mirror.open(memory);
     const { dma, interrupts } = this;
     const run = (job: Job) => {
-      if (this.#resets === 0) this.#jobs.run(job);
+      if (this.#resets === 0) this.callbacks.run(job);
     };
     const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
     await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
@@ -155,14 +149,14 @@ export class DeviceEndpoint implements Endpoint {
 
   /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
   async close(): Promise<void> {
-    // What is overdue was logged, and the process ends.
+    // What is late was logged, and the process ends.
     await this.disconnected().catch(() => {});
-    await this.#patience.wait("close", this.promises.close()).catch(() => {});
+    await this.callbacks.wait("close", this.callbacks.close()).catch(() => {});
   }
 
   /** A device that has not let go of the client before gets no other. */
   async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
-    await this.#patience.idle();
+    await this.callbacks.lateWork();
     this.#isServing = true;
     this.dma.maxMessageData = maxDataXferSize;
     this.#sharing.maxDescriptors = maxMessageFds;
@@ -193,7 +187,7 @@ export class DeviceEndpoint implements Endpoint {
       this.dma.abandonMessages(address, size);
       return true;
     };
-    if (typeof quiesced !== "boolean") return this.#patience.wait("quiesce", quiesced, isFutile).finally(report);
+    if (typeof quiesced !== "boolean") return this.callbacks.wait("quiesce", quiesced, isFutile).finally(report);
     report();
     return undefined;
   }
@@ -245,7 +239,7 @@ export class DeviceEndpoint implements Endpoint {
       config: this.#config.inspect(),
       dma: this.dma.inspect(),
       interrupts: this.interrupts.inspect(),
-      jobs: this.#jobs.inspect(),
+      jobs: this.callbacks.inspectJobs(),
       registers: this.#regions.inspect(),
       migration: this.#migration?.inspect(),
       device: this.#device.inspect?.(),
@@ -289,7 +283,7 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   async #replyAfterDma(command: PendingCommand, length: number): Promise<void> {
-    await this.promises.inTime("quiesce", this.#quiesce(), this.#cutOff);
+    await this.callbacks.inTime("quiesce", this.#quiesce(), this.#cutOff);
     command.reply(length);
   }
 
@@ -304,7 +298,7 @@ export class DeviceEndpoint implements Endpoint {
    * none.
    */
   #quiesce(address?: number, size?: number): boolean | Promise<boolean> {
-    const quiesced = this.promises.quiesce();
+    const quiesced = this.callbacks.quiesce();
     return this.dma.isIdle(address, size) ? quiesced : this.#quiesceDma(quiesced, address, size);
   }
 
@@ -315,17 +309,18 @@ export class DeviceEndpoint implements Endpoint {
 
   /**
    * The function's reset. The device is cut off at once, and stays so until it has done its part.
-   * @throws Overdue when that takes too long: all else is reset then, and nothing that the device still does gets out
+   * @throws DeadlineExceeded when that takes too long: all else is reset then, and nothing that the device still does gets out
    */
   async #reset(): Promise<void> {
     this.#resetRequested = false;
     this.#resets++;
-    this.#jobs.abort();
+    this.callbacks.abortJobs();
     this.interrupts.mute();
     this.#sharing.hold();
     let isLate = false;
     const finished = this.#exclusive(async () => {
-      await this.promises.reset(() => this.#regions.resetRegisters());
+      await this.callbacks.reset();
+      this.#regions.resetRegisters();
       await this.dma.settled();
       // What the driver VM has set up since it was told that the function is reset stays.
       if (!isLate) this.#resetFunction();
@@ -339,10 +334,10 @@ export class DeviceEndpoint implements Endpoint {
         this.#sharing.hold();
         this.#mirror.hold();
       }
-      await this.promises.resume();
+      await this.callbacks.resume();
     });
     try {
-      await this.#patience.wait("reset", finished, this.#cutOff);
+      await this.callbacks.wait("reset", finished, this.#cutOff);
     } catch (error) {
       isLate = true;
       this.#resetFunction();
@@ -360,7 +355,7 @@ export class DeviceEndpoint implements Endpoint {
   }
 
   async #pause(): Promise<boolean> {
-    const isPaused = await this.promises.pause();
+    const isPaused = await this.callbacks.pause();
     await this.dma.settled();
     return isPaused;
   }
@@ -380,9 +375,9 @@ export class DeviceEndpoint implements Endpoint {
       interrupts: this.interrupts,
       mirror: this.#mirror,
       log: this.#log,
-      pause: () => this.promises.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
-      resume: () => this.promises.inTime("resume", this.promises.resume()),
-      jobsWait: () => this.#jobs.held > 0,
+      pause: () => this.callbacks.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
+      resume: () => this.callbacks.inTime("resume", this.callbacks.resume()),
+      jobsWait: () => this.callbacks.heldJobs > 0,
     };
   }
 }

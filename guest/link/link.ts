@@ -2,6 +2,7 @@
  * The link: all that a device knows of its driver VM. Two implementations: local.ts (the device sits straight on a
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
+import { Errno, ProtocolError } from "../../shared/errors.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
 import type { MapPart } from "../../shared/vfio-user/dma/dma-ranges.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
@@ -59,6 +60,17 @@ export interface Area {
   readonly size: number;
 }
 
+/** The device did not finish in time: the link takes the memory away by force. */
+export class DeadlineExceeded extends ProtocolError {
+  constructor(
+    what: string,
+    /** Resolves when it has finished; never rejects. */
+    readonly finished: Promise<void>,
+  ) {
+    super(`the device did not finish its ${what} in time`, Errno.ETIMEDOUT);
+  }
+}
+
 /** The device's end of the link: what a link calls. */
 export interface Endpoint {
   readonly summary: DeviceSummary;
@@ -69,14 +81,14 @@ export interface Endpoint {
   connected(maxDataXferSize: number, maxMessageFds: number): Promise<void>;
   /**
    * The client is gone: finish or abandon all DMA, then resolve; no memory or doorbell of it may be used afterwards.
-   * Rejects with Overdue when that takes too long: the link takes the memory away by force.
+   * Rejects with DeadlineExceeded when that takes too long: the link takes the memory away by force.
    */
   disconnected(): Promise<void>;
   map(mapping: MapPart): void;
   /**
-   * Takes away all maps in a range. Resolves when no DMA to or from it is under way; `dirty`'s bitmap is filled in
-   * then. Rejects with Overdue, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map is
-   * only partly in the range, or a bitmap is wanted and DMA is not logged.
+   * Takes away all maps in a range. Resolves when no DMA to or from it is in flight; `dirty`'s bitmap is filled in then.
+   * Rejects with DeadlineExceeded, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map
+   * is only partly in the range, or a bitmap is wanted and DMA is not logged.
    */
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;

@@ -42,6 +42,13 @@ export interface MemoryMap {
    * closes it.
    */
   readonly fd: number;
+  /** Its file's, where there is one. */
+  readonly device: number;
+  readonly inode: number;
+  /**
+   * Whether the backend refers to its file otherwise, too, so that closing `fd` frees no memory; the backend sets it.
+   */
+  isHeld: boolean;
   /**
    * Whether it may be mapped for a device: it is writable, and sealed against shrinking. Otherwise only who knows what
    * may be done to it, and survives a truncation, may map it.

@@ -3,11 +3,11 @@
  * reservation with a memfd mapped in it; only the client is missing.
  */
 import { WindowDma } from "../../guest/function/dma.js";
-import { pageAligned } from "../../guest/function/page-aligned.js";
 import type { Link } from "../../guest/link/link.js";
 import { ScatterList } from "../../guest/scatter-list.js";
 import { createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
 import { GiB, MiB } from "../../shared/limits.js";
+import { pageAligned } from "../../shared/page-aligned.js";
 import { answer } from "./probe.js";
 import type { Sample } from "./row.js";
 

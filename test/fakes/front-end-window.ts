@@ -43,7 +43,7 @@ export class FakeWindow {
     if (fdOffset % PAGE_SIZE !== 0) return "the file offset is not page-aligned";
     if (offset % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0) this.#die("a map that is not page-aligned");
     if (!inBounds(fdOffset, length, native.fileStatus(fds[0]).size)) return "the file is too short";
-    const status = new Float64Array(4);
+    const status = new Float64Array(6);
     native.memoryStatus(fds[0], status);
     // As of any file, QEMU maps whole pages of its size.
     if (fdOffset % status[3] !== 0 || length % status[3] !== 0) return "the map is no whole pages of the file";

@@ -38,9 +38,6 @@ export interface LifecycleParts {
 
 export class Lifecycle {
   readonly #parts: LifecycleParts;
-  /** What CC and CSTS said before the function's reset put them back. */
-  #isOn = false;
-  #isShutDown = false;
   /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
   #generation = 0;
   /** A disable or reset waits for DMA: enabling waits too. */
@@ -53,7 +50,6 @@ export class Lifecycle {
   /** CC was written. */
   configure(value: number, previous: number): void {
     const enabled = (value & Cc.EN) !== 0;
-    this.#isOn = enabled;
     if (enabled !== ((previous & Cc.EN) !== 0)) {
       if (enabled) void this.#enable();
       else this.#disable();
@@ -63,8 +59,11 @@ export class Lifecycle {
 
   /** The function's reset. Resolves when no DMA is in flight. */
   async reset(): Promise<void> {
-    if (this.#isOn && !this.#isShutDown) this.#parts.logPages.unsafeShutdowns++;
-    this.#isOn = false;
+    const { logPages, registers } = this.#parts;
+    const isShutDown = (registers.get("CSTS") & Csts.SHST_MASK) === Csts.SHST_COMPLETE;
+    if ((registers.get("CC") & Cc.EN) !== 0 && !isShutDown) logPages.unsafeShutdowns++;
+    // Not enabled any more: nothing is to begin again when all has stopped.
+    registers.reset();
     await this.#stopAndSettle();
   }
 
@@ -73,7 +72,6 @@ export class Lifecycle {
     const { log, registers } = this.#parts;
     log.info("NVM subsystem reset by the driver");
     registers.reset();
-    this.#isOn = false;
     registers.set("CSTS", Csts.NSSRO);
     void this.#stopAndSettle();
   }
@@ -113,7 +111,6 @@ export class Lifecycle {
   /** Sets all of CSTS but NSSRO, which is the driver's to clear. */
   #setStatus(status: number): void {
     const { registers } = this.#parts;
-    this.#isShutDown = false;
     registers.set("CSTS", status | (registers.get("CSTS") & Csts.NSSRO));
   }
 
@@ -147,10 +144,8 @@ export class Lifecycle {
       namespaces.sync((status) => {
         inFlight.end(group);
         if (generation !== this.#generation) return;
-        if (status === Status.SUCCESS) {
-          setStatus(Csts.SHST_COMPLETE);
-          this.#isShutDown = true;
-        } else this.fail("the shutdown is not complete: a disk could not be synced");
+        if (status === Status.SUCCESS) setStatus(Csts.SHST_COMPLETE);
+        else this.fail("the shutdown is not complete: a disk could not be synced");
       });
     });
   }

@@ -17,9 +17,11 @@ import { reserveAddressSpace } from "../../../shared/address-space.js";
 import { isPowerOfTwo } from "../../../shared/bits.js";
 import { CopiedMemory } from "../../../shared/copied-memory.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
-import { DRIVER_VM_MEMORY_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
+import { CHUNK_SIZE, type Chunk, FileChunks, type Run } from "../../../shared/file-chunks.js";
+import { DRIVER_VM_MEMORY_SIZE, LARGE_PAGE_SIZE, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { isLost } from "../../../shared/lost-memory.js";
+import { pageAligned } from "../../../shared/page-aligned.js";
 import { closePeerFd, FdShare, openFileLimit, peerFds } from "../../../shared/peer-fds.js";
 import { Command, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import type {
@@ -40,9 +42,15 @@ import { isWrite, type RegisterArea, RegisterMemory } from "../../../shared/vfio
 import { Server } from "../../../shared/vfio-user/server.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import { WindowAllocator } from "../../../shared/window-allocator.js";
-import { pageAligned } from "../../function/page-aligned.js";
-import { Overdue } from "../../function/patience.js";
-import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "../link.js";
+import {
+  type Area,
+  DeadlineExceeded,
+  type Endpoint,
+  type IoEvents,
+  type Link,
+  type SharedMemory,
+  type Window,
+} from "../link.js";
 import { LocalSharing } from "./sharing.js";
 
 export interface LocalLinkOptions {
@@ -62,6 +70,8 @@ const UNBOUND = -1;
  * process (65530, vm.max_map_count), and one that has none left cannot go on.
  */
 const MAX_MAPPED = 16 * 1024;
+/** What is smaller shares the mapping of its file with others. */
+const OWN_MAPPING_SIZE = LARGE_PAGE_SIZE;
 
 export class LocalLink implements Link, Backend {
   readonly window: Window;
@@ -77,7 +87,9 @@ export class LocalLink implements Link, Backend {
   #strays = 0;
   readonly #places: WindowAllocator;
   readonly #sharing: LocalSharing;
-  readonly #maps = new Set<MemoryMap>();
+  /** With the chunk of its file in which a small one lies. */
+  readonly #maps = new Map<MemoryMap, Chunk | undefined>();
+  readonly #chunks: FileChunks;
   /** What the window cannot have. */
   readonly #copied: CopiedMemory;
   /** There was no room for the last map: it was logged. */
@@ -100,6 +112,8 @@ export class LocalLink implements Link, Backend {
     this.#log = log;
     this.#reservation = reservation;
     this.#places = new WindowAllocator(windowSize, WINDOW_PIECE_SIZE);
+    // The other half is for maps that are larger.
+    this.#chunks = new FileChunks(reservation, this.#places, Math.floor(windowSize / CHUNK_SIZE / 2), log);
     this.#copied = new CopiedMemory(log);
     this.window = {
       size: windowSize,
@@ -144,6 +158,7 @@ export class LocalLink implements Link, Backend {
   async close(): Promise<void> {
     await this.#server.close();
     this.#sharing.close();
+    this.#chunks.clear();
     this.#copied.close();
     this.#reservation.release();
     this.#strayPoll.close();
@@ -194,9 +209,11 @@ export class LocalLink implements Link, Backend {
     // Before the device's reset, which may prepare the memory for the next client.
     this.#sharing.renew();
     // No other client is served before the device is done; until then it has zeros.
-    await this.#open().disconnected().catch(ignoreOverdue);
+    await this.#open().disconnected().catch(ignoreDeadline);
     this.#memory = undefined;
-    for (const map of [...this.#maps]) this.#release(map);
+    for (const map of [...this.#maps.keys()]) this.#release(map);
+    this.#chunks.dropIdle();
+    this.#copied.dropIdle();
     for (const index of this.#eventfds.keys()) this.#unbind(index);
     this.#irqEventfds.clear();
     this.#untaken.clear();
@@ -205,14 +222,13 @@ export class LocalLink implements Link, Backend {
   map(map: MemoryMap): undefined {
     const endpoint = this.#open();
     const { begin, end } = map.windowPart;
-    this.#maps.add(map);
-    this.#place(map);
+    this.#maps.set(map, this.#place(map));
     try {
       if (map.windowOffset < 0 || end - begin < map.size) this.#copied.put(map);
       for (const part of mapParts(map, this.#copied.has(map))) endpoint.map(part);
     } catch (error) {
       // Nothing has used it yet, so there is nothing to wait for.
-      endpoint.unmap(map.address, map.size)?.catch(ignoreOverdue);
+      endpoint.unmap(map.address, map.size)?.catch(ignoreDeadline);
       this.#release(map);
       throw error;
     }
@@ -230,10 +246,22 @@ export class LocalLink implements Link, Backend {
     try {
       await unmapped;
     } catch (error) {
-      if (!(error instanceof Overdue)) throw error;
+      if (!(error instanceof DeadlineExceeded)) throw error;
       kept = error.finished;
     }
+    const held = kept === undefined ? [] : new Set(maps.flatMap((map) => this.#maps.get(map) ?? []));
+    for (const chunk of held) this.#chunks.hold(chunk, kept ?? unmapped);
     for (const map of maps) this.#release(map, kept);
+    for (const chunk of held) this.#chunks.takeAway(chunk, this.#usedRuns(chunk));
+  }
+
+  /** The memory of the maps that lie in a chunk, in ascending order. */
+  #usedRuns(chunk: Chunk): Run[] {
+    const runs: Run[] = [];
+    for (const [map, its] of this.#maps) {
+      if (its === chunk) runs.push({ start: map.windowOffset, end: map.windowOffset + map.size });
+    }
+    return runs.sort((a, b) => a.start - b.start);
   }
 
   async setIrqs(request: IrqSetRequest): Promise<void> {
@@ -266,16 +294,25 @@ export class LocalLink implements Link, Backend {
     return this.#endpoint;
   }
 
-  /** Maps the memory into the window, as far as it can be; and sets its `windowOffset`. */
-  #place(map: MemoryMap): void {
+  /**
+   * Maps the memory into the window, as far as it can be; and sets its `windowOffset`. The chunk that it lies in, if
+   * any.
+   */
+  #place(map: MemoryMap): Chunk | undefined {
     const { begin, end } = map.windowPart;
-    if (map.fd === -1 || begin === end) return;
+    if (map.fd === -1 || begin === end) return undefined;
+    const chunk = this.#chunkFor(map);
+    if (chunk !== undefined) {
+      map.windowOffset = chunk.offset + (map.fdOffset - chunk.begin);
+      map.isHeld = true;
+      return chunk;
+    }
     const offset =
       this.#places.count < MAX_MAPPED ? this.#places.allocate(end - begin, map.fdOffset + begin, map.pageSize) : -1;
     if (offset === -1) {
       if (!this.#isFull) this.#log.warn({ size: map.size }, "the window is full: DMA by copies");
       this.#isFull = true;
-      return;
+      return undefined;
     }
     try {
       this.#mapAt(offset, map);
@@ -284,9 +321,25 @@ export class LocalLink implements Link, Backend {
       if (!isSystemError(error)) throw error;
       if (!this.#isFull) this.#log.warn({ size: map.size, reason: error.message }, "not in the window: DMA by copies");
       this.#isFull = true;
-      return;
+      return undefined;
     }
     map.windowOffset = offset;
+    return undefined;
+  }
+
+  /** Undefined for a map that is to have a mapping of its own: a large one, and others where there can be no chunk. */
+  #chunkFor(map: MemoryMap): Chunk | undefined {
+    const { fdOffset, size, pageSize } = map;
+    const end = fdOffset + size;
+    const isInOne = Math.floor(fdOffset / CHUNK_SIZE) === Math.floor((end - 1) / CHUNK_SIZE);
+    if (size >= OWN_MAPPING_SIZE || pageSize !== PAGE_SIZE || !isInOne) return undefined;
+    try {
+      return this.#chunks.take(map, fdOffset, end);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#log.debug({ reason: error.message }, "a map that does not lie in a mapping of its file");
+      return undefined;
+    }
   }
 
   /** In this process read-only is what it says, and memory that its owner shrinks reads as zeros. */
@@ -323,13 +376,14 @@ export class LocalLink implements Link, Backend {
         "the device wrote to memory that the driver VM mapped read-only: the write is undone (a bug of the device's)";
       this.#log.error({ writes: this.#strays }, message);
     }
-    for (const map of this.#maps) {
-      try {
-        if (!map.writable && map.windowOffset >= 0) this.#mapAt(map.windowOffset, map);
-      } catch (error) {
-        if (!isSystemError(error)) throw error;
-        this.#log.error({ size: map.size, reason: error.message }, "driver-VM memory is lost to the device");
+    try {
+      this.#chunks.restoreReadOnly();
+      for (const [map, chunk] of this.#maps) {
+        if (chunk === undefined && !map.writable && map.windowOffset >= 0) this.#mapAt(map.windowOffset, map);
       }
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#log.error({ reason: error.message }, "driver-VM memory is lost to the device");
     }
   }
 
@@ -338,14 +392,19 @@ export class LocalLink implements Link, Backend {
    * time: a late answer may come when the client is gone.
    */
   #release(map: MemoryMap, kept?: Promise<void>): void {
+    const chunk = this.#maps.get(map);
     if (!this.#maps.delete(map)) return;
     this.#copied.remove(map);
     const offset = map.windowOffset;
     if (offset < 0) return;
-    const { begin, end } = map.windowPart;
-    this.#reservation.unmap(offset, end - begin);
     map.windowOffset = -1;
     this.#isFull = false;
+    if (chunk !== undefined) {
+      map.isHeld = this.#chunks.leave(chunk);
+      return;
+    }
+    const { begin, end } = map.windowPart;
+    this.#reservation.unmap(offset, end - begin);
     if (kept === undefined) this.#places.free(offset);
     else void kept.then(() => this.#places.free(offset));
   }
@@ -372,6 +431,6 @@ export class LocalLink implements Link, Backend {
   }
 }
 
-function ignoreOverdue(error: unknown): void {
-  if (!(error instanceof Overdue)) throw error;
+function ignoreDeadline(error: unknown): void {
+  if (!(error instanceof DeadlineExceeded)) throw error;
 }

@@ -4,7 +4,7 @@
  */
 import { LARGE_PAGE_SIZE, PAGE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { pageAligned } from "../../function/page-aligned.js";
+import { pageAligned } from "../../../shared/page-aligned.js";
 import type { DmaMemory, PciFunction } from "../../vfio/pci-function.js";
 
 /** So that no two parts share a cache line. */

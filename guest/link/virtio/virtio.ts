@@ -2,6 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { MAX_PENDING_COMMANDS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
+import { pageAligned } from "../../../shared/page-aligned.js";
 import {
   Config,
   ConfigStatus,
@@ -14,7 +15,6 @@ import { Header, HeaderFlags, Irq } from "../../../shared/spec/vfio-user.js";
 import { Status } from "../../../shared/spec/virtio.js";
 import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
 import type { RegisterArea } from "../../../shared/vfio-user/register-memory.js";
-import { pageAligned } from "../../function/page-aligned.js";
 import type { PciFunction } from "../../vfio/pci-function.js";
 import type { VirtioPci } from "../../virtio-pci/transport.js";
 import { LinkPendingCommand } from "../command.js";

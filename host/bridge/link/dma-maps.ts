@@ -181,6 +181,7 @@ export class ClientMaps {
     const maps = [...this.#unreleased];
     await this.#takeOut(maps, false);
     for (const map of maps) this.#unreleased.delete(map);
+    this.copied.dropIdle();
   };
 
   /**

@@ -21,6 +21,7 @@ type Use = (typeof Use)[keyof typeof Use];
 
 class Entry implements MemoryMap {
   windowOffset = -1;
+  isHeld = false;
   /** Settles when the backend, which is busy with mapping or unmapping it, is done. */
   change: Promise<unknown> | undefined;
 
@@ -33,6 +34,8 @@ class Entry implements MemoryMap {
     readonly fdOffset: number,
     readonly isShareable: boolean,
     readonly pageSize: number = PAGE_SIZE,
+    readonly device = 0,
+    readonly inode = 0,
   ) {}
 
   get windowPart(): WindowPart {
@@ -47,7 +50,7 @@ interface DmaMapsOptions {
   readonly maxMaps?: number;
   /** Tells the operator what is better done otherwise. */
   readonly warn: (message: string) => void;
-  readonly syscalls?: { close(fd: number): void };
+  readonly syscalls?: { close(fd: number, isHeld?: boolean): void };
 }
 
 function refuse(what: string, errno: number = Errno.EINVAL): never {
@@ -64,7 +67,7 @@ const bitmapView = Bitmap.view();
 /** What is in front of the bitmap in a reply: the request. */
 const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
 /** What memoryStatus said last. */
-const status = new Float64Array(4);
+const status = new Float64Array(6);
 const NO_BITMAP = new Uint8Array(0);
 
 interface Release extends UnmapRequest {
@@ -79,7 +82,7 @@ export interface Unmapped {
 
 export class DmaMaps {
   readonly #table: DmaTable<Entry>;
-  readonly #close: (fd: number) => void;
+  readonly #close: (fd: number, isHeld?: boolean) => void;
   #ended = false;
   readonly #options: DmaMapsOptions;
 
@@ -202,7 +205,7 @@ export class DmaMaps {
   #forget(entries: readonly Entry[]): void {
     const there = entries.filter((entry) => this.#isThere(entry));
     this.#table.removeAll(there);
-    for (const { fd } of there) if (fd !== -1) this.#close(fd);
+    for (const { fd, isHeld } of there) if (fd !== -1) this.#close(fd, isHeld);
   }
 
   #isThere(entry: Entry): boolean {
@@ -221,7 +224,8 @@ export class DmaMaps {
     const use = fd === -1 ? Use.NONE : this.#useOf(fd, offset, size, writable);
     if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
-    return new Entry(address, size, readable, writable, fd, offset, use === Use.SHARED, status[3]);
+    const isShareable = use === Use.SHARED;
+    return new Entry(address, size, readable, writable, fd, offset, isShareable, status[3], status[4], status[5]);
   }
 
   /** What may be done with good memory. */

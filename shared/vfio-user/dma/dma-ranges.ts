@@ -83,11 +83,13 @@ export function setBits(bitmap: Uint8Array, first: number, last: number): void {
   if (lastByte > firstByte + 1) bitmap.fill(0xff, firstByte + 1, lastByte);
 }
 
+const NOTHING: WindowPart = { begin: 0, end: 0 };
+
 /** What of a map is whole pages of its file; empty where that is nothing. */
 export function windowPart(fdOffset: number, size: number, pageSize: number): WindowPart {
   const begin = Math.ceil(fdOffset / pageSize) * pageSize - fdOffset;
   const end = Math.floor((fdOffset + size) / pageSize) * pageSize - fdOffset;
-  return begin < end ? { begin, end } : { begin: 0, end: 0 };
+  return begin < end ? { begin, end } : NOTHING;
 }
 
 /** A map, or a part of one, as a device sees it. */
@@ -108,7 +110,8 @@ export interface MapPart {
  */
 export function mapParts(map: MemoryMap, isCopied: boolean): MapPart[] {
   const { address, size, readable, writable, windowOffset } = map;
-  const { begin, end } = windowOffset < 0 ? { begin: 0, end: 0 } : map.windowPart;
+  const { begin, end } = windowOffset < 0 ? NOTHING : map.windowPart;
+  if (begin === 0 && end === size) return [{ address, size, readable, writable, windowOffset, isCopied: false }];
   const part = (from: number, to: number, offset = -1): MapPart[] => {
     const isEdge = offset === -1;
     const access = { readable, writable, windowOffset: offset, isCopied: isEdge && isCopied };

@@ -106,8 +106,8 @@ test("registers that are in no BAR are the author's bug", (t) => {
   t.throws(() => make(6, 4), { instanceOf: RangeError });
 });
 
-test("a reset waits for jobs, drops those that come meanwhile, and calls the device with reset registers", async (t) => {
-  const { device, events, endJob, run } = toy();
+test("a reset waits for jobs, drops those that come meanwhile, and resets the registers behind the device", async (t) => {
+  const { device, registers, events, endJob, run } = toy();
   const { connect } = await serve(t, device);
   const client = await connect();
   const { read, write } = driver(client);
@@ -118,8 +118,9 @@ test("a reset waits for jobs, drops those that come meanwhile, and calls the dev
   run(() => void events.push("too late"));
   endJob();
   await reset;
-  t.deepEqual(events, ["begin 1", "end 1", "reset 7 0"]);
+  t.deepEqual(events, ["begin 1", "end 1", "reset 1 1"]);
   t.is(await read(0), 7);
+  t.is(registers.get("DONE"), 0);
   await write(4, 3);
   endJob();
   t.is(events.at(-1), "begin 3");
@@ -154,23 +155,23 @@ test("a pause waits for jobs; new ones begin after the resumption, the device's 
   const client = await connect();
   const { write } = driver(client);
   await write(4, 1);
-  const pause = endpoint.promises.pause();
+  const pause = endpoint.callbacks.pause();
   t.false(await isSettled(pause));
   endJob();
   await pause;
   await write(4, 2);
   t.deepEqual(events.splice(0), ["begin 1", "quiesce", "end 1"]);
-  await endpoint.promises.resume();
-  await endpoint.promises.resume();
+  await endpoint.callbacks.resume();
+  await endpoint.callbacks.resume();
   t.deepEqual(events.splice(0), ["resume", "begin 2"]);
   device.pause = () => void events.push("pause");
-  const second = endpoint.promises.pause();
+  const second = endpoint.callbacks.pause();
   endJob();
   await second;
   t.deepEqual(events.splice(0), ["pause", "end 2"], "a device that has a pause is not told to quiesce");
   await write(4, 3);
   await client.reset();
-  t.deepEqual(events, ["reset 7 0", "resume"], "a reset ends the pause and drops what waited");
+  t.deepEqual(events, ["reset 7 2", "resume"], "a reset ends the pause and drops what waited");
 });
 
 test("a job that fails is logged: an address as the driver VM's mistake, the rest as the device's", async (t) => {
@@ -257,8 +258,8 @@ test("a device of registers alone has nothing else to write", async (t) => {
   t.is(await read(0), 0x1234);
   t.is(await read(8), 0);
   await client.reset();
-  await endpoint.promises.pause();
-  await endpoint.promises.resume();
+  await endpoint.callbacks.pause();
+  await endpoint.callbacks.resume();
   await t.throwsAsync(client.regionRead(Region.BAR0, 14, 4), { message: new RegExp(`errno ${Errno.EINVAL}`) });
   t.like(endpoint.inspect(), { registers: { 0: { ID: "0x1234" } } });
 });

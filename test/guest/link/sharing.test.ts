@@ -38,7 +38,7 @@ import {
 import { connectDevice } from "./machine.js";
 
 function sealsOf(fd: number): number {
-  const status = new Float64Array(4);
+  const status = new Float64Array(6);
   memoryStatus(fd, status);
   return status[2];
 }

@@ -8,7 +8,7 @@
  * when there is space again.
  */
 import { KiB, MiB } from "../../../../shared/limits.js";
-import { pageAligned } from "../../../function/page-aligned.js";
+import { pageAligned } from "../../../../shared/page-aligned.js";
 import { Status } from "../spec.js";
 import { AtomicIo } from "./atomic-io.js";
 import { DiskBuffers } from "./buffers.js";

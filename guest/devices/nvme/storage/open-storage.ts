@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { createMemory, directAlignment, lockFile, close as nativeClose } from "../../../../native/index.js";
 import { UserError } from "../../../../shared/errors.js";
 import { GiB, PAGE_SIZE } from "../../../../shared/limits.js";
-import { pageAligned } from "../../../function/page-aligned.js";
+import { pageAligned } from "../../../../shared/page-aligned.js";
 import { FdStorage, isReadOnlyDevice, MemoryStorage, sectorSizes } from "./fd-storage.js";
 import type { Storage, StorageError } from "./storage.js";
 

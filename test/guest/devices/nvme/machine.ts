@@ -5,10 +5,10 @@
  */
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
-import { pageAligned } from "../../../../guest/function/page-aligned.js";
 import type { ScatterList } from "../../../../guest/scatter-list.js";
 import type { DmaMemory, NvmeTransport } from "../../../../scripts/drivers/nvme.js";
 import { type Log, quietLog } from "../../../../shared/log.js";
+import { pageAligned } from "../../../../shared/page-aligned.js";
 
 export interface FakeMap {
   readonly address: number;
@@ -272,8 +272,8 @@ export class Machine implements NvmeTransport {
 
   /** The function's reset. */
   async reset(): Promise<void> {
-    this.device.registers[0].reset();
     await this.device.reset();
+    this.device.registers[0].reset();
   }
 
   readRegister(offset: number): Promise<number> {

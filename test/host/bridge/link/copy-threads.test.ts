@@ -49,6 +49,8 @@ function session(t: ExecutionContext, ringSize = RING) {
     writable: true,
     fd: driver.fd,
     fdOffset: 0,
+    device: 0,
+    inode: 0,
   };
   copied.put(map);
   const ring = new TestRing(guest.buffer, GUEST, 0, ringSize);
