@@ -8,6 +8,7 @@ import { type Result, runTopic } from "./run.js";
 import { access } from "./topics/access.js";
 import { dma } from "./topics/dma.js";
 import { doorbells } from "./topics/doorbells.js";
+import { floods } from "./topics/floods.js";
 import { heap } from "./topics/heap.js";
 import { lookup } from "./topics/lookup.js";
 import { maps } from "./topics/maps.js";
@@ -72,6 +73,7 @@ async function main(): Promise<void> {
       await measure(maps);
       await measure(nvme);
       await measure(sessions);
+      await measure(floods);
       await measure(heap);
     }
     progress("");

@@ -20,6 +20,8 @@ export interface StartOptions {
   readonly deviceCpu?: number;
   /** Devices for which the bridge copies. */
   readonly isolated?: boolean;
+  /** Where the devices of all sessions but the first run, in a process of their own; with the first one's if not given. */
+  readonly neighbourCpu?: number;
 }
 
 export async function startLocal(machine: Machine, { nodeArgs = [] }: StartOptions = {}): Promise<LocalDevice> {
@@ -34,10 +36,12 @@ export interface BridgedDevices {
   readonly sockets: readonly string[];
   readonly bridge: NodeProcess;
   readonly devices: NodeProcess;
+  /** The devices of all sessions but the first, where they are apart. */
+  readonly neighbours: NodeProcess | undefined;
 }
 
 export async function startBridged(machine: Machine, options: StartOptions = {}): Promise<BridgedDevices> {
-  const { sessions = 1, nodeArgs = [], deviceCpu = machine.cpu, isolated = false } = options;
+  const { sessions = 1, nodeArgs = [], deviceCpu = machine.cpu, isolated = false, neighbourCpu } = options;
   const run = count++;
   const path = (kind: string, n: number) => join(machine.directory, `${kind}-${run}-${n}.sock`);
   const sockets = Array.from({ length: sessions }, (_, n) => path("vfio-user", n));
@@ -50,16 +54,19 @@ export async function startBridged(machine: Machine, options: StartOptions = {})
     cpu: machine.cpu,
     ready: { text: '"msg":"serving"', count: sessions },
   });
-  const devices = await NodeProcess.start({
-    script: SERVER,
-    args: [isolated ? "isolated" : "virtio", ...vhostUser],
-    cpu: deviceCpu,
-  });
-  await devices.call("ready");
-  return { sockets, bridge, devices };
+  const serve = async (on: readonly string[], cpu: number): Promise<NodeProcess> => {
+    const process = await NodeProcess.start({ script: SERVER, args: [isolated ? "isolated" : "virtio", ...on], cpu });
+    await process.call("ready");
+    return process;
+  };
+  const apart = neighbourCpu === undefined ? sessions : 1;
+  const devices = await serve(vhostUser.slice(0, apart), deviceCpu);
+  const neighbours = neighbourCpu === undefined ? undefined : await serve(vhostUser.slice(apart), neighbourCpu);
+  return { sockets, bridge, devices, neighbours };
 }
 
-export async function stopBridged({ bridge, devices }: BridgedDevices): Promise<void> {
+export async function stopBridged({ bridge, devices, neighbours }: BridgedDevices): Promise<void> {
   await devices.stop();
+  await neighbours?.stop();
   await bridge.stop();
 }
