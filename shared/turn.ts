@@ -4,8 +4,9 @@
  * ends it; what is left over is dealt with in a later turn.
  *
  * A turn of a few messages is light, and costs no look at the clock. One that is not, while other sessions have light
- * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Floods alone
- * share the event loop evenly, and a session that is alone has all of it.
+ * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Turns with
+ * a backlog behind them count as one: a flood of requests that are begun one at a time is one all the same. Floods
+ * alone share the event loop evenly, and a session that is alone has all of it.
  */
 import { KiB } from "./limits.js";
 
@@ -70,6 +71,8 @@ export class Turn {
   readonly #resume: () => void;
   #cost = 0;
   #startedAt = 0;
+  /** Its peer has had more to be served ever since the turn began: the next `begin` goes on with it. */
+  #isBacklogged = false;
   /** The cost at which the clock is looked at again. */
   #look = LIGHT + 1;
   #immediate: NodeJS.Immediate | undefined;
@@ -101,6 +104,7 @@ export class Turn {
       }
       this.#share.restsUntil = 0;
     }
+    if (this.#isBacklogged) return true;
     this.#cost = 0;
     this.#startedAt = 0;
     this.#look = LIGHT + 1;
@@ -117,11 +121,17 @@ export class Turn {
     return this.#cost < MOST && now - this.#startedAt < MOST_MS;
   }
 
-  /** Ends the turn. With `more` to do `resume` is called in a later one. */
-  end(more: boolean): void {
+  /**
+   * Ends the turn. With `more` to do `resume` is called in a later one. A peer that `isBacklogged` has sent more than
+   * can be begun now. If it goes on so it floods, however little is served at once: this turn is then one with the next.
+   */
+  end(more: boolean, isBacklogged = false): void {
+    const isLight = this.#cost <= LIGHT;
+    this.#isBacklogged = isLight && isBacklogged;
     let rest = 0;
-    if (this.#cost > LIGHT) rest = this.#restAfter();
-    else if (this.#cost > 0) this.#share.countLight();
+    if (!isLight) rest = this.#restAfter();
+    else if (!isBacklogged && this.#cost > 0) this.#share.countLight();
+    else if (isBacklogged && this.#startedAt === 0) this.#startedAt = performance.now();
     if (more) this.#wait(rest);
   }
 

@@ -66,6 +66,31 @@ test.serial("after it was closed nothing is resumed", async (t) => {
   t.pass();
 });
 
+test.serial("who has always sent more than is begun floods, one message at a time", (t) => {
+  const share = new Share();
+  share.hadOthers();
+  const turn = new Turn(share, Rest.CONTROL, () => {});
+  const serveOne = (isBacklogged: boolean): boolean => {
+    if (!turn.begin()) return false;
+    turn.spend(0);
+    turn.end(false, isBacklogged);
+    return true;
+  };
+  for (let i = 0; i < 100; i++) {
+    lightTurn();
+    t.true(serveOne(i % 4 !== 3), "a backlog that is served again and again");
+  }
+  share.hadOthers();
+  for (let i = 0; i < 100; i++) t.true(serveOne(true), "nobody else is there");
+  t.true(serveOne(false));
+  lightTurn();
+  let served = 0;
+  while (served < 100 && serveOne(true)) served++;
+  t.true(served > 1 && served < 20, `${served} messages`);
+  t.true(share.restsUntil > performance.now());
+  turn.close();
+});
+
 test.serial("who floods rests while others have light turns, with all that is its session's", async (t) => {
   const share = new Share();
   share.hadOthers();

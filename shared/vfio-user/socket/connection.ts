@@ -64,6 +64,8 @@ export function putHeader(
   header.errno = errno;
 }
 
+const NOTHING = -1;
+
 export class Connection {
   readonly #syscalls: Syscalls;
   readonly #buffer: ReceiveBuffer;
@@ -84,7 +86,7 @@ export class Connection {
   /** Conditions that are polled for. */
   #polled = 0;
   #isClosed = false;
-  /** Bytes of the message that was handed over last. */
+  /** Bytes of the message that was handed over last, or NOTHING. */
   #handedOver = 0;
   readonly #fd: number;
   readonly #handler: ConnectionHandler;
@@ -270,13 +272,16 @@ export class Connection {
       receiving?.(true);
       let goesOn = true;
       try {
-        while (goesOn && !this.#isClosed && this.#handOver()) goesOn = turn.spend(this.#handedOver);
+        while (goesOn && !this.#isClosed && this.#handOver()) {
+          // What only waits in the queue, which has its bound, is counted when it is handed over.
+          if (this.#handedOver !== NOTHING) goesOn = turn.spend(this.#handedOver);
+        }
       } finally {
         this.#running = false;
         receiving?.(false);
       }
       if (this.#isClosed) return;
-      turn.end(!goesOn);
+      turn.end(!goesOn, this.#busy && !this.#buffer.queueIsEmpty);
     }
     const { bad } = this.#buffer;
     if (bad !== undefined) {
@@ -310,7 +315,7 @@ export class Connection {
       this.#begin(buffer.take(this.#commandFrame));
     } else {
       if (buffer.queueIsFull) return false;
-      this.#handedOver = 0;
+      this.#handedOver = NOTHING;
       buffer.enqueue();
     }
     return true;
