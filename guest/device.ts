@@ -196,8 +196,8 @@ export interface Device {
    */
   close?(): void | Promise<void>;
   /**
-   * The device's own state as plain data, for diagnostics: SIGUSR1 shows it, along with the registers, interrupts and DMA
-   * maps.
+   * The device's own state as plain data, for diagnostics: SIGUSR1 shows it, along with the registers, interrupts and
+   * DMA maps.
    */
   inspect?(): unknown;
   /**

@@ -112,16 +112,17 @@ Where the driver VM is:
   --fd N                    the same, with a listening socket that was handed down
 
 Options:
-  --dma WAY                 with --pci, how driver-VM memory is reached: window, or copy, where the bridge copies and this VM
-                            never has the memory itself (default: window)
-  --link-poll WHEN          with --pci, whether to look for the bridge's messages before sleeping: adaptive (as long as it pays),
-                            always (takes all of a CPU) or never (default: adaptive)
+  --dma WAY                 with --pci, how driver-VM memory is reached: window, or copy, where the bridge copies and
+                            this VM never has the memory itself (default: window)
+  --link-poll WHEN          with --pci, whether to look for the bridge's messages before sleeping: adaptive (as long
+                            as it pays), always (takes all of a CPU) or never (default: adaptive)
   --log-level LEVEL         ${LEVELS.join(", ")} (default: info)
   --trust-unsealed-memory   with a socket: map also files of a disk, which may be slow or hang
   --help                    this text
   --version                 the version, without anything else
 
-SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of itself.
+SIGUSR1 writes the device's state to stderr: registers by name, interrupts, DMA maps, and what the device shows of
+itself.
 
 Exit codes: 0 ended by SIGINT, SIGTERM or SIGHUP, 1 the machine is not as needed, 2 wrong usage.
 `;

@@ -7,5 +7,6 @@
 
 // 0, or -1 with errno.
 inline int StatusWithoutWaiting(int fd, struct statx* status) {
-  return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_BLOCKS, status);
+  constexpr unsigned kStatusFields = STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_BLOCKS;
+  return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, kStatusFields, status);
 }

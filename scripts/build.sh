@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 say() { printf '[setup] %s\n' "$*" >&2; }
 
-node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)' || {
+node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a * 1000 + b >= 20019 ? 0 : 1)' || {
   say "Node.js $(node --version) is too old: install Node.js 20.19 or newer"
   exit 1
 }
@@ -36,7 +36,8 @@ if [[ ! -f native/build/Makefile || native/binding.gyp -nt native/build/Makefile
   node_modules/.bin/node-gyp configure -C native "${gyp_options[@]}" --loglevel=error >&2
 fi
 addon=build/native/addon.node
-if [[ ! -f $addon || $(find native -maxdepth 1 -name '*.*' -newer $addon ! -name '*.ts' ! -name '*.json' -type f) ]]; then
+newer() { find native -maxdepth 1 -type f -name '*.*' -newer $addon ! -name '*.ts' ! -name '*.json'; }
+if [[ ! -f $addon || $(newer) ]]; then
   say "compiling the addon"
   node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >/dev/null
   mkdir -p build/native

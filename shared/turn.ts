@@ -4,9 +4,9 @@
  * ends it; what is left over is dealt with in a later turn.
  *
  * A turn of a few messages is light, and costs no look at the clock. One that is not, while other sessions have light
- * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Turns with
- * a backlog behind them count as one: a flood of requests that are begun one at a time is one all the same. Floods
- * alone share the event loop evenly, and a session that is alone has all of it.
+ * turns, is followed by a rest: a flood then has only its part of the time, and the others the rest of it. Turns with a
+ * backlog behind them count as one: a flood of requests that are begun one at a time is one all the same. Floods alone
+ * share the event loop evenly, and a session that is alone has all of it.
  */
 import { KiB } from "./limits.js";
 
@@ -123,7 +123,8 @@ export class Turn {
 
   /**
    * Ends the turn. With `more` to do `resume` is called in a later one. A peer that `isBacklogged` has sent more than
-   * can be begun now. If it goes on so it floods, however little is served at once: this turn is then one with the next.
+   * can be begun now. If it goes on so it floods, however little is served at once: this turn is then one with the
+   * next.
    */
   end(more: boolean, isBacklogged = false): void {
     const isLight = this.#cost <= LIGHT;

@@ -99,7 +99,7 @@ test("the README's device compiles against the package's types, with nothing els
   t.regex(log, /the device is ready/);
 });
 
-test("the guide's code is edu's, which compiles against the package's types, or a use of the client, which runs; so does docs/client.md's", async (t) => {
+test("the guide's code is edu's, and compiles, or uses the client, and runs; so does docs/client.md's", async (t) => {
   const source = read(EDU);
   const rest = guide.filter((code) => !source.includes(code));
   t.is(rest.length, 1, rest.join("\n"));
@@ -129,8 +129,10 @@ test("the guide's declarations compile, and what else the package exports", (t) 
   t.is(parts.length, 2);
   const [bars, regions] = parts;
   const source = `
-    import { type Device, type DeviceRegion, FIRST_DEVICE_REGION, type Log, type PciIdentity, RegisterFile } from "virtio-vfio-user";
-    import { Client, type ClientOptions, createMemory, Errno, eventfd, Irq, ProtocolError } from "virtio-vfio-user/client";
+    import { type Device, type DeviceRegion, FIRST_DEVICE_REGION, type Log } from "virtio-vfio-user";
+    import { type PciIdentity, RegisterFile } from "virtio-vfio-user";
+    import { Client, type ClientOptions, createMemory, Errno } from "virtio-vfio-user/client";
+    import { eventfd, Irq, ProtocolError } from "virtio-vfio-user/client";
     export const identity: Pick<PciIdentity, "bars"> = {\n${bars}};
     export const own: Pick<Device, "regions" | "registers"> = {
       registers: { [FIRST_DEVICE_REGION]: new RegisterFile(4, {}) },\n${regions}};

@@ -309,7 +309,7 @@ export class DeviceEndpoint implements Endpoint {
 
   /**
    * The function's reset. The device is cut off at once, and stays so until it has done its part.
-   * @throws DeadlineExceeded when that takes too long: all else is reset then, and nothing that the device still does gets out
+   * @throws DeadlineExceeded when that takes too long: all else is reset then, and nothing of the device gets out
    */
   async #reset(): Promise<void> {
     this.#resetRequested = false;

@@ -86,9 +86,9 @@ export interface Endpoint {
   disconnected(): Promise<void>;
   map(mapping: MapPart): void;
   /**
-   * Takes away all maps in a range. Resolves when no DMA to or from it is in flight; `dirty`'s bitmap is filled in then.
-   * Rejects with DeadlineExceeded, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when a map
-   * is only partly in the range, or a bitmap is wanted and DMA is not logged.
+   * Takes away all maps in a range. Resolves when no DMA to or from it is in flight; `dirty`'s bitmap is filled in
+   * then. Rejects with DeadlineExceeded, the bitmap filled in; or with ProtocolError EINVAL, and all stays mapped: when
+   * a map is only partly in the range, or a bitmap is wanted and DMA is not logged.
    */
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;

@@ -44,10 +44,10 @@ export function allBars(identity: PciIdentity, layout: MsixLayout | undefined): 
     }
   }
   if (layout !== undefined && (bars[layout.bar].io || layout.end > bars[layout.bar].size)) {
+    const what = `the MSI-X table and pending bits of ${layout.vectors} vectors`;
     const room = bars[layout.bar].io ? "an I/O BAR" : `of ${bars[layout.bar].size} bytes`;
-    throw new RangeError(
-      `the MSI-X table and pending bits of ${layout.vectors} vectors, which end at 0x${layout.end.toString(16)}, do not fit into BAR ${layout.bar}, ${room}`,
-    );
+    const end = layout.end.toString(16);
+    throw new RangeError(`${what}, which end at 0x${end}, do not fit into BAR ${layout.bar}, ${room}`);
   }
   return bars;
 }

@@ -67,9 +67,8 @@ export class Regions {
     if (layout?.bar !== region) return;
     const hidden = file.nameWithin(layout.tableOffset, layout.end);
     if (hidden === undefined) return;
-    throw new RangeError(
-      `${name}: the MSI-X table and pending bits, 0x${layout.tableOffset.toString(16)} to 0x${layout.end.toString(16)}, lie over register ${hidden}`,
-    );
+    const range = `0x${layout.tableOffset.toString(16)} to 0x${layout.end.toString(16)}`;
+    throw new RangeError(`${name}: the MSI-X table and pending bits, ${range}, lie over register ${hidden}`);
   }
 
   /** The author's registers. */

@@ -301,9 +301,8 @@ function checkRegister(name: string, register: Register, fileSize: number): void
     throw new RangeError(`register ${name} is of ${size} bytes: 1, 2 and 4 are possible, and pair() makes two for 8`);
   }
   if (!Number.isInteger(offset) || offset < 0 || offset % size !== 0 || offset + size > fileSize) {
-    throw new RangeError(
-      `register ${name} of ${size} bytes at ${offset}: its offset must be a multiple of its size, within the ${fileSize} bytes of the file`,
-    );
+    const rule = `its offset must be a multiple of its size, within the ${fileSize} bytes of the file`;
+    throw new RangeError(`register ${name} of ${size} bytes at ${offset}: ${rule}`);
   }
   for (const [what, value] of Object.entries({ reset, writable, writeOneToClear })) {
     if (Number.isInteger(value) && value >= -(2 ** 31) && value < 2 ** 32) continue;

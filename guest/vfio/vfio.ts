@@ -174,9 +174,8 @@ function requireViable(group: number, number: string, address: string): void {
   const status = GroupStatus.encode({ argsz: GroupStatus.size });
   ioctl(group, Request.GROUP_GET_STATUS, status);
   if ((GroupStatus.view(new DataView(status.buffer)).flags & GroupStatusFlags.VIABLE) !== 0) return;
-  throw new UserError(
-    `IOMMU group ${number} of ${address} holds other devices that have drivers: give the device a pcie-root-port of its own`,
-  );
+  const what = `IOMMU group ${number} of ${address} holds other devices that have drivers`;
+  throw new UserError(`${what}: give the device a pcie-root-port of its own`);
 }
 
 /** Size 0 where there is no such region. */

@@ -1,6 +1,9 @@
 /**
  * `npm start`: an NVMe disk that lives in one stock QEMU VM, used by Linux in another; with --local, without VMs.
  * Whatever happens, Ctrl-C included, nothing stays behind: what was started is ended in reverse order.
+ *
+ * vms and local are the two demonstrations; report has the lines that they print, cleanup what ends with them. guests
+ * is `npm run guests`: what the VMs start from, for a person.
  */
 import "../../shared/no-debugger.js";
 import { UserError } from "../../shared/errors.js";

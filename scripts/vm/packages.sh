@@ -42,7 +42,7 @@ begin_tree() {
   trap 'rm -rf "$work"' EXIT
   trap 'say "interrupted: nothing was left behind"; exit 130' INT TERM HUP
   (($(free_mib) >= needed_mib)) ||
-    fail "$prefix has $(($(free_mib))) MiB free and $needed_mib are needed: free some, or set VVU_PREFIX to a directory elsewhere."
+    fail "$prefix has $(($(free_mib))) MiB free and $needed_mib are needed: free some, or set VVU_PREFIX elsewhere."
   mkdir -p "$work/tree/root" "$work"/apt/{lists,cache/archives}/partial
   : >"$work/apt/status"
   # apt, with the machine's settings but its own state. Hooks of the machine's apt and its pinning are not for this
@@ -90,7 +90,8 @@ apt_failed() {
   if (($(free_mib) < 20)); then
     fail "the disk is full: free $needed_mib MiB in $prefix, or set VVU_PREFIX to a directory elsewhere."
   elif grep -qE 'NO_PUBKEY|not signed|EXPKEYSIG' "$work/apt/log"; then
-    fail "Debian's signing keys are too old here: run 'apt-get update && apt-get install debian-archive-keyring' as root."
+    local command="apt-get update && apt-get install debian-archive-keyring"
+    fail "Debian's signing keys are too old here: run '$command' as root."
   else
     fail "$1: check the network, the proxy and the Debian mirror in apt's sources."
   fi
@@ -105,7 +106,8 @@ read_lists() {
   known="$release|bookworm|trixie|stable|oldstable|testing|unstable|sid"
   mapfile -t mirrors < <(sed -nE "s#^'([^']+)/dists/($known)/main/binary-amd64/Packages[^']*'.*#\1#p" <<<"$uris" |
     grep -v '^cdrom:' | awk '!seen[$0]++')
-  ((${#mirrors[@]})) || fail "apt's sources name no Debian archive: add Debian's main archive to them, as Debian itself sets it up."
+  ((${#mirrors[@]})) ||
+    fail "apt's sources name no Debian archive: add Debian's main archive to them, as Debian itself sets it up."
   [[ -f $keyring ]] && options="[signed-by=$keyring] "
   for mirror in "${mirrors[@]}"; do
     printf "deb $options$mirror %s main\n" "$@" >"$work/apt/sources.list"
@@ -118,7 +120,7 @@ read_lists() {
 # Downloads with a line now and then; the arguments are apt-get's.
 download() {
   run_own_apt apt-get -y "$@" | tee -a "$work/apt/log" |
-    awk -v what="packages" '/^Get:/ { n++; if (n % 25 == 0) { print "[vm setup]   " n " " what " so far"; fflush() } }' >&2
+    awk '/^Get:/ && ++n % 25 == 0 { print "[vm setup]   " n " packages so far"; fflush() }' >&2
 }
 
 unpack() { dpkg-deb -x "$1" "$2" 2>>"$work/apt/log" || apt_failed "cannot unpack ${1##*/}"; }
@@ -136,7 +138,8 @@ unpack_packages() {
     ((count % 25)) || say "  $count packages so far"
   done
   find "$root/usr/share" -mindepth 1 -maxdepth 1 ! -name qemu ! -name seabios -exec rm -rf {} +
-  rm -rf "$root"/usr/bin/qemu-system-{i386,x86_64-microvm} "$root"/usr/lib/x86_64-linux-gnu/{perl-base,gconv} "$root/var"
+  rm -rf "$root"/usr/bin/qemu-system-{i386,x86_64-microvm}
+  rm -rf "$root"/usr/lib/x86_64-linux-gnu/{perl-base,gconv} "$root/var"
 }
 
 # fetch_kernel SUITE DIRECTORY MODULE...: the image as DIRECTORY/vmlinuz, its version, and the modules with what they
@@ -145,7 +148,8 @@ fetch_kernel() {
   local suite=$1 directory=$2 image packages package module parts=$work/kernel-package unpacked=$work/kernel-tree
   shift 2
   image=$(run_own_apt apt-cache -o "APT::Default-Release=$suite" depends --important linux-image-cloud-amd64 |
-    sed -nE 's/^ +Depends: (linux-image-[0-9].*)/\1/p') && [[ -n $image ]] || apt_failed "no kernel found in Debian $suite"
+    sed -nE 's/^ +Depends: (linux-image-[0-9].*)/\1/p') && [[ -n $image ]] ||
+    apt_failed "no kernel found in Debian $suite"
   local version=${image#linux-image-}
   # Newer kernels come in two packages, which the one of the old name depends on.
   mapfile -t packages < <(run_own_apt apt-cache depends --important "$image" |

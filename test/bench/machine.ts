@@ -8,7 +8,6 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
-import type { Sample } from "./row.js";
 
 const run = promisify(execFile);
 const SOURCES = join(PROJECT_ROOT, "test/bench");
@@ -17,6 +16,12 @@ const FLAGS = ["-O2", "-Wall", "-D_GNU_SOURCE", "-pthread"];
 /** The driver VM has no libraries of this machine. */
 const FOR_THE_VM = "client-block";
 const PROGRAM_TIMEOUT_MS = 200_000;
+
+/** One round's measurement of a row or of its floor, in the row's unit. */
+export interface Sample {
+  readonly median: number;
+  readonly p99: number;
+}
 
 /** What each C program prints: nanoseconds for one operation, and operations per second. */
 export interface ProgramResult extends Sample {

@@ -1,4 +1,11 @@
-/** npm run bench: measures what the project promises, each figure beside its floor on this machine, in one table. */
+/**
+ * npm run bench: measures what the project promises, each figure beside its floor on this machine, in one table.
+ *
+ * row is what a benchmark is, run measures rounds of them, report has the table. What is measured are C programs
+ * (client/ and floor/, compiled by machine) and Node programs (node-process, with probe in it): device behind server,
+ * worker; processes starts those that several topics share. topics/: access, doorbells, dma, lookup, maps, heap,
+ * sessions, nvme, and vm with --vm.
+ */
 import "../../shared/no-debugger.js";
 import { parseArgs } from "node:util";
 import { Machine } from "./machine.js";
@@ -19,8 +26,8 @@ import { vm } from "./topics/vm.js";
 const HELP = `\
 Usage: npm run bench -- [OPTION]...
 
-Measures each figure in rounds, right after the floor that it is compared with (small C programs, compiled now), and prints
-one table. A missed target is marked; it is no failure.
+Measures each figure in rounds, right after the floor that it is compared with (small C programs, compiled now), and
+prints one table. A missed target is marked; it is no failure.
 
   --vm             instead: the disk in a driver VM, against QEMU's own (npm run bench:vm)
   --only PATTERN   rows whose "topic: name" matches this regular expression

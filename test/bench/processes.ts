@@ -20,7 +20,9 @@ export interface StartOptions {
   readonly deviceCpu?: number;
   /** Devices for which the bridge copies. */
   readonly isolated?: boolean;
-  /** Where the devices of all sessions but the first run, in a process of their own; with the first one's if not given. */
+  /**
+   * Where the devices of all sessions but the first run, in a process of their own; with the first one's if not given.
+   */
   readonly neighbourCpu?: number;
 }
 

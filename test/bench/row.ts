@@ -1,11 +1,5 @@
 /** What a benchmark is: rows as data, grouped by topic, each measured in rounds together with its floor. */
-import type { Machine } from "./machine.js";
-
-/** One round's measurement of a row or of its floor, in the row's unit. */
-export interface Sample {
-  readonly median: number;
-  readonly p99: number;
-}
+import type { Machine, Sample } from "./machine.js";
 
 /** Lower is better for all units but those of `HIGHER_IS_BETTER`. */
 export type Unit = "us" | "ns" | "k/s" | "KiB" | "MiB" | "%" | "count";

@@ -2,8 +2,8 @@
  * Rounds: in each one every row of a topic is measured right after its floor, so that what disturbs the machine
  * disturbs both. Figures are medians over the rounds; a ratio is the median of the rounds' ratios.
  */
-import type { Machine } from "./machine.js";
-import { HIGHER_IS_BETTER, type Row, type Sample, type Target, type Topic, type Unit } from "./row.js";
+import type { Machine, Sample } from "./machine.js";
+import { HIGHER_IS_BETTER, type Row, type Target, type Topic, type Unit } from "./row.js";
 
 /** What came out for a row. */
 export interface Result {

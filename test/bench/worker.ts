@@ -8,8 +8,8 @@ import { ScatterList } from "../../guest/scatter-list.js";
 import { createMemory, PROT_READ, PROT_WRITE, Reservation } from "../../native/index.js";
 import { GiB, MiB } from "../../shared/limits.js";
 import { pageAligned } from "../../shared/page-aligned.js";
+import type { Sample } from "./machine.js";
 import { answer } from "./probe.js";
-import type { Sample } from "./row.js";
 
 const WINDOW = 4 * GiB;
 const LOOKUPS = 1000;

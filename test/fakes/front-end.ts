@@ -5,6 +5,12 @@
  * between.
  *
  * What would kill stock QEMU 11.1 is recorded in `fatal`, which tests must find undefined.
+ *
+ * Its parts: front-end-wire, front-end-vhost and front-end-channel speak vhost-user, front-end-window keeps the shared
+ * memory region; front-end-registers, front-end-config and front-end-common are the guest's view, front-end-ring a
+ * queue as its driver has it, front-end-device a device process on it, front-end-bridge the real bridge in front.
+ * Devices for tests: register-device, copy-device and migratable-device, sharing-device, regions-device,
+ * every-kind-device. pci-bridge plays the bridge instead.
  */
 import { closeSync } from "node:fs";
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";

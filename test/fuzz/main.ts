@@ -1,6 +1,10 @@
 /**
  * `npm run fuzz`: every target in turn. Options: --seconds N for each target (10), --seed S, --target NAME (more than
  * one is possible), --round N to repeat one round alone, --list.
+ *
+ * run starts a child for each target (target: what one is), whose last steps are in a trace. choices are seeded; mutate
+ * bends messages, those of vfio-user-messages, nvme-commands and copies first; peer and fds send them. hostile-pci,
+ * bridge and device are what stands around what is attacked.
  */
 import "../../shared/no-debugger.js";
 import { parseArgs } from "node:util";

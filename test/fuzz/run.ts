@@ -61,9 +61,10 @@ export async function run(options: RunOptions): Promise<Result> {
     if (code === 0) return { ...result, failure: undefined };
     const how = hung ?? (signal ? `ended by ${signal}` : `ended with exit code ${code}`);
     const { round } = trace;
+    const repeat = `npm run fuzz -- --target ${target} --seed ${seed}`;
     const failure = [
       `fuzz target ${target}: ${how}; seed ${seed}, round ${round}, step ${trace.steps - 1}`,
-      `repeat it with: npm run fuzz -- --target ${target} --seed ${seed}  (or, for that round alone, with --round ${round})`,
+      `repeat it with: ${repeat}  (or, for that round alone, with --round ${round})`,
       ...(stderr === "" ? [] : [stderr.trimEnd()]),
       "the last steps:",
       ...trace.lines(),

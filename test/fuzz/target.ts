@@ -25,14 +25,22 @@ export interface Instance {
 export type Target = (context: Context) => Promise<Instance> | Instance;
 
 /** What only a bug of ours makes somebody log; the devices here never throw. */
-const BUG =
-  /"msg":"(unexpected|a bug in |a command of the bridge's failed|the device threw|the device's [a-z]+ failed|a job of the device's failed)/;
+const BUG = new RegExp(
+  [
+    '"msg":"(unexpected|a bug in |a command of the bridge\'s failed|the device threw',
+    "the device's [a-z]+ failed|a job of the device's failed)",
+  ].join("|"),
+);
 /**
  * What the language says of a program's mistake, and nobody of a peer's: it may have become the reason for ending
  * something.
  */
-const MISTAKE =
-  /is not a function|is not iterable|Cannot (read|set|convert|mix)|Invalid (typed array|DataView|array)|[Oo]ffset is out|outside the bounds|not an unsigned 53-bit|call stack/;
+const MISTAKE = new RegExp(
+  [
+    "is not a function|is not iterable|Cannot (read|set|convert|mix)|Invalid (typed array|DataView|array)",
+    "[Oo]ffset is out|outside the bounds|not an unsigned 53-bit|call stack",
+  ].join("|"),
+);
 
 /** Whether a line of the log tells of a bug. */
 export const tellsBug = (line: string): boolean => BUG.test(line) || MISTAKE.test(line);

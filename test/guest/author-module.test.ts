@@ -27,13 +27,13 @@ function run(path: string) {
 const DEVICE = "{ identity: { vendorId: 0xfff4, deviceId: 1, classCode: 0xff0000, bars: { 0: { size: 4096 } } } }";
 
 /** By name: the module, and its one sentence behind "vfio-user-device: ". PATH stands for the module's. */
+const RULE = `it must be a function that returns the device; see the README's "Write a device"`;
+const NO_REQUIRE = "require is not defined in ES module scope, you can use import instead";
+
 const MISTAKES: Record<string, [string, string]> = {
   "nothing.mjs": ["export default () => {};", "PATH makes no device: its default export returned undefined"],
   "null.mjs": ["export default () => null;", "PATH makes no device: its default export returned null"],
-  "object.mjs": [
-    `export default ${DEVICE};`,
-    `PATH has a default export that is no function (object): it must be a function that returns the device; see the README's "Write a device"`,
-  ],
+  "object.mjs": [`export default ${DEVICE};`, `PATH has a default export that is no function (object): ${RULE}`],
   "named.mjs": [
     `export const create = () => (${DEVICE});`,
     `PATH has no default export: it must be a function that returns the device; see the README's "Write a device"`,
@@ -60,7 +60,7 @@ const MISTAKES: Record<string, [string, string]> = {
   ],
   "requires.mjs": [
     'const fs = require("fs");',
-    "cannot load the device PATH: ReferenceError: require is not defined in ES module scope, you can use import instead (at PATH:1:12)",
+    `cannot load the device PATH: ReferenceError: ${NO_REQUIRE} (at PATH:1:12)`,
   ],
   "import.mjs": [
     'import "./absent.mjs";',

@@ -29,7 +29,8 @@ export async function startVerifiedIo(
   const job = "--name=job --filename=/dev/nvme0n1 --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw";
   const verify = "--verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --time_based";
   const where = `--bsrange=512-64k --offset=${offsetMiB}m --size=${sizeMiB}m --runtime=${seconds}`;
-  const fio = `rm -f /tmp/status; { fio ${job} ${verify} ${where} ${more} >/tmp/fio.out 2>&1; echo $? >/tmp/status; } &`;
+  const run = `fio ${job} ${verify} ${where} ${more} >/tmp/fio.out 2>&1; echo $? >/tmp/status`;
+  const fio = `rm -f /tmp/status; { ${run}; } &`;
   const underWay = `[ $(${SECTORS_WRITTEN}) -gt $((written + 4096)) ] || [ -e /tmp/status ]`;
   await vm.check(`written=$(${SECTORS_WRITTEN}); ${fio} until ${underWay}; do sleep 0.1; done`, COMMAND_MS);
   const said = "tail -n 20 /tmp/fio.out; dmesg | tail -n 20";

@@ -49,7 +49,8 @@ test.serial("0 to 512, 64 and 512 MiB under fio with verification", async (t) =>
   const job =
     "--filename=/dev/nvme0n1 --direct=1 --ioengine=libaio --rw=randrw --bsrange=4k-64k --iodepth=16 --size=48m";
   const verify = "--verify=crc32c --verify_fatal=1 --verify_state_save=0 --do_verify=1";
-  const loop = `while [ ! -e /tmp/enough ]; do fio --name=job ${job} ${verify} >>/tmp/fio.log 2>&1 || { echo $? >/tmp/failed; break; }; done`;
+  const fio = `fio --name=job ${job} ${verify} >>/tmp/fio.log 2>&1`;
+  const loop = `while [ ! -e /tmp/enough ]; do ${fio} || { echo $? >/tmp/failed; break; }; done`;
   await vm.check(`{ ${loop}; echo >/tmp/ended; } &`, COMMAND_MS);
   for (const size of SIZES) {
     await resize(vm, size);

@@ -375,7 +375,8 @@ test("a process that ends with requests under way ends in order", (t) => {
 
 test("a worker that is stopped with requests under way", async (t) => {
   const name = path.join(folder(t), "file");
-  const script = `(async () => { ${abandoning(name, 'require("node:worker_threads").parentPort.postMessage(0); setInterval(() => {}, 1000);')} })()`;
+  const then = 'require("node:worker_threads").parentPort.postMessage(0); setInterval(() => {}, 1000);';
+  const script = `(async () => { ${abandoning(name, then)} })()`;
   const worker = new Worker(script, { eval: true });
   await new Promise((resolve) => worker.once("message", resolve));
   t.is(await worker.terminate(), 1);
@@ -393,7 +394,8 @@ test("a file that may not grow: EFBIG after what fits, and the signal hits nobod
     pool.requests.set([0, 1, fd, 0, 0, 1, buffer, 0, 65536]);
     pool.submit(9);
     const poll = new native.Poll(signal, () => {
-      console.log(pool.completions[native.IO_COMPLETIONS.FIRST + 1], fs.readFileSync(${JSON.stringify(name)}).indexOf(0));
+      const end = fs.readFileSync(${JSON.stringify(name)}).indexOf(0);
+      console.log(pool.completions[native.IO_COMPLETIONS.FIRST + 1], end);
       poll.close();
       pool.close();
     });

@@ -375,7 +375,10 @@ test("what nobody holds any more is unmapped: maps of files, and reservations wi
     new Uint8Array(piece)[5000] = 5;
     piece = undefined;
     while (mapped() > 0) await collect();
-    for (let i = 0; i < 2000; i++) { new native.Reservation(1 << 21, 1 << 20).piece(0); if (i % 100 === 0) await collect(); }
+    for (let i = 0; i < 2000; i++) {
+      new native.Reservation(1 << 21, 1 << 20).piece(0);
+      if (i % 100 === 0) await collect();
+    }
     process.stdout.write(counts.join());`;
   const options = ["--expose-gc", "--input-type=module", "-e", script];
   t.is(execFileSync(process.execPath, options, { encoding: "utf8", timeout: 60_000 }), "2,1");

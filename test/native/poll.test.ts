@@ -279,7 +279,8 @@ test("a truncated file in the main thread, after all workers with the addon have
     import { Worker } from "node:worker_threads";
     import fs from "node:fs";
     const script = ${JSON.stringify(header + everything)} + "process.exit(0);";
-    await new Promise((resolve) => new Worker(new URL("data:text/javascript," + encodeURIComponent(script))).on("exit", resolve));
+    const url = new URL("data:text/javascript," + encodeURIComponent(script));
+    await new Promise((resolve) => new Worker(url).on("exit", resolve));
     const memory = native.createMemory("after", 8192, false);
     const words = new Uint32Array(native.mapFile(memory, 0, 8192, 3));
     fs.ftruncateSync(memory, 0);

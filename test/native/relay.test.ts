@@ -156,7 +156,11 @@ test("the thread starts with the first pair and ends with close", (t) => {
       import { execFileSync } from "node:child_process";
 import fs from "node:fs";
       const named = (id) => {
-        try { return fs.readFileSync("/proc/self/task/" + id + "/comm", "utf8") === "doorbell-relay\\n"; } catch { return false; }
+        try {
+          return fs.readFileSync("/proc/self/task/" + id + "/comm", "utf8") === "doorbell-relay\\n";
+        } catch {
+          return false;
+        }
       };
       const count = () => fs.readdirSync("/proc/self/task").filter(named).length;
       const relay = new native.Relay();

@@ -237,7 +237,7 @@ sys.stdin.read()`;
   return fds[1]!;
 }
 
-test("a file that takes long to close stops nobody: neither dropped with its message, nor left in a socket", async (t) => {
+test("a file that takes long to close stops nobody: not dropped with its message, nor left in a socket", async (t) => {
   const bytes = new Uint8Array(2);
   const fds = new Int32Array(1);
   for (const isReceived of [true, false]) {

@@ -94,7 +94,7 @@ test("what is for reading only is mapped so, and what was written to it is undon
   t.is(byteAt(readOnly.offset)[0], 6);
 });
 
-test("taken away by force: really, but for what others have; and mapped again when nothing uses it any more", async (t) => {
+test("taken away by force: really, but for what others have; mapped again when nothing uses it", async (t) => {
   const { chunks, byteAt } = chunksOf(t);
   const file = memory(t, MiB);
   const chunk = takePages(chunks, file, 3);
@@ -187,7 +187,7 @@ test("no more than are permitted, than there is room for, and than the peer has 
   t.is(share.used, 0);
 });
 
-test("unmapping frees nothing: the memory goes with a descriptor, which a thread closes where that takes long", async (t) => {
+test("unmapping frees nothing: the memory goes with a descriptor, which a thread closes if it is much", async (t) => {
   const { chunks } = chunksOf(t);
   const share = new FdShare();
   const take = (size: number) => {

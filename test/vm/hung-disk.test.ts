@@ -36,7 +36,8 @@ for (const cache of ["writeback", "none"]) {
     const [slow, other] = (await vm.check("cat /sys/block/nvme0n1/nsid", COMMAND_MS)) === "1" ? [1, 2] : [2, 1];
     await vm.check(`dd if=/dev/urandom of=/tmp/data bs=1M count=${DATA_MIB} 2>/dev/null`, COMMAND_MS);
     // Each piece is flushed before the next.
-    const piece = `dd if=/tmp/data of=/dev/nvme0n${slow} bs=4k count=4 skip=$n seek=$n oflag=direct conv=fsync 2>/tmp/said`;
+    const flags = "bs=4k count=4 skip=$n seek=$n oflag=direct conv=fsync";
+    const piece = `dd if=/tmp/data of=/dev/nvme0n${slow} ${flags} 2>/tmp/said`;
     const all = `for n in $(seq 0 4 ${DATA_MIB * 256 - 4}); do ${piece} || exit 1; done`;
     const write = `until [ -e /tmp/enough ]; do ${all}; done`;
     const half = `[ $(awk '{ print $7 }' /sys/block/nvme0n${slow}/stat) -gt ${DATA_MIB * 1024} ]`;

@@ -1,6 +1,10 @@
 /**
  * The bridge and a device VM whose disks are ready, for a test file's tests to share, and driver VMs that end with
  * their test.
+ *
+ * Tests that need less have local-device (a device in the test's process and a driver VM), device-process (the same as
+ * a process of its own), or qtest (QEMU without a guest). What several tests do: affinity, viommu, hanging-disk,
+ * huge-pages.
  */
 import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

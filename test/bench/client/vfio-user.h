@@ -155,7 +155,9 @@ static inline volatile uint8_t *map_region(int fd, uint32_t region, off_t offset
     struct cmsghdr align;
     char space[CMSG_SPACE(sizeof(int))];
   } control;
-  struct msghdr reply = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct msghdr reply = {.msg_iov = &vector, .msg_iovlen = 1};
+  reply.msg_control = &control;
+  reply.msg_controllen = sizeof control;
   check(recvmsg(fd, &reply, 0) >= HEADER + 32 && CMSG_FIRSTHDR(&reply) != NULL, "no memory for the region");
   int memory;
   memcpy(&memory, CMSG_DATA(CMSG_FIRSTHDR(&reply)), sizeof memory);

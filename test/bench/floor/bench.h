@@ -77,7 +77,8 @@ static inline void pace_note(struct pace *pace, uint64_t now, double done) {
 static inline void pace_report(struct pace *pace) {
   if (pace->count == 0) pace->samples[pace->count++] = 1;
   qsort(pace->samples, (size_t)pace->count, sizeof *pace->samples, compare_samples);
-  double each = (double)pace->samples[pace->count / 2] / 1000, slow = (double)pace->samples[pace->count * 99 / 100] / 1000;
+  double each = (double)pace->samples[pace->count / 2] / 1000;
+  double slow = (double)pace->samples[pace->count * 99 / 100] / 1000;
   printf("{\"median\":%.2f,\"p99\":%.2f,\"perSecond\":%.1f}\n", each, slow, 1e9 / each);
 }
 

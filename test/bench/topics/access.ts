@@ -3,9 +3,9 @@
  * otherwise and for posted writes: the client does not wait for the device then, which has a CPU of its own as a device
  * VM has.
  */
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
-import { type Sample, single, sum, type Topic } from "../row.js";
+import { single, sum, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

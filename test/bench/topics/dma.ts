@@ -7,10 +7,10 @@ import { KiB, MiB } from "../../../shared/limits.js";
 import { CommandBits, Header } from "../../../shared/spec/pci.js";
 import { Region } from "../../../shared/spec/vfio-user.js";
 import { Client } from "../../../shared/vfio-user/client/client.js";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, startBridged, stopBridged } from "../processes.js";
-import { type Row, type Sample, scale, type Topic } from "../row.js";
+import { type Row, scale, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

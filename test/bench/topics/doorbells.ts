@@ -1,8 +1,8 @@
 /** Interrupts: from the kick of a doorbell in the device VM to the driver VMM's eventfd, through the bridge's relay. */
 import { execFileSync } from "node:child_process";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { type BridgedDevices, startBridged, stopBridged } from "../processes.js";
-import type { Sample, Topic } from "../row.js";
+import type { Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -5,9 +5,9 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { type BridgedDevices, startBridged, stopBridged } from "../processes.js";
-import type { Row, Sample, Topic } from "../row.js";
+import type { Row, Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -1,9 +1,9 @@
 /** That nothing is kept of a register access. */
 import { MiB } from "../../../shared/limits.js";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import type { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
-import { type Sample, single, type Topic } from "../row.js";
+import { single, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -1,7 +1,7 @@
 /** From an address of the driver VM to a place in the window. */
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
-import { type Row, type Sample, single, type Topic } from "../row.js";
+import { type Row, single, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -2,10 +2,10 @@
  * DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind.
  */
 import { MiB } from "../../../shared/limits.js";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import type { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
-import { type Row, type Sample, single, sum, type Topic } from "../row.js";
+import { type Row, single, sum, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -11,9 +11,9 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { PROJECT_ROOT } from "../../../scripts/vm/environment.js";
 import { MiB } from "../../../shared/limits.js";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
-import { type Row, type Sample, single, type Target, type Topic } from "../row.js";
+import { type Row, single, type Target, type Topic } from "../row.js";
 
 /** How the driver waits, and with it the doorbells of the device that it is measured with. */
 type How = "shared" | "sleep";

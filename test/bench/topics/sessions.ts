@@ -3,10 +3,10 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { MiB } from "../../../shared/limits.js";
-import type { Machine } from "../machine.js";
+import type { Machine, Sample } from "../machine.js";
 import type { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, startBridged, stopBridged } from "../processes.js";
-import { type Row, type Sample, single, type Topic } from "../row.js";
+import { type Row, single, type Topic } from "../row.js";
 
 interface State {
   readonly machine: Machine;

@@ -14,9 +14,9 @@ import { driverVmBase, writeInitrd } from "../../../scripts/vm/initramfs.js";
 import { Vm } from "../../../scripts/vm/qemu.js";
 import { BridgeProcess, booted, COMMAND_MS, startDeviceVm, startNvme } from "../../../scripts/vm/two-vms.js";
 import { MiB } from "../../../shared/limits.js";
-import type { Machine, ProgramResult } from "../machine.js";
+import type { Machine, ProgramResult, Sample } from "../machine.js";
 import { NodeProcess } from "../node-process.js";
-import { type Row, type Sample, single, type Topic } from "../row.js";
+import { type Row, single, type Topic } from "../row.js";
 
 type Disk = "bridge" | "host" | "qemu";
 

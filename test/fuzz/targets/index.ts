@@ -1,4 +1,8 @@
-/** All targets by name, each loaded when it is wanted. */
+/**
+ * All targets by name, each loaded when it is wanted. The protocol's ends, vfio-user-server, vfio-user-client,
+ * vhost-user, virtqueue-device and virtqueue-driver; the link's, link and guest-virtio; what is behind them, endpoint
+ * and nvme; and planted, whose bugs must be found.
+ */
 import type { Target } from "../target.js";
 import type { Bug } from "./planted.js";
 

@@ -106,7 +106,7 @@ test("registers that are in no BAR are the author's bug", (t) => {
   t.throws(() => make(6, 4), { instanceOf: RangeError });
 });
 
-test("a reset waits for jobs, drops those that come meanwhile, and resets the registers behind the device", async (t) => {
+test("a reset waits for jobs, drops those that come then, and resets the registers behind the device", async (t) => {
   const { device, registers, events, endJob, run } = toy();
   const { connect } = await serve(t, device);
   const client = await connect();

@@ -88,7 +88,7 @@ test("reset forgets everything; an unbound vector stays silent", (t) => {
   t.deepEqual(rung, []);
 });
 
-test("MSI-X disabled and enabled again, as for one vector more: what waits goes on waiting, and what comes meanwhile", (t) => {
+test("MSI-X disabled and enabled again, as for one vector more: what is pending or comes then stays", (t) => {
   const { interrupts, rung, bind, act } = controller();
   bind(Irq.MSIX, 0, true, false);
   interrupts.trigger(1);

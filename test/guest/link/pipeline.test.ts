@@ -137,8 +137,9 @@ both(
 
 for (const dmaLayout of ["specification", "qemu"] as const) {
   for (const twinSocket of [false, true]) {
+    const sockets = twinSocket ? "two sockets" : "one socket";
     both(
-      `a reset and an unmap that wait for DMA by message, others behind them: ${dmaLayout}, ${twinSocket ? "two sockets" : "one socket"}`,
+      `a reset and an unmap that wait for DMA by message, others behind them: ${dmaLayout}, ${sockets}`,
       async (t, { client, enable, bind, write32, read32, device }) => {
         const bytes = Uint8Array.from({ length: MiB }, (_, n) => n * 7 + (n >> 9));
         client.registerMemory(BASE, bytes);

@@ -72,7 +72,7 @@ both(
 );
 
 both(
-  "reset: answered in time where the device is late; it is cut off until it is done, and what the driver VM set up stays",
+  "reset: answered in time where the device is late; it is cut off until then, and what the driver VM set up stays",
   async (t, machine) => {
     const { client, device, enable, bind, copy, write32, read32, doorbells } = machine;
     const { fd, bytes } = memory(t, MiB);

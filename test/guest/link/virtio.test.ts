@@ -218,7 +218,7 @@ test("DMA by message: replies that are wrong, refused, or never come for a clien
   t.deepEqual(target, new Uint8Array(16).fill(9));
 });
 
-test("DMA by message that is given up before it was sent never is, and what was half sent has the bytes of then", async (t) => {
+test("DMA by message that is given up before it was sent never is; half sent, it has the bytes of then", async (t) => {
   const { bridge, connect, map, enable, device } = await setUp(t);
   await connect();
   await map({ flags: DmaMapFlags.READ | DmaMapFlags.WRITE, size: 64 * MiB });

@@ -110,7 +110,7 @@ test("INTx: the disable bit holds it back, the status bit tells of it", async (t
   t.is(await read(Header.STATUS), StatusBits.CAPABILITIES_LIST);
 });
 
-test("function-level reset, and the way out of D3hot, reset the device and config space before the reply", async (t) => {
+test("function-level reset, and leaving D3hot, reset the device and config space before the reply", async (t) => {
   const { device, write, read } = await setUp(t);
   await write(Header.COMMAND, 7);
   await write(EXPRESS_CONTROL, 0x10, 0xa8);

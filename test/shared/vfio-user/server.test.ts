@@ -236,7 +236,7 @@ test("posted writes are answered before the device is done, in order, and its er
   );
 });
 
-test("a device that does not answer: reads give all ones, the rest ETIMEDOUT, and late replies are dropped", async (t) => {
+test("a device that does not answer: reads give all ones, the rest ETIMEDOUT, late replies are dropped", async (t) => {
   const fixture = new Fixture(t, { replyDeadlineMs: 160 });
   const late: PendingCommand[] = [];
   fixture.backend.onCommand = (command) => late.push(command);
@@ -573,7 +573,7 @@ test("interrupts are set up while the device is away, and checked as ever", asyn
   closeSync(fd);
 });
 
-test("a second client is refused at once; one that comes when the first has left waits until all of it is let go", async (t) => {
+test("a second client is refused at once; one that comes when the first has left waits for its release", async (t) => {
   const warnings: unknown[] = [];
   const log = { ...quietLog, warn: (...said: unknown[]) => void warnings.push(said.at(-1)) };
   const fixture = new Fixture(t, { log });

@@ -70,7 +70,7 @@ for (const { name, command, operation, fails } of LONG) {
   }
 }
 
-test("Deallocate and Format end in the middle, too; a Format leaves the size of blocks that the next driver finds", async (t) => {
+test("Deallocate and Format end in the middle, too; a Format leaves the block size for the next driver", async (t) => {
   const { machine, storage, driver } = await setUp(t);
   void driver.deallocate([
     [0, 2048],

@@ -105,7 +105,7 @@ test("what is refused, and changes nothing", async (t) => {
   t.deepEqual(storage.bytes.slice(5 * 512, 7 * 512), before.slice(0, 1024), "by messages");
 });
 
-test("with Force Unit Access it is on stable storage before it completes; a source that cannot be read is an error", async (t) => {
+test("with Force Unit Access it is stable before it completes; a source that cannot be read is an error", async (t) => {
   const { storage, driver, command } = await copyMachine(t);
   await driver.check(command([[0, 2]], 5));
   t.not(storage.calls.at(-1), "sync");

@@ -323,7 +323,7 @@ test("a file is read and written at once, unless it has to be stable", async (t)
   t.deepEqual(storage.calls, ["write", "sync"], "the write cache is off");
 });
 
-test("what a file cannot do at once takes the longer way: no such flags, an end too early, only one direction", async (t) => {
+test("what a file cannot do at once takes the longer way: no such flags, an early end, one direction", async (t) => {
   const UNKNOWN = 0x4000_0000;
   for (const [options, calls] of [
     [{ readFlags: UNKNOWN, writeFlags: UNKNOWN }, ["write", "write", "read", "read"]],

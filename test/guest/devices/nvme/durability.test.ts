@@ -52,7 +52,7 @@ async function serve(t: ExecutionContext, directory: string, shadowDoorbells: bo
 
 for (const shadowDoorbells of [false, true]) {
   const where = shadowDoorbells ? "memory" : "registers";
-  test(`killed in the middle of writing, doorbells in ${where}: what was flushed or written with FUA is there`, async (t) => {
+  test(`killed while writing, doorbells in ${where}: what was flushed or written with FUA is there`, async (t) => {
     const random = new Random();
     t.log(`seed ${random.seed}`);
     const directory = fs.mkdtempSync(join(tmpdir(), "nvme-"));

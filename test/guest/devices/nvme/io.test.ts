@@ -71,7 +71,7 @@ test("namespaces that are not there", async (t) => {
   t.deepEqual(storage.calls, ["sync"]);
 });
 
-test("every other opcode is Invalid Opcode; fused commands, and pointers that are neither PRPs nor SGLs, are Invalid Field", async (t) => {
+test("other opcodes: Invalid Opcode; fused commands, pointers neither PRPs nor SGLs: Invalid Field", async (t) => {
   const { driver, storage } = await bringUp(t);
   const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY, 0x19];
   for (let opcode = 0; opcode < 256; opcode++) {
@@ -159,7 +159,7 @@ for (const windowed of [true, false]) {
     }
   });
 
-  test(`zeros are written where they cannot be made otherwise, ${windowed ? "in the window" : "by messages"}`, async (t) => {
+  test(`zeros are written where there is no other way, ${windowed ? "in the window" : "by messages"}`, async (t) => {
     const { machine, storage, driver } = await bringUp(t, { size: 4 * 1024 * 1024 });
     if (!windowed) machine.leaveWindow();
     storage.errors.zero = "ENOTSUP";

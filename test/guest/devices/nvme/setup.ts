@@ -1,4 +1,8 @@
-/** A machine with a controller over a storage in memory, and the driver on it. */
+/**
+ * A machine with a controller over a storage in memory, and the driver on it: machine (a driver VM in miniature) and
+ * storage (in memory, with faults). Other tests have loop (block devices), on-socket (a device on a vfio-user socket),
+ * and random (by a seed).
+ */
 import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../../guest/devices/nvme/storage/open-storage.js";

@@ -129,7 +129,7 @@ test("a disk in memory alone has a serial number of its own each time", async (t
   t.not(one.driver.serial, two.driver.serial);
 });
 
-test("a sparse file: space is taken by writing, told of in NUSE, and given back by Deallocate and Write Zeroes", async (t) => {
+test("a sparse file: space is taken by writing, seen in NUSE, given back by Deallocate and Write Zeroes", async (t) => {
   const file = sparseFile(t, 64 * MiB);
   const { driver } = await run(t, { files: [file] });
   const inUse = async (): Promise<number> => {
@@ -197,7 +197,7 @@ test("a disk keeps the block size it was formatted with", async (t) => {
   t.is(third.driver.blockSize, 512);
 });
 
-test("what is left at the end of a disk belongs to no block: at the start, when it grows, and after Format", async (t) => {
+test("what is left at the end of a disk belongs to no block: at the start, grown, and after Format", async (t) => {
   const file = sparseFile(t, MiB + 700);
   const first = await run(t, { files: [file] });
   t.is(first.driver.blockCount, 2049);

@@ -83,7 +83,7 @@ test("without the device process they are all ones, and the next one has memory 
   t.is(await readByte(client), 0xff);
 });
 
-test("while the VM is paused for long they are as they were, whatever was written meanwhile, until the device is reset", async (t) => {
+test("while the VM is paused for long they are as they were, whatever is written, until a reset", async (t) => {
   const { frontEnd, device, connect } = await setUp(t);
   const head = await startWithRegisters(frontEnd, device);
   const client = await connect();

@@ -142,7 +142,7 @@ for (const twin of [false, true]) {
   });
 }
 
-test("one socket, more commands than may wait behind one that needs DMA: it fails in time, the rest is served", async (t) => {
+test("one socket, more commands than may wait behind one that needs DMA: it fails, the rest is served", async (t) => {
   const { fixture, raw } = await setUp(t, false, { replyDeadlineMs: 160 });
   const { backend } = fixture;
   backend.onCommand = (command) => {

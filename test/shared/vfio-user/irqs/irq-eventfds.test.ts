@@ -31,7 +31,7 @@ test("many signals at once are dealt with a few in each turn, and all of them", 
   set.clear();
 });
 
-test("a signal that waits for its turn is not lost when its eventfd is replaced, and is when it is taken away", async (t) => {
+test("a signal that waits is not lost when its eventfd is replaced, and is when it is removed", async (t) => {
   const vectors: number[] = [];
   const set = new IrqEventfds(async ({ start }) => {
     vectors.push(start);

@@ -1,0 +1,189 @@
+/**
+ * What the files look like from outside: which rooms import which (docs/architecture.md), how long files and lines are,
+ * and that a folder says what is in it. Over everything that git tracks, comments aside where the code is meant.
+ */
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import test, { type ExecutionContext } from "ava";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const MAX_LINES = 400;
+const MAX_COLUMNS = 120;
+const MAX_UNEXPLAINED_FILES = 5;
+
+const tracked = execFileSync("git", ["ls-files", "*.ts", "*.cc", "*.h", "*.sh"], { cwd: ROOT, encoding: "utf8" });
+const texts = new Map(
+  tracked
+    .trim()
+    .split("\n")
+    .map((path) => [path, readFileSync(join(ROOT, path), "utf8")]),
+);
+const sources = [...texts.keys()].filter((path) => !path.startsWith("test/"));
+const code = (path: string) => (texts.get(path) ?? "").replace(/\/\*.*?\*\/|^\s*\/\/.*?$/gms, "");
+
+/** The files of ours that a file imports, types and dynamic imports included. */
+const imports = new Map(
+  [...texts.keys()]
+    .filter((path) => path.endsWith(".ts"))
+    .map((path) => {
+      const found = code(path).matchAll(/\b(?:from|import)\s*\(?\s*"(\.[^"]+)"/g);
+      return [path, [...found].map(([, name]) => join(dirname(path), name).replace(/\.js$/, ".ts"))];
+    }),
+);
+
+/** What is still to be mended. */
+const EXCEPTIONS: readonly RegExp[] = [
+  /^guest\/link\/.* imports guest\/function\//,
+  /^guest\/pci\/regions.ts imports guest\/(device|function\/sharing).ts/,
+  /^shared\/copied-memory.ts imports shared\/vfio-user\//,
+  /^a circle: (guest\/devices\/nvme|host\/bridge\/link)\//,
+  /^(guest\/link\/virtio\/virtio|guest\/link\/local\/local|native\/index|scripts\/drivers\/nvme).ts is long/,
+  /^(guest|native|shared|host\/bridge).* has no index/,
+  /^host\/bridge\/link\/.* is wide/,
+];
+
+/** Nothing is wrong but the exceptions. */
+function nothing(t: ExecutionContext, wrong: readonly string[]): void {
+  const isKnown = (each: string) => EXCEPTIONS.some((exception) => exception.test(each));
+  for (const known of wrong.filter(isKnown)) t.log(`still to be mended: ${known}`);
+  t.deepEqual(
+    wrong.filter((each) => !isKnown(each)),
+    [],
+  );
+}
+
+/** What all programs have: system calls, tables, and what is above them. */
+const COMMON = ["native", "shared", "shared/bits.ts", "shared/spec", "shared/struct"];
+
+/**
+ * Rooms from the lowest to the highest, each with those that it may import; a file is in the room with the longest
+ * name.
+ */
+const ROOMS: Readonly<Record<string, readonly string[]>> = {
+  native: [],
+  "shared/bits.ts": [],
+  "shared/struct": ["shared/bits.ts"],
+  "shared/spec": ["shared/struct", "shared/bits.ts"],
+  shared: COMMON,
+  "shared/vfio-user": COMMON,
+  "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
+  "host/bridge/vhost-user": [...COMMON, "shared/vfio-user"],
+  "host/bridge/link": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user"],
+  "host/bridge": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/link"],
+  "host/check": COMMON,
+  "guest/vfio": COMMON,
+  "guest/virtio-pci": [...COMMON, "guest/vfio"],
+  "guest/pci": [...COMMON, "shared/vfio-user"],
+  "guest/link": [...COMMON, "shared/vfio-user", "guest/virtio-pci", "guest/vfio", "guest/pci"],
+  "guest/scatter-list.ts": [],
+  "guest/device.ts": ["shared", "guest/pci", "guest/scatter-list.ts"],
+  "guest/function": [
+    ...COMMON,
+    "shared/vfio-user",
+    "guest/device.ts",
+    "guest/link",
+    "guest/pci",
+    "guest/scatter-list.ts",
+  ],
+  "guest/devices": [...COMMON, "guest/device.ts", "guest/function", "guest/pci", "guest/scatter-list.ts"],
+  guest: [
+    ...COMMON,
+    ...["guest/devices", "guest/function", "guest/device.ts", "guest/scatter-list.ts"],
+    ...["guest/link", "guest/pci", "guest/vfio"],
+  ],
+  scripts: [...COMMON, "shared/vfio-user/client", "guest/devices"],
+};
+
+function roomOf(path: string): string {
+  const rooms = Object.keys(ROOMS).filter((room) => path === room || path.startsWith(`${room}/`));
+  return rooms.sort((a, b) => b.length - a.length)[0] ?? "no room";
+}
+
+test("imports go down only", (t) => {
+  const wrong = sources.flatMap((path) => {
+    const room = roomOf(path);
+    const allowed = [room, ...(ROOMS[room] ?? [])];
+    const below = (each: string) => allowed.includes(roomOf(each));
+    return (imports.get(path) ?? []).filter((each) => !below(each)).map((each) => `${path} imports ${each}`);
+  });
+  nothing(t, wrong);
+});
+
+/** Tarjan's strongly connected components, of more than one file. */
+function circles(): string[] {
+  const found: string[] = [];
+  const low = new Map<string, number>();
+  const stack: string[] = [];
+  const visit = (path: string): number => {
+    const index = low.size;
+    low.set(path, index);
+    stack.push(path);
+    let lowest = index;
+    for (const next of imports.get(path) ?? []) {
+      if (!low.has(next)) lowest = Math.min(lowest, visit(next));
+      else if (stack.includes(next)) lowest = Math.min(lowest, low.get(next) ?? 0);
+    }
+    low.set(path, lowest);
+    if (lowest !== index) return lowest;
+    const circle = stack.splice(stack.indexOf(path));
+    if (circle.length > 1) found.push(`a circle: ${circle.sort().join(", ")}`);
+    return lowest;
+  };
+  for (const path of imports.keys()) if (!low.has(path)) visit(path);
+  return found;
+}
+
+test("no circle of files, types included", (t) => nothing(t, circles()));
+
+test(`no source has more than ${MAX_LINES} lines`, (t) => {
+  const lines = (path: string) => (texts.get(path) ?? "").split("\n").length - 1;
+  nothing(
+    t,
+    sources.filter((path) => lines(path) > MAX_LINES).map((path) => `${path} is long`),
+  );
+});
+
+test(`no line has more than ${MAX_COLUMNS} columns`, (t) => {
+  const isWide = (line: string) => line.length > MAX_COLUMNS && [...line].length > MAX_COLUMNS;
+  const wrong = [...texts].filter(([path, text]) => !path.includes("/vectors/") && text.split("\n").some(isWide));
+  nothing(
+    t,
+    wrong.map(([path]) => `${path} is wide`),
+  );
+});
+
+test("what is private is #private, but for constructors, which cannot be", (t) => {
+  const wrong = [...imports.keys()].filter((path) => /(?:^|[(,])\s*private\s+(?!constructor\b)\w/m.test(code(path)));
+  nothing(
+    t,
+    wrong.map((path) => `${path} has the keyword private`),
+  );
+});
+
+/**
+ * A file's opening comment names two thirds of the folder's others, without their ending: that is the folder's index.
+ */
+function isIndex(path: string, folder: readonly string[]): boolean {
+  const [comment = ""] = /^(?:#!.*\n)?(?:\/\*.*?\*\/|(?:(?:#|\/\/).*\n)+)/s.exec(texts.get(path) ?? "") ?? [];
+  const words = new Set(comment.match(/[\w-]+/g));
+  const others = new Set(folder.filter((other) => other !== path).map((other) => basename(other).replace(/\..*$/, "")));
+  return [...others].filter((name) => words.has(name)).length * 3 >= others.size * 2;
+}
+
+test(`a folder of more than ${MAX_UNEXPLAINED_FILES} files has an index: one file's opening comment`, (t) => {
+  const folders = new Map<string, string[]>();
+  for (const path of texts.keys()) {
+    if (!path.endsWith(".test.ts")) folders.set(dirname(path), [...(folders.get(dirname(path)) ?? []), path]);
+  }
+  const large = [...folders].filter(([, files]) => files.length > MAX_UNEXPLAINED_FILES);
+  const unexplained = large.filter(([folder, files]) => {
+    const above = folders.get(dirname(folder)) ?? [];
+    return ![...files, ...above].some((path) => isIndex(path, files));
+  });
+  nothing(
+    t,
+    unexplained.map(([folder]) => `${folder} has no index`),
+  );
+});
