@@ -4,13 +4,12 @@
  */
 import { formatAddress } from "../shared/address.js";
 import type { Log } from "../shared/log.js";
-import type { DeviceRegion } from "./pci/device-regions.js";
-import type { PciIdentity } from "./pci/identity.js";
+import type { DeviceRegion, PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
 import type { ScatterList } from "./scatter-list.js";
 
-export { type DeviceRegion, FIRST_DEVICE_REGION } from "./pci/device-regions.js";
 export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";
+export { type DeviceRegion, FIRST_DEVICE_REGION } from "./pci/identity.js";
 
 /** A place in the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
 export interface Segment {

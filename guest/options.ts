@@ -6,7 +6,7 @@ import { checkSocketPath } from "../shared/listener.js";
 import { LEVELS, type Level } from "../shared/log.js";
 import { parseArguments } from "../shared/usage.js";
 import type { DeviceKind } from "./devices/index.js";
-import type { LinkPolling } from "./link/virtio/looking.js";
+import type { LinkPolling } from "./link/virtio/busy-polling.js";
 
 /** Where the driver VM is: behind the virtio-vfio-user device at a PCI address, or behind a socket. */
 export type Place = { readonly pci: string } | { readonly socketPath: string } | { readonly fd: number };

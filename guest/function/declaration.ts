@@ -4,17 +4,17 @@
  * the files that lay it out. All of it is a DeclarationError or a RangeError whose message names what it is about.
  */
 import type { Device } from "../device.js";
-import type { DeviceRegion } from "../pci/device-regions.js";
 import type {
   BarOptions,
+  DeviceRegion,
   IoEventFdOptions,
   MsiOptions,
   PciCapabilities,
   PciIdentity,
   SharedPart,
 } from "../pci/identity.js";
-import { checkNames, type Names } from "../pci/known-names.js";
 import type { RegisterFile } from "../pci/registers.js";
+import { checkNames, type Names } from "../pci/registers.js";
 
 export class DeclarationError extends Error {
   override readonly name = "DeclarationError";

@@ -25,7 +25,6 @@ import type { Device } from "../device.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "../link/link.js";
 import { type ConfigSpace, createConfigSpace } from "../pci/config-space.js";
 import { MsixTable, msixLayout } from "../pci/msix.js";
-import { Regions } from "../pci/regions.js";
 import { RegisterMirror } from "../pci/register-mirror.js";
 import { checkDeclaration } from "./declaration.js";
 import { DeviceCallbacks, type Job } from "./device-callbacks.js";
@@ -35,6 +34,7 @@ import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
 import { FunctionMigration, type FunctionParts } from "./migration.js";
 import { accessFlags, RegionAccesses } from "./region-access.js";
+import { Regions } from "./regions.js";
 import { Sharing } from "./sharing.js";
 
 /** Fixed part of each command's body; a shorter one is refused whatever the link checked. */

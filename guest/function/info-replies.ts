@@ -20,7 +20,7 @@ import {
   RegionType,
 } from "../../shared/spec/vfio-user.js";
 import type { DeviceSummary, PendingCommand } from "../../shared/vfio-user/backend.js";
-import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/device-regions.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/identity.js";
 import type { Sharing } from "./sharing.js";
 
 const TYPE_CAPABILITY = RegionCapHeader.size + RegionType.size;

@@ -5,6 +5,8 @@
  *
  * While the function is stopped, config space and the MSI-X table answer, maps and interrupt bindings change; the
  * device's BARs, its DMA and its interrupts stand still.
+ *
+ * Left out: the two states for peer-to-peer DMA, as in vfio-user.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
@@ -12,15 +14,54 @@ import { MigrationState } from "../../shared/spec/vfio-user.js";
 import type { Migration } from "../device.js";
 import type { ConfigSpace } from "../pci/config-space.js";
 import type { MsixTable } from "../pci/msix.js";
-import type { Regions } from "../pci/regions.js";
 import type { RegisterMirror } from "../pci/register-mirror.js";
 import type { InterruptController } from "./interrupts.js";
-import { isSaving, migrationPath } from "./migration-states.js";
-import { encodeHeader, encodePiece, encodeState, type FunctionState, parseStream } from "./migration-stream.js";
+import {
+  encodeHeader,
+  encodePiece,
+  encodeState,
+  type FunctionState,
+  parseStream,
+  StreamBuffer,
+} from "./migration-stream.js";
+import type { Regions } from "./regions.js";
 import type { Sharing } from "./sharing.js";
-import { StreamBuffer } from "./stream-buffer.js";
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, PRE_COPY } = MigrationState;
+
+/**
+ * By state, those that one step leads to. None leads from or to ERROR. (vfio-user, "Direct State Transitions" and
+ * "Complex State Transitions"; <linux/vfio.h>, enum vfio_device_mig_state.)
+ */
+const ARCS: Readonly<Record<number, readonly number[]>> = {
+  [STOP]: [RUNNING, STOP_COPY, RESUMING],
+  [RUNNING]: [STOP, PRE_COPY],
+  [STOP_COPY]: [STOP],
+  [RESUMING]: [STOP],
+  [PRE_COPY]: [RUNNING, STOP_COPY],
+};
+
+function isSaving(state: number): boolean {
+  return state === PRE_COPY || state === STOP_COPY;
+}
+
+/**
+ * The states to go through from `from` to `to`, which is the last of them: the shortest way on which no saving state
+ * lies in between. Empty when they are the same; undefined when there is no way, or the way is forbidden.
+ */
+export function migrationPath(from: number, to: number): readonly number[] | undefined {
+  if (ARCS[from] === undefined || ARCS[to] === undefined) return undefined;
+  // What was read before would be read again, and the stream make no sense.
+  if (from === STOP_COPY && to === PRE_COPY) return undefined;
+  const ways: number[][] = [[]];
+  for (let way = ways.shift(); way !== undefined; way = ways.shift()) {
+    const at = way.at(-1) ?? from;
+    if (at === to) return way;
+    if (at !== from && isSaving(at)) continue;
+    for (const next of ARCS[at]) if (next !== from && !way.includes(next)) ways.push([...way, next]);
+  }
+  return undefined;
+}
 
 /** The parts of the function whose state moves. */
 export interface FunctionParts {

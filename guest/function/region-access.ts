@@ -14,8 +14,8 @@ import {
   WriteMultiEntry,
 } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
-import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/device-regions.js";
-import type { Regions } from "../pci/regions.js";
+import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/identity.js";
+import type { Regions } from "./regions.js";
 
 /** What the accesses need of the function. */
 export interface AccessedFunction {

@@ -22,8 +22,8 @@ import {
 import { getUint, setU64 } from "../../shared/struct/struct.js";
 import type { Device, IoEventFdOptions, SharedPart } from "../device.js";
 import type { IoEvents, Link, SharedMemory } from "../link/link.js";
+import { declaredSharing, type RegionSharing } from "../pci/declared-regions.js";
 import type { MsixLayout } from "../pci/msix.js";
-import { declaredSharing, type RegionSharing } from "../pci/sharing.js";
 
 /** A shared part of a region; `data` is of its bytes alone. */
 export interface SharedArea extends SharedPart {

@@ -17,12 +17,19 @@ import {
   StatusBits,
 } from "../../shared/spec/pci.js";
 import { allBars, barRegisters, romImage, romRegister } from "./bars.js";
-import { type Capability, placeCapabilities, placeExtendedCapabilities } from "./capability.js";
+import {
+  type Capability,
+  msi,
+  msix,
+  placeCapabilities,
+  placeExtendedCapabilities,
+  powerManagement,
+  vendorSpecific,
+} from "./capabilities.js";
 import { errorReporting, express, otherExtended, serialNumber, vendorExtended } from "./express-capabilities.js";
 import type { PciIdentity } from "./identity.js";
 import { type MsixLayout, msixLayout } from "./msix.js";
 import { type Register, RegisterFile } from "./registers.js";
-import { msi, msix, powerManagement, vendorSpecific } from "./standard-capabilities.js";
 
 /** What the space asks of the interrupts' side, and tells it. */
 export interface InterruptHooks {

@@ -13,7 +13,7 @@ import {
   SerialNumber,
   VendorExtended,
 } from "../../shared/spec/pci.js";
-import type { Capability } from "./capability.js";
+import type { Capability } from "./capabilities.js";
 import type { ExpressOptions, OtherExtendedCapability, VendorExtendedCapability } from "./identity.js";
 import type { Register } from "./registers.js";
 

@@ -2,6 +2,7 @@
  * What a device's author declares of its PCI function, as data. Everything but the ids, the class and the BARs can be
  * left out: what comes then is a PCI Express endpoint with power management, and MSI-X where `msix` names vectors.
  */
+import { NUM_PCI_REGIONS } from "../../shared/spec/vfio-user.js";
 import type { RegisterTable } from "./registers.js";
 
 /** A BAR: memory, unless `io` says otherwise. */
@@ -142,4 +143,32 @@ export interface OtherExtendedCapability {
   readonly size: number;
   /** From offset 4 on. */
   readonly registers: RegisterTable;
+}
+
+/** The index of a device's first region of its own. */
+export const FIRST_DEVICE_REGION = NUM_PCI_REGIONS;
+
+/**
+ * A region of the device's own, beside those that PCI numbers (vfio-user, "Device-Specific Regions"; struct
+ * vfio_region_info_cap_type of <linux/vfio.h>). A driver VM's VMM finds it by its type and subtype, and its use is
+ * between that VMM and the device: a driver in the VM does not see it. Apart from what follows it is as a memory BAR,
+ * with its index (9 and up) in place of the BAR's.
+ */
+export interface DeviceRegion {
+  /**
+   * 32 bits. With bit 31 set, the rest is the PCI id of the vendor who gives out the subtypes; otherwise a
+   * VFIO_REGION_TYPE_*.
+   */
+  readonly type: number;
+  /** 32 bits; no two regions have the same of both. */
+  readonly subtype: number;
+  /** Bytes, at least 1. */
+  readonly size: number;
+  /** What the driver VM's VMM may do with it by message; both unless false. Shared parts can be mapped all the same. */
+  readonly readable?: boolean;
+  readonly writable?: boolean;
+  /** As a BAR's: parts in whole pages that are memory, or true for all of it. */
+  readonly shared?: true | readonly SharedPart[];
+  /** As a BAR's. */
+  readonly ioeventfds?: readonly IoEventFdOptions[];
 }

@@ -4,7 +4,6 @@
  * 32-bit bus. Bytes that no register covers read as zero and ignore writes.
  */
 import { dmaAddress } from "../../shared/address.js";
-import { checkNames, type Names } from "./known-names.js";
 
 /** One line of a data sheet. Values and masks are unsigned. */
 export interface Register {
@@ -326,4 +325,19 @@ function valueIn(image: Uint8Array, { offset, size }: Register): number {
 /** A mask of the low `bytes` bytes, 1 to 4. */
 function lowBytes(bytes: number): number {
   return 0xffffffff >>> (32 - bytes * 8);
+}
+
+/** Every property of an interface. */
+export type Names<T> = Readonly<Record<keyof T, true>>;
+
+/**
+ * Authors write names that nobody knows ("writeable"): a type checker would say so, and JavaScript lets them pass.
+ * @throws RangeError that names what is not known; `what` is the object, in words
+ */
+export function checkNames<T extends object>(what: string, object: T, known: Names<T>): void {
+  const unknown = Object.keys(object).find((name) => !Object.hasOwn(known, name));
+  if (unknown === undefined) return;
+  throw new RangeError(
+    `${what}: nothing is called "${unknown}" there; what may be is ${Object.keys(known).join(", ")}`,
+  );
 }

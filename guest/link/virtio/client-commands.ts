@@ -6,7 +6,7 @@ import { inBounds } from "../../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_DIRTY_BITMAP_SIZE, MAX_MESSAGE_FDS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { ClientConnected, IoEvent, LinkCommand } from "../../../shared/spec/link.js";
+import { ClientConnected, IoEvent, LinkCommand, NO_DOORBELL } from "../../../shared/spec/link.js";
 import {
   Bitmap,
   Command,
@@ -20,11 +20,12 @@ import {
   IrqSetFlags,
 } from "../../../shared/spec/vfio-user.js";
 import { bitmapSize, unmapRange } from "../../../shared/vfio-user/dma/dma-ranges.js";
-import type { LinkPendingCommand } from "../command.js";
 import type { Endpoint, IrqChange, Window } from "../link.js";
-import type { Doorbells } from "./doorbells.js";
+import type { DeviceSetUp } from "./device-set-up.js";
+import type { LinkPendingCommand } from "./pending-command.js";
 import type { BridgeRequests } from "./requests.js";
-import type { VirtioSharing } from "./sharing.js";
+
+export const UNBOUND = -1;
 
 /** What of the link the commands need. */
 export interface CommandedLink {
@@ -32,7 +33,7 @@ export interface CommandedLink {
   readonly window: Window;
   readonly doorbells: Doorbells;
   readonly requests: BridgeRequests;
-  readonly sharing: VirtioSharing;
+  readonly setUp: DeviceSetUp;
   readonly maxMessageSize: number;
   readonly log: Log;
   /** Refuses a command whose work failed, and logs what is a bug. */
@@ -44,7 +45,7 @@ export class ClientCommands {
   readonly #endpoint: Endpoint;
   readonly #window: Window;
   readonly #requests: BridgeRequests;
-  readonly #sharing: VirtioSharing;
+  readonly #setUp: DeviceSetUp;
   readonly #maxMessageSize: number;
   readonly #log: Log;
   readonly #fail: CommandedLink["fail"];
@@ -53,12 +54,12 @@ export class ClientCommands {
   readonly #irqSet = IrqSet.view();
   readonly #ioEvent = IoEvent.view();
 
-  constructor({ endpoint, window, doorbells, requests, sharing, maxMessageSize, log, fail }: CommandedLink) {
+  constructor({ endpoint, window, doorbells, requests, setUp, maxMessageSize, log, fail }: CommandedLink) {
     this.doorbells = doorbells;
     this.#endpoint = endpoint;
     this.#window = window;
     this.#requests = requests;
-    this.#sharing = sharing;
+    this.#setUp = setUp;
     this.#maxMessageSize = maxMessageSize;
     this.#log = log;
     this.#fail = fail;
@@ -85,7 +86,7 @@ export class ClientCommands {
         break;
       case LinkCommand.IO_EVENT:
         needLength(command, IoEvent.size);
-        this.#sharing.signalled(this.#ioEvent.at(command.data, command.offset).handle);
+        this.#setUp.signalled(this.#ioEvent.at(command.data, command.offset).handle);
         command.reply(0);
         break;
       default:
@@ -198,4 +199,50 @@ export class ClientCommands {
 function needLength(command: LinkPendingCommand, length: number): void {
   if (command.length < length)
     throw new ProtocolError(`a body of ${command.length} bytes`, Errno.EINVAL, command.command);
+}
+
+/** Which doorbell each interrupt vector has: what SET_IRQS said. */
+export class Doorbells {
+  /** By interrupt index, the doorbell of each vector, or UNBOUND. */
+  readonly #doorbells: readonly Int32Array[];
+
+  /** `irqCounts`: vectors by interrupt index; `count`: how many doorbells there are. */
+  constructor(
+    irqCounts: readonly number[],
+    readonly count: number,
+  ) {
+    this.#doorbells = irqCounts.map((vectors) => new Int32Array(vectors).fill(UNBOUND));
+  }
+
+  of(index: number, vector: number): number {
+    return this.#doorbells[index][vector];
+  }
+
+  /** Whether interrupt `index` has all of these vectors; for any numbers. */
+  has(index: number, start: number, count: number): boolean {
+    const vectors = this.#doorbells[index];
+    return vectors !== undefined && inBounds(start, count, vectors.length);
+  }
+
+  /**
+   * Notes the doorbell numbers at `at` of `data`, one for each vector; returns which vectors have one.
+   * @throws ProtocolError for a doorbell that is not there; nothing is changed then
+   */
+  bind({ index, start, count }: IrqChange, data: DataView, at: number): boolean[] {
+    const numbers = Array.from({ length: count }, (_, n) => data.getUint32(at + n * 4, true));
+    for (const number of numbers) {
+      if (number !== NO_DOORBELL && number >= this.count) throw new ProtocolError(`no doorbell ${number}`);
+    }
+    const bound = numbers.map((number) => number !== NO_DOORBELL);
+    for (let n = 0; n < count; n++) this.#doorbells[index][start + n] = bound[n] ? numbers[n] : UNBOUND;
+    return bound;
+  }
+
+  unbind(index: number): void {
+    this.#doorbells[index].fill(UNBOUND);
+  }
+
+  unbindAll(): void {
+    for (const vectors of this.#doorbells) vectors.fill(UNBOUND);
+  }
 }

@@ -1,7 +1,7 @@
 /**
  * The driver of the copy queue (docs/virtio-vfio-user.md, "Copies"): asks the bridge to copy between driver-VM memory
- * and memory of this VM. Bytes in DMA memory (dma-buffers.ts) are copied where they are; all others go through a buffer
- * of each request's own, in pieces, several of which are under way at once.
+ * and memory of this VM. Bytes in DMA memory (buffers.ts) are copied where they are; all others go through a buffer
+ * of each request's own, in pieces, several of which are in flight at once.
  *
  * A bridge that breaks the ring, or finishes nothing, is reported by what is thrown; nobody is kept waiting for it
  * then.
@@ -14,7 +14,7 @@ import { DriverQueue, ringBytes } from "../../../shared/virtqueue/driver.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { DmaMemory, PciFunction } from "../../vfio/pci-function.js";
 import type { VirtioPci } from "../../virtio-pci/transport.js";
-import type { DmaBuffers } from "./dma-buffers.js";
+import type { DmaBuffers } from "./buffers.js";
 
 /** A request is three descriptors: what is asked, its status, the data. */
 const DESCRIPTORS = 3;
@@ -34,13 +34,13 @@ interface Transfer {
   readonly deviceAddress: number;
   /** Bytes that were asked for, and requests for them without an answer. */
   asked: number;
-  underWay: number;
+  inFlight: number;
   error: Error | undefined;
   resolve(): void;
   reject(error: Error): void;
 }
 
-/** A request under way: which part of which transfer. */
+/** A request in flight: which part of which transfer. */
 interface Slot {
   transfer: Transfer | undefined;
   start: number;
@@ -150,7 +150,7 @@ export class Copies {
       if (this.#stopped) return reject(this.#stopped);
       const deviceAddress = this.#buffers.addressOf(bytes);
       const error = undefined;
-      this.#waiting.push({ address, bytes, isWrite, deviceAddress, asked: 0, underWay: 0, error, resolve, reject });
+      this.#waiting.push({ address, bytes, isWrite, deviceAddress, asked: 0, inFlight: 0, error, resolve, reject });
       // All that is asked for in one go makes one notification, which leaves the VM.
       if (this.#isAsking) return;
       this.#isAsking = true;
@@ -183,7 +183,7 @@ export class Copies {
     slot.start = start;
     slot.length = length;
     transfer.asked += length;
-    transfer.underWay++;
+    transfer.inFlight++;
 
     const fixed = this.#fixed + index * FIXED_SIZE;
     const bounce = this.#bounce + index * BOUNCE_SIZE;
@@ -206,7 +206,7 @@ export class Copies {
   #finished(index: number): void {
     const slot = this.#slots[index];
     const { transfer, start, length } = slot;
-    if (transfer === undefined) throw new PeerGone(`the bridge finished copy ${index}, which is not under way`);
+    if (transfer === undefined) throw new PeerGone(`the bridge finished copy ${index}, which is not in flight`);
     const { bytes, isWrite, deviceAddress } = transfer;
     const { errno } = this.#status.at(this.#data, this.#fixed + index * FIXED_SIZE + STATUS);
     const written = CopyStatus.size + (errno === 0 && !isWrite ? length : 0);
@@ -222,7 +222,7 @@ export class Copies {
     } else if (!isWrite && deviceAddress < 0) {
       copyBytes(this.#bytes, this.#bounce + index * BOUNCE_SIZE, bytes, start, length);
     }
-    if (--transfer.underWay > 0 || transfer.asked < bytes.length) return;
+    if (--transfer.inFlight > 0 || transfer.asked < bytes.length) return;
     if (transfer.error) transfer.reject(transfer.error);
     else transfer.resolve();
   }

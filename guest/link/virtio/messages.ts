@@ -49,8 +49,8 @@ export class Messages {
   /** Buffers received. */
   received = 0;
   onBroken: (error: unknown) => void = () => {};
-  /** Less is waiting to be sent: what was held back in the ring is to be polled for. */
-  onRelieved: () => void = () => {};
+  /** Less is waiting to be sent than the high-water mark: what was held back in the ring is to be polled for. */
+  onDrained: () => void = () => {};
   #broken = false;
   readonly #transport: VirtioPci;
   readonly #receive: Buffers;
@@ -64,7 +64,7 @@ export class Messages {
   #spare: DataView<ArrayBuffer>;
   #size = 0;
   #have = 0;
-  /** Receive buffers that were given back but not yet shown to the bridge. */
+  /** Receive buffers that were given back but not yet published to the bridge. */
   #unpublished = 0;
   /** Nothing was received because too much was waiting to be sent. */
   #heldBack = false;
@@ -111,8 +111,8 @@ export class Messages {
     this.#publishReceived();
   }
 
-  /** More is waiting to be sent than to be wise: nothing is received until it is less. */
-  get congested(): boolean {
+  /** More is waiting to be sent than the high-water mark: nothing is received until it is less. */
+  get isAboveHighWater(): boolean {
     return this.#waiting.length > MAX_WAITING;
   }
 
@@ -134,7 +134,7 @@ export class Messages {
   #poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     const { queue } = this.#receive;
     for (let n = 0; n < BATCH; n++) {
-      this.#heldBack = this.congested;
+      this.#heldBack = this.isAboveHighWater;
       if (this.#heldBack || !ready()) return false;
       if (!isLast && queue.isIdle) return false;
       const id = queue.take();
@@ -142,7 +142,7 @@ export class Messages {
       this.received++;
       this.#collect(id, queue.usedLength);
       this.#receive.add(id, this.#receive.size, true);
-      // Showing buffers in batches spares most notifications, each of which leaves the VM.
+      // Publishing buffers in batches spares most notifications, each of which leaves the VM.
       if (++this.#unpublished >= queue.size / 4) this.#publishReceived();
       if (this.#size > 0 && this.#have === this.#size) {
         const size = this.#size;
@@ -296,9 +296,9 @@ export class Messages {
       if (message.sent === message.size) this.#waiting.shift();
     }
     if (filled) this.#publishSent();
-    if (this.#heldBack && !this.congested) {
+    if (this.#heldBack && !this.isAboveHighWater) {
       this.#heldBack = false;
-      this.onRelieved();
+      this.onDrained();
     }
     return this.#waiting.length === 0;
   }

@@ -9,9 +9,9 @@ import type { PciFunction } from "../../vfio/pci-function.js";
 import type { Structure } from "../../virtio-pci/capabilities.js";
 import { VirtioPci } from "../../virtio-pci/transport.js";
 import type { Window } from "../link.js";
+import { DmaBuffers } from "./buffers.js";
+import type { LinkPolling } from "./busy-polling.js";
 import { Copies } from "./copies.js";
-import { DmaBuffers } from "./dma-buffers.js";
-import type { LinkPolling } from "./looking.js";
 import { Messages } from "./messages.js";
 import { VirtioLink } from "./virtio.js";
 

@@ -1,34 +1,33 @@
+/**
+ * The link through the bridge: the virtio-vfio-user device that the device process drives (docs/virtio-vfio-user.md).
+ * Here is its life, from the set-up over what is received at a turn of the event loop to its loss and, where the bridge
+ * asks for it, another beginning. To read on:
+ *
+ * - open.ts: checks that it is such a device. device-set-up.ts: what is asked of the bridge before clients come.
+ * - messages.ts, buffers.ts: what goes over the rings, and the memory for it. busy-polling.ts: when to sleep.
+ * - client-commands.ts, pending-command.ts: what the bridge commands. requests.ts, copies.ts: what is
+ *   asked of it.
+ */
 import { setTimeout as delay } from "node:timers/promises";
-import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_PENDING_COMMANDS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { pageAligned } from "../../../shared/page-aligned.js";
-import {
-  Config,
-  ConfigStatus,
-  LinkCommand,
-  Queue,
-  RegisterArea as RegisterAreaEntry,
-  ShareRegisters,
-} from "../../../shared/spec/link.js";
+import { Config, ConfigStatus, LinkCommand, Queue } from "../../../shared/spec/link.js";
 import { Header, HeaderFlags, Irq } from "../../../shared/spec/vfio-user.js";
 import { Status } from "../../../shared/spec/virtio.js";
-import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
 import type { RegisterArea } from "../../../shared/vfio-user/register-memory.js";
 import type { PciFunction } from "../../vfio/pci-function.js";
 import type { VirtioPci } from "../../virtio-pci/transport.js";
-import { LinkPendingCommand } from "../command.js";
 import type { Area, Endpoint, IoEvents, Link, SharedMemory, Window } from "../link.js";
-import { SmallMemory } from "./buffers.js";
-import { ClientCommands } from "./client-commands.js";
+import { type DmaBuffers, SmallMemory } from "./buffers.js";
+import { BusyPolling, type LinkPolling } from "./busy-polling.js";
+import { ClientCommands, Doorbells, UNBOUND } from "./client-commands.js";
 import type { Copies } from "./copies.js";
-import type { DmaBuffers } from "./dma-buffers.js";
-import { Doorbells, UNBOUND } from "./doorbells.js";
-import { encodeHello } from "./hello.js";
-import { type LinkPolling, Looking } from "./looking.js";
+import { DeviceSetUp } from "./device-set-up.js";
 import type { Messages } from "./messages.js";
+import { LinkPendingCommand } from "./pending-command.js";
 import { BridgeRequests } from "./requests.js";
-import { VirtioSharing } from "./sharing.js";
 
 /** How often the device is asked whether it wants a reset, beside its interrupts that bring no message. */
 const STATUS_POLL_MS = 1000;
@@ -67,21 +66,19 @@ export class VirtioLink implements Link {
   readonly #copies: Copies;
   readonly #buffers: DmaBuffers;
   readonly #isolated: boolean;
-  readonly #looking: Looking;
+  readonly #polling: BusyPolling;
   readonly #requests: BridgeRequests;
-  readonly #sharing: VirtioSharing;
+  readonly #setUp: DeviceSetUp;
   readonly #log: Log;
   /** Another one for each life of the link: what comes late is for the one that it was made for. */
   #command: LinkPendingCommand;
-  /** Copies of commands that came while one was under way. */
+  /** Copies of commands that came while one was in flight. */
   readonly #backlog: Uint8Array<ArrayBuffer>[] = [];
   /** Undefined before `open`. */
   #commands: ClientCommands | undefined;
   #endpoint: Endpoint | undefined;
   /** Undefined before `#bringUp`. */
   #small: SmallMemory | undefined;
-  /** SHARE_REGISTERS's body, if there is register memory. */
-  #registers: Uint8Array | undefined;
   #configGeneration = 0;
   #restartMs = RESTART_MS;
   #restartedAt = Number.NEGATIVE_INFINITY;
@@ -98,7 +95,7 @@ export class VirtioLink implements Link {
 
   constructor(parts: VirtioLinkParts) {
     const { pci, transport, features, messages, copies, buffers, window, doorbells, isolated, polling, log } = parts;
-    this.#looking = new Looking(polling);
+    this.#polling = new BusyPolling(polling);
     this.#pci = pci;
     this.#transport = transport;
     this.#features = features;
@@ -107,10 +104,10 @@ export class VirtioLink implements Link {
     this.#buffers = buffers;
     this.#isolated = isolated;
     messages.onBroken = (error) => this.#break(error);
-    messages.onRelieved = () => this.#schedulePoll();
+    messages.onDrained = () => this.#schedulePoll();
     copies.onLate = (error) => this.#break(error);
     this.#requests = new BridgeRequests(messages);
-    this.#sharing = new VirtioSharing(this.#requests, window);
+    this.#setUp = new DeviceSetUp(this.#requests, window, isolated, log);
     this.#command = this.#newCommand();
     this.#numDoorbells = doorbells;
     this.#log = log;
@@ -122,32 +119,18 @@ export class VirtioLink implements Link {
 
   allocateMemory(region: number, areas: readonly Area[]): Promise<SharedMemory> {
     this.#bringUp();
-    return this.#sharing.allocateMemory(region, areas);
+    return this.#setUp.allocateMemory(region, areas);
   }
 
   allocateEvents(region: number, count: number, signalled: (index: number) => void): Promise<IoEvents> {
     this.#bringUp();
-    return this.#sharing.allocateEvents(region, count, signalled);
+    return this.#setUp.allocateEvents(region, count, signalled);
   }
 
   async shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined> {
     this.#bringUp();
     if (this.#small === undefined) return undefined;
-    const { registers, registersAddress: address } = this.#small;
-    const body = Buffer.concat([
-      ShareRegisters.encode({ address, size, areas: areas.length }),
-      ...areas.map((area) => RegisterAreaEntry.encode({ ...area })),
-    ]);
-    try {
-      await this.#requests.send(LinkCommand.SHARE_REGISTERS, body);
-      this.#registers = body;
-      return registers.subarray(0, size);
-    } catch (error) {
-      // When the link is lost, HELLO says so.
-      if (!(error instanceof ProtocolError || error instanceof PeerGone)) throw error;
-      this.#log.warn({ reason: error.message }, "reads of registers all come to the device");
-      return undefined;
-    }
+    return this.#setUp.shareRegisters(this.#small, size, areas);
   }
 
   /** @throws UserError when the device does not come up, or the bridge does not answer */
@@ -159,13 +142,13 @@ export class VirtioLink implements Link {
       window: this.window,
       doorbells: new Doorbells(summary.irqCounts, this.#numDoorbells),
       requests: this.#requests,
-      sharing: this.#sharing,
+      setUp: this.#setUp,
       maxMessageSize: this.#messages.maxMessageSize,
       log: this.#log,
       fail: (command, error) => this.#fail(command, error),
     });
     this.#bringUp();
-    await this.#hello(summary);
+    await this.#setUp.hello(summary);
     // INTx, MSI and MSI-X are used one at a time; errors and requests beside them.
     const { irqCounts } = summary;
     const needed = Math.max(...irqCounts.slice(Irq.INTX, Irq.ERR)) + irqCounts[Irq.ERR] + irqCounts[Irq.REQ];
@@ -201,14 +184,6 @@ export class VirtioLink implements Link {
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
-  }
-
-  async #hello(summary: DeviceSummary): Promise<void> {
-    try {
-      await this.#requests.send(LinkCommand.HELLO, encodeHello(summary, this.#isolated));
-    } catch (error) {
-      throw new UserError(`the bridge does not take the device: ${error instanceof Error ? error.message : error}`);
-    }
   }
 
   trigger(index: number, vector: number): void {
@@ -270,7 +245,7 @@ export class VirtioLink implements Link {
     let isMore = this.#messages.poll(this.#receiver, this.#ready, false);
     const found = this.#messages.received !== received;
     // Nothing may be missed between the last look and sleep: that is what the second poll asks for, and looks after.
-    if (!isMore && !this.#looking.goesOn(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
+    if (!isMore && !this.#polling.continues(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
     else isMore = true;
     if (isMore) this.#schedulePoll();
     return found || copied;
@@ -299,7 +274,7 @@ export class VirtioLink implements Link {
     );
   }
 
-  /** Resolves when the device has let go of the client, or is overdue. */
+  /** Resolves when the device has released the client's memory, or is late. */
   async #lose(error: Error): Promise<void> {
     this.#state = "broken";
     this.#stop(error);
@@ -352,9 +327,7 @@ export class VirtioLink implements Link {
     this.#command = this.#newCommand();
     this.#state = "new";
     this.#bringUp();
-    await this.#sharing.restart();
-    if (this.#registers !== undefined) await this.#requests.send(LinkCommand.SHARE_REGISTERS, this.#registers);
-    await this.#hello(this.#endpoint.summary);
+    await this.#setUp.repeat(this.#endpoint.summary);
     this.#log.info("the link to the bridge is set up again");
   }
 

@@ -1,7 +1,12 @@
 /** The stream of a migration: what is put in comes out, and nothing that was not put in whole. */
 import test from "ava";
-import { encodeHeader, encodePiece, encodeState, parseStream } from "../../../guest/function/migration-stream.js";
-import { StreamBuffer } from "../../../guest/function/stream-buffer.js";
+import {
+  encodeHeader,
+  encodePiece,
+  encodeState,
+  parseStream,
+  StreamBuffer,
+} from "../../../guest/function/migration-stream.js";
 
 const STATE = {
   config: Uint8Array.of(1, 2),

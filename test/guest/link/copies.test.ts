@@ -1,7 +1,7 @@
 /** The driver of the copy queue and the memory for it, against a bridge that is the test's, and that breaks it. */
 import test from "ava";
+import { DmaBuffers } from "../../../guest/link/virtio/buffers.js";
 import { Copies } from "../../../guest/link/virtio/copies.js";
-import { DmaBuffers } from "../../../guest/link/virtio/dma-buffers.js";
 import { VirtioPci } from "../../../guest/virtio-pci/transport.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { KiB, LARGE_PAGE_SIZE, MAX_COPY_SIZE, MiB, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../../shared/limits.js";

@@ -1,8 +1,8 @@
 /** What an author may declare as shared, and what not. */
 import test from "ava";
 import type { BarOptions } from "../../../guest/device.js";
+import { declaredSharing } from "../../../guest/pci/declared-regions.js";
 import { msixLayout } from "../../../guest/pci/msix.js";
-import { declaredSharing } from "../../../guest/pci/sharing.js";
 import { GiB, MAX_IOEVENTFDS, MAX_SHARED_PARTS } from "../../../shared/limits.js";
 
 const SIZE = 0x10000;

@@ -1,12 +1,12 @@
 /**
- * A command of the bridge's under way, as the endpoint sees it. One object is used for all, since commands are answered
+ * A command of the bridge's in flight, as the endpoint sees it. One object is used for all, since commands are answered
  * in order; the reply is built in the transmit buffer where it fits.
  */
-import { MAX_MESSAGE_FDS } from "../../shared/limits.js";
-import { takesHandles } from "../../shared/spec/link.js";
-import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
-import type { PendingCommand } from "../../shared/vfio-user/backend.js";
-import { type Messages, Outgoing } from "./virtio/messages.js";
+import { MAX_MESSAGE_FDS } from "../../../shared/limits.js";
+import { takesHandles } from "../../../shared/spec/link.js";
+import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
+import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { type Messages, Outgoing } from "./messages.js";
 
 const NO_HANDLES: readonly number[] = [];
 

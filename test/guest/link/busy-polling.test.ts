@@ -1,18 +1,18 @@
-/** When the device process looks for messages and when it sleeps. */
+/** When the device process polls for messages and when it sleeps. */
 import test from "ava";
-import { Looking } from "../../../guest/link/virtio/looking.js";
+import { BusyPolling } from "../../../guest/link/virtio/busy-polling.js";
 
 /** A clock that the test moves, in microseconds. */
-function looking(polling: "adaptive" | "always" | "never" = "adaptive") {
+function polling(kind: "adaptive" | "always" | "never" = "adaptive") {
   let now = 1000;
-  const it = new Looking(polling, () => now / 1000);
+  const it = new BusyPolling(kind, () => now / 1000);
   return {
     /** What it does at a turn, `us` after the one before. */
     turn: (found: boolean, us = 5) => {
       now += us;
-      return it.goesOn(found);
+      return it.continues(found);
     },
-    /** Turns that a look lasts which finds nothing; 0 when there is none. */
+    /** Turns that a round lasts which finds nothing; 0 when there is none. */
     inVain(): number {
       let turns = 0;
       while (this.turn(turns === 0)) turns++;
@@ -21,8 +21,8 @@ function looking(polling: "adaptive" | "always" | "never" = "adaptive") {
   };
 }
 
-test("it looks for 50 us after a message, and again after each that comes meanwhile", (t) => {
-  const { turn } = looking();
+test("it polls for 50 us after a message, and again after each that comes meanwhile", (t) => {
+  const { turn } = polling();
   t.true(turn(true));
   t.true(turn(false, 30));
   t.true(turn(true, 10));
@@ -31,8 +31,8 @@ test("it looks for 50 us after a message, and again after each that comes meanwh
   t.false(turn(false, 0), "asleep");
 });
 
-test("a look that finds nothing makes the next ones rarer, up to one in 1025 sleeps", (t) => {
-  const it = looking();
+test("a round that finds nothing makes the next ones rarer, up to one in 1025 sleeps", (t) => {
+  const it = polling();
   for (const pause of [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1024]) {
     t.true(it.inVain() > 0);
     for (let n = 0; n < pause; n++) t.is(it.inVain(), 0, `${n} of ${pause}`);
@@ -41,7 +41,7 @@ test("a look that finds nothing makes the next ones rarer, up to one in 1025 sle
 });
 
 test("one that finds something begins anew", (t) => {
-  const it = looking();
+  const it = polling();
   for (const pause of [1, 2, 4, 8]) {
     it.inVain();
     for (let n = 0; n < pause; n++) it.inVain();
@@ -54,8 +54,8 @@ test("one that finds something begins anew", (t) => {
 });
 
 test("pinned", (t) => {
-  const always = looking("always");
-  const never = looking("never");
+  const always = polling("always");
+  const never = polling("never");
   for (const found of [true, false, false]) {
     t.true(always.turn(found, 10_000));
     t.false(never.turn(found));

@@ -7,12 +7,13 @@
 import { Region } from "../../shared/spec/vfio-user.js";
 import { getUint, setUint } from "../../shared/struct/struct.js";
 import type { Device } from "../device.js";
-import type { Sharing } from "../function/sharing.js";
-import type { ConfigSpace } from "./config-space.js";
-import { checkDeviceRegions, FIRST_DEVICE_REGION } from "./device-regions.js";
-import type { MsixTable } from "./msix.js";
-import type { MirroredFile } from "./register-mirror.js";
-import type { RegisterFile } from "./registers.js";
+import type { ConfigSpace } from "../pci/config-space.js";
+import { checkDeviceRegions } from "../pci/declared-regions.js";
+import { FIRST_DEVICE_REGION } from "../pci/identity.js";
+import type { MsixTable } from "../pci/msix.js";
+import type { MirroredFile } from "../pci/register-mirror.js";
+import type { RegisterFile } from "../pci/registers.js";
+import type { Sharing } from "./sharing.js";
 
 /** An access is of at most so many bytes, and a register file ends between two. */
 const MAX_PIECE = 4;

@@ -1,11 +1,11 @@
 /** What an author may declare of regions of the device's own, and what not. */
 import test from "ava";
 import type { Device, DeviceRegion } from "../../../guest/device.js";
+import { Regions } from "../../../guest/function/regions.js";
 import { Sharing } from "../../../guest/function/sharing.js";
 import { createConfigSpace } from "../../../guest/pci/config-space.js";
-import { checkDeviceRegions } from "../../../guest/pci/device-regions.js";
+import { checkDeviceRegions } from "../../../guest/pci/declared-regions.js";
 import { msixLayout } from "../../../guest/pci/msix.js";
-import { Regions } from "../../../guest/pci/regions.js";
 import { RegisterFile } from "../../../guest/pci/registers.js";
 import { GiB, MAX_REGIONS } from "../../../shared/limits.js";
 import { quietLog } from "../../../shared/log.js";

@@ -1,11 +1,17 @@
 /**
- * What a device shares with the driver VM's VMM: parts of BARs, and of regions of its own, that are memory, and
- * ioeventfds, checked and in order.
+ * Checks of what an author declares of a function's regions, beyond the BARs' sizes: regions of the device's own, and
+ * what it shares with the driver VM's VMM, parts that are memory and ioeventfds.
  */
 import { inBounds, isAligned } from "../../shared/bits.js";
-import { MAX_IOEVENTFDS, MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/limits.js";
-import { type DeviceRegion, FIRST_DEVICE_REGION } from "./device-regions.js";
-import type { BarOptions, IoEventFdOptions, PciIdentity, SharedPart } from "./identity.js";
+import { MAX_IOEVENTFDS, MAX_REGION_MEMORY, MAX_REGIONS, MAX_SHARED_PARTS, PAGE_SIZE } from "../../shared/limits.js";
+import {
+  type BarOptions,
+  type DeviceRegion,
+  FIRST_DEVICE_REGION,
+  type IoEventFdOptions,
+  type PciIdentity,
+  type SharedPart,
+} from "./identity.js";
 import type { MsixLayout } from "./msix.js";
 
 /** Of one region; either list may be empty. Parts are as the author has them, of which none overlap. */
@@ -98,4 +104,24 @@ function nameOf(region: number): string {
 
 function overlap(offset: number, size: number, other: number, otherSize: number): boolean {
   return offset < other + otherSize && other < offset + size;
+}
+
+/** @throws RangeError for what cannot be: an author's bug */
+export function checkDeviceRegions(regions: readonly DeviceRegion[]): void {
+  const most = MAX_REGIONS - FIRST_DEVICE_REGION;
+  if (regions.length > most) throw new RangeError(`${regions.length} regions of the device's own: at most ${most}`);
+  const seen = new Set<string>();
+  for (const [n, { type, subtype, size, readable = true, writable = true }] of regions.entries()) {
+    const what = `region ${FIRST_DEVICE_REGION + n}`;
+    if (!isU32(type) || !isU32(subtype)) throw new RangeError(`${what}: type ${type}, subtype ${subtype}: not 32 bits`);
+    if (!Number.isSafeInteger(size) || size < 1) throw new RangeError(`${what} of ${size} bytes`);
+    if (!readable && !writable) throw new RangeError(`${what} can be neither read nor written`);
+    const key = `${type} ${subtype}`;
+    if (seen.has(key)) throw new RangeError(`${what}: another has type ${type} and subtype ${subtype}, too`);
+    seen.add(key);
+  }
+}
+
+function isU32(value: number): boolean {
+  return value >>> 0 === value;
 }

@@ -1,6 +1,6 @@
 /** The ways between migration states, against a table of <linux/vfio.h>'s rules that was made by hand. */
 import test from "ava";
-import { migrationPath } from "../../../guest/function/migration-states.js";
+import { migrationPath } from "../../../guest/function/migration.js";
 import { MigrationState } from "../../../shared/spec/vfio-user.js";
 
 const { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P } = MigrationState;

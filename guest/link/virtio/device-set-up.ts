@@ -1,27 +1,51 @@
 /**
- * Memory and eventfds of the device's that a client on the virtio link is given: the bridge makes them, maps the memory
- * into the window, and forwards the eventfds' signals; here are their handles (docs/virtio-vfio-user.md,
- * "ALLOCATE_MEMORY").
+ * What the device process asks of the bridge before clients come, and once more after a reset of the virtio device
+ * (docs/virtio-vfio-user.md, "Commands of the link"): memory and eventfds that clients are given, which the bridge
+ * makes, and which have handles here; memory from which reads of registers are answered; and HELLO, which says what the
+ * device is.
  */
 import { inBounds, isAligned } from "../../../shared/bits.js";
-import { ProtocolError, UserError } from "../../../shared/errors.js";
+import { PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
-import { AllocateEvents, AllocateMemory, LinkCommand, MemoryAllocated, MemoryArea } from "../../../shared/spec/link.js";
-import { getU64 } from "../../../shared/struct/struct.js";
+import type { Log } from "../../../shared/log.js";
+import {
+  ABI_VERSION,
+  AllocateEvents,
+  AllocateMemory,
+  Hello,
+  HelloFlags,
+  LinkCommand,
+  MemoryAllocated,
+  MemoryArea,
+  RegisterArea as RegisterAreaEntry,
+  ShareRegisters,
+} from "../../../shared/spec/link.js";
+import { NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
+import { getU64, setU64 } from "../../../shared/struct/struct.js";
+import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
+import type { RegisterArea } from "../../../shared/vfio-user/register-memory.js";
 import type { Area, IoEvents, SharedMemory, Window } from "../link.js";
+import type { SmallMemory } from "./buffers.js";
 import type { BridgeRequests } from "./requests.js";
 
-export class VirtioSharing {
+export class DeviceSetUp {
   readonly #requests: BridgeRequests;
   readonly #window: Window;
+  readonly #isolated: boolean;
+  readonly #log: Log;
   /** By handle. */
   readonly #events = new Map<number, () => void>();
   /** Asks for all that was given, again. */
   readonly #again: (() => Promise<void>)[] = [];
+  /** SHARE_REGISTERS's body, if there is register memory. */
+  #registers: Uint8Array | undefined;
 
-  constructor(requests: BridgeRequests, window: Window) {
+  /** `isolated`: no driver-VM memory is wanted in the window. */
+  constructor(requests: BridgeRequests, window: Window, isolated: boolean, log: Log) {
     this.#requests = requests;
     this.#window = window;
+    this.#isolated = isolated;
+    this.#log = log;
   }
 
   /** Rejects with UserError when the bridge does not give it. */
@@ -61,10 +85,42 @@ export class VirtioSharing {
     return { descriptors };
   }
 
-  /** After a reset of the device: the same memory and eventfds, by other handles. Rejects with UserError. */
-  async restart(): Promise<void> {
+  /** Undefined when the bridge does not take it: then all reads come to the device. */
+  async shareRegisters(memory: SmallMemory, size: number, areas: readonly RegisterArea[]) {
+    const body = Buffer.concat([
+      ShareRegisters.encode({ address: memory.registersAddress, size, areas: areas.length }),
+      ...areas.map((area) => RegisterAreaEntry.encode({ ...area })),
+    ]);
+    try {
+      await this.#requests.send(LinkCommand.SHARE_REGISTERS, body);
+      this.#registers = body;
+      return memory.registers.subarray(0, size);
+    } catch (error) {
+      // When the link is lost, HELLO says so.
+      if (!(error instanceof ProtocolError || error instanceof PeerGone)) throw error;
+      this.#log.warn({ reason: error.message }, "reads of registers all come to the device");
+      return undefined;
+    }
+  }
+
+  /** Rejects with UserError when the bridge does not take the device. */
+  async hello(summary: DeviceSummary): Promise<void> {
+    try {
+      await this.#requests.send(LinkCommand.HELLO, encodeHello(summary, this.#isolated));
+    } catch (error) {
+      throw new UserError(`the bridge does not take the device: ${error instanceof Error ? error.message : error}`);
+    }
+  }
+
+  /**
+   * All of it after a reset of the virtio device: the same memory and eventfds, by other handles. Rejects with
+   * UserError.
+   */
+  async repeat(summary: DeviceSummary): Promise<void> {
     this.#events.clear();
     for (const ask of this.#again) await ask();
+    if (this.#registers !== undefined) await this.#requests.send(LinkCommand.SHARE_REGISTERS, this.#registers);
+    await this.hello(summary);
   }
 
   /** The client signalled an eventfd. @throws ProtocolError when it is none of ours */
@@ -96,4 +152,16 @@ export class VirtioSharing {
     }
     return new Uint8Array(this.#window.piece((windowOffset - offset) / pieceSize), offset, size);
   }
+}
+
+function encodeHello(summary: DeviceSummary, isolated: boolean): Uint8Array {
+  const { regionSizes, irqCounts, postedRegions } = summary;
+  const body = new Uint8Array(Hello.size + regionSizes.length * 8 + NUM_PCI_IRQS * 4);
+  const data = new DataView(body.buffer);
+  const flags = isolated ? HelloFlags.ISOLATED : 0;
+  Object.assign(Hello.view(data), { abiVersion: ABI_VERSION, postedRegions, regions: regionSizes.length, flags });
+  for (const [n, size] of regionSizes.entries()) setU64(data, Hello.size + n * 8, size);
+  const irqs = Hello.size + regionSizes.length * 8;
+  for (let n = 0; n < NUM_PCI_IRQS; n++) data.setUint32(irqs + n * 4, irqCounts[n] ?? 0, true);
+  return body;
 }
