@@ -48,9 +48,9 @@ export class Vm {
   readonly exited: Promise<VmExit>;
   readonly #child: ChildProcess;
   readonly #qmpClient: QmpClient;
-  #lines: string[] = [];
+  readonly #lines: string[] = [];
   #droppedLines = 0;
-  #partial = { console: "", qemu: "" };
+  readonly #partial = { console: "", qemu: "" };
   #exit: VmExit | undefined;
   readonly #wakeUps = new WakeUps();
   #nextCommand = 1;

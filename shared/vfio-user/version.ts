@@ -118,7 +118,7 @@ export function parseVersion(bytes: Uint8Array, offset: number, length: number):
   const text = bytes.subarray(offset + Version.size, offset + length);
   if (text.length === 0) return { major, minor, capabilities: DEFAULT_CAPABILITIES };
   if (text.length > MAX_VERSION_JSON_SIZE) refuse(`version data of ${text.length} bytes`);
-  if (text[text.length - 1] !== 0) refuse("version data does not end with a NUL");
+  if (text.at(-1) !== 0) refuse("version data does not end with a NUL");
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text.subarray(0, text.indexOf(0))));

@@ -79,7 +79,7 @@ function change(result: Result, earlier: Report): string {
     result.ratio !== undefined && old.ratio !== undefined
       ? [result.ratio, old.ratio]
       : [result.value.median, old.value.median];
-  if (then === 0) return now === 0 ? "same" : `was 0`;
+  if (then === 0) return now === 0 ? "same" : "was 0";
   const relative = now / then - 1;
   if (Math.abs(relative) < NOTEWORTHY) return "same";
   const better = HIGHER_IS_BETTER.has(result.unit) ? relative > 0 : relative < 0;

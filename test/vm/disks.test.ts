@@ -47,14 +47,14 @@ test.serial(
     t.is(await read(`${readOnly}/ro`), "1");
     t.is(await vm.check(`head -c 4 /dev/${readOnly}`, COMMAND_MS), "kept");
     t.not((await vm.run(`dd if=/dev/zero of=/dev/${readOnly} bs=4k count=1 oflag=direct 2>&1`, COMMAND_MS)).status, 0);
-    const forced = await vm.run(`nvme write-zeroes /dev/nvme0 -n 1 -s 0 -c 0 2>&1`, COMMAND_MS);
+    const forced = await vm.run("nvme write-zeroes /dev/nvme0 -n 1 -s 0 -c 0 2>&1", COMMAND_MS);
     t.not(forced.status, 0);
     t.is(await vm.check(`nvme id-ns /dev/nvme0 -n 1 -o json | grep -o '"nsattr":1'`, COMMAND_MS), '"nsattr":1');
 
     t.is(await read(`${drive}/ro`), "0");
     t.is(await read(`${drive}/queue/logical_block_size`), "4096");
     t.is(Number(await read(`${drive}/size`)) * 512, DRIVE_MIB * MiB);
-    const place = `bs=4096 seek=5 count=3 oflag=direct`;
+    const place = "bs=4096 seek=5 count=3 oflag=direct";
     await vm.check(
       `tr '\\0' x </dev/zero | head -c 12288 >/tmp/x; dd if=/tmp/x of=/dev/${drive} ${place} 2>/dev/null`,
       COMMAND_MS,

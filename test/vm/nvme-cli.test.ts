@@ -56,7 +56,7 @@ test.serial("list, id-ctrl, id-ns, ns-descs, list-ns and show-regs print what is
   const disk = await diskOf(vm, 1);
   t.like(await nvme(vm, "smart-log /dev/nvme0"), { num_err_log_entries: 0 }, "Linux asked for something in vain");
   await vm.check(`dd if=/dev/urandom of=/dev/${disk} bs=1M count=8 conv=fsync 2>/dev/null`, COMMAND_MS);
-  const listed = (await nvme(vm, "list")).Devices as Array<Record<string, unknown>>;
+  const listed = (await nvme(vm, "list")).Devices as Record<string, unknown>[];
   const common = { ModelNumber: MODEL, SerialNumber: SERIAL, Firmware: "1.0", SectorSize: 512 };
   const sizes = [DISK_MIB, MEMORY_MIB].map((MiBs) => ({ PhysicalSize: MiBs * MiB, MaximumLBA: MiBs * 2048 }));
   const sorted = listed.toSorted((a, b) => Number(a.NameSpace) - Number(b.NameSpace));
@@ -117,7 +117,7 @@ test.serial("smart-log and error-log count what was done, over a reset too", asy
   t.regex(beyond.output, /LBA Out of Range/);
   const failed = await smart();
   t.is(Number(failed.num_err_log_entries), Number(after.num_err_log_entries) + 1);
-  const { errors } = (await nvme(vm, "error-log /dev/nvme0")) as { errors: Array<Record<string, unknown>> };
+  const { errors } = (await nvme(vm, "error-log /dev/nvme0")) as { errors: Record<string, unknown>[] };
   const lba = { lba: DISK_MIB * 2048, parm_error_location: 40 };
   t.like(errors[0], { error_count: failed.num_err_log_entries, status_field: 0x4080, nsid: 1, ...lba });
   t.true(Number(errors[0].sqid) > 0);

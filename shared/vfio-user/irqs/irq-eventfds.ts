@@ -27,7 +27,7 @@ export class IrqEventfds {
   /** By action, index and vector: see `key`. */
   readonly #entries = new Map<number, Entry>();
   /** Signalled, and left to a later iteration. */
-  #waiting: Entry[] = [];
+  readonly #waiting: Entry[] = [];
   #dealtWith = 0;
   readonly #act: IrqAction;
 

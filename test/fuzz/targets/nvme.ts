@@ -42,8 +42,8 @@ const REGISTER = { CC: 0x14, CSTS: 0x1c, AQA: 0x24, ASQ: 0x28, ACQ: 0x30 } as co
 class Interrupts {
   count = 0;
   readonly byPin = false;
-  #pending = new Set<number>();
-  #waiting = new Map<number, { resolve(): void; reject(error: Error): void }>();
+  readonly #pending = new Set<number>();
+  readonly #waiting = new Map<number, { resolve(): void; reject(error: Error): void }>();
 
   trigger(vector: number): void {
     assert.ok(Number.isInteger(vector) && vector >= 0 && vector <= QUEUES, `interrupt vector ${vector}`);

@@ -271,7 +271,7 @@ async function sendClient(random: Choices, fds: FdPool, peer: Peer): Promise<voi
 
 /** Answers on the backend request channel to requests, and to none. */
 function channelReplies(random: Choices, received: Buffer): Message[] {
-  const requests = [];
+  const requests: number[] = [];
   for (let at = 0; at + CHANNEL_MESSAGE_SIZE <= received.length; at += CHANNEL_MESSAGE_SIZE) {
     requests.push(received.readUInt32LE(at));
   }

@@ -293,8 +293,7 @@ export class CommandFlow {
     this.#copied += direct.pending;
     direct.finish();
     let posted = 0;
-    for (let n = 0; n < started.length; n++) {
-      const command = started[n];
+    for (const command of started) {
       if (!direct.isDone(command)) {
         this.#execute(command);
         continue;

@@ -52,7 +52,7 @@ export class AtomicIo {
   #count = 0;
   readonly #onBug: (error: unknown) => void;
   /** Called when something has ended. */
-  #onProgress: (() => void)[] = [];
+  readonly #onProgress: (() => void)[] = [];
 
   /** `onBug`: a `done` threw. */
   constructor(storage: Pick<Storage, "read" | "write" | "zero">, onBug: (error: unknown) => void) {

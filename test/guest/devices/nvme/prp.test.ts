@@ -31,7 +31,7 @@ async function resolve(
   length: number,
   pageSize = PAGE,
 ): Promise<{ status: number; ranges: [number, number][] }> {
-  const results = [];
+  const results: { status: number; ranges: [number, number][] }[] = [];
   for (const windowed of [true, false]) {
     dma.maps = dma.maps.map((map) => ({ ...map, windowed }));
     const found = new ScatterList();

@@ -42,7 +42,7 @@ function memory(): FakeDma {
 async function resolve(t: ExecutionContext, dma: FakeDma, first: Descriptor, length: number) {
   const pointer = new DataView(new ArrayBuffer(16));
   write(pointer, 0, [first]);
-  const results = [];
+  const results: { status: number; ranges: [number, number][] }[] = [];
   for (const windowed of [true, false]) {
     dma.maps = dma.maps.map((map) => ({ ...map, windowed }));
     const found = new ScatterList();
