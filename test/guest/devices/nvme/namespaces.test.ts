@@ -144,6 +144,30 @@ test("a change of size is no event to a driver that did not ask, and nothing to 
   t.deepEqual(numbers(await other.adminRead({ opcode: GET_LOG_PAGE, dwords: [CHANGED] }, 4096)), []);
 });
 
+test("Identify gives the size of when it was asked for, not one that was being looked up before", async (t) => {
+  const { storage, driver } = await bringUp(t);
+  let end = (): void => t.fail("nothing was looked up");
+  storage.refresh = (done) => {
+    Reflect.deleteProperty(storage, "refresh");
+    const size = storage.bytes.length;
+    end = () => {
+      storage.size = size;
+      done(null);
+    };
+  };
+  const blocks = async (): Promise<bigint> => {
+    const bytes = await driver.adminRead({ opcode: IDENTIFY, namespaceId: 1, dwords: [0] }, 8);
+    return new DataView(bytes.buffer).getBigUint64(0, true);
+  };
+  const before = blocks();
+  await settle();
+  storage.resize(2 * MiB);
+  const after = blocks();
+  await settle();
+  end();
+  t.deepEqual(await Promise.all([before, after]), [2048n, 4096n]);
+});
+
 test("a file that shrinks: what is gone is out of range", async (t) => {
   const { machine, storage, driver } = await bringUp(t);
   storage.resize(0);

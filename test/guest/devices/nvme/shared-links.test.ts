@@ -8,9 +8,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../../../guest/devices/nvme/index.js";
+import { Csts, DOORBELL_OFFSET } from "../../../../guest/devices/nvme/registers.js";
 import { DeviceEndpoint } from "../../../../guest/function/endpoint.js";
 import { LocalLink } from "../../../../guest/link/local/local.js";
-import { close, createMemory } from "../../../../native/index.js";
+import { close, createMemory, mapFile, PROT_READ, PROT_WRITE } from "../../../../native/index.js";
 import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
 import { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
 import { MiB } from "../../../../shared/limits.js";
@@ -23,6 +24,8 @@ const MEMORY = 8 * MiB;
 const DISK = 4 * MiB;
 /** An address that the driver's own memory does not have. */
 const DATA = 0x10_0000_0000;
+const CSTS = 0x1c;
+const [CREATE_SQ, CREATE_CQ] = [0x01, 0x05];
 
 async function withNvme(
   t: ExecutionContext,
@@ -159,3 +162,39 @@ test.serial("a client that truncates the memory of its data: an error, and a dev
   await driver.check({ opcode: 1, ...whole });
   await driver.close();
 });
+
+for (const kind of ["local", "virtio", "isolated"] as const) {
+  test.serial(
+    `${kind}: a submission queue whose memory its owner truncates is fatal, zeros are no commands`,
+    async (t) => {
+      const device = await createNvme({ memory: [DISK], queues: 4 });
+      const connected = await connectDevice(kind, device);
+      const { client } = connected;
+      const transport = await VfioUserNvme.over(client, MEMORY);
+      const driver = await NvmeDriver.open(transport);
+      const fd = createMemory("driver's queue", MiB, false);
+      t.teardown(() => close(fd));
+      await client.mapMemory({ address: DATA, size: MiB, fd });
+      const [id, size] = [2, 63 << 16];
+      const completions = MEMORY / 2;
+      const prp1 = transport.memory.address + completions;
+      await driver.checkAdmin({ opcode: CREATE_CQ, prp1, dwords: [size | id, (id << 16) | 3] });
+      await driver.checkAdmin({ opcode: CREATE_SQ, prp1: DATA, dwords: [size | id, (id << 16) | 1] });
+      // Flushes of all namespaces.
+      const entries = new DataView(mapFile(fd, 0, 4096, PROT_READ | PROT_WRITE));
+      for (let n = 0; n < 8; n++) entries.setUint32(n * 64 + 4, 0xffff_ffff, true);
+      const completion = (n: number) => transport.memory.data.getUint16(completions + n * 16 + 14, true);
+      const ring = (tail: number) => transport.writeRegister(DOORBELL_OFFSET + id * 8, tail);
+      await ring(1);
+      while (completion(0) === 0) await transport.readRegister(CSTS);
+      t.is(completion(0), 1, "SUCCESS and the phase");
+      ftruncateSync(fd, 0);
+      await ring(4);
+      while (((await transport.readRegister(CSTS)) & Csts.CFS) === 0);
+      t.is(completion(1), 0, "nothing was completed");
+      await t.throwsAsync(driver.close(), { message: /fatal status/ });
+      transport.close();
+      t.deepEqual(await connected.end(), []);
+    },
+  );
+}
