@@ -20,7 +20,7 @@ import {
 import type { PeerGone } from "../../shared/errors.js";
 import { Irq, Region } from "../../shared/spec/vfio-user.js";
 import { Client } from "../../shared/vfio-user/client/client.js";
-import type { DmaMemory, NvmeTransport } from "./nvme.js";
+import type { DmaMemory, NvmeTransport } from "./nvme-queue.js";
 
 /** Above 4 GiB, so that both halves of an address matter. */
 const MEMORY_ADDRESS = 0x1_0000_0000;

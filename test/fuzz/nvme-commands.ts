@@ -11,7 +11,7 @@ import {
   SglType,
   SUBMISSION_ENTRY_SIZE,
 } from "../../guest/devices/nvme/spec.js";
-import { type CommandFields, writeCommand } from "../../scripts/drivers/nvme.js";
+import { type CommandFields, writeCommand } from "../../scripts/drivers/nvme-queue.js";
 import type { Choices } from "./choices.js";
 import { oddNumber, oddValue, spoil } from "./mutate.js";
 

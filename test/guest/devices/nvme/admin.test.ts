@@ -1,6 +1,6 @@
 /** The admin command set: queue management, features, log pages, events, and the status of each mistake. */
 import test from "ava";
-import { QueuePair, writeCommand } from "../../../../scripts/drivers/nvme.js";
+import { QueuePair, writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
 import { bringUp, completed, disable, memoryDisk, scratch, settle, untilCompleted } from "./setup.js";
 
 const DELETE_SQ = 0x00;

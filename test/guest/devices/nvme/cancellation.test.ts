@@ -3,7 +3,8 @@
  * waiting.
  */
 import test, { type ExecutionContext } from "ava";
-import { type CommandFields, NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
 import { MiB } from "../../../../shared/limits.js";
 import { bringUp, disable, scratch, settle } from "./setup.js";
 import type { Operation } from "./storage.js";

@@ -1,6 +1,6 @@
 /** Copy: blocks of a namespace to others of it, overlaps included, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import type { CommandFields } from "../../../../scripts/drivers/nvme.js";
+import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
 import { bringUp, scratch } from "./setup.js";
 
 const COPY = 0x19;

@@ -3,7 +3,8 @@
  * taken.
  */
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver, type QueuePair } from "../../../../scripts/drivers/nvme.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import type { QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
 import type { Machine } from "./machine.js";
 import { bringUp, disable, enable, powerOn, scratch, settle } from "./setup.js";
 

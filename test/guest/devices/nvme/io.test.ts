@@ -2,7 +2,7 @@
 
 import test from "ava";
 import { pino } from "pino";
-import type { CommandFields } from "../../../../scripts/drivers/nvme.js";
+import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
 import { bringUp, scratch, settle } from "./setup.js";
 
 const FLUSH = 0x00;

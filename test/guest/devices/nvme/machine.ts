@@ -6,7 +6,7 @@
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import type { ScatterList } from "../../../../guest/scatter-list.js";
-import type { DmaMemory, NvmeTransport } from "../../../../scripts/drivers/nvme.js";
+import type { DmaMemory, NvmeTransport } from "../../../../scripts/drivers/nvme-queue.js";
 import { type Log, quietLog } from "../../../../shared/log.js";
 import { pageAligned } from "../../../../shared/page-aligned.js";
 

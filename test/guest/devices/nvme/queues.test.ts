@@ -1,6 +1,7 @@
 /** Queues: doorbells, wrap and phase, backpressure, interrupts, many queues, many commands. */
 import test from "ava";
-import { type NvmeDriver, QueuePair, writeCommand } from "../../../../scripts/drivers/nvme.js";
+import type { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { QueuePair, writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
 import type { Machine } from "./machine.js";
 import { Random } from "./random.js";
 import { bringUp, scratch, settle } from "./setup.js";

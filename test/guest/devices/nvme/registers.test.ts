@@ -1,6 +1,7 @@
 /** Registers and Identify, byte for byte, and the ways from enabled to disabled and back. */
 import test from "ava";
-import { NvmeDriver, QueuePair } from "../../../../scripts/drivers/nvme.js";
+import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
 import { MEMORY_ADDRESS } from "./machine.js";
 import { bringUp, powerOn, scratch, settle } from "./setup.js";
 

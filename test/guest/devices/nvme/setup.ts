@@ -7,12 +7,8 @@ import type { ExecutionContext } from "ava";
 import { type ControllerChoices, createController, type NamedStorage } from "../../../../guest/devices/nvme/index.js";
 import { openMemory } from "../../../../guest/devices/nvme/storage/open-storage.js";
 import type { DirectAccess } from "../../../../guest/devices/nvme/storage/storage.js";
-import {
-  type CompletionFields,
-  NvmeDriver,
-  type NvmeDriverOptions,
-  QueuePair,
-} from "../../../../scripts/drivers/nvme.js";
+import { NvmeDriver, type NvmeDriverOptions } from "../../../../scripts/drivers/nvme.js";
+import { type CompletionFields, QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
 import type { Log } from "../../../../shared/log.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 import { FakeStorage } from "./storage.js";

@@ -3,7 +3,8 @@
  * wrong.
  */
 import test, { type ExecutionContext } from "ava";
-import { type NvmeDriver, writeCommand } from "../../../../scripts/drivers/nvme.js";
+import type { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
+import { writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
 import type { FakeMap, Machine } from "./machine.js";
 import { bringUp, completed, disable, enable, keepAlive, scratch, settle, untilCompleted } from "./setup.js";
 

@@ -5,7 +5,7 @@
 import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../guest/devices/nvme/index.js";
 import type { Polling } from "../../../../guest/devices/nvme/queues/doorbell-poll.js";
-import { writeCommand } from "../../../../scripts/drivers/nvme.js";
+import { writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
 import { UserError } from "../../../../shared/errors.js";
 import type { Machine } from "./machine.js";
 import { Random } from "./random.js";
