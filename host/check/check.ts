@@ -9,7 +9,7 @@ import type { Device } from "./device.js";
 import { describe, expectRefusal, expectReply } from "./expect.js";
 import type { CheckerSession } from "./session.js";
 
-/** Resolves with a note about what came, if there is something to tell. @throws Failure, Skip, ServerGone */
+/** Resolves with a note about what came, if it is worth one. @throws Failure, Skip, ServerGone */
 type Note = Promise<string | undefined>;
 
 export interface Check {

@@ -14,7 +14,7 @@ export interface Result {
   readonly section: string;
   readonly title: string;
   readonly outcome: Outcome;
-  /** Of a pass: what the server did, where there is something to tell. */
+  /** Of a pass: what the server did, where that is worth a note. */
   readonly note?: string;
   /** Of a failure. */
   readonly expected?: string;

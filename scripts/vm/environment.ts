@@ -63,7 +63,7 @@ export async function prepareVmEnvironment(): Promise<VmEnvironment> {
   const result = await runSetup("setup.sh");
   const { tree, kernel: kernelVersion, qemu: qemuPath } = result;
   if (tree === undefined || kernelVersion === undefined || qemuPath === undefined)
-    throw new UserError("scripts/vm/setup.sh did not tell where it put QEMU and the guest kernel.");
+    throw new UserError("scripts/vm/setup.sh did not say where it put QEMU and the guest kernel.");
   const root = join(tree, "root");
   const qemu = qemuPath.startsWith(`${root}/`) ? treeQemu(root, qemuPath) : plainQemu(qemuPath);
   return {
@@ -83,8 +83,7 @@ export async function prepareVmEnvironment(): Promise<VmEnvironment> {
  */
 export async function prepareExtras(): Promise<Extras> {
   const { tree } = await runSetup("setup-extra.sh");
-  if (tree === undefined)
-    throw new UserError("scripts/vm/setup-extra.sh did not tell where it put the guest programs.");
+  if (tree === undefined) throw new UserError("scripts/vm/setup-extra.sh did not say where it put the guest programs.");
   const kernels = join(tree, "kernels");
   const suites = await readdir(kernels);
   return { root: join(tree, "root"), kernels: await Promise.all(suites.map((suite) => kernelIn(kernels, suite))) };

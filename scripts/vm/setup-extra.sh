@@ -2,7 +2,7 @@
 # What only the long tests run, in a tree of its own beside setup.sh's: three driver-VM kernels, disk tools, a boot
 # loader.
 #
-# The tree is $VVU_PREFIX/vm-extra-N, made and kept as setup.sh does it. stdout tells the result as one line: tree=DIR.
+# The tree is $VVU_PREFIX/vm-extra-N, made and kept as setup.sh does it. stdout has the result as one line: tree=DIR.
 # In it kernels/SUITE holds each kernel, and root the programs with their libraries.
 set -euo pipefail
 shopt -s inherit_errexit

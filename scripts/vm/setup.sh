@@ -3,7 +3,7 @@
 # kernel with a few modules, and guest programs. QEMU runs by the unpacked tree's own dynamic loader.
 #
 # The tree is $VVU_PREFIX/vm-N (default: the user's cache directory); it is renamed into place when complete, so what is
-# there is whole. Progress goes to stderr; stdout tells the result as three lines: tree=DIR, kernel=VERSION, qemu=PATH.
+# there is whole. Progress goes to stderr; stdout has the result as three lines: tree=DIR, kernel=VERSION, qemu=PATH.
 set -euo pipefail
 shopt -s inherit_errexit
 source "$(dirname "$0")/packages.sh"

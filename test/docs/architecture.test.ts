@@ -8,18 +8,18 @@ const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 const PAGE = readFileSync(join(ROOT, "docs/architecture.md"), "utf8");
 
 /** Links to files, each with the functions or classes that are named right behind it; a file by itself has "". */
-const PLACES = [...PAGE.matchAll(/\[[^\]]+\]\(([^)]+)\)((?: (?:and )?`\w+`)*)/g)].flatMap(([, path, names]) => {
+const NAMED = [...PAGE.matchAll(/\[[^\]]+\]\(([^)]+)\)((?: (?:and )?`\w+`)*)/g)].flatMap(([, path, names]) => {
   const named = [...names.matchAll(/`(\w+)`/g)].map(([, name]) => name);
   return (named.length > 0 ? named : [""]).map((name) => `${normalize(join("docs", path))} ${name}`);
 });
 
 test("the walks name enough of the code to be worth checking", (t) => {
-  t.true(PLACES.filter((place) => !place.endsWith(" ")).length > 40);
+  t.true(NAMED.filter((named) => !named.endsWith(" ")).length > 40);
 });
 
-for (const place of new Set(PLACES)) {
-  test(place, (t) => {
-    const [path, name] = place.split(" ");
+for (const named of new Set(NAMED)) {
+  test(named, (t) => {
+    const [path, name] = named.split(" ");
     t.true(existsSync(join(ROOT, path)));
     const source = name === "" ? "" : readFileSync(join(ROOT, path), "utf8");
     const declared = `(?:class|function|interface) #?${name}\\b|^ +(?:async |get )?${name}(?:<[^>]*>)?\\(|::${name}\\(`;

@@ -1,5 +1,5 @@
 /**
- * As test/vm/affinity.test.ts, for a while and with many commands under way: fio verifies every block that it wrote.
+ * As test/vm/affinity.test.ts, for a while and with many commands in flight: fio verifies every block that it wrote.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

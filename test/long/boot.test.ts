@@ -31,7 +31,7 @@ test.after.always(async (t) => {
   await t.context.product?.stop();
 });
 
-test.serial("it boots, reboots, is reset, and is started anew, with its files as it left them", async (t) => {
+test.serial("it boots, reboots, is reset, and is restarted, with its files as it left them", async (t) => {
   t.timeout(20 * 60_000);
   const { product } = t.context;
   const choices = { bootsFromIt: true, reboots: true };

@@ -1,5 +1,5 @@
 /**
- * The driver VM and its controller are started anew in the middle of everything: what was flushed is there afterwards,
+ * The driver VM and its controller are restarted in the middle of everything: what was flushed is there afterwards,
  * the disk works, and nothing of before is left open.
  */
 import { execFile } from "node:child_process";

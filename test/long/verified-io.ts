@@ -14,7 +14,7 @@ export interface VerifiedIo {
 }
 
 /**
- * For `seconds`, on the disk's MiB from `offsetMiB` on; it is under way when this returns. `more` are more of fio's
+ * For `seconds`, on the disk's MiB from `offsetMiB` on; it has begun when this returns. `more` are more of fio's
  * options.
  */
 export async function startVerifiedIo(
@@ -31,8 +31,8 @@ export async function startVerifiedIo(
   const where = `--bsrange=512-64k --offset=${offsetMiB}m --size=${sizeMiB}m --runtime=${seconds}`;
   const run = `fio ${job} ${verify} ${where} ${more} >/tmp/fio.out 2>&1; echo $? >/tmp/status`;
   const fio = `rm -f /tmp/status; { ${run}; } &`;
-  const underWay = `[ $(${SECTORS_WRITTEN}) -gt $((written + 4096)) ] || [ -e /tmp/status ]`;
-  await vm.check(`written=$(${SECTORS_WRITTEN}); ${fio} until ${underWay}; do sleep 0.1; done`, COMMAND_MS);
+  const begun = `[ $(${SECTORS_WRITTEN}) -gt $((written + 4096)) ] || [ -e /tmp/status ]`;
+  await vm.check(`written=$(${SECTORS_WRITTEN}); ${fio} until ${begun}; do sleep 0.1; done`, COMMAND_MS);
   const said = "tail -n 20 /tmp/fio.out; dmesg | tail -n 20";
   return {
     async stillRuns() {

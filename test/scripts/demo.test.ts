@@ -71,7 +71,7 @@ test("no place for temporary files is one sentence", async (t) => {
   t.is(await said, "no directory can be made in /nonexistent (ENOENT): say by TMPDIR where there is room\n");
 });
 
-test("wrong usage is told in one sentence, with status 2", async (t) => {
+test("wrong usage is one sentence, with status 2", async (t) => {
   for (const args of [["--no-such-option"], ["--data-mib", "0"], ["--data-mib", "many"]]) {
     const { code, output, left } = await run(t, args);
     t.is(code, 2, output);

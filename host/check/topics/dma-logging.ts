@@ -189,7 +189,7 @@ export const dmaLogging = [
   ...topic({ section: UNMAP_BITMAP }, [
     {
       id: "dma-unmap-dirty",
-      title: "DMA_UNMAP with a bitmap, where the server knows it, tells of the range alone, and unmaps",
+      title: "DMA_UNMAP with a bitmap, where the server knows it, reports the range alone, and unmaps",
       connected: async (session, context) => {
         await prepare(session, context);
         await start(session);

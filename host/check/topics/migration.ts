@@ -165,7 +165,7 @@ export const migration = [
     {
       id: "state",
       section: STATE,
-      title: "The device tells its state",
+      title: "The device reports its state",
       connected: migratable(async (session) => {
         const state = await getState(session);
         expectThat(STATES.includes(state), `one of the states ${STATES.join(", ")}`, state);

@@ -4,8 +4,8 @@
  *
  * Left out: that the capabilities in the reply are a subset of those proposed, as far as it concerns limits
  * (max_msg_fds and so on). Read literally the specification demands it, but a limit in the reply is the server's own,
- * and every server we know tells its limits unasked. The subset is demanded of what switches something on: twin_socket
- * and write_multiple.
+ * and every server we know announces its limits unasked. The subset is demanded of what switches something on:
+ * twin_socket and write_multiple.
  */
 import { fileStatus } from "../../../native/index.js";
 import { Errno } from "../../../shared/errors.js";

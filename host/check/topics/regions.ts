@@ -188,7 +188,7 @@ export const regions = [
     {
       id: "-capabilities",
       section: vfioUser("VFIO region capabilities"),
-      title: "Capability lists stay within the reply, in places of their own, and end",
+      title: "Capability lists stay within the reply, do not overlap, and end",
       described: async (session, device) => {
         const found = (await allInfos(session, device)).flatMap(capabilities);
         if (found.length === 0) throw new Skip("no region has capabilities");

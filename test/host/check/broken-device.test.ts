@@ -391,7 +391,7 @@ const CASES: readonly Case[] = [
     fails: ["dma-logging", "dma-logging-ranges", "dma-logging-report-sizes", "dma-logging-disconnect"],
   },
   {
-    name: "an unmap that tells of pages behind the map",
+    name: "an unmap that reports pages behind the map",
     device: () => new StrayUnmap(),
     fails: ["dma-unmap-dirty"],
   },

@@ -154,7 +154,7 @@ const BAD_CHAINS: readonly Case[] = [
   ]),
   chain("an area behind the region's end", (body) => body.writeUInt32LE(0x4000, SPARSE_AT + 16), ["region-info-areas"]),
   {
-    name: "capabilities: more than the argsz that is told",
+    name: "capabilities: more than the argsz in the reply",
     meddling: changeOwnRegion((reply) => {
       reply.body = Buffer.concat([reply.body, Buffer.alloc(8)]);
     }),
@@ -334,7 +334,7 @@ const CASES: readonly Case[] = [
     fails: ["region-write"],
   },
   {
-    name: "one write fewer than were done is told",
+    name: "one write fewer than were done is reported",
     meddling: change(Command.REGION_WRITE_MULTI, (reply) => {
       reply.body.writeUInt8(reply.body.readUInt8(0) - 1, 0);
     }),

@@ -93,7 +93,7 @@ export class FullDevice implements Backend {
   readonly memory = createMemory("full-device", 4 * PAGE, false);
   readonly ioEventfd = eventfd(0);
   readonly irqCounts = [1, 1, VECTORS, 1, 0];
-  /** What DEVICE_FEATURE's MIGRATION tells. */
+  /** What DEVICE_FEATURE's MIGRATION reports. */
   migrationFlags: number = MigrationFlags.STOP_COPY | MigrationFlags.PRE_COPY;
   state: number = MigrationState.RUNNING;
   /** Bytes of the state that were read since STOP_COPY, or have come since RESUMING. */

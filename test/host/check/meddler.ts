@@ -24,7 +24,7 @@ export interface Meddling {
   readonly request?: (request: Passing, answer: (reply: Partial<Passing>) => void) => boolean | undefined;
   /** Changes the reply (the request's fds are closed by then); true closes the connection in its place. */
   readonly reply?: (reply: Passing, request: Passing, send: (more: Partial<Passing>) => void) => boolean | undefined;
-  /** Told of a reply of the client's, to a command of the server's. */
+  /** Called with a reply of the client's, to a command of the server's. */
   readonly clientReply?: (reply: Passing) => void;
   /** Called with the bytes that were received at once; true closes the connection. */
   readonly received?: (bytes: Uint8Array) => boolean;
