@@ -26,21 +26,35 @@ inline int Fd(Napi::Value value, const char* name = "fd") {
   return static_cast<int>(Integer(value, name, INT32_MIN, INT32_MAX));
 }
 
-struct Bytes {
-  uint8_t* data;
+// The elements of a typed array, of which there are to be at least `least`.
+template <typename Element>
+struct Elements {
+  Element* data;
   size_t length;
 };
 
-// The bytes of a Uint8Array (a Buffer is one).
-inline Bytes ByteArray(Napi::Value value, const char* name) {
+template <typename Element, napi_typedarray_type kType>
+Elements<Element> TypedArray(Napi::Value value, const char* name, const char* kind, size_t least = 0) {
   napi_typedarray_type type;
   size_t length;
   void* data;
   if (napi_get_typedarray_info(value.Env(), value, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_uint8_array) {
-    throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a Uint8Array");
+      type != kType) {
+    throw Napi::TypeError::New(value.Env(), std::string(name) + " must be " + kind);
   }
-  return {static_cast<uint8_t*>(data), length};
+  if (length < least) throw Napi::RangeError::New(value.Env(), std::string(name) + " is too short");
+  return {static_cast<Element*>(data), length};
+}
+
+inline Elements<int32_t> Int32Array(Napi::Value value, const char* name, size_t least = 0) {
+  return TypedArray<int32_t, napi_int32_array>(value, name, "an Int32Array", least);
+}
+
+using Bytes = Elements<uint8_t>;
+
+// The bytes of a Uint8Array (a Buffer is one).
+inline Bytes ByteArray(Napi::Value value, const char* name) {
+  return TypedArray<uint8_t, napi_uint8_array>(value, name, "a Uint8Array");
 }
 
 inline Bytes ArrayBufferBytes(Napi::Value value, const char* name) {

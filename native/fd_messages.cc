@@ -126,16 +126,9 @@ Napi::Value Receive(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fd = Fd(info[0]);
   Bytes bytes = Slice(info[1], info[2], info[3]);
-  napi_typedarray_type type;
-  size_t capacity;
-  void* data;
-  if (napi_get_typedarray_info(env, info[4], &type, &capacity, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_int32_array) {
-    throw Napi::TypeError::New(env, "fds must be an Int32Array");
-  }
-  if (capacity == 0) throw Napi::RangeError::New(env, "fds has no room for the count");
+  auto [fds, capacity] = Int32Array(info[4], "fds", 1);
   size_t most = info[5].IsUndefined() ? capacity - 1 : Integer(info[5], "most", 0, static_cast<double>(capacity - 1));
-  ssize_t received = ReceiveMessage(fd, bytes, static_cast<int32_t*>(data), most);
+  ssize_t received = ReceiveMessage(fd, bytes, fds, most);
   if (received < 0 && received != -EAGAIN) throw SystemError(env, static_cast<int>(-received), "recvmsg");
   return Napi::Number::New(env, received < 0 ? -1 : static_cast<double>(received));
 }

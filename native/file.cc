@@ -68,14 +68,7 @@ Napi::Value IsEventfdExport(const Napi::CallbackInfo& info) {
 Napi::Value MemoryStatus(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fd = Fd(info[0]);
-  napi_typedarray_type type;
-  size_t length;
-  void* data;
-  if (napi_get_typedarray_info(env, info[1], &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_float64_array || length < 6) {
-    throw Napi::TypeError::New(env, "status must be a Float64Array of at least 6");
-  }
-  double* status = static_cast<double*>(data);
+  double* status = TypedArray<double, napi_float64_array>(info[1], "status", "a Float64Array", 6).data;
   struct statx file;
   Check(env, StatusWithoutWaiting(fd, &file), "statx");
   int flags = Check(env, fcntl(fd, F_GETFL), "fcntl");

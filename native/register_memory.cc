@@ -65,18 +65,11 @@ void RegisterMemory::Set(Napi::Value memory, Napi::Value areas) {
   areas_kept_.Reset();
   if (memory.IsUndefined()) return;
   Bytes bytes = ByteArray(memory, "memory");
-  napi_typedarray_type type;
-  size_t length;
-  void* data;
-  if (napi_get_typedarray_info(env, areas, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-      type != napi_uint32_array) {
-    throw Napi::TypeError::New(env, "areas must be a Uint32Array");
-  }
+  auto [words, length] = TypedArray<uint32_t, napi_uint32_array>(areas, "areas", "a Uint32Array");
   if (length % kAreaWords != 0 || bytes.length < kHeadWords * sizeof(uint32_t) ||
       reinterpret_cast<uintptr_t>(bytes.data) % sizeof(uint64_t) != 0) {
     throw Napi::RangeError::New(env, "no register memory");
   }
-  const uint32_t* words = static_cast<const uint32_t*>(data);
   for (size_t n = 0; n < length; n += kAreaWords) {
     if (words[n + kAt] > bytes.length || words[n + kSize] > bytes.length - words[n + kAt]) {
       throw Napi::RangeError::New(env, "an area outside of the register memory");

@@ -77,23 +77,10 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
   }
 
  private:
-  struct Int32s {
-    int32_t* data;
-    size_t length;
-  };
-
-  static Int32s Words(Napi::Value value, const char* name, size_t least, Napi::ObjectReference* kept) {
-    Napi::Env env = value.Env();
-    napi_typedarray_type type;
-    size_t length;
-    void* data;
-    if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_int32_array) {
-      throw Napi::TypeError::New(env, std::string(name) + " must be an Int32Array");
-    }
-    if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");
+  static Elements<int32_t> Words(Napi::Value value, const char* name, size_t least, Napi::ObjectReference* kept) {
+    Elements<int32_t> words = Int32Array(value, name, least);
     *kept = Napi::Persistent(value.As<Napi::Object>());
-    return {static_cast<int32_t*>(data), length};
+    return words;
   }
 
   // How much of it was sent, or a negative errno.
@@ -145,7 +132,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
   // Addresses of what JavaScript owns: kept alive here, and never transferred by our own code. Asking V8 for an address
   // also moves a small array out of its heap, where it would not stay put.
   int32_t* words_;
-  Int32s fds_;
+  Elements<int32_t> fds_;
   Bytes receive_{};
   Bytes reply_{};
   Napi::ObjectReference words_kept_;

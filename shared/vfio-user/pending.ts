@@ -30,12 +30,9 @@ export class Pending implements PendingCommand {
   /** False when no reply is wanted, or when it was sent early. */
   wantsReply = false;
   readonly #connection: Connection;
-  /** Called when the command is over, after its reply was sent. */
-  readonly #done: () => void;
 
-  constructor(connection: Connection, done: () => void) {
+  constructor(connection: Connection) {
     this.#connection = connection;
-    this.#done = done;
     this.bytes = this.replyBytes;
     this.data = this.replyData;
   }
@@ -74,7 +71,7 @@ export class Pending implements PendingCommand {
     if (fds === undefined) this.replyEarly(length);
     else if (this.wantsReply) this.#connection.send(this.replyBytes, 0, this.#putHeader(length), fds);
     this.active = false;
-    this.#done();
+    this.#connection.finish();
   }
 
   /** The reply's size with its header. */
@@ -99,6 +96,6 @@ export class Pending implements PendingCommand {
     if (this.wantsReply) this.#connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
     this.wantsReply = false;
     this.active = false;
-    this.#done();
+    this.#connection.finish();
   }
 }

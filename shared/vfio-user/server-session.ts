@@ -72,17 +72,13 @@ export class ServerSession implements ConnectionHandler {
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
     });
-    this.#maps = new DmaMaps({
-      backend: options.backend,
-      trustUnsealedMemory: options.trustUnsealedMemory,
-      warn: (message) => options.log.warn(message),
-    });
+    this.#maps = new DmaMaps(options);
     this.#connection = new Connection(fd, this, {
       share: options.share,
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
     });
-    this.#pending = this.#freshPending();
+    this.#pending = new Pending(this.#connection);
     // Nobody else is served while this one says nothing, or no more than the half of a message.
     this.#stopWaiting = startDeadline(options.versionWaitMs, () =>
       this.close("the client did not say VERSION in time"),
@@ -171,10 +167,6 @@ export class ServerSession implements ConnectionHandler {
     }
     this.#maps.clear();
     this.#end();
-  }
-
-  #freshPending(): Pending {
-    return new Pending(this.#connection, () => this.#connection.finish());
   }
 
   #version(frame: Frame, pending: Pending): void {
@@ -324,8 +316,8 @@ export class ServerSession implements ConnectionHandler {
   #expire(late: Pending): void {
     this.#options.stats.timeouts++;
     this.#options.log.warn({ command: late.command }, "the device did not answer in time");
-    this.#pending = this.#freshPending();
-    const pending = this.#pending;
+    const pending = new Pending(this.#connection);
+    this.#pending = pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
     const { id, command, bytes, data, offset, length } = late;
     pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.#now);

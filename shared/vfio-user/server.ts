@@ -9,7 +9,8 @@
  *   twin-socket.ts, a second connection for the server's own requests.
  * - server-session.ts: a client from VERSION (version.ts) to its end; checks.ts, what each command must look like;
  *   pending.ts, the command in flight and its reply.
- * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link.
+ * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link; absent-device.ts:
+ *   how it is answered for when nothing does.
  * - dma/: dma-maps.ts (DMA_MAP and DMA_UNMAP) over dma-table.ts and dma-ranges.ts; dma-messages.ts (DMA_READ and
  *   DMA_WRITE) over request-table.ts.
  * - irqs/: irq-set.ts (SET_IRQS), irq-eventfds.ts (what the client masks by), untaken-signals.ts.

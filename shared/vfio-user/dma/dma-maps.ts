@@ -6,6 +6,7 @@ import { F_SEAL_SHRINK, memoryStatus } from "../../../native/index.js";
 import { inBounds, isAligned } from "../../bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../errors.js";
 import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../../limits.js";
+import type { Log } from "../../log.js";
 import { closePeerFd } from "../../peer-fds.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../../spec/vfio-user.js";
 import type { Backend, DirtyRequest, MemoryMap, UnmapRange, UnmapRequest, WindowPart } from "../backend.js";
@@ -47,10 +48,7 @@ interface DmaMapsOptions {
   readonly backend: Backend;
   /** Map memory that its owner can shrink under us as well. */
   readonly trustUnsealedMemory: boolean;
-  readonly maxMaps?: number;
-  /** Tells the operator what is better done otherwise. */
-  readonly warn: (message: string) => void;
-  readonly syscalls?: { close(fd: number, isHeld?: boolean): void };
+  readonly log: Log;
 }
 
 function refuse(what: string, errno: number = Errno.EINVAL): never {
@@ -81,15 +79,12 @@ export interface Unmapped {
 }
 
 export class DmaMaps {
-  readonly #table: DmaTable<Entry>;
-  readonly #close: (fd: number, isHeld?: boolean) => void;
+  readonly #table = new DmaTable<Entry>();
   #ended = false;
   readonly #options: DmaMapsOptions;
 
   constructor(options: DmaMapsOptions) {
     this.#options = options;
-    this.#table = new DmaTable(options.maxMaps === undefined ? {} : { maxEntries: options.maxMaps });
-    this.#close = options.syscalls?.close ?? closePeerFd;
   }
 
   get length(): number {
@@ -106,7 +101,7 @@ export class DmaMaps {
     try {
       this.#table.insert(entry);
     } catch (error) {
-      if (entry.fd !== -1) this.#close(entry.fd);
+      if (entry.fd !== -1) closePeerFd(entry.fd);
       throw error;
     }
     let mapping: Promise<void> | undefined;
@@ -159,7 +154,7 @@ export class DmaMaps {
 
   /** The backend released everything: close all fds. */
   clear(): void {
-    for (const entry of this.#table) if (entry.fd !== -1) this.#close(entry.fd);
+    for (const entry of this.#table) if (entry.fd !== -1) closePeerFd(entry.fd);
     this.#table.clear();
   }
 
@@ -205,7 +200,7 @@ export class DmaMaps {
   #forget(entries: readonly Entry[]): void {
     const there = entries.filter((entry) => this.#isThere(entry));
     this.#table.removeAll(there);
-    for (const { fd, isHeld } of there) if (fd !== -1) this.#close(fd, isHeld);
+    for (const { fd, isHeld } of there) if (fd !== -1) closePeerFd(fd, isHeld);
   }
 
   #isThere(entry: Entry): boolean {
@@ -240,7 +235,7 @@ export class DmaMaps {
     const isTrusted = this.#options.trustUnsealedMemory;
     // Access to a file that is not memory may take forever.
     if (seals === -1 && !isTrusted) {
-      this.#options.warn(
+      this.#options.log.warn(
         "the driver VM's memory is a file of a disk, which is not mapped, and each DMA becomes a message: use " +
           "memory-backend-memfd (with share=on), or trust it by --trust-unsealed-memory",
       );

@@ -66,19 +66,13 @@ export class DmaTable<Range extends AddressRange> {
     this.#ranges.splice(index + 1, 0, range);
   }
 
-  /** The range with exactly that address and size. @throws ProtocolError ENOENT */
-  get(address: number, size: number): Range {
-    const range = this.#ranges[this.#below(address)];
+  /** Takes away and returns the range with exactly that address and size. @throws ProtocolError ENOENT */
+  remove(address: number, size: number): Range {
+    const index = this.#below(address);
+    const range = this.#ranges[index];
     if (range === undefined || range.address !== address || range.size !== size) {
       throw new ProtocolError(`no range is ${format(address, size)}`, Errno.ENOENT);
     }
-    return range;
-  }
-
-  /** Takes away and returns the range with exactly that address and size. @throws ProtocolError ENOENT */
-  remove(address: number, size: number): Range {
-    const range = this.get(address, size);
-    const index = this.#below(address);
     this.#addresses.splice(index, 1);
     this.#ranges.splice(index, 1);
     this.#forget();
