@@ -83,10 +83,7 @@ export interface Reservation {
    */
   map(offset: number, length: number, fd: number, fdOffset: number, protection: number): void;
   unmap(offset: number, length: number): void;
-  /**
-   * Unmaps everything; the address space itself stays reserved as long as an ArrayBuffer of it lives. Nothing but
-   * `size` and `release` may be used afterwards.
-   */
+  /** Unmaps everything; addresses stay reserved as long as an ArrayBuffer has them. Only `size` may be used then. */
   release(): void;
 }
 
@@ -139,10 +136,7 @@ export interface Relay {
    * ENOENT for an unknown id, EINVAL for what is no eventfd; never for want of fds.
    */
   retarget(id: number, target: number): void;
-  /**
-   * When it returns, the thread no longer touches the pair; what the source was signalled until then has reached the
-   * target, perhaps once too often. An unknown id is ignored.
-   */
+  /** Then the thread does not touch the pair; signals so far have reached the target, perhaps once too often. */
   remove(id: number): void;
   /** Signals relayed by this pair so far (RangeError if it is unknown); without an id by all, removed ones too. */
   count(id?: number): number;
@@ -188,11 +182,12 @@ export interface CopyList {
   run(count: number): number;
 }
 
-/** Numbers of a request to an IoPool, in this order; IO_PIECE.SIZE numbers for each piece of memory follow. */
+/**
+ * Numbers of a request to an IoPool, in this order; IO_PIECE.SIZE numbers for each piece of memory follow. NUMBER is
+ * below the pool's number of requests, and not that of one in flight; OPERATION is one of IO_OPERATION.
+ */
 export const IO_REQUEST = {
-  /** Below the pool's number of requests; not that of one under way. */
   NUMBER: 0,
-  /** One of IO_OPERATION. */
   OPERATION: 1,
   FD: 2,
   POSITION_LOW: 3,
@@ -217,9 +212,7 @@ export const IO_OPERATION = {
   ALLOCATE: 5,
   SET_ATTRIBUTE: 6,
 } as const;
-/**
- * Numbers of an IoPool's `completions`; from FIRST on two for each: the request's number, and 0 or a positive errno.
- */
+/** Numbers of an IoPool's `completions`; from FIRST on two for each: its request's number, and 0 or an errno. */
 export const IO_COMPLETIONS = {
   /** Completions so far, modulo 2^32. The index of one is its count, modulo the number of requests. */
   COUNT: 0,
@@ -242,7 +235,7 @@ export interface IoPool {
   readonly completions: Int32Array;
   /** Makes a buffer known and returns its number. */
   add(buffer: ArrayBuffer): number;
-  /** Forgets a buffer that no request under way uses. */
+  /** Forgets a buffer that no request in flight uses. */
   remove(number: number): void;
   /**
    * Begins the requests in the first `count` numbers. RangeError for one that is invalid or not within its buffers;
@@ -251,7 +244,7 @@ export interface IoPool {
   submit(count: number): void;
   /** Nothing has been completed for a while: requests that wait get threads of their own, as long as there are any. */
   addWorkers(): void;
-  /** Blocks until IO_COMPLETIONS.COUNT is another than `count`: for ever, when nothing is in flight. */
+  /** Blocks until IO_COMPLETIONS.COUNT is another than `count`: forever, when nothing is in flight. */
   wait(count: number): void;
   /** Drops what no thread has begun, waits for the rest and ends the threads. So does the end of the environment. */
   close(): void;
@@ -305,10 +298,7 @@ interface Addon {
    * is LOST_FDS less the count of the rest. EBUSY when dropping those takes long: nothing is received any more then.
    */
   receive(fd: number, bytes: Uint8Array, offset: number, length: number, fds: Int32Array, most?: number): number;
-  /**
-   * sendmsg of bytes[offset, offset + length), at least one byte, with at most 253 fds on the first: the byte count, or
-   * -1 when the socket is full. MSG_NOSIGNAL.
-   */
+  /** sendmsg of at least one byte, with at most 253 fds on the first: the byte count, or -1 when the socket is full. */
   send(fd: number, bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
   /** fcntl F_DUPFD_CLOEXEC. */
   duplicate(fd: number): number;
