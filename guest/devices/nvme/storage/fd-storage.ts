@@ -60,6 +60,8 @@ export class FdStorage implements Storage {
   readonly readOnly: boolean;
   readonly direct: DirectAccess | undefined;
   readonly #io: FileIo;
+  /** Kept when no thread asks for the file's size any more. */
+  #refreshed: Promise<void> | undefined;
   /** fdatasync need not write attributes. */
   #attributesChanged = false;
 
@@ -128,9 +130,12 @@ export class FdStorage implements Storage {
       }
       return;
     }
-    fs.fstat(this.fd, (error, status) => {
-      if (error === null) this.#take(status);
-      done(error);
+    this.#refreshed = new Promise((resolve) => {
+      fs.fstat(this.fd, (error, status) => {
+        resolve();
+        if (error === null) this.#take(status);
+        done(error);
+      });
     });
   }
   setBlockSize(bytes: number, done: Done): void {
@@ -152,6 +157,7 @@ export class FdStorage implements Storage {
   }
   async close(): Promise<void> {
     this.#io.close();
+    await this.#refreshed;
     if (this.kind === "memory") {
       nativeClose(this.fd);
       return;

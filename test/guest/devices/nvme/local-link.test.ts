@@ -11,10 +11,10 @@ import { MiB } from "../../../../shared/limits.js";
 import { CommandBits, Header } from "../../../../shared/spec/pci.js";
 import { Region } from "../../../../shared/spec/vfio-user.js";
 import type { Client } from "../../../../shared/vfio-user/client/client.js";
+import { FakeStorage } from "./fake-storage.js";
 import { MEMORY, serve } from "./on-socket.js";
 import { Random } from "./random.js";
 import { settle } from "./setup.js";
-import { FakeStorage } from "./storage.js";
 
 const DISK = 8 * MiB;
 const READ = { opcode: 2, namespaceId: 1 };

@@ -10,8 +10,8 @@ import type { DirectAccess } from "../../../../guest/devices/nvme/storage/storag
 import { NvmeDriver, type NvmeDriverOptions } from "../../../../scripts/drivers/nvme.js";
 import { type CompletionFields, QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
 import type { Log } from "../../../../shared/log.js";
+import { FakeStorage } from "./fake-storage.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
-import { FakeStorage } from "./storage.js";
 
 const [CC, CSTS, AQA, ASQ, ACQ] = [0x14, 0x1c, 0x24, 0x28, 0x30];
 

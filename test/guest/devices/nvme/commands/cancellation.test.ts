@@ -3,11 +3,11 @@
  * waiting.
  */
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
-import { MiB } from "../../../../shared/limits.js";
-import { bringUp, disable, scratch, settle } from "./setup.js";
-import type { Operation } from "./storage.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import type { CommandFields } from "../../../../../scripts/drivers/nvme-queue.js";
+import { MiB } from "../../../../../shared/limits.js";
+import type { Operation } from "../fake-storage.js";
+import { bringUp, disable, scratch, settle } from "../setup.js";
 
 const [DELETE_SQ, GET_LOG_PAGE, ABORT, KEEP_ALIVE, FORMAT] = [0x00, 0x02, 0x08, 0x18, 0x80];
 const [WRITE, READ, COMPARE, WRITE_ZEROES, VERIFY, COPY] = [0x01, 0x02, 0x05, 0x08, 0x0c, 0x19];

@@ -3,10 +3,10 @@ import { mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
-import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import { Machine } from "./machine.js";
-import { Random } from "./random.js";
+import { createNvme } from "../../../../../guest/devices/nvme/index.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import { Machine } from "../machine.js";
+import { Random } from "../random.js";
 
 const DISK = 4 * 1024 * 1024;
 

@@ -9,11 +9,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
-import { Random } from "./random.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import { VfioUserNvme } from "../../../../../scripts/drivers/nvme-over-vfio-user.js";
+import { Random } from "../random.js";
 
-const MAIN = fileURLToPath(new URL("../../../../guest/main.js", import.meta.url));
+const MAIN = fileURLToPath(new URL("../../../../../guest/main.js", import.meta.url));
 const MiB = 1024 * 1024;
 const DISK = 4 * MiB;
 const BLOCK = 512;

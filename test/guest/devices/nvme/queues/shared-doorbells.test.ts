@@ -3,12 +3,13 @@
  * has mapped them.
  */
 import test, { type ExecutionContext } from "ava";
-import { createController } from "../../../../guest/devices/nvme/index.js";
-import type { Polling } from "../../../../guest/devices/nvme/queues/doorbell-poll.js";
-import { writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
-import { UserError } from "../../../../shared/errors.js";
-import type { Machine } from "./machine.js";
-import { Random } from "./random.js";
+import { createController } from "../../../../../guest/devices/nvme/index.js";
+import type { Polling } from "../../../../../guest/devices/nvme/queues/doorbell-poll.js";
+import { writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
+import { UserError } from "../../../../../shared/errors.js";
+import { FakeStorage } from "../fake-storage.js";
+import type { Machine } from "../machine.js";
+import { Random } from "../random.js";
 import {
   bringUp,
   completed,
@@ -20,8 +21,7 @@ import {
   scratch,
   settle,
   untilCompleted,
-} from "./setup.js";
-import { FakeStorage } from "./storage.js";
+} from "../setup.js";
 
 const FLUSH = { opcode: 0, namespaceId: 1 };
 const STRIDE = 64;

@@ -1,14 +1,14 @@
 /** Data that is moved at once: the same data and the same errors as by the longer way, whatever a driver does. */
 import test, { type ExecutionContext } from "ava";
-import { createController } from "../../../../guest/devices/nvme/index.js";
-import { SUBMISSION_ENTRY_SIZE } from "../../../../guest/devices/nvme/spec.js";
-import { close, createMemory } from "../../../../native/index.js";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import { type CommandFields, writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
-import { Machine, MEMORY_ADDRESS } from "./machine.js";
-import { Random } from "./random.js";
-import { bringUp, memoryDisk, scratch, settle } from "./setup.js";
-import { FakeStorage } from "./storage.js";
+import { createController } from "../../../../../guest/devices/nvme/index.js";
+import { SUBMISSION_ENTRY_SIZE } from "../../../../../guest/devices/nvme/spec.js";
+import { close, createMemory } from "../../../../../native/index.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import { type CommandFields, writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
+import { FakeStorage } from "../fake-storage.js";
+import { Machine, MEMORY_ADDRESS } from "../machine.js";
+import { Random } from "../random.js";
+import { bringUp, memoryDisk, scratch, settle } from "../setup.js";
 
 const DISK = 4 * 1024 * 1024;
 const BLOCKS = DISK / 512;

@@ -3,10 +3,10 @@
  * wrong.
  */
 import test, { type ExecutionContext } from "ava";
-import type { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import { writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
-import type { FakeMap, Machine } from "./machine.js";
-import { bringUp, completed, disable, enable, keepAlive, scratch, settle, untilCompleted } from "./setup.js";
+import type { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import { writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
+import type { FakeMap, Machine } from "../machine.js";
+import { bringUp, completed, disable, enable, keepAlive, scratch, settle, untilCompleted } from "../setup.js";
 
 const CONFIGURE = 0x7c;
 const CREATE_CQ = 0x05;

@@ -1,7 +1,7 @@
 /** Copy: blocks of a namespace to others of it, overlaps included, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
-import { bringUp, scratch } from "./setup.js";
+import type { CommandFields } from "../../../../../scripts/drivers/nvme-queue.js";
+import { bringUp, scratch } from "../setup.js";
 
 const COPY = 0x19;
 const FUA = 1 << 30;

@@ -1,6 +1,6 @@
 /** Several namespaces, what they are told apart by, sizes that change, and Format NVM. */
 import test from "ava";
-import { bringUp, scratch, settle } from "./setup.js";
+import { bringUp, scratch, settle } from "../setup.js";
 
 const READ = 0x02;
 const FLUSH = 0x00;

@@ -2,8 +2,8 @@
 
 import test from "ava";
 import { pino } from "pino";
-import type { CommandFields } from "../../../../scripts/drivers/nvme-queue.js";
-import { bringUp, scratch, settle } from "./setup.js";
+import type { CommandFields } from "../../../../../scripts/drivers/nvme-queue.js";
+import { bringUp, scratch, settle } from "../setup.js";
 
 const FLUSH = 0x00;
 const WRITE = 0x01;

@@ -1,9 +1,9 @@
 /** PRP entries and lists: the ranges that they stand for, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import { NOT_IN_WINDOW, PrpReader } from "../../../../guest/devices/nvme/queues/data-pointer.js";
-import { ScatterList } from "../../../../guest/scatter-list.js";
-import { FakeDma } from "./machine.js";
-import { bringUp, scratch } from "./setup.js";
+import { NOT_IN_WINDOW, PrpReader } from "../../../../../guest/devices/nvme/queues/data-pointer.js";
+import { ScatterList } from "../../../../../guest/scatter-list.js";
+import { FakeDma } from "../machine.js";
+import { bringUp, scratch } from "../setup.js";
 
 const PAGE = 4096;
 const BASE = 0x1_0000_0000;

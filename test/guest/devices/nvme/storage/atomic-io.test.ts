@@ -1,10 +1,10 @@
 /** Transfers that overlap: one after the other, by whatever way each goes, and no other waits for them. */
 import test from "ava";
-import { AtomicIo } from "../../../../guest/devices/nvme/storage/atomic-io.js";
-import type { Done } from "../../../../guest/devices/nvme/storage/storage.js";
-import { close, createMemory } from "../../../../native/index.js";
-import { Random } from "./random.js";
-import { bringUp, scratch, settle } from "./setup.js";
+import { AtomicIo } from "../../../../../guest/devices/nvme/storage/atomic-io.js";
+import type { Done } from "../../../../../guest/devices/nvme/storage/storage.js";
+import { close, createMemory } from "../../../../../native/index.js";
+import { Random } from "../random.js";
+import { bringUp, scratch, settle } from "../setup.js";
 
 /** One that does not end before its time. */
 const TASK = { ended: false };

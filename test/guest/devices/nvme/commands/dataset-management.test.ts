@@ -1,6 +1,6 @@
 /** Dataset Management: what is given back, what is only a hint, and ranges that will not do. */
 import test from "ava";
-import { bringUp, scratch } from "./setup.js";
+import { bringUp, scratch } from "../setup.js";
 
 const DSM = 0x09;
 const BLOCKS = 2048;

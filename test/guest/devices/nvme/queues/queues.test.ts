@@ -1,10 +1,10 @@
 /** Queues: doorbells, wrap and phase, backpressure, interrupts, many queues, many commands. */
 import test from "ava";
-import type { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import { QueuePair, writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
-import type { Machine } from "./machine.js";
-import { Random } from "./random.js";
-import { bringUp, scratch, settle } from "./setup.js";
+import type { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import { QueuePair, writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
+import type { Machine } from "../machine.js";
+import { Random } from "../random.js";
+import { bringUp, scratch, settle } from "../setup.js";
 
 const SUBMISSION = 0x1000 + 8;
 const COMPLETION = SUBMISSION + 4;

@@ -9,24 +9,24 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import test, { type ExecutionContext } from "ava";
-import { createNvme } from "../../../../guest/devices/nvme/index.js";
-import { FileIo } from "../../../../guest/devices/nvme/storage/file-io.js";
-import { ioBatch } from "../../../../guest/devices/nvme/storage/io-batch.js";
-import type { StorageError } from "../../../../guest/devices/nvme/storage/storage.js";
+import { createNvme } from "../../../../../guest/devices/nvme/index.js";
+import { FileIo } from "../../../../../guest/devices/nvme/storage/file-io.js";
+import { ioBatch } from "../../../../../guest/devices/nvme/storage/io-batch.js";
+import type { StorageError } from "../../../../../guest/devices/nvme/storage/storage.js";
 import {
   close,
   createMemory,
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
   getAttribute,
-} from "../../../../native/index.js";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import type { VfioUserNvme } from "../../../../scripts/drivers/nvme-over-vfio-user.js";
-import { GiB, MiB } from "../../../../shared/limits.js";
-import { Machine } from "./machine.js";
-import { MEMORY, serve } from "./on-socket.js";
-import { Random } from "./random.js";
-import { settle } from "./setup.js";
+} from "../../../../../native/index.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import type { VfioUserNvme } from "../../../../../scripts/drivers/nvme-over-vfio-user.js";
+import { GiB, MiB } from "../../../../../shared/limits.js";
+import { Machine } from "../machine.js";
+import { MEMORY, serve } from "../on-socket.js";
+import { Random } from "../random.js";
+import { settle } from "../setup.js";
 
 const DISK = 8 * MiB;
 const WRITE = { opcode: 1, namespaceId: 1 };
@@ -302,7 +302,7 @@ test("syncs, holes, zeros and attributes, and what goes wrong with them", async 
 test("a callback that throws takes nothing else along", async (t) => {
   const [name] = await files(t, 1);
   const imported = (path: string) =>
-    JSON.stringify(new URL(`../../../../guest/devices/nvme/storage/${path}`, import.meta.url));
+    JSON.stringify(new URL(`../../../../../guest/devices/nvme/storage/${path}`, import.meta.url));
   const script = `
     import { openSync } from "node:fs";
     const { FileIo } = await import(${imported("file-io.js")});

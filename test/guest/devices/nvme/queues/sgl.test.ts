@@ -1,9 +1,9 @@
 /** Scatter gather lists: the ranges that they stand for, and what is refused. */
 import test, { type ExecutionContext } from "ava";
-import { NOT_IN_WINDOW, SglReader } from "../../../../guest/devices/nvme/queues/data-pointer.js";
-import { ScatterList } from "../../../../guest/scatter-list.js";
-import { FakeDma } from "./machine.js";
-import { bringUp, memoryDisk, scratch } from "./setup.js";
+import { NOT_IN_WINDOW, SglReader } from "../../../../../guest/devices/nvme/queues/data-pointer.js";
+import { ScatterList } from "../../../../../guest/scatter-list.js";
+import { FakeDma } from "../machine.js";
+import { bringUp, memoryDisk, scratch } from "../setup.js";
 
 const BASE = 0x1_0000_0000;
 const [DATA, BIT_BUCKET, SEGMENT, LAST] = [0x00, 0x10, 0x20, 0x30];

@@ -1,5 +1,5 @@
 import test from "ava";
-import { InFlight } from "../../../../guest/devices/nvme/queues/in-flight.js";
+import { InFlight } from "../../../../../guest/devices/nvme/queues/in-flight.js";
 
 test("drained waits for what is under way, and not for what begins later", async (t) => {
   const work = new InFlight();

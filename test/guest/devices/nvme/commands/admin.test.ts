@@ -1,7 +1,7 @@
 /** The admin command set: queue management, features, log pages, events, and the status of each mistake. */
 import test from "ava";
-import { QueuePair, writeCommand } from "../../../../scripts/drivers/nvme-queue.js";
-import { bringUp, completed, disable, memoryDisk, scratch, settle, untilCompleted } from "./setup.js";
+import { QueuePair, writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
+import { bringUp, completed, disable, memoryDisk, scratch, settle, untilCompleted } from "../setup.js";
 
 const DELETE_SQ = 0x00;
 const CREATE_SQ = 0x01;

@@ -3,10 +3,10 @@
  * taken.
  */
 import test, { type ExecutionContext } from "ava";
-import { NvmeDriver } from "../../../../scripts/drivers/nvme.js";
-import type { QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
-import type { Machine } from "./machine.js";
-import { bringUp, disable, enable, powerOn, scratch, settle } from "./setup.js";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
+import type { QueuePair } from "../../../../../scripts/drivers/nvme-queue.js";
+import type { Machine } from "../machine.js";
+import { bringUp, disable, enable, powerOn, scratch, settle } from "../setup.js";
 
 const [INTMS, INTMC] = [0x0c, 0x10];
 const CQ0_HEAD = 0x1004;
