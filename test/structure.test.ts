@@ -13,14 +13,17 @@ const MAX_LINES = 400;
 const MAX_COLUMNS = 120;
 const MAX_UNEXPLAINED_FILES = 5;
 
-const tracked = execFileSync("git", ["ls-files", "*.ts", "*.cc", "*.h", "*.sh"], { cwd: ROOT, encoding: "utf8" });
+const tracked = execFileSync("git", ["ls-files", "*.ts", "*.cc", "*.h", "*.sh", "*/README.md"], {
+  cwd: ROOT,
+  encoding: "utf8",
+});
 const texts = new Map(
   tracked
     .trim()
     .split("\n")
     .map((path) => [path, readFileSync(join(ROOT, path), "utf8")]),
 );
-const sources = [...texts.keys()].filter((path) => !path.startsWith("test/"));
+const sources = [...texts.keys()].filter((path) => !path.startsWith("test/") && !path.endsWith(".md"));
 const code = (path: string) => (texts.get(path) ?? "").replace(/\/\*.*?\*\/|^\s*\/\/.*?$/gms, "");
 
 /** The files of ours that a file imports, types and dynamic imports included. */
@@ -39,8 +42,8 @@ const EXCEPTIONS: readonly RegExp[] = [
   /^guest\/pci\/regions.ts imports guest\/(device|function\/sharing).ts/,
   /^shared\/copied-memory.ts imports shared\/vfio-user\//,
   /^a circle: host\/bridge\/link\//,
-  /^(guest\/link\/virtio\/virtio|guest\/link\/local\/local|native\/index).ts is long/,
-  /^(guest|native|shared|host\/bridge).* has no index/,
+  /^(guest\/link\/virtio\/virtio|guest\/link\/local\/local).ts is long/,
+  /^(guest|host\/bridge).* has no index/,
   /^host\/bridge\/link\/.* is wide/,
 ];
 
@@ -147,7 +150,8 @@ test(`no source has more than ${MAX_LINES} lines`, (t) => {
 
 test(`no line has more than ${MAX_COLUMNS} columns`, (t) => {
   const isWide = (line: string) => line.length > MAX_COLUMNS && [...line].length > MAX_COLUMNS;
-  const wrong = [...texts].filter(([path, text]) => !path.includes("/vectors/") && text.split("\n").some(isWide));
+  const isData = (path: string) => path.includes("/vectors/") || path.endsWith(".md");
+  const wrong = [...texts].filter(([path, text]) => !isData(path) && text.split("\n").some(isWide));
   nothing(
     t,
     wrong.map(([path]) => `${path} is wide`),
@@ -163,16 +167,18 @@ test("what is private is #private, but for constructors, which cannot be", (t) =
 });
 
 /**
- * A file's opening comment names two thirds of the folder's others, without their ending: that is the folder's index.
+ * A file's opening comment, or all of a README.md, names two thirds of the folder's others, without their ending: that
+ * is the folder's index.
  */
 function isIndex(path: string, folder: readonly string[]): boolean {
-  const [comment = ""] = /^(?:#!.*\n)?(?:\/\*.*?\*\/|(?:(?:#|\/\/).*\n)+)/s.exec(texts.get(path) ?? "") ?? [];
+  const opening = path.endsWith(".md") ? /.*/s : /^(?:#!.*\n)?(?:\/\*.*?\*\/|(?:(?:#|\/\/).*\n)+)/s;
+  const [comment = ""] = opening.exec(texts.get(path) ?? "") ?? [];
   const words = new Set(comment.match(/[\w-]+/g));
   const others = new Set(folder.filter((other) => other !== path).map((other) => basename(other).replace(/\..*$/, "")));
   return [...others].filter((name) => words.has(name)).length * 3 >= others.size * 2;
 }
 
-test(`a folder of more than ${MAX_UNEXPLAINED_FILES} files has an index: one file's opening comment`, (t) => {
+test(`a folder of more than ${MAX_UNEXPLAINED_FILES} files has an index: an opening comment or a README`, (t) => {
   const folders = new Map<string, string[]>();
   for (const path of texts.keys()) {
     if (!path.endsWith(".test.ts")) folders.set(dirname(path), [...(folders.get(dirname(path)) ?? []), path]);
