@@ -1,5 +1,10 @@
 #!/usr/bin/env node
-/** vfio-user-device: runs a PCI device, in a device VM or straight on a vfio-user socket. */
+/**
+ * vfio-user-device: runs a PCI device, in a device VM or straight on a vfio-user socket. In this folder: options.ts is
+ * its command line, run.ts the life of a device and its link, author-module.ts and author-error.ts are about devices of
+ * a user's own; device.ts is what such a device is (scatter-list.ts belongs to it), and index.ts what its author
+ * imports.
+ */
 import "../shared/no-debugger.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";

@@ -1,7 +1,12 @@
 /**
- * The device's end of the link: answers the vfio-user commands that are about the device (specification: "VFIO-user
- * Commands"), and holds what every PCI function has: config space, MSI-X, interrupts, the table of DMA maps. Region
- * accesses are region-access.ts, what the function says of itself info-replies.ts.
+ * A PCI function behind a Device: command dispatch, and its life, which is resets, unmaps and clients that come and go.
+ * What it is made of, in the order of a command's way:
+ *
+ * - declaration.ts: what an author gave is a device. device-callbacks.ts: how its callbacks are made and waited for.
+ * - region-access.ts, regions.ts: register accesses, and which part of the function they are about. sharing.ts: memory
+ *   and ioeventfds that the driver VM's VMM has of it. info-replies.ts: what it says of itself.
+ * - dma.ts, list-copies.ts, dirty-log.ts: DMA, and the log of what was written by it. interrupts.ts.
+ * - features.ts, migration.ts, migration-stream.ts: DEVICE_FEATURE, and how the function's state moves.
  */
 import { Errno } from "../../shared/errors.js";
 import { QUIESCE_DEADLINE_MS } from "../../shared/limits.js";

@@ -3,6 +3,7 @@
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
+import type { Area } from "../../shared/memory-file.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
 import type { MapPart } from "../../shared/vfio-user/dma/dma-ranges.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
@@ -17,6 +18,12 @@ export interface Window {
    */
   readonly pieceSize: number;
   piece(index: number): ArrayBuffer;
+}
+
+/** Bytes of a window, which lie in one piece of it. */
+export function windowBytes(window: Window, windowOffset: number, size: number): Uint8Array<ArrayBuffer> {
+  const offset = windowOffset % window.pieceSize;
+  return new Uint8Array(window.piece((windowOffset - offset) / window.pieceSize), offset, size);
 }
 
 /**
@@ -52,12 +59,6 @@ export interface SharedMemory {
 export interface IoEvents {
   /** As SharedMemory's, for each of them. */
   readonly descriptors: readonly number[];
-}
-
-/** A part of a region, or of memory that belongs to none; in whole pages. */
-export interface Area {
-  readonly offset: number;
-  readonly size: number;
 }
 
 /** The device did not finish in time: the link takes the memory away by force. */

@@ -1,6 +1,9 @@
 /**
  * The configuration space of a function: a type 0 header (PCI Local Bus 3.0, 6.2), and behind it the capabilities that
- * the device's author declared. This composes the register tables; bars.ts and the capability files have them.
+ * the device's author declared (identity.ts). This composes the register tables (registers.ts): those of bars.ts,
+ * capabilities.ts and express-capabilities.ts. Beside config space there are MSI-X's table (msix.ts), checks of what is
+ * declared of regions (declared-regions.ts), and the copy of registers from which reads are answered
+ * (register-mirror.ts).
  *
  * Clear enable bits in the command register and D3hot do not make BAR accesses fail: vfio-user clients such as SPDK's
  * never set the bits, and a driver VMM does not forward what its own bus would not. They do end DMA.

@@ -5,6 +5,9 @@
  * A virtio device without VIRTIO_F_ACCESS_PLATFORM bypasses the (virtual) IOMMU: it is given physical addresses. DMA
  * memory is mapped in the IOMMU too, at the address that it has physically: that pins it, and also serves a device that
  * does go through the IOMMU.
+ *
+ * pci-function.ts is what the links see of it; uapi.ts has Linux's interface, registers.ts accesses to it,
+ * dma-memory.ts the memory, and bind.ts gives the function to vfio-pci.
  */
 import { closeSync, openSync } from "node:fs";
 import {

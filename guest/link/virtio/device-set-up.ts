@@ -8,6 +8,7 @@ import { inBounds, isAligned } from "../../../shared/bits.js";
 import { PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
+import type { Area } from "../../../shared/memory-file.js";
 import {
   ABI_VERSION,
   AllocateEvents,
@@ -24,7 +25,7 @@ import { NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
 import { getU64, setU64 } from "../../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
 import type { RegisterArea } from "../../../shared/vfio-user/register-memory.js";
-import type { Area, IoEvents, SharedMemory, Window } from "../link.js";
+import { type IoEvents, type SharedMemory, type Window, windowBytes } from "../link.js";
 import type { SmallMemory } from "./buffers.js";
 import type { BridgeRequests } from "./requests.js";
 
@@ -145,12 +146,11 @@ export class DeviceSetUp {
 
   #view(windowOffset: number, size: number): Uint8Array<ArrayBuffer> {
     const { pieceSize } = this.#window;
-    const offset = windowOffset % pieceSize;
     const inWindow = inBounds(windowOffset, size, this.#window.size) && isAligned(windowOffset, PAGE_SIZE);
-    if (!inWindow || !inBounds(offset, size, pieceSize)) {
+    if (!inWindow || !inBounds(windowOffset % pieceSize, size, pieceSize)) {
       throw new UserError(`the bridge puts ${size} bytes of memory at window offset ${windowOffset}`);
     }
-    return new Uint8Array(this.#window.piece((windowOffset - offset) / pieceSize), offset, size);
+    return windowBytes(this.#window, windowOffset, size);
   }
 }
 

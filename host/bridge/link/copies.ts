@@ -12,12 +12,12 @@
  */
 import * as native from "../../../native/index.js";
 import { BufferTable } from "../../../shared/buffer-table.js";
-import type { CopiedMemory } from "../../../shared/copied-memory.js";
 import { Errno } from "../../../shared/errors.js";
 import { KiB, MAX_COPY_SIZE, MAX_QUEUE_SIZE, MiB } from "../../../shared/limits.js";
 import { isLost } from "../../../shared/lost-memory.js";
 import { CopyFlags, CopyRequest, CopyStatus, Queue } from "../../../shared/spec/link.js";
 import { Rest, type Share, Turn } from "../../../shared/turn.js";
+import type { CopiedMemory } from "../../../shared/vfio-user/dma/copied-memory.js";
 import { type DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import { type CopyThreads, copyThreads } from "./copy-threads.js";

@@ -9,13 +9,13 @@
  * (`release`).
  */
 import { formatAddress } from "../../../shared/address.js";
-import { CopiedMemory } from "../../../shared/copied-memory.js";
 import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_WINDOW_MAPS, UNMAP_DEADLINE_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { Command } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory, DirtyRequest, MemoryMap, UnmapRequest } from "../../../shared/vfio-user/backend.js";
+import { CopiedMemory } from "../../../shared/vfio-user/dma/copied-memory.js";
 import { mapParts, setBits } from "../../../shared/vfio-user/dma/dma-ranges.js";
 import { mapBody, unmapBody } from "./bodies.js";
 import type { Changes } from "./changes.js";

@@ -5,40 +5,30 @@
  * The memory outlives the device process as long as a client is there that may have mapped it: the next process gets
  * the same. It never outlives the client: `renew` puts fresh memory in its places.
  */
-import * as native from "../../../native/index.js";
 import { inBounds, isAligned } from "../../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../../shared/limits.js";
+import { type Area, MemoryFile, type PlacedArea } from "../../../shared/memory-file.js";
 import { NO_REGION } from "../../../shared/spec/link.js";
 import type { Window } from "../vhost-user/window.js";
 import { isSharable } from "./bodies.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
-const SEALS = native.F_SEAL_GROW | native.F_SEAL_SHRINK | native.F_SEAL_SEAL;
 const NO_HANDLE = 0;
 
-/** Of a region: whole pages. */
-export interface Part {
-  readonly offset: number;
-  readonly size: number;
-}
-
-interface Area extends Part {
-  /** -1 while it is not in the window. */
-  windowOffset: number;
-}
-
 /** The memory of one region, or of none (NO_REGION). */
-export interface RegionMemory {
-  readonly region: number;
-  readonly areas: readonly Area[];
-  /** Of the file: it ends with the last area. */
-  readonly size: number;
-  fd: number;
+export class RegionMemory extends MemoryFile {
   /** What the device process knows it by; NO_HANDLE when the process that asked for it is gone. */
-  handle: number;
+  handle = NO_HANDLE;
   /** A client that may have mapped it is gone. */
-  stale: boolean;
+  stale = false;
+
+  constructor(
+    readonly region: number,
+    areas: readonly Area[],
+  ) {
+    super(areas);
+  }
 }
 
 export class RegionMemories {
@@ -77,12 +67,12 @@ export class RegionMemories {
    * is there, whose memory cannot be replaced. Rejects with ProtocolError, SystemError, or PeerGone when the device
    * stops.
    */
-  async allocate(region: number, asked: readonly Part[], keep: boolean): Promise<RegionMemory> {
+  async allocate(region: number, asked: readonly Area[], keep: boolean): Promise<RegionMemory> {
     const known = this.#memories.get(region);
     if (known && known.handle !== NO_HANDLE) throw new ProtocolError(`region ${region} has memory`, Errno.EEXIST);
     this.#check(region, asked);
     let memory = known;
-    if (memory && !sameAreas(memory.areas, asked)) {
+    if (memory && !memory.hasAreas(asked)) {
       if (keep) throw new ProtocolError(`the client has other memory of region ${region}`, Errno.EBUSY);
       this.#delete(memory);
       memory = undefined;
@@ -128,9 +118,7 @@ export class RegionMemories {
   async renew(): Promise<void> {
     for (const memory of this.#memories.values()) {
       if (!memory.stale) continue;
-      const old = memory.fd;
-      memory.fd = createSealed(memory.size);
-      native.close(old);
+      memory.recreate();
       // From now on: the client that comes next may go again before all of it is in the window.
       memory.stale = false;
       for (const area of memory.areas) {
@@ -142,7 +130,7 @@ export class RegionMemories {
     }
   }
 
-  #check(region: number, areas: readonly Part[]): void {
+  #check(region: number, areas: readonly Area[]): void {
     if (!isSharable(region) && region !== NO_REGION) throw new ProtocolError(`region ${region} cannot be mapped`);
     if (areas.length === 0 || areas.length > MAX_SHARED_PARTS) throw new ProtocolError(`${areas.length} areas`);
     let end = 0;
@@ -161,10 +149,9 @@ export class RegionMemories {
     if (sum > MAX_REGION_MEMORY) throw new ProtocolError(`${sum} bytes of memory for clients`, Errno.ENOSPC);
   }
 
-  #make(region: number, asked: readonly Part[]): RegionMemory {
-    const areas = asked.map(({ offset, size }) => ({ offset, size, windowOffset: -1 }));
-    const size = Math.max(...areas.map((area) => area.offset + area.size));
-    const memory = { region, areas, size, fd: createSealed(size), handle: NO_HANDLE, stale: false };
+  #make(region: number, asked: readonly Area[]): RegionMemory {
+    const memory = new RegionMemory(region, asked);
+    memory.recreate();
     this.#memories.set(region, memory);
     return memory;
   }
@@ -179,7 +166,7 @@ export class RegionMemories {
   }
 
   /** Into the window, at the area's place; gives the place back when that fails. */
-  async #map({ fd }: RegionMemory, area: Area, windowOffset: number): Promise<void> {
+  async #map({ fd }: RegionMemory, area: PlacedArea, windowOffset: number): Promise<void> {
     try {
       await this.#window.map(fd, area.offset, windowOffset, area.size);
     } catch (error) {
@@ -212,24 +199,6 @@ export class RegionMemories {
     if (this.#memories.get(memory.region) !== memory) return;
     this.#leaveWindow(memory);
     this.#memories.delete(memory.region);
-    native.close(memory.fd);
+    memory.close();
   }
-}
-
-function createSealed(size: number): number {
-  const fd = native.createMemory("vfio-user-region", size, false);
-  try {
-    native.addSeals(fd, SEALS);
-    return fd;
-  } catch (error) {
-    native.close(fd);
-    throw error;
-  }
-}
-
-function sameAreas(one: readonly Part[], other: readonly Part[]): boolean {
-  return (
-    one.length === other.length &&
-    one.every(({ offset, size }, n) => offset === other[n].offset && size === other[n].size)
-  );
 }

@@ -10,12 +10,12 @@ import { DeviceState } from "../../../../host/bridge/link/device-state.js";
 import type { BackEnd } from "../../../../host/bridge/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../../../host/bridge/vhost-user/memory.js";
 import * as native from "../../../../native/index.js";
-import { type CopiedMap, CopiedMemory } from "../../../../shared/copied-memory.js";
 import { Errno } from "../../../../shared/errors.js";
 import { KiB, MAX_COPY_SIZE, MiB } from "../../../../shared/limits.js";
 import { quietLog } from "../../../../shared/log.js";
 import { CopyFlags, CopyRequest, Queue } from "../../../../shared/spec/link.js";
 import { Share } from "../../../../shared/turn.js";
+import { type CopiedMap, CopiedMemory } from "../../../../shared/vfio-user/dma/copied-memory.js";
 import { DeviceQueue } from "../../../../shared/virtqueue/device.js";
 import { TestRing } from "../../../fakes/front-end-ring.js";
 

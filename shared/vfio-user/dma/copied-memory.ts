@@ -7,15 +7,15 @@
  * a map that is read-only is found in memory that is. All of it is in one Reservation, so that no map brings an
  * ArrayBuffer of its own, and a file that its owner truncates harms nobody.
  */
-import { Reservation } from "../native/index.js";
-import { formatAddress } from "./address.js";
-import { isSystemError } from "./errors.js";
-import { CHUNK_SIZE, type Chunk, FileChunks } from "./file-chunks.js";
-import { DRIVER_VM_MEMORY_SIZE } from "./limits.js";
-import type { Log } from "./log.js";
-import type { MemoryMap } from "./vfio-user/backend.js";
-import { DmaTable } from "./vfio-user/dma/dma-table.js";
-import { WindowAllocator } from "./window-allocator.js";
+import { Reservation } from "../../../native/index.js";
+import { formatAddress } from "../../address.js";
+import { isSystemError } from "../../errors.js";
+import { CHUNK_SIZE, type Chunk, FileChunks } from "../../file-chunks.js";
+import { DRIVER_VM_MEMORY_SIZE } from "../../limits.js";
+import type { Log } from "../../log.js";
+import { WindowAllocator } from "../../window-allocator.js";
+import type { MemoryMap } from "../backend.js";
+import { DmaTable } from "./dma-table.js";
 
 const MAX_CHUNKS = DRIVER_VM_MEMORY_SIZE / CHUNK_SIZE;
 /**

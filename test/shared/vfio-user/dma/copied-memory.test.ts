@@ -2,10 +2,10 @@
 import fs from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import test, { type ExecutionContext } from "ava";
-import { close, createMemory, duplicate } from "../../native/index.js";
-import { type CopiedMap, CopiedMemory } from "../../shared/copied-memory.js";
-import { GiB, MAX_DMA_MAPS, MiB, PAGE_SIZE } from "../../shared/limits.js";
-import { quietLog } from "../../shared/log.js";
+import { close, createMemory, duplicate } from "../../../../native/index.js";
+import { GiB, MAX_DMA_MAPS, MiB, PAGE_SIZE } from "../../../../shared/limits.js";
+import { quietLog } from "../../../../shared/log.js";
+import { type CopiedMap, CopiedMemory } from "../../../../shared/vfio-user/dma/copied-memory.js";
 
 function copied(t: ExecutionContext): CopiedMemory {
   const made = new CopiedMemory(quietLog);
