@@ -40,7 +40,7 @@ export interface Connected extends Declared {
 }
 
 /** The same, skipped when the device does not describe itself. */
-export interface Described extends Declared {
+interface Described extends Declared {
   readonly described: (session: CheckerSession, device: Device, context: Context) => Note;
 }
 
@@ -48,7 +48,7 @@ export interface Described extends Declared {
 type Allowed = "error" | "any";
 
 /** A request with something wrong or odd in it. What it leaves out is the topic's. */
-export interface OddRequest extends Declared {
+interface OddRequest extends Declared {
   readonly command?: number;
   /** The function is there for what depends on the device; it may throw Skip. */
   readonly body: Uint8Array | ((device: Device) => Uint8Array);
@@ -62,7 +62,7 @@ export interface OddRequest extends Declared {
 }
 
 /** What a topic's declarations have in common. */
-export interface Topic {
+interface Topic {
   readonly section: string;
   /** In front of each id. */
   readonly prefix?: string;

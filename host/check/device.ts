@@ -21,13 +21,13 @@ const MAX_INDICES = 64;
 const DEFAULT_MAX_DATA = 1048576;
 const DEFAULT_MAX_MAPS = 65535;
 
-export interface RegionFacts {
+interface RegionFacts {
   readonly index: number;
   readonly flags: number;
   readonly size: number;
 }
 
-export interface IrqFacts {
+interface IrqFacts {
   readonly index: number;
   readonly flags: number;
   readonly count: number;

@@ -81,7 +81,7 @@ export function expectThat(condition: boolean, expected: string, came: string | 
 }
 
 /** Where the headers of a list of capabilities may lie. */
-export interface ListBounds {
+interface ListBounds {
   /** What one of them is called, as in "region 3: a capability". */
   readonly name: string;
   readonly from: number;

@@ -17,7 +17,7 @@ const MAX_REPLY_SIZE = 64 * MiB;
 const MAX_DMA_ANSWER = 1 * MiB;
 
 /** What a request has beside its body. */
-export interface RequestFields extends HeaderFields {
+interface RequestFields extends HeaderFields {
   readonly fds?: readonly number[];
 }
 

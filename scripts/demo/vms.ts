@@ -1,4 +1,6 @@
 /** The demonstration with two VMs and the bridge between them. */
+
+import { BridgeProcess } from "../vm/bridge-process.js";
 import { prepareVmEnvironment } from "../vm/environment.js";
 import { accelerator, type Vm } from "../vm/qemu.js";
 import * as vms from "../vm/two-vms.js";
@@ -14,7 +16,7 @@ export async function runVms(cleanup: Cleanup, dataMiB: number): Promise<void> {
   say(`QEMU ${environment.qemuVersion} (${accelerator()}), guest kernel ${environment.kernelVersion}`);
 
   say("starting the bridge");
-  const bridge = new vms.BridgeProcess(directory);
+  const bridge = new BridgeProcess(directory);
   cleanup.add(() => bridge.stop());
   await bridge.listening();
 

@@ -4,7 +4,7 @@
  */
 import { accelerator } from "./qemu.js";
 
-export interface MachineOptions {
+interface MachineOptions {
   /** Without one, the firmware boots from the disk. */
   readonly kernel?: string;
   readonly initrd?: string;
@@ -27,7 +27,7 @@ export interface Drive {
   readonly sector: number;
 }
 
-export interface DeviceVmOptions extends MachineOptions {
+interface DeviceVmOptions extends MachineOptions {
   /** The bridge's vhost-user socket, which must be listening; without it the VM has no such device. */
   readonly vhostUserSocket?: string;
   /** Sockets of further devices, behind root ports of their own. */
@@ -43,7 +43,7 @@ export interface DeviceVmOptions extends MachineOptions {
   readonly drive?: Drive | undefined;
 }
 
-export interface DriverVmOptions extends MachineOptions {
+interface DriverVmOptions extends MachineOptions {
   /** The vfio-user server's socket, which must be listening; without it the VM has no such device. */
   readonly vfioUserSocket?: string;
   /** Whether the firmware boots from it. */

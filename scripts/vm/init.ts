@@ -11,7 +11,7 @@
  */
 import type { Entry } from "./cpio.js";
 
-export interface InitOptions {
+interface InitOptions {
   /** Shell lines; the first that fails ends them. Not in front of a shell. */
   readonly lines?: readonly string[];
   /**

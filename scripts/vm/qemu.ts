@@ -20,19 +20,19 @@ const STOP_DEADLINE_MS = 5000;
 /** What a terminal in canonical mode takes as one line. */
 const MAX_COMMAND_LINE = 4000;
 
-export interface VmExit {
+interface VmExit {
   readonly code: number | null;
   readonly signal: NodeJS.Signals | null;
 }
 
-export interface ConsoleLine {
+interface ConsoleLine {
   readonly text: string;
   /** Counted from 0 at power-on. */
   readonly number: number;
   readonly match: RegExpMatchArray;
 }
 
-export interface CommandResult {
+interface CommandResult {
   readonly status: number;
   /** What came over the console meanwhile, without the last newline. */
   readonly output: string;

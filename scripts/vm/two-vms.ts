@@ -15,8 +15,6 @@ import { initScript } from "./init.js";
 import { deviceVmBase, driverVmBase, GUEST_PROJECT, projectEntries, writeInitrd } from "./initramfs.js";
 import { Vm } from "./qemu.js";
 
-export { BridgeProcess, type LogLine } from "./bridge-process.js";
-
 export const BOOT_MS = 180_000;
 export const COMMAND_MS = 120_000;
 
@@ -185,7 +183,7 @@ export async function waitForDisk(vm: Vm): Promise<number> {
 }
 
 /** One step of the driver VM's work and how long it took. */
-export interface Step {
+interface Step {
   readonly name: string;
   readonly ms: number;
 }

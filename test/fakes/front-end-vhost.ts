@@ -33,7 +33,7 @@ const PROTOCOL_FEATURES =
 const RAM_USER_ADDRESS = 0x7f12_0000_0000;
 
 /** Where QEMU itself has a guest-physical address of RAM. */
-export const userAddress = (guestAddress: number) => RAM_USER_ADDRESS + guestAddress;
+const userAddress = (guestAddress: number) => RAM_USER_ADDRESS + guestAddress;
 
 /** RAM is two regions, as in a PC: below the legacy hole, and from 1 MiB on. */
 const LOW_RAM = 0xa0000;

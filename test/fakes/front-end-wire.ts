@@ -18,7 +18,7 @@ const PATIENCE_MS = 10_000;
 const sleeper = new Int32Array(new SharedArrayBuffer(4));
 
 /** Blocks the thread for a moment. */
-export function pause(milliseconds: number): void {
+function pause(milliseconds: number): void {
   Atomics.wait(sleeper, 0, 0, milliseconds);
 }
 

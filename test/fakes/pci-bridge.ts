@@ -12,7 +12,7 @@ import { DeviceQueue } from "../../shared/virtqueue/device.js";
 import { Layout, makeConfigSpace, NOTIFY_MULTIPLIER, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
 import { littleEndian, registersOver } from "./front-end-registers.js";
 
-export const RAM_ADDRESS = 0x1000_0000;
+const RAM_ADDRESS = 0x1000_0000;
 const RAM_SIZE = 8 * MiB;
 const MAX_QUEUE_SIZE = 64;
 

@@ -10,6 +10,7 @@ import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ExecutionContext } from "ava";
+import { BridgeProcess } from "../../scripts/vm/bridge-process.js";
 import { prepareVmEnvironment, type VmEnvironment } from "../../scripts/vm/environment.js";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import * as vms from "../../scripts/vm/two-vms.js";
@@ -30,7 +31,7 @@ export class Product {
   private constructor(
     readonly environment: VmEnvironment,
     readonly directory: string,
-    readonly bridge: vms.BridgeProcess,
+    readonly bridge: BridgeProcess,
     readonly deviceVm: Vm,
   ) {}
 
@@ -40,7 +41,7 @@ export class Product {
   static async start({ diskMiB, disks = 1, image, drive }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
-    const bridge = new vms.BridgeProcess(directory, disks);
+    const bridge = new BridgeProcess(directory, disks);
     let product: Product | undefined;
     try {
       await bridge.listening();

@@ -8,11 +8,12 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { driverVmArguments } from "../../../scripts/vm/arguments.js";
+import { BridgeProcess } from "../../../scripts/vm/bridge-process.js";
 import { prepareVmEnvironment } from "../../../scripts/vm/environment.js";
 import { initScript } from "../../../scripts/vm/init.js";
 import { driverVmBase, writeInitrd } from "../../../scripts/vm/initramfs.js";
 import { Vm } from "../../../scripts/vm/qemu.js";
-import { BridgeProcess, booted, COMMAND_MS, startDeviceVm, startNvme } from "../../../scripts/vm/two-vms.js";
+import { booted, COMMAND_MS, startDeviceVm, startNvme } from "../../../scripts/vm/two-vms.js";
 import { MiB } from "../../../shared/limits.js";
 import type { Machine, ProgramResult, Sample } from "../machine.js";
 import { NodeProcess } from "../node-process.js";

@@ -134,7 +134,7 @@ export async function connectDevice<D extends Device>(kind: Kind, device: D, opt
   return { kind, link, end, device, endpoint, client, socket };
 }
 
-export function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}): Promise<Machine> {
+function setUp(t: ExecutionContext, kind: Kind, options: MachineOptions = {}): Promise<Machine> {
   return setUpWith(t, kind, new CopyDevice(options.capabilities), options);
 }
 

@@ -4,7 +4,7 @@ import { DeviceQueue } from "../../../shared/virtqueue/device.js";
 import { DriverQueue, ringBytes } from "../../../shared/virtqueue/driver.js";
 import type { RingMemory } from "../../../shared/virtqueue/memory.js";
 
-export const ADDRESS = 0x1_0000;
+const ADDRESS = 0x1_0000;
 const PIECE_SIZE = 0x1_0000;
 
 /** One piece of memory at ADDRESS. */
