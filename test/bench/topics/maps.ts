@@ -1,7 +1,7 @@
 /**
  * DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind.
  */
-import { MiB } from "../../../shared/limits.js";
+import { KiB, MiB } from "../../../shared/limits.js";
 import type { Machine, Sample } from "../machine.js";
 import type { NodeProcess } from "../node-process.js";
 import { type BridgedDevices, type LocalDevice, startBridged, startLocal, stopBridged } from "../processes.js";
@@ -17,6 +17,7 @@ interface State {
 }
 
 const SIZE = 64 * MiB;
+const SMALL_SIZE = 4 * KiB;
 const COUNT = 2000;
 const BRIDGED_COUNT = 500;
 /**
@@ -39,18 +40,24 @@ async function growth(
   { machine }: State,
   process: NodeProcess,
   socket: string,
+  size: number,
   cycles: number,
   held: () => number | Promise<number>,
 ): Promise<Sample> {
-  await machine.us("client-map", Math.min(WARM_UP_CYCLES, cycles), SIZE, socket);
+  await machine.us("client-map", Math.min(WARM_UP_CYCLES, cycles), size, socket);
   await process.call("heap");
   const before = await held();
-  await machine.us("client-map", cycles, SIZE, socket);
+  await machine.us("client-map", cycles, size, socket);
   await process.call("heap");
   return single((await held()) - before);
 }
 
-function growthRows(name: string, cycles: number, of: (state: State) => [NodeProcess, string]): Row<State>[] {
+function growthRows(
+  name: string,
+  size: number,
+  cycles: number,
+  of: (state: State) => [NodeProcess, string],
+): Row<State>[] {
   let fds: number;
   return [
     {
@@ -61,7 +68,7 @@ function growthRows(name: string, cycles: number, of: (state: State) => [NodePro
       async measure(state) {
         const [process, socket] = of(state);
         const fdsBefore = process.openFds;
-        const grown = await growth(state, process, socket, cycles, () => process.resident / MiB);
+        const grown = await growth(state, process, socket, size, cycles, () => process.resident / MiB);
         fds = process.openFds - fdsBefore;
         return grown;
       },
@@ -88,6 +95,12 @@ export const maps: Topic<State> = {
       measure: ({ machine, local }) => machine.us("client-map", COUNT, SIZE, local.socket),
     },
     {
+      name: "DMA_MAP + DMA_UNMAP of 4 KiB, local link",
+      unit: "us",
+      target: { value: 20 },
+      measure: ({ machine, local }) => machine.us("client-map", COUNT, SMALL_SIZE, local.socket),
+    },
+    {
       name: "DMA_MAP + DMA_UNMAP, bridge and SHMEM",
       unit: "us",
       target: {},
@@ -95,8 +108,9 @@ export const maps: Topic<State> = {
       floor: roundTripFloor,
       measure: ({ machine, bridged }) => machine.us("client-map", BRIDGED_COUNT, SIZE, bridged.sockets[0]),
     },
-    ...growthRows("local link", CYCLES, ({ smallLocal }) => [smallLocal.device, smallLocal.socket]),
-    ...growthRows("bridge", BRIDGED_CYCLES, ({ smallBridged }) => [smallBridged.bridge, smallBridged.sockets[0]]),
+    ...growthRows("local link", SIZE, CYCLES, ({ smallLocal }) => [smallLocal.device, smallLocal.socket]),
+    ...growthRows("local link, 4 KiB", SMALL_SIZE, CYCLES, ({ smallLocal }) => [smallLocal.device, smallLocal.socket]),
+    ...growthRows("bridge", SIZE, BRIDGED_CYCLES, ({ smallBridged }) => [smallBridged.bridge, smallBridged.sockets[0]]),
   ],
   async open(machine) {
     return {
