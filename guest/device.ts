@@ -11,7 +11,7 @@ import type { ScatterList } from "./scatter-list.js";
 export type { BarOptions, IoEventFdOptions, PciCapabilities, PciIdentity, SharedPart } from "./pci/identity.js";
 export { type DeviceRegion, FIRST_DEVICE_REGION } from "./pci/identity.js";
 
-/** A place in the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
+/** A part of the window: `length` bytes of `bytes` (a whole piece of the window) from `offset` on. */
 export interface Segment {
   bytes: Uint8Array;
   data: DataView;
@@ -86,7 +86,7 @@ export interface Interrupts {
    * For devices with an interrupt status register; one device uses either this or `trigger`.
    */
   raise(vector: number): void;
-  /** No cause is left: INTA# is deasserted. Messages that were sent are not taken back. */
+  /** No cause is left: INTA# is deasserted. Messages that were sent stay sent. */
   lower(): void;
   /** Whether INTA# is all that the driver VM has: it enabled neither MSI-X nor MSI. */
   readonly byPin: boolean;

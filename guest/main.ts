@@ -17,7 +17,7 @@ import { DEVICES } from "./devices/index.js";
 import type { Link } from "./link/link.js";
 import { LocalLink } from "./link/local/local.js";
 import { createVirtioLink } from "./link/virtio/open.js";
-import { helpText, isModulePath, type Options, type Place, parseOptions } from "./options.js";
+import { helpText, isModulePath, type Options, parseOptions, type Transport } from "./options.js";
 import { notSilently, runDevice, whenAborted } from "./run.js";
 import { VfioFunction } from "./vfio/vfio.js";
 
@@ -37,7 +37,7 @@ async function main(program: Program): Promise<number> {
   const end = program.endSignal();
   const made = await Promise.race([createDevice(options, log), whenAborted(end)]);
   if (made === true) return 0;
-  const link = await createLink(options.place, options, log);
+  const link = await createLink(options.transport, options, log);
   const wasStopped = await runDevice(made, link, log, end, (inspect) => program.showState(log, inspect));
   log.report();
   return wasStopped ? 0 : 1;
@@ -49,20 +49,20 @@ function createDevice({ device, deviceOptions, deviceLists }: RunOptions, log: L
 }
 
 async function createLink(
-  place: Place,
+  transport: Transport,
   { trustUnsealedMemory, isolated, linkPolling }: RunOptions,
   log: Log,
 ): Promise<Link> {
-  if (!("pci" in place)) {
-    const socket = "fd" in place ? place.fd : place.socketPath;
+  if (!("pci" in transport)) {
+    const socket = "fd" in transport ? transport.fd : transport.socketPath;
     return new LocalLink({ socket, log, trustUnsealedMemory });
   }
-  const pci = VfioFunction.open(place.pci);
+  const pci = VfioFunction.open(transport.pci);
   try {
     return await createVirtioLink(pci, log, isolated, linkPolling);
   } catch (error) {
     pci.close();
-    throw error instanceof UserError ? new UserError(`${place.pci}: ${error.message}`, error.exitCode) : error;
+    throw error instanceof UserError ? new UserError(`${transport.pci}: ${error.message}`, error.exitCode) : error;
   }
 }
 

@@ -9,7 +9,7 @@ import type { DeviceKind } from "./devices/index.js";
 import type { LinkPolling } from "./link/virtio/busy-polling.js";
 
 /** Where the driver VM is: behind the virtio-vfio-user device at a PCI address, or behind a socket. */
-export type Place = { readonly pci: string } | { readonly socketPath: string } | { readonly fd: number };
+export type Transport = { readonly pci: string } | { readonly socketPath: string } | { readonly fd: number };
 
 export type Options =
   | { readonly action: "help" }
@@ -18,12 +18,12 @@ export type Options =
       readonly action: "run";
       /** A name of the table, or the path of a module. */
       readonly device: string;
-      readonly place: Place;
+      readonly transport: Transport;
       readonly logLevel: Level;
       readonly trustUnsealedMemory: boolean;
       /** The bridge copies, and puts no driver-VM memory into the window. */
       readonly isolated: boolean;
-      /** Whether to look for the bridge's messages before sleeping. */
+      /** Whether to poll for the bridge's messages before sleeping. */
       readonly linkPolling: LinkPolling;
       /** The device's own options, and those of them that may be repeated. */
       readonly deviceOptions: Readonly<Record<string, string>>;
@@ -72,12 +72,12 @@ export function parseOptions(argv: readonly string[], devices: Readonly<Record<s
     else if (Array.isArray(value)) deviceLists[name] = value.filter((item) => typeof item === "string");
     else if (entry?.options[name].required) throw usage(`${device} needs --${name} ${entry.options[name].value}`);
   }
-  const place = parsePlace(values);
+  const transport = parseTransport(values);
   return {
     action: "run",
     device,
-    place,
-    isolated: parseDma(String(values.dma), place),
+    transport,
+    isolated: parseDma(String(values.dma), transport),
     linkPolling: parseLinkPolling(String(values["link-poll"])),
     logLevel: parseLevel(String(values["log-level"])),
     trustUnsealedMemory: values["trust-unsealed-memory"] === true,
@@ -158,7 +158,7 @@ function unknownNames(args: readonly string[]): string[] {
   return [...new Set(names)].filter((name) => name !== undefined).filter((name) => !Object.hasOwn(OWN, name));
 }
 
-function parsePlace(values: Values): Place {
+function parseTransport(values: Values): Transport {
   const { pci, "socket-path": socketPath, fd } = values;
   const given = [pci, socketPath, fd].filter((value) => value !== undefined);
   if (given.length !== 1) throw usage("exactly one of --pci, --socket-path and --fd is needed");
@@ -172,10 +172,10 @@ function parsePlace(values: Values): Place {
 }
 
 /** Whether it is by copies. */
-function parseDma(text: string, place: Place): boolean {
+function parseDma(text: string, transport: Transport): boolean {
   if (text === "window") return false;
   if (text !== "copy") throw usage(`--dma is window or copy, not ${text}`);
-  if (!("pci" in place)) throw usage("--dma copy is for a device in a device VM, with --pci");
+  if (!("pci" in transport)) throw usage("--dma copy is for a device in a device VM, with --pci");
   return true;
 }
 

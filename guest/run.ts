@@ -1,6 +1,6 @@
 /**
  * Runs a device on a link until it is told to stop or the link is lost: the order in which a device, its endpoint and
- * its link start and end. Meanwhile its state can be shown.
+ * its link start and end. Meanwhile its state can be inspected.
  */
 import { once } from "node:events";
 import { startDeadline } from "../shared/deadline.js";

@@ -1,7 +1,7 @@
 // Closing descriptors that a peer handed over. close() waits where the file's owner wants it to: a file of FUSE or of a
 // server that does not answer, a TCP socket that lingers, a device, or an AF_UNIX socket in which such a one waits to
 // be received. So only what cannot wait is closed here (memory, eventfds, pipes, sockets of ours in which nothing
-// waits), and the rest by threads, which may hang for ever. Who handed it over is to be charged for it until then, and
+// waits), and the rest by threads, which may hang forever. Who handed it over is to be charged for it until then, and
 // has threads of its own, so that nobody else's wait behind it.
 //
 // Closing the last descriptor of memory frees it, which takes 0.1 s for a GiB: that, too, is left to a thread where it

@@ -17,7 +17,7 @@ import type { Log } from "./log.js";
 import { closePeerFd, duplicatePeerFd } from "./peer-fds.js";
 import type { WindowAllocator } from "./window-allocator.js";
 
-/** Bytes of a chunk in its file and of its place; it begins at a multiple of them in both. */
+/** Bytes of a chunk in its file and in the reservation; it begins at a multiple of them in both. */
 export const CHUNK_SIZE = WINDOW_PIECE_SIZE;
 /** A chunk without users goes at the second of these that finds it so. */
 const SWEEP_MS = 1000;
@@ -44,13 +44,13 @@ export interface Chunk extends ChunkFile {
   users: number;
   /** Works that may still use what was taken away by force. */
   holders: number;
-  /** Zeros are where memory may be: it is to be mapped anew. */
+  /** Zeros are where memory may be: it is to be mapped again. */
   isStale: boolean;
   /** The reservation's when it was mapped. */
   repairs: number;
   /** The last sweep found it without users. */
   wasIdle: boolean;
-  /** It is in no list any more; its place is freed with the last holder. */
+  /** It is in no list any more; its window space is freed with the last holder. */
   isGone: boolean;
 }
 
@@ -72,8 +72,8 @@ export class FileChunks {
   #sweep: NodeJS.Timeout | undefined;
 
   /**
-   * At most `most` chunks, at places of `allocator`'s in `reservation`, whose pieces are as large as a chunk.
-   * `beforeChange` is called before a chunk that has users is mapped anew.
+   * At most `most` chunks, allocated by `allocator` in `reservation`, whose pieces are as large as a chunk.
+   * `beforeChange` is called before a chunk that has users is mapped again.
    */
   constructor(
     reservation: Reservation,
@@ -98,7 +98,7 @@ export class FileChunks {
     const chunk = this.#find(file, begin) ?? this.#make(file, begin);
     if (chunk === undefined || chunk.holders > 0) return undefined;
     const isMapped = chunk.begin + chunk.size >= end && !chunk.isStale && chunk.repairs === this.#repairs;
-    if (!isMapped) this.#mapAnew(chunk, file.fd, end);
+    if (!isMapped) this.#remap(chunk, file.fd, end);
     chunk.users++;
     chunk.wasIdle = false;
     return chunk;
@@ -116,15 +116,15 @@ export class FileChunks {
   }
 
   /**
-   * A work may still use a chunk until `finished`, though its map goes: nothing is put in its place meanwhile. Before
-   * `leave`.
+   * A work may still use a chunk until `finished`, though its map goes: its window space is not used again meanwhile.
+   * Before `leave`.
    */
   hold(chunk: Chunk, finished: Promise<void>): void {
     chunk.isStale = true;
     chunk.holders++;
     void finished.then(() => {
       chunk.holders--;
-      this.#freePlace(chunk);
+      this.#free(chunk);
     });
   }
 
@@ -172,7 +172,7 @@ export class FileChunks {
   }
 
   #make(file: ChunkFile, at: number): Chunk | undefined {
-    const offset = this.#findPlace();
+    const offset = this.#allocate();
     const fd = offset < 0 ? -1 : tryDuplicate(file.fd);
     if (fd < 0) {
       if (offset >= 0) this.#allocator.free(offset);
@@ -187,15 +187,15 @@ export class FileChunks {
     return chunk;
   }
 
-  #findPlace(): number {
+  #allocate(): number {
     if (this.#chunks.length < this.#most) {
       const offset = this.#allocator.allocate(CHUNK_SIZE);
       if (offset >= 0) return offset;
     }
-    return this.dropIdle() ? this.#findPlace() : -1;
+    return this.dropIdle() ? this.#allocate() : -1;
   }
 
-  #mapAnew(chunk: Chunk, fd: number, end: number): void {
+  #remap(chunk: Chunk, fd: number, end: number): void {
     try {
       // The file may have been cut short since the map was checked.
       const fileEnd = Math.max(alignUp(fileStatus(fd).size, PAGE_SIZE), end);
@@ -233,9 +233,9 @@ export class FileChunks {
     chunk.isGone = true;
     try {
       this.#reservation.unmap(chunk.offset, CHUNK_SIZE);
-      this.#freePlace(chunk);
+      this.#free(chunk);
     } catch (error) {
-      // Its place is not used again.
+      // Its window space is not used again.
       if (!isSystemError(error)) throw error;
       chunk.holders++;
       this.#log.error({ err: error }, "memory of the driver VM stays mapped");
@@ -243,7 +243,7 @@ export class FileChunks {
     closePeerFd(chunk.fd);
   }
 
-  #freePlace({ isGone, holders, offset }: Chunk): void {
+  #free({ isGone, holders, offset }: Chunk): void {
     if (isGone && holders === 0) this.#allocator.free(offset);
   }
 

@@ -2,7 +2,7 @@
  * Memory of a device's that its client may map: a sealed memfd for each region, in which every area lies at its offset
  * in the region. The areas are mapped in the window as well, where the device reaches them; how, is the link's.
  *
- * No client gets what another one had: `recreate` gives fresh memory, to be mapped in the same places.
+ * No client gets what another one had: `recreate` gives fresh memory, to be mapped at the same window offsets.
  */
 import { addSeals, close, createMemory, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK } from "../native/index.js";
 

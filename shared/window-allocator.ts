@@ -1,5 +1,5 @@
 /**
- * Places in the window: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to
+ * Allocation of window space: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to
  * the next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
  */
 import { alignUp, isAligned } from "./bits.js";
@@ -32,11 +32,11 @@ export class WindowAllocator {
   }
 
   /**
-   * Takes `size` bytes (rounded up to pages) and returns their window offset, or -1 when no place is left.
+   * Takes `size` bytes (rounded up to pages) and returns their window offset, or -1 when no room is left.
    *
    * A size from LARGE_PAGE_SIZE on is aligned to that, plus `phase`: give the offset of the memory in its file, since
    * the kernel uses large pages only where address and file offset agree modulo their size. `pageSize` is that of the
-   * file's pages, to which the place is aligned at least.
+   * file's pages, to which the offset is aligned at least.
    */
   allocate(size: number, phase = 0, pageSize = PAGE_SIZE): number {
     if (!(size > 0 && size <= this.size)) return -1;
@@ -45,11 +45,11 @@ export class WindowAllocator {
     const shift = isAligned(phase, PAGE_SIZE) ? phase % alignment : 0;
     // A shifted map of almost a piece fits in no piece.
     const fits = length > this.#pieceSize || shift + length <= this.#pieceSize;
-    const offset = shift !== 0 && fits ? this.#place(length, alignment, shift) : -1;
-    return offset !== -1 ? offset : this.#place(length, alignment, 0);
+    const offset = shift !== 0 && fits ? this.#allocateIn(length, alignment, shift) : -1;
+    return offset !== -1 ? offset : this.#allocateIn(length, alignment, 0);
   }
 
-  #place(length: number, alignment: number, shift: number): number {
+  #allocateIn(length: number, alignment: number, shift: number): number {
     for (let index = 0; index < this.#freeRanges.length; index++) {
       const offset = this.#fit(this.#freeRanges[index], length, alignment, shift);
       if (offset === -1) continue;

@@ -2,8 +2,8 @@
  * The device's callbacks (`Device` in device.ts) as the framework makes them: its jobs are waited for along with its
  * own part, a callback that fails is the device's bug, is logged and goes no further, and nobody waits for one longer
  * than a deadline. The driver VM must be able to rely on an unmap, and must not hang on a device that does not finish:
- * whoever waits in vain is told so, takes the memory away by force, and learns later when the device has finished after
- * all.
+ * whoever waits in vain gets DeadlineExceeded, takes the memory away by force, and learns later when the device has
+ * finished after all.
  *
  * What cancellation means is in docs/decisions/016: a job cannot be ended from outside, so a reset aborts its signal,
  * and its DMA fails.
@@ -184,19 +184,19 @@ export class DeviceCallbacks {
 
   #outcome(finished: Promise<void>, isFutile?: () => boolean): Promise<Outcome> {
     return new Promise((resolve) => {
-      let stopLook = () => {};
+      let stopChecks = () => {};
       const end = (outcome: Outcome) => {
         stop();
-        stopLook();
+        stopChecks();
         resolve(outcome);
       };
-      const look = () => {
+      const check = () => {
         if (isFutile?.()) end("futile");
-        else stopLook = startDeadline(DMA_ANSWER_MS, look);
+        else stopChecks = startDeadline(DMA_ANSWER_MS, check);
       };
       const deadlineMs = this.#late.size > 0 ? 0 : this.#deadlineMs;
       const stop = startDeadline(deadlineMs, () => end(isFutile?.() ? "futile" : "late"));
-      if (isFutile !== undefined) stopLook = startDeadline(DMA_ANSWER_MS, look);
+      if (isFutile !== undefined) stopChecks = startDeadline(DMA_ANSWER_MS, check);
       void finished.then(() => end("done"));
     });
   }

@@ -3,9 +3,9 @@
  * it), by address and not by map: what was written before a map went is in it until it is reported. Everything is
  * logged, whatever ranges the client named; they bound what it may ask for.
  *
- * A device may hold places that it was given to write to, so there are two sets. A mark goes into the fresh one. Before
- * a report the fresh set is put to the settled one, and then the device quiesces: nothing in the settled set is held
- * any more, it is reported and forgotten. What was marked meanwhile is reported, and stays for the next report.
+ * A device may hold segments that it was given to write to, so there are two sets. A mark goes into the fresh one.
+ * Before a report the fresh set is put to the settled one, and then the device quiesces: nothing in the settled set is
+ * held any more, it is reported and forgotten. What was marked meanwhile is reported, and stays for the next report.
  */
 import { MAX_DMA_LOG_SIZE, PAGE_SIZE } from "../../shared/limits.js";
 import { setBits } from "../../shared/vfio-user/dma/dma-ranges.js";

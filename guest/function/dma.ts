@@ -148,7 +148,7 @@ export class WindowDma implements Dma {
     }
   }
 
-  /** Whether answers of the client's are waited for, and none has come since the last look. */
+  /** Whether answers of the client's are waited for, and none has come since this was asked last. */
   clientIsSilent(): boolean {
     const isSilent = this.#messages > 0 && this.#answers === this.#seenAnswers;
     this.#seenAnswers = this.#answers;
@@ -302,7 +302,7 @@ export class WindowDma implements Dma {
         failure ??= error;
       });
       moves.push(ended);
-      // Copies wait in their queue, messages here: only so many can be under way.
+      // Copies wait in their queue, messages here: only so many can be in flight.
       if (this.#maps.at(address + done)?.isCopied !== true) await ended;
       if (failure !== undefined) break;
     }

@@ -84,7 +84,7 @@ export class DeviceEndpoint implements Endpoint {
   /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
   #tail: Promise<void> = Promise.resolve();
 
-  /** A client is there, or was and its memory is not let go. */
+  /** A client is there, or was and its memory is not released. */
   #isServing = false;
 
   readonly #info: InfoReplies;
@@ -159,7 +159,7 @@ export class DeviceEndpoint implements Endpoint {
     await this.callbacks.wait("close", this.callbacks.close()).catch(() => {});
   }
 
-  /** A device that has not let go of the client before gets no other. */
+  /** A device that has not released the client before gets no other. */
   async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
     await this.callbacks.lateWork();
     this.#isServing = true;
@@ -238,7 +238,7 @@ export class DeviceEndpoint implements Endpoint {
     }
   }
 
-  /** The whole function's state as plain data, for people. */
+  /** The whole function's state as plain data, for diagnostics. */
   inspect(): unknown {
     return {
       config: this.#config.inspect(),
@@ -327,7 +327,7 @@ export class DeviceEndpoint implements Endpoint {
       await this.callbacks.reset();
       this.#regions.resetRegisters();
       await this.dma.settled();
-      // What the driver VM has set up since it was told that the function is reset stays.
+      // What the driver VM has set up since it was answered that the function is reset stays.
       if (!isLate) this.#resetFunction();
       this.#sharing.forgetWaiting();
       this.#migration?.reset();

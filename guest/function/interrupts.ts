@@ -1,7 +1,7 @@
 /**
  * Interrupts to the driver VM: which vectors the client set up by SET_IRQS, which are masked, and which wait. The state
  * is VFIO's (<linux/vfio.h>, VFIO_DEVICE_SET_IRQS); doorbells and eventfds are the link's. What config space disables
- * or masks counts as well: a hypervisor that injects eventfds by itself looks at neither. Eventfds that mask or unmask
+ * or masks counts as well: a hypervisor that injects eventfds by itself reads neither. Eventfds that mask or unmask
  * are the link's, too.
  *
  * An interrupt that reaches nobody is kept, as PCI's pending bits do, until its vector is bound and not masked: also

@@ -157,10 +157,10 @@ export class Regions {
     }
   }
 
-  /** The author's registers by region and name, for people. */
+  /** The author's registers by region and name, for diagnostics. */
   inspect(): unknown {
-    const shown = this.#files.flatMap((file, region) => (file === undefined ? [] : [[region, file.inspect()]]));
-    return Object.fromEntries(shown);
+    const values = this.#files.flatMap((file, region) => (file === undefined ? [] : [[region, file.inspect()]]));
+    return Object.fromEntries(values);
   }
 }
 

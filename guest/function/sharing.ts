@@ -33,7 +33,7 @@ export interface SharedArea extends SharedPart {
 
 interface Event {
   readonly options: IoEventFdOptions;
-  /** Its place in the shadow memory, or -1. */
+  /** Its offset in the shadow memory, or -1. */
   readonly shadowOffset: number;
 }
 
@@ -178,7 +178,7 @@ export class Sharing {
     return undefined;
   }
 
-  /** A write by message. True when an ioeventfd matched it: the device was told, and the write is done. */
+  /** A write by message. True when an ioeventfd matched it: the device was notified, and the write is done. */
   write(region: number, offset: number, count: number, data: DataView, from: number): boolean {
     const shared = this.#regions[region];
     if (shared === undefined) return false;

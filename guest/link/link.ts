@@ -34,7 +34,7 @@ export type { MapPart as DmaMapping } from "../../shared/vfio-user/dma/dma-range
 
 /**
  * An interrupt set-up by the driver VM; see IrqSet in spec/vfio-user. Bounds are checked. DATA_EVENTFD comes with
- * ACTION_TRIGGER alone: what an eventfd masks or unmasks is told when it does.
+ * ACTION_TRIGGER alone: what an eventfd masks or unmasks is a change of its own when it does.
  */
 export interface IrqChange {
   readonly flags: number;
@@ -51,7 +51,7 @@ export interface IrqChange {
 export interface SharedMemory {
   /** What names it in `PendingCommand.reply`; -1 when there is none just now. It changes with each client. */
   readonly descriptor: number;
-  /** The bytes of each area, in the same place for good; zeros for each client. */
+  /** The bytes of each area, always at the same addresses; zeros for each client. */
   readonly areas: readonly Uint8Array<ArrayBuffer>[];
 }
 
@@ -129,8 +129,8 @@ export interface Link {
   /** Memory, zeros, that `readMemory` and `writeMemory` need not copy once more. It is never given back. */
   allocate(length: number): Uint8Array<ArrayBuffer>;
   /**
-   * Resolves when the link is lost for good (the device VM's transport broke); never for a client that left, or a link
-   * that is set up again.
+   * Resolves when the link is lost permanently (the device VM's transport broke); never for a client that left, or a
+   * link that is set up again.
    */
   readonly closed: Promise<void>;
   close(): Promise<void>;

@@ -99,7 +99,7 @@ export interface PmOptions {
   readonly softReset?: boolean;
 }
 
-/** The link is a fiction: these are for drivers and people who look. */
+/** The link is a fiction: these are for drivers and users who read them. */
 export interface ExpressOptions {
   /** GT/s; 2.5 by default. Faster links would have to have capabilities that say how they are equalised. */
   readonly linkSpeed?: 2.5 | 5;

@@ -246,7 +246,7 @@ export class RegisterFile<Name extends string = string> {
     return end;
   }
 
-  /** Every register's stored value by name, for people. */
+  /** Every register's stored value by name, for diagnostics. */
   inspect(): Record<string, string> {
     const lines = Object.entries(this.#indexOf).map(([name, index]) => [name, `0x${this.#values[index].toString(16)}`]);
     return Object.fromEntries(lines);

@@ -35,7 +35,7 @@ export function bindToVfio(address: string, roots: Roots = LINUX): string {
   if (!existsSync(device)) {
     throw new UserError(`there is no PCI device ${address}: see "ls ${join(bus, "devices")}" for those that are there`);
   }
-  // Another's device is left alone: looking at it by VFIO would take it from its driver.
+  // Another's device is left alone: opening it by VFIO would take it from its driver.
   if (Number(readFileSync(join(device, "vendor"), "utf8")) !== PCI_VENDOR_ID) {
     throw new UserError(`${address} is no virtio-vfio-user device: its vendor is not 0x${PCI_VENDOR_ID.toString(16)}`);
   }

@@ -12,7 +12,7 @@ const ENTRY_SIZE = 8;
 const PRESENT = 1n << 63n;
 const FRAME_MASK = (1n << 55n) - 1n;
 
-/** A huge page of zeros. @throws UserError when there is none, or its address is not told */
+/** A huge page of zeros. @throws UserError when there is none, or its address is hidden */
 export function allocateHugePage(): DmaMemory {
   const buffer = mapHugePage();
   // The page is there only when it was touched.

@@ -37,10 +37,10 @@ test("an option of a device's that has no value is there or not", (t) => {
   t.regex(helpText(kinds), /^ {6}--quiet +no noise$/m);
 });
 
-test("places: an address without a domain, a path, a handed-down socket", (t) => {
+test("transports: an address without a domain, a path, a handed-down socket", (t) => {
   const place = (line: string) => {
     const options = parse(`run disk --file f ${line}`);
-    return options.action === "run" ? options.place : undefined;
+    return options.action === "run" ? options.transport : undefined;
   };
   t.deepEqual(place("--pci 01:1F.7"), { pci: "0000:01:1f.7" });
   t.deepEqual(place("--socket-path=/run/a.sock"), { socketPath: "/run/a.sock" });

@@ -36,7 +36,7 @@ export interface LocalLinkOptions {
   readonly log: Log;
   /** The most of the client's memory that is mapped at once; a multiple of the page size. */
   readonly windowSize?: number;
-  /** Map also files that are not memory, access to which may take for ever. */
+  /** Map also files that are not memory, access to which may take forever. */
   readonly trustUnsealedMemory?: boolean;
 }
 

@@ -2,7 +2,7 @@
  * Memory and eventfds of the device's that a client on the local link is given: memory files, mapped into the window of
  * this process as well, and eventfds that the event loop polls.
  *
- * No client gets what another one had: `renew` puts fresh memory in the same places, and fresh eventfds.
+ * No client gets what another one had: `renew` puts fresh memory at the same window offsets, and fresh eventfds.
  */
 import { close, eventfd, POLL_READABLE, Poll } from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";

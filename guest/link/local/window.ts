@@ -63,7 +63,7 @@ export class LocalWindow implements Window {
     return this.#reservation.piece(index);
   }
 
-  /** Takes a place for memory of the device's own; -1 when there is no room. */
+  /** Allocates window space for memory of the device's own; -1 when there is no room. */
   allocate(size: number, phase: number): number {
     return this.#allocator.allocate(size, phase);
   }
@@ -72,7 +72,7 @@ export class LocalWindow implements Window {
     this.#allocator.free(windowOffset);
   }
 
-  /** Maps memory of the device's own at its place, over what was there. @throws SystemError */
+  /** Maps memory of the device's own at its window offset, over what was there. @throws SystemError */
   map(windowOffset: number, size: number, fd: number, fdOffset: number): void {
     this.#reservation.map(windowOffset, size, fd, fdOffset, PROT_READ | PROT_WRITE);
   }
@@ -98,7 +98,10 @@ export class LocalWindow implements Window {
     for (const map of maps) this.#release(map);
   }
 
-  /** The same of what may still be used until `finished`: it is taken away really, and nothing is put in its place. */
+  /**
+   * The same of what may still be used until `finished`: it is taken away really, and its window space is not used
+   * again before.
+   */
   releaseByForce(maps: readonly MemoryMap[], finished: Promise<void>): void {
     const chunks = new Set(maps.flatMap((map) => this.#maps.get(map) ?? []));
     for (const chunk of chunks) this.#chunks.hold(chunk, finished);
@@ -189,7 +192,7 @@ export class LocalWindow implements Window {
     this.#reservation.map(offset, end - begin, fd, fdOffset + begin, protection);
   }
 
-  /** Other memory may be at its place once `finished` has resolved. */
+  /** Its window space is free again once `finished` has resolved. */
   #release(map: MemoryMap, finished?: Promise<void>): void {
     const chunk = this.#maps.get(map);
     if (!this.#maps.delete(map)) return;

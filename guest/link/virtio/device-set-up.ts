@@ -62,7 +62,7 @@ export class DeviceSetUp {
     const memory = { descriptor: MemoryAllocated.view(reply).handle, areas: views };
     this.#again.push(async () => {
       const next = await this.#ask(LinkCommand.ALLOCATE_MEMORY, body, MemoryAllocated.size + 8 * areas.length);
-      // The window is empty after a reset, so what is asked for in the same order has the same places.
+      // The window is empty after a reset, so what is asked for in the same order has the same window offsets.
       if (offsets(next).some((offset, n) => offset !== windowOffsets[n])) {
         throw new UserError("the bridge puts the device's memory elsewhere than before");
       }

@@ -2,7 +2,7 @@
  * Messages over the two message queues of the virtio-vfio-user device (docs/virtio-vfio-user.md, "Messages"): buffers
  * in DMA memory, messages that span several of them, and what waits while the bridge has all of ours.
  *
- * A received message is copied out of the memory that the bridge can still write before anybody looks at it. A message
+ * A received message is copied out of the memory that the bridge can still write before anybody reads it. A message
  * to send is built in its transmit buffer where it fits. When the bridge breaks the rings or the framing, `onBroken` is
  * called once and nothing is sent or received any more; nothing is thrown for it, since replies are sent from
  * everywhere.
@@ -118,7 +118,7 @@ export class Messages {
 
   /**
    * Hands received messages to `receiver`, as long as `ready` says so. True when more may be there. `isLast`: when
-   * there are no more, the next one is to interrupt; otherwise somebody comes back and looks.
+   * there are no more, the next one is to interrupt; otherwise the caller polls again.
    */
   poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     if (this.#broken) return false;

@@ -1,4 +1,4 @@
-/** From a PCI function to the virtio link: checks that it is a virtio-vfio-user device which makes sense. */
+/** From a PCI function to the virtio link: checks that it is a virtio-vfio-user device whose configuration is valid. */
 import { inBounds } from "../../../shared/bits.js";
 import { UserError } from "../../../shared/errors.js";
 import { KiB, MAX_MESSAGE_SIZE, MAX_QUEUES, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
@@ -20,7 +20,7 @@ const MIN_MESSAGE_SIZE = 4 * KiB;
 
 /**
  * Resets the device and checks that it is ours. `isolated`: the bridge puts no driver-VM memory into the window, and
- * copies instead. `polling`: whether to look for messages before sleeping. @throws UserError when it is not, or is
+ * copies instead. `polling`: whether to poll for messages before sleeping. @throws UserError when it is not, or is
  * broken
  */
 export async function createVirtioLink(

@@ -232,7 +232,7 @@ export class VirtioLink implements Link {
     this.#pci.close();
   }
 
-  /** Deals with what the bridge has done, and looks again or sleeps. Whether it was anything. */
+  /** Deals with what the bridge has done, and polls again or sleeps. Whether it was anything. */
   #turn(): boolean {
     if (this.#state !== "open") return false;
     const { received } = this.#messages;
@@ -245,7 +245,7 @@ export class VirtioLink implements Link {
     }
     let isMore = this.#messages.poll(this.#receiver, this.#ready, false);
     const found = this.#messages.received !== received;
-    // Nothing may be missed between the last look and sleep: that is what the second poll asks for, and looks after.
+    // Nothing may be missed between the last poll and sleep: that is what the second one is for.
     if (!isMore && !this.#polling.continues(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
     else isMore = true;
     if (isMore) this.#schedulePoll();
@@ -282,7 +282,7 @@ export class VirtioLink implements Link {
     try {
       await this.#endpoint?.disconnected();
     } catch (late) {
-      this.#log.warn({ err: late }, "the device does not let go of its client");
+      this.#log.warn({ err: late }, "the device does not release its client's memory");
     }
   }
 

@@ -3,7 +3,7 @@
  * sealed memfd of the bridge's, whose areas are in the window too, where the device process reaches them.
  *
  * The memory outlives the device process as long as a client is there that may have mapped it: the next process gets
- * the same. It never outlives the client: `renew` puts fresh memory in its places.
+ * the same. It never outlives the client: `renew` maps fresh memory where it was.
  */
 import { inBounds, isAligned } from "../../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
@@ -33,14 +33,14 @@ export class RegionMemory extends MemoryFile {
 
 export class RegionMemories {
   readonly #window: Window;
-  readonly #places: WindowAllocation;
+  readonly #allocation: WindowAllocation;
   readonly #memories = new Map<number, RegionMemory>();
   readonly #newHandle: () => number;
 
   /** `newHandle` gives numbers above 0, each once. */
-  constructor(window: Window, places: WindowAllocation, newHandle: () => number) {
+  constructor(window: Window, allocation: WindowAllocation, newHandle: () => number) {
     this.#window = window;
-    this.#places = places;
+    this.#allocation = allocation;
     this.#newHandle = newHandle;
   }
 
@@ -114,7 +114,7 @@ export class RegionMemories {
     }
   }
 
-  /** Puts fresh memory in the places of what is stale. Rejects with ProtocolError, SystemError or PeerGone. */
+  /** Maps fresh memory where stale memory is. Rejects with ProtocolError, SystemError or PeerGone. */
   async renew(): Promise<void> {
     for (const memory of this.#memories.values()) {
       if (!memory.stale) continue;
@@ -158,21 +158,21 @@ export class RegionMemories {
 
   async #place(memory: RegionMemory): Promise<void> {
     for (const area of memory.areas) {
-      const windowOffset = this.#places.reserve(area.size, area.offset);
+      const windowOffset = this.#allocation.reserve(area.size, area.offset);
       if (windowOffset < 0) throw new ProtocolError("the window has no room for the memory", Errno.ENOSPC);
       area.windowOffset = windowOffset;
       await this.#map(memory, area, windowOffset);
     }
   }
 
-  /** Into the window, at the area's place; gives the place back when that fails. */
+  /** Into the window, at the area's offset; releases the offset when that fails. */
   async #map({ fd }: RegionMemory, area: PlacedArea, windowOffset: number): Promise<void> {
     try {
       await this.#window.map(fd, area.offset, windowOffset, area.size);
     } catch (error) {
-      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, the place was given back
+      // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, it was released
       // already.
-      if (area.windowOffset >= 0) this.#places.release(windowOffset);
+      if (area.windowOffset >= 0) this.#allocation.release(windowOffset);
       area.windowOffset = -1;
       throw error;
     }
@@ -182,7 +182,7 @@ export class RegionMemories {
   async #takeOut(memory: RegionMemory): Promise<void> {
     memory.handle = NO_HANDLE;
     for (const { windowOffset, size } of memory.areas) {
-      if (windowOffset >= 0) await this.#places.unmap(windowOffset, size);
+      if (windowOffset >= 0) await this.#allocation.unmap(windowOffset, size);
     }
     this.#leaveWindow(memory);
   }
@@ -190,7 +190,7 @@ export class RegionMemories {
   #leaveWindow(memory: RegionMemory): void {
     memory.handle = NO_HANDLE;
     for (const area of memory.areas) {
-      if (area.windowOffset >= 0) this.#places.release(area.windowOffset);
+      if (area.windowOffset >= 0) this.#allocation.release(area.windowOffset);
       area.windowOffset = -1;
     }
   }

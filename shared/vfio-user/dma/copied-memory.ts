@@ -146,8 +146,8 @@ export class CopiedMemory {
 
   #reserve(): FileChunks {
     this.#reservation = new Reservation(DRIVER_VM_MEMORY_SIZE, CHUNK_SIZE);
-    const places = new WindowAllocator(DRIVER_VM_MEMORY_SIZE, CHUNK_SIZE);
-    return new FileChunks(this.#reservation, places, MAX_CHUNKS, this.#log, () => this.beforeUnmap?.());
+    const allocator = new WindowAllocator(DRIVER_VM_MEMORY_SIZE, CHUNK_SIZE);
+    return new FileChunks(this.#reservation, allocator, MAX_CHUNKS, this.#log, () => this.beforeUnmap?.());
   }
 
   #bytesOf(piece: number): Uint8Array<ArrayBuffer> {

@@ -1,5 +1,6 @@
 /**
- * DMA maps of 64 MiB that come and go: the cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind.
+ * DMA maps that come and go, of 64 MiB as a VMM makes them, and of 4 KiB as a driver VM with an IOMMU makes them: the
+ * cost of a pair of DMA_MAP and DMA_UNMAP, and that nothing is left behind.
  */
 import { KiB, MiB } from "../../../shared/limits.js";
 import type { Machine, Sample } from "../machine.js";
