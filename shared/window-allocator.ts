@@ -1,6 +1,6 @@
 /**
- * Allocation of window space: first fit over the free ranges. A map of at most a piece's size never crosses from one piece to
- * the next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
+ * Allocation of window space: first fit over the free ranges. A map of at most a piece's size never crosses from one
+ * piece to the next, as it is reached through one ArrayBuffer; a large one is placed so that large pages can be used.
  */
 import { alignUp, isAligned } from "./bits.js";
 import { LARGE_PAGE_SIZE, PAGE_SIZE } from "./limits.js";
@@ -16,14 +16,13 @@ export class WindowAllocator {
   readonly #allocated = new Map<number, number>();
   readonly #pieceSize: number;
 
-  /** `begin`: where the part that is handed out begins, in bytes; all are multiples of the page size. */
+  /** Sizes in bytes, multiples of the page size. */
   constructor(
     readonly size: number,
     pieceSize: number,
-    begin = 0,
   ) {
     this.#pieceSize = pieceSize;
-    this.#freeRanges = begin < size ? [{ start: begin, end: size }] : [];
+    this.#freeRanges = [{ start: 0, end: size }];
   }
 
   /** Allocations now. */

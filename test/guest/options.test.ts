@@ -20,7 +20,7 @@ test("a device by name, in a device VM", (t) => {
   t.deepEqual(parse("run disk --pci 0000:01:00.0 --file disk.img --log-level debug"), {
     action: "run",
     device: "disk",
-    place: { pci: "0000:01:00.0" },
+    transport: { pci: "0000:01:00.0" },
     logLevel: "debug",
     trustUnsealedMemory: false,
     isolated: false,

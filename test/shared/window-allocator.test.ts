@@ -19,12 +19,6 @@ test("first fit, page by page, and back again", (t) => {
   t.is(window.count, 1);
 });
 
-test("begins where it is told", (t) => {
-  const window = new WindowAllocator(8 * PAGE, 8 * PAGE, 3 * PAGE);
-  t.is(window.allocate(PAGE), 3 * PAGE);
-  t.is(window.allocate(8 * PAGE), -1);
-});
-
 test("a map of at most a piece does not cross from one to the next", (t) => {
   const window = new WindowAllocator(4 * GiB, GiB);
   t.is(window.allocate(600 * MiB), 0);
