@@ -2,6 +2,9 @@
  * To be imported first by every program of ours: SIGUSR1 opens no debugger, which Node does in a process that does not
  * handle it. A program that handles it does so beside this. One that was opened before this ran (Node has started by
  * then) is closed, unless it was asked for on the command line.
+ *
+ * Left out: the tenth of a second before that. `node --disable-sigusr1` closes it, from Node 22.14 on; Node 20 refuses
+ * to start with that option, so no shebang line can have it. Who may send the signal may do anything to the process.
  */
 import { close, url } from "node:inspector";
 
