@@ -43,7 +43,7 @@ namespace {
 
 constexpr unsigned kRequests = 256;
 
-// One for the process, for ever: it holds nothing but completions that nobody reads, and io_destroy() takes 40 ms. 0
+// One for the life of the process: it holds nothing but completions that nobody reads, and io_destroy() takes 40 ms. 0
 // when the machine forbids asynchronous I/O or has none left (fs.aio-max-nr).
 aio_context_t AioContext() {
   static const aio_context_t context = [] {

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-// 0 for an eventfd, EINVAL for something else, another errno when that can't be told.
+// 0 for an eventfd, EINVAL for something else, another errno when that cannot be found out.
 int CheckEventfd(int fd);
 
 // Takes the count. Returns 0, EAGAIN when there was none, or another errno.

@@ -1,4 +1,4 @@
-// A disk's file does not grow by being written: who made it smaller wants it so. What was under way meanwhile ends as
+// A disk's file does not grow by being written: who made it smaller wants it so. What was in flight meanwhile ends as
 // on a block device.
 #pragma once
 

@@ -13,7 +13,7 @@
 extern std::atomic<uint32_t> any_lost;
 
 // Whether a part of [address, address + length) is zeros that were put in the place of what is gone, until it is mapped
-// anew. To be asked after a copy from or to memory of a peer's; it costs nothing as long as no peer ever took memory
+// again. To be asked after a copy from or to memory of a peer's; it costs nothing as long as no peer ever took memory
 // away.
 bool SearchLost(const void* address, size_t length);
 inline bool IsLost(const void* address, size_t length) {
@@ -37,7 +37,7 @@ class GuardedRange {
   void Mapped(size_t offset, size_t length);
   void Unmapped(size_t offset, size_t length);
 
-  // The eventfd that a write to what is mapped for reading only is told by; -1: none. It has to stay open.
+  // The eventfd that is signalled for a write to what is mapped for reading only; -1: none. It has to stay open.
   void TellStrays(int eventfd) { stray_ = eventfd; }
 
   // How often something was repaired by zeros that is mapped.
@@ -74,7 +74,7 @@ class GuardedRange {
   int slot_ = -1;
   // Each map by its start. The flag keeps a handler on another thread out while they change.
   std::map<uintptr_t, MapEnd> maps_;
-  // Single pages that were replaced by zeros and are not mapped anew: those in front of `lost_pages_end_`.
+  // Single pages that were replaced by zeros and are not mapped again: those in front of `lost_pages_end_`.
   Map lost_pages_[kSinglePages];
   Map* lost_pages_end_ = lost_pages_;
   std::atomic_flag changing_;

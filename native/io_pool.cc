@@ -39,7 +39,7 @@ struct Pool {
 
   ~Pool() { Close(); }
 
-  // The memory of requests under way is the caller's: when this returns, none of it is touched any more.
+  // The memory of requests in flight is the caller's: when this returns, none of it is touched any more.
   void Close() {
     threads.reset();
     if (hooked) napi_remove_env_cleanup_hook(env, OnEnvironmentEnd, this);

@@ -3,7 +3,7 @@
 // a line says so as soon as one can be written again.
 //
 // The descriptor is shared with other processes, as standard error is, so it is not made non-blocking. The thread is
-// detached: it may be in write() for ever, also while the process ends.
+// detached: it may be in write() forever, also while the process ends.
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>

@@ -9,7 +9,7 @@
 #include <node_api.h>
 #include <uv.h>
 
-// What is ready is told to one of these.
+// One of these is called for what is ready.
 class Lingering {
  public:
   // `events` as for a uv_poll_cb, at least one of those that are wanted, and never an error.

@@ -26,8 +26,8 @@ constexpr size_t kLargePage = size_t{1} << 21;
 constexpr size_t kHugePage = size_t{1} << 30;
 constexpr int kEmptyFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
-// Whether mmap keeps to what it is told: of a file of huge pages it maps whole ones, over what is next to the place,
-// and such a map cannot be taken away in part.
+// Whether mmap keeps to what it is asked for: of a file of huge pages it maps whole ones, over what is next to the
+// place, and such a map cannot be taken away in part.
 bool MapsExactly(size_t page, uintptr_t place, size_t length) { return place % page == 0 && length % page == 0; }
 
 // Addresses that stay ours until the last ArrayBuffer and the Reservation itself are gone.

@@ -39,7 +39,7 @@ class RelayThread {
     uint64_t count;
   };
 
-  // Holds the mutex for a caller, before the thread takes it again: a busy thread would hardly ever let go of it.
+  // Holds the mutex for a caller, before the thread takes it again: a busy thread would hardly ever release it.
   class Turn;
 
   int Start();

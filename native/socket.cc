@@ -93,7 +93,7 @@ Napi::Value ConnectTo(const Napi::CallbackInfo& info) {
   std::string path = Text(info[0], "path");
   sockaddr_un address = Address(env, path, "connect");
   OwnedFd fd(Check(env, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket"));
-  // A listener that does not accept must not hold this thread for ever: a full backlog becomes EAGAIN.
+  // A listener that does not accept must not hold this thread forever: a full backlog becomes EAGAIN.
   timeval timeout{kConnectSeconds, 0};
   timeval forever{};
   Check(env, setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout), "setsockopt");

@@ -56,7 +56,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     size_t most = std::min(static_cast<size_t>(std::max(words_[kMostFds], 0)), fds_.length - 1);
     ssize_t received = ReceiveMessage(fd_, {receive_.data + offset, static_cast<size_t>(room)}, fds_.data, most);
     if (received == -EAGAIN) return events & UV_DISCONNECT;
-    // At the start of the buffer nothing that came before is under way or waits.
+    // At the start of the buffer nothing that came before is in flight or waits.
     if (offset == 0 && words_[kReads] != 0 && received > 0 && fds_.data[0] == 0) {
       ssize_t sent = AnswerFromMemory(static_cast<size_t>(received));
       if (sent > 0) return 0;

@@ -66,7 +66,7 @@ export function isSystemError(error: unknown): error is SystemError {
   return error instanceof Error && typeof (error as Partial<SystemError>).syscall === "string";
 }
 
-/** An operator's mistake, told in one sentence that says what to do; the process exits with `exitCode`. */
+/** An operator's mistake, in one sentence that says what to do; the process exits with `exitCode`. */
 export class UserError extends Error {
   override readonly name = "UserError";
   constructor(

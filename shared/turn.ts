@@ -34,7 +34,7 @@ export const Rest = {
   NONE: 0,
 } as const;
 
-/** Light turns of all sessions so far, modulo 2^32: a number that grows for ever would be one on the heap some day. */
+/** Light turns of all sessions so far, modulo 2^32: a number that grows forever would be one on the heap some day. */
 let lightTurns = 0;
 
 /** The part that one session has of the event loop, with all its sockets and rings. */

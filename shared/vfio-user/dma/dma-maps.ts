@@ -93,7 +93,7 @@ export class DmaMaps {
 
   /**
    * DMA_MAP: undefined when the backend has it, or the promise of it. `stillWanted` is asked when that resolves: when
-   * the client was told meanwhile that it failed, it is unmapped again.
+   * it was answered meanwhile with an error, it is unmapped again.
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
   map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
@@ -178,7 +178,7 @@ export class DmaMaps {
   }
 
   /**
-   * After those that the backend is still busy with, as the client was told that they take too long. What it maps
+   * After those that the backend is still busy with, whose commands were answered with a time-out. What it maps
    * meanwhile is not unmapped.
    */
   async #releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {

@@ -270,18 +270,18 @@ export class Connection {
       this.#running = true;
       const { receiving } = this.#options;
       receiving?.(true);
-      let goesOn = true;
+      let hasTime = true;
       try {
-        while (goesOn && !this.#isClosed && this.#handOver()) {
+        while (hasTime && !this.#isClosed && this.#handOver()) {
           // What only waits in the queue, which has its bound, is counted when it is handed over.
-          if (this.#handedOver !== NOTHING) goesOn = turn.spend(this.#handedOver);
+          if (this.#handedOver !== NOTHING) hasTime = turn.spend(this.#handedOver);
         }
       } finally {
         this.#running = false;
         receiving?.(false);
       }
       if (this.#isClosed) return;
-      turn.end(!goesOn, this.#busy && !this.#buffer.queueIsEmpty);
+      turn.end(!hasTime, this.#busy && !this.#buffer.queueIsEmpty);
     }
     const { bad } = this.#buffer;
     if (bad !== undefined) {
