@@ -28,7 +28,7 @@ import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/v
 import { isWrite } from "../../shared/vfio-user/register-memory.js";
 import type { Device } from "../device.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "../link/link.js";
-import { type ConfigSpace, createConfigSpace } from "../pci/config-space.js";
+import { ConfigSpace } from "../pci/config-space.js";
 import { MsixTable, msixLayout } from "../pci/msix.js";
 import { RegisterMirror } from "../pci/register-mirror.js";
 import { checkDeclaration } from "./declaration.js";
@@ -38,7 +38,7 @@ import { DeviceFeatures } from "./features.js";
 import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
 import { FunctionMigration, type FunctionParts } from "./migration.js";
-import { accessFlags, RegionAccesses } from "./region-access.js";
+import { accessFlags, RegionAccesses, type RunState } from "./region-access.js";
 import { Regions } from "./regions.js";
 import { Sharing } from "./sharing.js";
 
@@ -74,11 +74,8 @@ export class DeviceEndpoint implements Endpoint {
   readonly #migration: FunctionMigration | undefined;
   /** Set by a config write that asks for a function-level reset. */
   #resetRequested = false;
-  /**
-   * Resets that the device has not finished. Until it has, it is cut off: DMA fails, interrupts go nowhere, its BARs
-   * are dead.
-   */
-  #resets = 0;
+  /** While the device has not finished a reset it is cut off: DMA fails, interrupts go nowhere, its BARs are dead. */
+  readonly #state: RunState = { isStopped: false, resets: 0 };
   /** Whether the function was a bus master at the last write. */
   #wasMaster = false;
   /** The end of what runs one behind the other: resets, and what DEVICE_FEATURE does. */
@@ -100,7 +97,7 @@ export class DeviceEndpoint implements Endpoint {
     const requestReset = () => {
       this.#resetRequested = true;
     };
-    this.#config = createConfigSpace(device.identity, requestReset, {
+    this.#config = new ConfigSpace(device.identity, requestReset, {
       msiPending: () => this.interrupts.msiPending(),
       changed: () => this.interrupts.gateChanged(),
     });
@@ -117,19 +114,11 @@ export class DeviceEndpoint implements Endpoint {
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
     this.#mirror = new RegisterMirror(this.#regions.mirrored);
     this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
-    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#stopped && this.#resets === 0);
+    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#state.isStopped && this.#state.resets === 0);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
     const regionFlags = accessFlags(this.#regions.sizes, device.regions);
     this.#info = new InfoReplies(this.summary, regionFlags, device.regions ?? [], this.#sharing);
-    this.#accesses = new RegionAccesses({
-      sizes: this.#regions.sizes,
-      flags: regionFlags,
-      regions: this.#regions,
-      log,
-      isStopped: () => this.#stopped,
-      isResetting: () => this.#resets > 0,
-      replyToWrite: (command, length) => this.#replyToWrite(command, length),
-    });
+    this.#accesses = new RegionAccesses(this.#regions, regionFlags, this.#state, log);
     this.#features = new DeviceFeatures({
       dma: this.dma,
       migration: this.#migration,
@@ -146,7 +135,7 @@ export class DeviceEndpoint implements Endpoint {
     if (memory !== undefined) this.#mirror.open(memory);
     const { dma, interrupts } = this;
     const run = (job: Job) => {
-      if (this.#resets === 0) this.callbacks.run(job);
+      if (this.#state.resets === 0) this.callbacks.run(job);
     };
     const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
     await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
@@ -214,9 +203,9 @@ export class DeviceEndpoint implements Endpoint {
       case Command.REGION_READ:
         return this.#accesses.read(command);
       case Command.REGION_WRITE:
-        return this.#accesses.write(command);
+        return this.#accesses.write(command) || this.#replyToWrite(command, RegionAccess.size);
       case Command.REGION_WRITE_MULTI:
-        return this.#accesses.writeMulti(command);
+        return this.#accesses.writeMulti(command) || this.#replyToWrite(command, WriteMulti.size);
       case Command.DEVICE_GET_INFO:
         return this.#info.getInfo(command);
       case Command.DEVICE_GET_REGION_INFO:
@@ -241,7 +230,7 @@ export class DeviceEndpoint implements Endpoint {
   /** The whole function's state as plain data, for diagnostics. */
   inspect(): unknown {
     return {
-      config: this.#config.inspect(),
+      config: this.#config.registers.inspect(),
       dma: this.dma.inspect(),
       interrupts: this.interrupts.inspect(),
       jobs: this.callbacks.inspectJobs(),
@@ -264,23 +253,20 @@ export class DeviceEndpoint implements Endpoint {
     };
   }
 
-  get #stopped(): boolean {
-    return this.#migration?.stopped === true;
-  }
-
   /**
    * A config write may have asked for a function-level reset, or have cleared the bus master bit: then the reply waits
    * for the reset, or for the DMA in flight.
    */
-  #replyToWrite(command: PendingCommand, length: number): void {
+  #replyToWrite(command: PendingCommand, length: number): 0 {
     const wasMaster = this.#wasMaster;
     this.#wasMaster = this.#config.busMaster;
     if (this.#resetRequested) this.#replyAfterReset(command, length);
     else if (wasMaster && !this.#wasMaster) void this.#replyAfterDma(command, length);
     else command.reply(length);
+    return 0;
   }
 
-  #replyAfterReset(command: PendingCommand, length: number): number {
+  #replyAfterReset(command: PendingCommand, length: number): 0 {
     // For the driver VM the function is reset, also where the device is late.
     const reply = () => command.reply(length);
     this.#reset().then(reply, reply);
@@ -318,7 +304,7 @@ export class DeviceEndpoint implements Endpoint {
    */
   async #reset(): Promise<void> {
     this.#resetRequested = false;
-    this.#resets++;
+    this.#state.resets++;
     this.callbacks.abortJobs();
     this.interrupts.mute();
     this.#sharing.hold();
@@ -331,7 +317,7 @@ export class DeviceEndpoint implements Endpoint {
       if (!isLate) this.#resetFunction();
       this.#sharing.forgetWaiting();
       this.#migration?.reset();
-      if (--this.#resets === 0) {
+      if (--this.#state.resets === 0) {
         this.interrupts.unmute();
         this.#sharing.release();
         this.#mirror.release();
@@ -379,6 +365,7 @@ export class DeviceEndpoint implements Endpoint {
       sharing: this.#sharing,
       interrupts: this.interrupts,
       mirror: this.#mirror,
+      state: this.#state,
       log: this.#log,
       pause: () => this.callbacks.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
       resume: () => this.callbacks.inTime("resume", this.callbacks.resume()),

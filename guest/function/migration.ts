@@ -24,6 +24,7 @@ import {
   parseStream,
   StreamBuffer,
 } from "./migration-stream.js";
+import type { RunState } from "./region-access.js";
 import type { Regions } from "./regions.js";
 import type { Sharing } from "./sharing.js";
 
@@ -71,6 +72,8 @@ export interface FunctionParts {
   readonly sharing: Sharing;
   readonly interrupts: InterruptController;
   readonly mirror: RegisterMirror;
+  /** Where it says whether the function stands still: no access to its BARs, no DMA, no interrupts. */
+  readonly state: RunState;
   readonly log: Log;
   /** The device's pause and resumption; false when it failed. */
   pause(): Promise<boolean>;
@@ -82,8 +85,6 @@ export interface FunctionParts {
 export class FunctionMigration {
   /** MigrationState. */
   state: number = RUNNING;
-  /** Whether the function stands still: no access to its BARs, no DMA, no interrupts. */
-  stopped = false;
   readonly #parts: FunctionParts;
   readonly #migration: Migration;
   /** Saving: what has not been read yet. Resuming: what has come. */
@@ -158,14 +159,14 @@ export class FunctionMigration {
   }
 
   #stop(): void {
-    this.stopped = true;
+    this.#parts.state.isStopped = true;
     this.#parts.mirror.hold();
     this.#parts.interrupts.hold();
     this.#parts.sharing.hold();
   }
 
   #go(): void {
-    this.stopped = false;
+    this.#parts.state.isStopped = false;
     this.#parts.mirror.release();
     this.#parts.interrupts.release();
     this.#parts.sharing.release();
@@ -250,6 +251,6 @@ export class FunctionMigration {
   }
 
   inspect(): unknown {
-    return { state: this.state, stopped: this.stopped, bytes: this.#stream.length };
+    return { state: this.state, stopped: this.#parts.state.isStopped, bytes: this.#stream.length };
   }
 }

@@ -17,19 +17,12 @@ import type { PendingCommand } from "../../shared/vfio-user/backend.js";
 import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/identity.js";
 import type { Regions } from "./regions.js";
 
-/** What the accesses need of the function. */
-export interface AccessedFunction {
-  /** By region: bytes, and RegionInfoFlags.READ and WRITE. */
-  readonly sizes: readonly number[];
-  readonly flags: readonly number[];
-  readonly regions: Regions;
-  readonly log: Log;
-  /** Whether the device stands still for a migration: then nothing reaches it. */
-  isStopped(): boolean;
-  /** Whether the device is being reset: it is as dead as a PCI device that does not answer. */
-  isResetting(): boolean;
-  /** Replies to a write, with a body of `length` bytes, when what it caused is done. */
-  replyToWrite(command: PendingCommand, length: number): void;
+/** Whether the device can be reached. */
+export interface RunState {
+  /** It stands still for a migration: then nothing reaches it. */
+  isStopped: boolean;
+  /** Resets that it has not finished: until it has, it is as dead as a PCI device that does not answer. */
+  resets: number;
 }
 
 /**
@@ -45,25 +38,27 @@ export function accessFlags(sizes: readonly number[], own: readonly DeviceRegion
   });
 }
 
-/** Each method replies, at once or later, and returns 0; or returns the errno of the refusal. */
+/** Each method returns 0, or the errno of the refusal. */
 export class RegionAccesses {
-  readonly #function: AccessedFunction;
   readonly #sizes: readonly number[];
   readonly #flags: readonly number[];
   readonly #regions: Regions;
+  readonly #state: Readonly<RunState>;
   readonly #log: Log;
   readonly #access = RegionAccess.view();
   readonly #multi = WriteMulti.view();
   readonly #multiEntry = WriteMultiEntry.view();
 
-  constructor(accessed: AccessedFunction) {
-    this.#function = accessed;
-    this.#sizes = accessed.sizes;
-    this.#flags = accessed.flags;
-    this.#regions = accessed.regions;
-    this.#log = accessed.log;
+  /** `flags`: RegionInfoFlags.READ and WRITE of each region. */
+  constructor(regions: Regions, flags: readonly number[], state: Readonly<RunState>, log: Log) {
+    this.#sizes = regions.sizes;
+    this.#flags = flags;
+    this.#regions = regions;
+    this.#state = state;
+    this.#log = log;
   }
 
+  /** Replies. */
   read(command: PendingCommand): number {
     const request = this.#access.at(command.data, command.offset);
     const { offset, region, count } = request;
@@ -90,6 +85,7 @@ export class RegionAccesses {
     return 0;
   }
 
+  /** The reply's body, RegionAccess.size bytes, is there to be sent when what the write caused is done. */
   write(command: PendingCommand): number {
     const request = this.#access.at(command.data, command.offset);
     const { offset, region, count } = request;
@@ -102,10 +98,10 @@ export class RegionAccesses {
     reply.offset = offset;
     reply.region = region;
     reply.count = count;
-    this.#function.replyToWrite(command, RegionAccess.size);
     return 0;
   }
 
+  /** As `write`; the body has WriteMulti.size bytes. */
   writeMulti(command: PendingCommand): number {
     const writes = this.#multi.at(command.data, command.offset).writes;
     // Division instead of multiplication: the count is the peer's, and may be anything up to 2^64.
@@ -125,7 +121,6 @@ export class RegionAccesses {
     }
     command.reserve(WriteMulti.size);
     this.#multi.at(command.replyData, command.replyOffset).writes = writes;
-    this.#function.replyToWrite(command, WriteMulti.size);
     return 0;
   }
 
@@ -136,11 +131,11 @@ export class RegionAccesses {
   #mayAccess(region: number, offset: number, count: number, kind: number): boolean {
     if (!inBounds(offset, count, this.#sizes[region] ?? 0)) return false;
     if (region >= FIRST_DEVICE_REGION && (this.#flags[region] & kind) === 0) return false;
-    return !this.#function.isStopped() || !this.#regions.reachesDevice(region, offset, count);
+    return !this.#state.isStopped || !this.#regions.reachesDevice(region, offset, count);
   }
 
   #isDead(region: number, offset: number, count: number): boolean {
-    return this.#function.isResetting() && this.#regions.reachesDevice(region, offset, count);
+    return this.#state.resets > 0 && this.#regions.reachesDevice(region, offset, count);
   }
 
   /** False when the device threw, which was logged. */

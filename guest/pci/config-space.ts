@@ -13,8 +13,6 @@ import {
   CommandBits,
   EXTENDED_CONFIG_SIZE,
   Header,
-  Msi,
-  Msix,
   NUM_BARS,
   Pm,
   StatusBits,
@@ -42,7 +40,7 @@ export interface InterruptHooks {
   changed?(): void;
 }
 
-export interface ConfigSpace {
+export class ConfigSpace {
   /** All of it. */
   readonly registers: RegisterFile;
   /** 4096 bytes, or 256 without PCI Express. */
@@ -57,115 +55,97 @@ export interface ConfigSpace {
   readonly intxPins: 0 | 1;
   readonly msiVectors: number;
   readonly msixVectors: number;
-  /** Whether INTA# is asserted, or would be if it were not disabled: status shows it. */
-  intxPending: boolean;
-  /** Whether the driver VM lets the function do DMA: it is a bus master, in D0. */
-  readonly busMaster: boolean;
-  readonly intxDisabled: boolean;
-  readonly msiEnabled: boolean;
-  /** MSI vectors that the driver VM lets the function use. */
-  readonly msiVectorsAllowed: number;
-  readonly msixEnabled: boolean;
-  /** Whether MSI-X's mask for the whole function is set. */
-  readonly msixMasked: boolean;
-  msiMasked(vector: number): boolean;
-  /** 1, 2 or 4 bytes at any offset. @throws RangeError when they do not lie within the space */
-  read(offset: number, size: number): number;
-  write(offset: number, size: number, value: number): void;
-  reset(): void;
-  /** The registers' values, to be loaded into the same function's space elsewhere. */
-  save(): Uint8Array;
-  /** @throws RangeError when the image is not of such a space in a state that a driver VM can have brought it into */
-  load(image: Uint8Array): void;
-  inspect(): Record<string, string>;
-}
+  /** Kept, as each look-up of an address asks for it. */
+  #busMaster: boolean;
+  readonly #hasPm: boolean;
+  readonly #hasMsiMask: boolean;
+  /** Stored, so that reads of command and status need nobody; it is no part of what a migration moves. */
+  readonly #idleStatus: number;
 
-/**
- * Builds the space; `functionReset` is called when the driver VM asks for a reset, by PCI Express or by power
- * management.
- * @throws RangeError when the identity contradicts itself: an author's bug
- */
-export function createConfigSpace(
-  identity: PciIdentity,
-  functionReset: () => void,
-  interrupts: InterruptHooks = {},
-): ConfigSpace {
-  const layout = msixLayout(identity);
-  const bars = allBars(identity, layout);
-  const rom = romImage(identity.rom);
-  const msiVectors = identity.capabilities?.msi === undefined ? 0 : (identity.capabilities.msi.vectors ?? 1);
-  const intxPins = (identity.intx ?? (layout === undefined && msiVectors === 0)) ? 1 : 0;
-  const table = new Map<string, Register>();
-  for (const [index, bar] of Object.entries(bars)) barRegisters(table, Number(index), bar);
-  if (rom.length > 0) romRegister(table, rom.length);
-  const first = placeCapabilities(table, standardList(identity, layout, functionReset, interrupts));
-  placeExtendedCapabilities(table, extendedList(identity));
-  const hasIo = Object.values(bars).some((bar) => bar.io);
-  header(table, identity, { first, hasIo, intxPins, interrupts });
-  const size = identity.capabilities?.pcie === false ? CONFIG_SIZE : EXTENDED_CONFIG_SIZE;
-  const registers = new RegisterFile(size, Object.fromEntries(table));
-  const bits = (name: string, mask: number) => (table.has(name) ? registers.get(name) & mask : 0);
-  const mayMaster = () => bits("command", CommandBits.BUS_MASTER) !== 0 && bits("pm.control", Pm.STATE_MASK) === Pm.D0;
-  // Kept, as each look-up of an address asks for it.
-  let busMaster = mayMaster();
-  // Stored, so that reads of command and status need nobody; it is no part of what a migration moves.
-  const idleStatus = registers.get("status");
-  return {
-    registers,
-    size,
-    barSizes: Array.from({ length: NUM_BARS }, (_, index) => bars[index]?.size ?? 0),
-    memoryBars: Object.entries(bars).reduce((set, [index, bar]) => (bar.io ? set : set | (1 << Number(index))), 0),
-    rom,
-    intxPins,
-    msiVectors,
-    msixVectors: layout?.vectors ?? 0,
-    get intxPending() {
-      return bits("status", StatusBits.INTERRUPT) !== 0;
-    },
-    set intxPending(pending) {
-      if (intxPins === 1) registers.set("status", idleStatus | (pending ? StatusBits.INTERRUPT : 0));
-    },
-    get busMaster() {
-      return busMaster;
-    },
-    get intxDisabled() {
-      return bits("command", CommandBits.INTX_DISABLE) !== 0;
-    },
-    get msiEnabled() {
-      return bits("msi.control", Msi.CONTROL_ENABLE) !== 0;
-    },
-    get msiVectorsAllowed() {
-      const log2 = (bits("msi.control", 0xffff) >>> Msi.CONTROL_ENABLED_SHIFT) & Msi.CONTROL_COUNT_MASK;
-      return Math.min(2 ** log2, msiVectors);
-    },
-    get msixEnabled() {
-      return bits("msix.control", Msix.CONTROL_ENABLE) !== 0;
-    },
-    get msixMasked() {
-      return bits("msix.control", Msix.CONTROL_FUNCTION_MASK) !== 0;
-    },
-    msiMasked: (vector) => bits("msi.mask", 1 << vector) !== 0,
-    read: (offset, size) => registers.read(offset, size),
-    write: (offset, size, value) => {
-      registers.write(offset, size, value);
-      busMaster = mayMaster();
-    },
-    reset: () => {
-      registers.reset();
-      busMaster = mayMaster();
-    },
-    save: () => {
-      const image = registers.save();
-      image[Header.STATUS] &= ~StatusBits.INTERRUPT;
-      return image;
-    },
-    load: (image) => {
-      if (!registers.isReachable(image)) throw new RangeError("config space of another kind of function");
-      registers.load(image);
-      busMaster = mayMaster();
-    },
-    inspect: () => registers.inspect(),
-  };
+  /**
+   * `functionReset` is called when the driver VM asks for a reset, by PCI Express or by power management.
+   * @throws RangeError when the identity contradicts itself: an author's bug
+   */
+  constructor(identity: PciIdentity, functionReset: () => void, interrupts: InterruptHooks = {}) {
+    const layout = msixLayout(identity);
+    const bars = allBars(identity, layout);
+    this.rom = romImage(identity.rom);
+    this.msiVectors = identity.capabilities?.msi === undefined ? 0 : (identity.capabilities.msi.vectors ?? 1);
+    this.msixVectors = layout?.vectors ?? 0;
+    this.intxPins = (identity.intx ?? (layout === undefined && this.msiVectors === 0)) ? 1 : 0;
+    this.barSizes = Array.from({ length: NUM_BARS }, (_, index) => bars[index]?.size ?? 0);
+    const memory = Object.keys(bars).filter((index) => !bars[Number(index)].io);
+    this.memoryBars = memory.reduce((set, index) => set | (1 << Number(index)), 0);
+    const table = new Map<string, Register>();
+    for (const [index, bar] of Object.entries(bars)) barRegisters(table, Number(index), bar);
+    if (this.rom.length > 0) romRegister(table, this.rom.length);
+    const first = placeCapabilities(table, standardList(identity, layout, functionReset, interrupts));
+    placeExtendedCapabilities(table, extendedList(identity));
+    const hasIo = Object.values(bars).some((bar) => bar.io);
+    header(table, identity, { first, hasIo, intxPins: this.intxPins, interrupts });
+    this.size = identity.capabilities?.pcie === false ? CONFIG_SIZE : EXTENDED_CONFIG_SIZE;
+    this.registers = new RegisterFile(this.size, Object.fromEntries(table));
+    this.#hasPm = table.has("pm.control");
+    this.#hasMsiMask = table.has("msi.mask");
+    this.#idleStatus = this.registers.get("status");
+    this.#busMaster = this.#mayMaster();
+  }
+
+  /** Whether INTA# is asserted, or would be if it were not disabled: status shows it. */
+  get intxPending(): boolean {
+    return (this.registers.get("status") & StatusBits.INTERRUPT) !== 0;
+  }
+
+  set intxPending(pending: boolean) {
+    if (this.intxPins === 1) this.registers.set("status", this.#idleStatus | (pending ? StatusBits.INTERRUPT : 0));
+  }
+
+  get intxDisabled(): boolean {
+    return (this.registers.get("command") & CommandBits.INTX_DISABLE) !== 0;
+  }
+
+  /** Whether the driver VM lets the function do DMA: it is a bus master, in D0. */
+  get busMaster(): boolean {
+    return this.#busMaster;
+  }
+
+  msiMasked(vector: number): boolean {
+    return this.#hasMsiMask && (this.registers.get("msi.mask") & (1 << vector)) !== 0;
+  }
+
+  /** 1, 2 or 4 bytes at any offset. @throws RangeError when they do not lie within the space */
+  read(offset: number, size: number): number {
+    return this.registers.read(offset, size);
+  }
+
+  write(offset: number, size: number, value: number): void {
+    this.registers.write(offset, size, value);
+    this.#busMaster = this.#mayMaster();
+  }
+
+  reset(): void {
+    this.registers.reset();
+    this.#busMaster = this.#mayMaster();
+  }
+
+  /** The registers' values, to be loaded into the same function's space elsewhere. */
+  save(): Uint8Array {
+    const image = this.registers.save();
+    image[Header.STATUS] &= ~StatusBits.INTERRUPT;
+    return image;
+  }
+
+  /** @throws RangeError when the image is not of such a space in a state that a driver VM can have brought it into */
+  load(image: Uint8Array): void {
+    if (!this.registers.isReachable(image)) throw new RangeError("config space of another kind of function");
+    this.registers.load(image);
+    this.#busMaster = this.#mayMaster();
+  }
+
+  #mayMaster(): boolean {
+    if ((this.registers.get("command") & CommandBits.BUS_MASTER) === 0) return false;
+    return !this.#hasPm || (this.registers.get("pm.control") & Pm.STATE_MASK) === Pm.D0;
+  }
 }
 
 function standardList(

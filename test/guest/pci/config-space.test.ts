@@ -1,6 +1,6 @@
 import test from "ava";
 import type { PciIdentity } from "../../../guest/device.js";
-import { createConfigSpace } from "../../../guest/pci/config-space.js";
+import { ConfigSpace } from "../../../guest/pci/config-space.js";
 import { MsixTable, msixLayout } from "../../../guest/pci/msix.js";
 import { Capability, Express, Header, Msix } from "../../../shared/spec/pci.js";
 
@@ -19,7 +19,7 @@ const identity: PciIdentity = {
 const msixOff = { vectors: 0, bar: 0, offset: 0 };
 const bar = (index: number) => Header.BAR0 + index * 4;
 
-function findCapability(config: ReturnType<typeof createConfigSpace>, id: number): number {
+function findCapability(config: ConfigSpace, id: number): number {
   for (let at = config.read(Header.CAPABILITIES, 1), n = 0; at !== 0 && n < 48; at = config.read(at + 1, 1), n++) {
     if (config.read(at, 1) === id) return at;
   }
@@ -27,7 +27,7 @@ function findCapability(config: ReturnType<typeof createConfigSpace>, id: number
 }
 
 test("the header says who the device is", (t) => {
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   t.is(config.size, 4096);
   t.is(config.read(0, 4), 0x00101b36);
   t.is(config.read(8, 4), 0x01080202);
@@ -40,7 +40,7 @@ test("the header says who the device is", (t) => {
 });
 
 test("BARs answer their size, and keep an address", (t) => {
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   for (let index = 0; index < 6; index++) config.write(bar(index), 4, 0xffffffff);
   t.deepEqual(
     [0, 1, 2, 3, 4, 5].map((index) => config.read(bar(index), 4)),
@@ -56,7 +56,7 @@ test("BARs answer their size, and keep an address", (t) => {
 test("every kind of BAR has its type in the low bits, which nobody can write", (t) => {
   const bars = { 0: { size: 256, io: true }, 1: { size: 4, io: true }, 2: { size: 2 ** 31, prefetchable: true } };
   const large = { 4: { size: 2 ** 32, is64Bit: true } };
-  const config = createConfigSpace({ ...identity, bars: { ...bars, ...large }, msix: { ...msixOff } }, () => {});
+  const config = new ConfigSpace({ ...identity, bars: { ...bars, ...large }, msix: { ...msixOff } }, () => {});
   const sized = [0xffffff01, 0xfffffffd, 0x80000008, 0, 4, 0xffffffff];
   for (let index = 0; index < 6; index++) {
     config.write(bar(index), 4, 0xffffffff);
@@ -77,7 +77,7 @@ test("every kind of BAR has its type in the low bits, which nobody can write", (
 
 test("an expansion ROM tells its size and holds its enable bit; behind its bytes it is erased", (t) => {
   const bytes = Uint8Array.from({ length: 3000 }, (_, n) => n);
-  const config = createConfigSpace({ ...identity, rom: bytes }, () => {});
+  const config = new ConfigSpace({ ...identity, rom: bytes }, () => {});
   t.is(config.rom.length, 4096);
   t.deepEqual(config.rom.subarray(0, 3000), bytes);
   t.true(config.rom.subarray(3000).every((byte) => byte === 0xff));
@@ -85,15 +85,15 @@ test("an expansion ROM tells its size and holds its enable bit; behind its bytes
   t.is(config.read(Header.EXPANSION_ROM, 4), 0xfffff000);
   config.write(Header.EXPANSION_ROM, 4, 0xffffffff);
   t.is(config.read(Header.EXPANSION_ROM, 4), 0xfffff001);
-  t.is(createConfigSpace({ ...identity, rom: new Uint8Array(1) }, () => {}).rom.length, 2048);
-  const without = createConfigSpace(identity, () => {});
+  t.is(new ConfigSpace({ ...identity, rom: new Uint8Array(1) }, () => {}).rom.length, 2048);
+  const without = new ConfigSpace(identity, () => {});
   t.is(without.rom.length, 0);
   without.write(Header.EXPANSION_ROM, 4, 0xffffffff);
   t.is(without.read(Header.EXPANSION_ROM, 4), 0);
 });
 
 test("accesses beyond the space are refused, whatever their size", (t) => {
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   t.is(config.read(4092, 4), 0);
   for (const [offset, size] of [
     [4093, 4],
@@ -109,7 +109,7 @@ test("accesses beyond the space are refused, whatever their size", (t) => {
 
 test("INTx: a pin where the author wants one, or where there is nothing else", (t) => {
   const pinOf = (change: Partial<PciIdentity>) => {
-    const config = createConfigSpace({ ...identity, ...change }, () => {});
+    const config = new ConfigSpace({ ...identity, ...change }, () => {});
     t.is(config.read(Header.INTERRUPT_PIN, 1), config.intxPins);
     return config.intxPins;
   };
@@ -118,7 +118,7 @@ test("INTx: a pin where the author wants one, or where there is nothing else", (
   t.is(pinOf({ msix: msixOff }), 1);
   t.is(pinOf({ msix: msixOff, intx: false }), 0);
   t.is(pinOf({ msix: msixOff, capabilities: { msi: {} } }), 0);
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   config.write(Header.INTERRUPT_LINE, 2, 0xff0b);
   t.is(config.read(Header.INTERRUPT_LINE, 2), 0x000b, "the line is the firmware's, the pin is ours");
 });
@@ -126,7 +126,7 @@ test("INTx: a pin where the author wants one, or where there is nothing else", (
 test("INTx: the status bit follows the interrupt, the disable bit is seen and told of", (t) => {
   let changes = 0;
   const hooks = { changed: () => changes++ };
-  const config = createConfigSpace({ ...identity, intx: true }, () => {}, hooks);
+  const config = new ConfigSpace({ ...identity, intx: true }, () => {}, hooks);
   t.is(config.read(Header.STATUS, 2), 0x10);
   config.intxPending = true;
   t.is(config.read(Header.STATUS, 2), 0x18);
@@ -137,12 +137,12 @@ test("INTx: the status bit follows the interrupt, the disable bit is seen and to
   t.true(config.intxDisabled);
   t.is(changes, 1);
   t.is(config.read(Header.STATUS, 2), 0x18, "disabled, it is still pending");
-  const without = createConfigSpace(identity, () => {}, hooks);
+  const without = new ConfigSpace(identity, () => {}, hooks);
   t.is(without.read(Header.STATUS, 2), 0x10, "no pin, no status");
 });
 
 test("the command register holds its own bits alone; bus mastering is seen", (t) => {
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   t.false(config.busMaster);
   config.write(Header.COMMAND, 2, 0xffff);
   t.is(config.read(Header.COMMAND, 2), 0x0546);
@@ -156,7 +156,7 @@ test("the command register holds its own bits alone; bus mastering is seen", (t)
 });
 
 test("MSI-X: count, table and pending bits; only enable and mask are writable", (t) => {
-  const config = createConfigSpace(identity, () => {});
+  const config = new ConfigSpace(identity, () => {});
   const at = findCapability(config, Capability.MSIX);
   t.is(config.read(at + Msix.CONTROL, 2), 16);
   t.is(config.read(at + Msix.TABLE, 4), 0x2000);
@@ -167,7 +167,7 @@ test("MSI-X: count, table and pending bits; only enable and mask are writable", 
 
 test("a function-level reset is asked for by PCI Express's device control", (t) => {
   let resets = 0;
-  const config = createConfigSpace(identity, () => resets++);
+  const config = new ConfigSpace(identity, () => resets++);
   const at = findCapability(config, Capability.PCI_EXPRESS);
   t.not(config.read(at + Express.DEVICE_CAPABILITIES, 4) & (1 << 28), 0);
   config.write(at + Express.DEVICE_CONTROL, 2, 0x2810);
@@ -179,15 +179,15 @@ test("a function-level reset is asked for by PCI Express's device control", (t) 
 
 test("a device without MSI-X has no such capability; an MSI-X BAR that the author left out is made", (t) => {
   const { msix: _, ...rest } = identity;
-  const without = createConfigSpace(rest, () => {});
+  const without = new ConfigSpace(rest, () => {});
   t.throws(() => findCapability(without, Capability.MSIX), { message: /no capability/ });
-  const made = createConfigSpace({ ...identity, msix: { vectors: 300, bar: 3, offset: 0 } }, () => {});
+  const made = new ConfigSpace({ ...identity, msix: { vectors: 300, bar: 3, offset: 0 } }, () => {});
   t.is(made.barSizes[3], 8192);
 });
 
 test("identities that contradict themselves are refused", (t) => {
   const refused = (change: Partial<PciIdentity>) =>
-    t.throws(() => createConfigSpace({ ...identity, ...change }, () => {}), { instanceOf: RangeError });
+    t.throws(() => new ConfigSpace({ ...identity, ...change }, () => {}), { instanceOf: RangeError });
   refused({ bars: { 0: { size: 0x3000 } } });
   refused({ bars: { 0: { size: 8 } } });
   refused({ bars: { 6: { size: 0x1000 } } });

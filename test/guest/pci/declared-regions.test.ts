@@ -3,7 +3,7 @@ import test from "ava";
 import type { Device, DeviceRegion } from "../../../guest/device.js";
 import { Regions } from "../../../guest/function/regions.js";
 import { Sharing } from "../../../guest/function/sharing.js";
-import { createConfigSpace } from "../../../guest/pci/config-space.js";
+import { ConfigSpace } from "../../../guest/pci/config-space.js";
 import { checkDeviceRegions } from "../../../guest/pci/declared-regions.js";
 import { msixLayout } from "../../../guest/pci/msix.js";
 import { RegisterFile } from "../../../guest/pci/registers.js";
@@ -16,12 +16,7 @@ const identity = { vendorId: 1, deviceId: 1, classCode: 0xff0000, bars: { 0: { s
 function declare(device: Omit<Device, "identity">): Regions {
   const whole = { ioEvent: () => {}, ...device, identity };
   const sharing = new Sharing(whole, msixLayout(identity), quietLog);
-  return new Regions(
-    whole,
-    createConfigSpace(identity, () => {}),
-    undefined,
-    sharing,
-  );
+  return new Regions(whole, new ConfigSpace(identity, () => {}), undefined, sharing);
 }
 const region = (fields: Partial<DeviceRegion> = {}): DeviceRegion => ({ type: 1, subtype: 1, size: 16, ...fields });
 
