@@ -343,6 +343,7 @@ export class DeviceEndpoint implements Endpoint {
     this.#config.reset();
     this.#msix?.reset();
     this.interrupts.forgetPending();
+    this.#link.functionReset?.();
   }
 
   async #pause(): Promise<boolean> {

@@ -119,6 +119,11 @@ export interface Link {
   /** Doorbells rung so far. */
   readonly doorbellsRung: number;
   /**
+   * The function was reset, in whatever way: signals that the client has not taken are not passed on to the vector's
+   * next eventfd. The bridge does that by itself, at DEVICE_RESET; by config space, one of before may come once more.
+   */
+  functionReset?(): void;
+  /**
    * DMA to a map outside the window, and no further: by message, then at most maxDataXferSize bytes; or by copy, if the
    * map `isCopied`. Rejects with ProtocolError or PeerGone.
    */

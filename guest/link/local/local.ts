@@ -10,7 +10,7 @@ import type { Log } from "../../../shared/log.js";
 import type { Area } from "../../../shared/memory-file.js";
 import { pageAligned } from "../../../shared/page-aligned.js";
 import { closePeerFd, FdShare, openFileLimit, peerFds } from "../../../shared/peer-fds.js";
-import { Command, IrqSetFlags } from "../../../shared/spec/vfio-user.js";
+import { IrqSetFlags } from "../../../shared/spec/vfio-user.js";
 import type {
   Backend,
   ClientMemory,
@@ -207,9 +207,12 @@ export class LocalLink implements Link, Backend {
     this.#irqEventfds.clearIndex(index);
   }
 
+  functionReset(): void {
+    this.#untaken.clear();
+  }
+
   handle(command: PendingCommand): void {
     if (isWrite(command.command)) this.#registers?.writeSent();
-    if (command.command === Command.DEVICE_RESET) this.#untaken.clear();
     this.#open().handle(command);
   }
 

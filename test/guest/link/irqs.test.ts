@@ -2,11 +2,12 @@
 import type { ExecutionContext } from "ava";
 import { close, eventfd, eventfdRead, eventfdWrite } from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { Irq, IrqInfoFlags } from "../../../shared/spec/vfio-user.js";
+import { Header } from "../../../shared/spec/pci.js";
+import { Irq, IrqInfoFlags, Region } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetting } from "../../../shared/vfio-user/client/client.js";
 import { Commands, Registers } from "../../fakes/copy-device.js";
 import { until } from "../../shared/vfio-user/fixture.js";
-import { both, doorbell, type Machine } from "./machine.js";
+import { both, doorbell, type Machine, over } from "./machine.js";
 
 /** MSI beside INTx and MSI-X, and doorbells for all. */
 const OPTIONS = { capabilities: { msi: { vectors: 4 } }, queues: 3 + 8 } as const;
@@ -310,6 +311,24 @@ for (const [name, index] of [
     OPTIONS,
   );
 }
+
+over(
+  ["local"],
+  "a signal that the client has not taken ends with a function-level reset by config space",
+  async (t, { client, device }) => {
+    const [a, b] = [signal(t), signal(t)];
+    await client.setIrqs({ index: Irq.MSIX, eventfds: [a] });
+    device.context.interrupts.trigger(0);
+    await client.setIrqs({ index: Irq.MSIX, count: 0 });
+    const config = await client.regionRead(Region.CONFIG, 0, 256);
+    let express = config[Header.CAPABILITIES];
+    while (config[express] !== 0x10) express = config[express + 1];
+    await client.regionWrite(Region.CONFIG, express + 8, Uint8Array.of(0, 0x80));
+    await client.setIrqs({ index: Irq.MSIX, eventfds: [b] });
+    await client.getInfo();
+    t.is(eventfdRead(b), 0);
+  },
+);
 
 both(
   "an interrupt while nothing is enabled comes with the first message",
