@@ -38,9 +38,14 @@ export class FdShare {
     this.#used++;
   }
 
-  /** One of them is closed. */
-  release(): void {
-    this.#used--;
+  /** Charges it with descriptors of ours that are made for its peer. `release` ends that. */
+  charge(count: number): void {
+    this.#used += count;
+  }
+
+  /** So many of them are closed. */
+  release(count = 1): void {
+    this.#used -= count;
   }
 }
 

@@ -62,6 +62,7 @@ export class Session {
       log,
       name,
       share,
+      fds: clientFds,
       uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
     });
     this.#server = new Server({

@@ -17,11 +17,12 @@
  */
 import { startDeadline } from "../../../shared/deadline.js";
 import { isSystemError } from "../../../shared/errors.js";
-import { PAUSE_GRACE_MS } from "../../../shared/limits.js";
+import { PAUSE_GRACE_MS, RETRY_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
+import type { FdShare } from "../../../shared/peer-fds.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { Command } from "../../../shared/spec/vfio-user.js";
-import { Share } from "../../../shared/turn.js";
+import type { Share } from "../../../shared/turn.js";
 import type {
   Backend,
   ClientMemory,
@@ -60,7 +61,9 @@ export interface LinkOptions {
   readonly uuid: Uint8Array;
   readonly name: string;
   /** What the device process has of the event loop, with others of its session. */
-  readonly share?: Share;
+  readonly share: Share;
+  /** Where descriptors are counted that are made for the client. */
+  readonly fds: FdShare;
 }
 
 export class BridgeLink implements Backend, BackEndDevice {
@@ -70,7 +73,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   readonly #changes: Changes;
   readonly #requests: RequestChannel;
   readonly #maps: ClientMaps;
-  readonly #doorbells = new Doorbells();
+  readonly #doorbells: Doorbells;
   readonly #interrupts: ClientInterrupts;
   readonly #sharing: Sharing;
   readonly #copies: Copies;
@@ -81,8 +84,9 @@ export class BridgeLink implements Backend, BackEndDevice {
   readonly #config: ConfigSpace;
   #backEnd: BackEnd | undefined;
   #stopGrace = () => {};
+  #retry: NodeJS.Timeout | undefined;
 
-  constructor({ window, memory, log, uuid, name, share = new Share() }: LinkOptions) {
+  constructor({ window, memory, log, uuid, name, share, fds }: LinkOptions) {
     this.#window = window;
     this.#log = log;
     this.#config = new ConfigSpace(window.size, uuid, name);
@@ -93,7 +97,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     const maps = new ClientMaps({ state, changes, requests, allocation, log });
     const sharing = new Sharing(allocation, requests);
     const dma = new DmaRelay(requests.channel);
-    const doorbells = this.#doorbells;
+    const doorbells = new Doorbells(fds);
     const interrupts = new ClientInterrupts({ state, changes, requests, doorbells, log });
     const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
     this.#changes = changes;
@@ -101,6 +105,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#maps = maps;
     this.#sharing = sharing;
     this.#dma = dma;
+    this.#doorbells = doorbells;
     this.#interrupts = interrupts;
     this.#copies = new Copies(maps.copied, share, state);
     this.#process = process;
@@ -161,15 +166,8 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   /** See BackEndDevice. */
   enabled(index: number): void {
-    const backEnd = this.#backEnd;
-    const { channel } = this.#requests;
     // While rings go on after a pause, nothing begins.
-    if (!backEnd || this.#state.isPaused) return;
-    if (index === Queue.COPY && this.#state.name !== "broken") this.#copies.start(backEnd);
-    if (channel.open || index >= Queue.COPY) return;
-    if (!backEnd.queue(Queue.TO_DEVICE)?.running || !backEnd.queue(Queue.FROM_DEVICE)?.running) return;
-    this.#state.raise("start");
-    channel.start(backEnd);
+    if (index < Queue.FIRST_DOORBELL && !this.#state.isPaused) this.#startRings();
   }
 
   /** See BackEndDevice. */
@@ -298,8 +296,31 @@ export class BridgeLink implements Backend, BackEndDevice {
     }
   }
 
+  /** Starts what can run of the message queues and the copy queue; what lacks a file descriptor for that is tried again. */
+  #startRings(): void {
+    clearTimeout(this.#retry);
+    const backEnd = this.#backEnd;
+    if (!backEnd) return;
+    const { channel } = this.#requests;
+    const copies = this.#copies;
+    try {
+      if (channel.open) {
+        if (channel.halted) channel.goOn();
+      } else if (backEnd.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running) {
+        this.#state.raise("start");
+        channel.start(backEnd);
+      }
+      if (!copies.running && this.#state.cause !== "violated") copies.start(backEnd);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#log.error({ err: error }, "the device process's rings cannot be polled: raise LimitNOFILE");
+      this.#retry = setTimeout(() => this.#startRings(), RETRY_MS);
+    }
+  }
+
   /** The rings are about to stand still, and may go on. */
   #pause(): void {
+    clearTimeout(this.#retry);
     this.#doorbells.halt();
     this.#copies.stop();
     this.#requests.channel.halt();
@@ -313,10 +334,8 @@ export class BridgeLink implements Backend, BackEndDevice {
   #resume({ to }: Change): void {
     this.#log.info({ state: to }, "the device VM goes on");
     const backEnd = this.#backEnd;
-    const { channel } = this.#requests;
-    if (!backEnd || !channel.open) return;
-    this.#copies.start(backEnd);
-    channel.goOn();
+    if (!backEnd || !this.#requests.channel.open) return;
+    this.#startRings();
     // Interrupts of the time before the start may be lost.
     for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) backEnd.call(queue);
     try {
@@ -352,6 +371,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     // After QUIESCE the channel stays.
     this.#requests.drop(reason, event === "quiesce");
     if (event === "quiesce") return;
+    clearTimeout(this.#retry);
     this.#requests.channel.stop();
     this.#copies.stop();
     if (event === "reset") this.#forgetDevice();

@@ -92,14 +92,23 @@ export class Channel {
     return this.backlog > CONGESTION_MARK;
   }
 
-  /** Starts on a device whose message queues run. */
+  /** Whether the rings stand still: `goOn` has not been called since `halt`. */
+  get halted(): boolean {
+    return this.#halted;
+  }
+
+  /** Starts on a device whose message queues run. @throws SystemError; it is not open then */
   start(backEnd: BackEnd): void {
     this.stop();
     this.#backEnd = backEnd;
     this.#toDevice = backEnd.queue(Queue.TO_DEVICE) ?? idleQueue;
     this.#fromDevice = backEnd.queue(Queue.FROM_DEVICE) ?? idleQueue;
-    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
-    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
+    try {
+      this.#watchKicks(backEnd);
+    } catch (error) {
+      this.stop();
+      throw error;
+    }
   }
 
   /** The rings are about to stand still, and may go on. What is sent waits, and nothing is received. */
@@ -111,14 +120,18 @@ export class Channel {
     this.#halted = true;
   }
 
-  /** The rings go on, with other kicks. */
+  /** The rings go on, with other kicks. @throws SystemError; they stand still then */
   goOn(): void {
     const backEnd = this.#backEnd;
     if (!backEnd) return;
     this.halt();
+    try {
+      this.#watchKicks(backEnd);
+    } catch (error) {
+      this.halt();
+      throw error;
+    }
     this.#halted = false;
-    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
-    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
     this.#flush();
     this.#receiving.goOn();
   }
@@ -209,6 +222,11 @@ export class Channel {
     if (!this.#paused) return;
     this.#paused = false;
     this.#receiving.goOn();
+  }
+
+  #watchKicks(backEnd: BackEnd): void {
+    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
+    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
   }
 
   #watch(kick: number, run: () => void): void {

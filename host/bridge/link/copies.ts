@@ -93,7 +93,12 @@ export class Copies {
     memory.beforeUnmap = this.#finish;
   }
 
-  /** Starts on a device whose copy queue was enabled. */
+  /** Whether it was started, and not stopped. */
+  get running(): boolean {
+    return this.#queue !== undefined;
+  }
+
+  /** Starts on a device whose copy queue was enabled. @throws SystemError; it has not started then */
   start(backEnd: BackEnd): void {
     this.stop();
     const kick = backEnd.kickFd(Queue.COPY);
@@ -102,8 +107,13 @@ export class Copies {
     this.#backEnd = backEnd;
     this.#queue = backEnd.queue(Queue.COPY);
     if (this.#queue) this.#queue.memory.beforeUnmap = this.#finish;
-    this.#poll = new native.Poll(kick, () => this.#serve(), "eventfd");
-    this.#poll.start(native.POLL_READABLE);
+    try {
+      this.#poll = new native.Poll(kick, () => this.#serve(), "eventfd");
+      this.#poll.start(native.POLL_READABLE);
+    } catch (error) {
+      this.stop();
+      throw error;
+    }
   }
 
   /** To be called before the queue stops: what a thread is at is given back. */

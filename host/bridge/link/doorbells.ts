@@ -12,7 +12,7 @@
 
 import * as native from "../../../native/index.js";
 import { Errno, ProtocolError } from "../../../shared/errors.js";
-import { closePeerFd } from "../../../shared/peer-fds.js";
+import { closePeerFd, FdShare } from "../../../shared/peer-fds.js";
 import { NO_DOORBELL, Queue } from "../../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
 import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
@@ -25,6 +25,9 @@ interface Binding {
   /** The relay's id, or -1. */
   relay: number;
 }
+
+/** The relay's copies of a kick and of an eventfd. */
+const FDS_PER_RELAY = 2;
 
 /** The kick eventfd of a queue of the device, or -1. */
 export type KickOf = (queue: number) => number;
@@ -42,6 +45,12 @@ export class Doorbells {
   #halted = false;
   /** Which doorbells the driver has set up. */
   #usable: boolean[] = [];
+  readonly #fds: FdShare;
+
+  /** `fds`: charged with the relay's descriptors for as long as a vector is bound, whether or not a device is there. */
+  constructor(fds = new FdShare()) {
+    this.#fds = fds;
+  }
 
   /** Signals moved so far. */
   get relayed(): number {
@@ -77,8 +86,8 @@ export class Doorbells {
 
   /**
    * The rings go on, with other kicks. QEMU leaves a count of its own in each: as an interrupt it is harmless, and it
-   * may hide one that is not its own; as an error it would stop the driver VM. @throws SystemError; then they do not go
-   * on
+   * may hide one that is not its own; as an error it would stop the driver VM. One that has no kick any more is silent.
+   * @throws SystemError; then they do not go on
    */
   goOn(): void {
     this.#halted = false;
@@ -86,6 +95,7 @@ export class Doorbells {
       for (const binding of bindings.values()) {
         if (binding.doorbell === NO_DOORBELL) continue;
         const kick = this.#kickOf(Queue.FIRST_DOORBELL + binding.doorbell);
+        if (kick < 0) continue;
         if (!isInterrupt(index)) native.eventfdRead(kick);
         binding.relay = this.#relay.add(kick, binding.fd);
       }
@@ -114,22 +124,28 @@ export class Doorbells {
     return eventfds.some((fd, i) => fd < 0 && this.doorbell(index, start + i) !== NO_DOORBELL);
   }
 
-  /** @throws ProtocolError ENOSPC when there are not enough doorbells for `bind` */
+  /** @throws ProtocolError ENOSPC or EMFILE when there are not enough doorbells, or descriptors, for `bind` */
   checkRoom(index: number, start: number, eventfds: readonly number[]): void {
-    let needed = 0;
+    let doorbells = 0;
+    let vectors = 0;
     eventfds.forEach((fd, i) => {
-      const has = this.doorbell(index, start + i) !== NO_DOORBELL;
-      needed += (fd >= 0 ? 1 : 0) - (has ? 1 : 0);
+      const binding = this.#bindings[index].get(start + i);
+      const wanted = fd >= 0 ? 1 : 0;
+      vectors += wanted - (binding ? 1 : 0);
+      doorbells += wanted - (binding && binding.doorbell !== NO_DOORBELL ? 1 : 0);
     });
-    if (this.#attached && needed > this.#free) {
+    if (this.#attached && doorbells > this.#free) {
       throw new ProtocolError(`${this.#free} free doorbells are not enough`, Errno.ENOSPC);
+    }
+    if (vectors > 0 && vectors * FDS_PER_RELAY > this.#fds.left()) {
+      throw new ProtocolError("no file descriptors are left for interrupts: raise LimitNOFILE", Errno.EMFILE);
     }
   }
 
   /**
    * Binds eventfds[i] to vector start + i of an index, or unbinds it where it is -1: that the device process has to
    * know already. Owns the eventfds from here on, also when it throws.
-   * @throws ProtocolError ENOSPC, SystemError; no vector has got another eventfd then
+   * @throws ProtocolError ENOSPC or EMFILE, SystemError; no vector has got another eventfd then
    */
   bind(index: number, start: number, eventfds: readonly number[]): void {
     const bindings = this.#bindings[index];
@@ -161,6 +177,7 @@ export class Doorbells {
       if (binding === before && binding.relay >= 0) this.#relay.retarget(binding.relay, fd);
       binding.fd = fd;
       bindings.set(vector, binding);
+      if (!before) this.#fds.charge(FDS_PER_RELAY);
       this.#untaken.replace(index, vector, old, fd);
       if (old >= 0) closePeerFd(old);
     });
@@ -260,6 +277,7 @@ export class Doorbells {
     const binding = bindings.get(vector);
     if (!binding) return;
     bindings.delete(vector);
+    this.#fds.release(FDS_PER_RELAY);
     this.#release(binding);
     this.#untaken.replace(index, vector, binding.fd, -1);
     closePeerFd(binding.fd);

@@ -6,13 +6,14 @@ import test, { type ExecutionContext } from "ava";
 import { Doorbells } from "../../../../host/bridge/link/doorbells.js";
 import * as native from "../../../../native/index.js";
 import { Errno } from "../../../../shared/errors.js";
+import { FdShare } from "../../../../shared/peer-fds.js";
 import { NO_DOORBELL, Queue } from "../../../../shared/spec/link.js";
 import { Irq } from "../../../../shared/spec/vfio-user.js";
 
 const NONE = NO_DOORBELL;
 
-function setUp(t: ExecutionContext, count: number) {
-  const doorbells = new Doorbells();
+function setUp(t: ExecutionContext, count: number, fds?: FdShare) {
+  const doorbells = new Doorbells(fds);
   const kicks = Array.from({ length: count }, () => native.eventfd(0));
   t.teardown(() => {
     doorbells.close();
@@ -117,3 +118,45 @@ test.serial("a request that fails half way leaves no fd behind, and what was bou
   await signalled(a);
   t.is(native.eventfdRead(b), 0);
 });
+
+test.serial("a doorbell that has no kick after a pause is silent, and the others go on", async (t) => {
+  const { doorbells, kicks, event, bind, numbers } = setUp(t, 2);
+  const [a, b] = [event(), event()];
+  bind(0, a, b);
+  doorbells.halt();
+  const gone = kicks[0];
+  t.teardown(() => native.close(gone));
+  kicks[0] = -1;
+  doorbells.goOn();
+  native.eventfdRead(b);
+  native.eventfdWrite(kicks[1]);
+  await signalled(b);
+  doorbells.halt();
+  doorbells.goOn();
+  t.deepEqual(numbers(2), [0, 1]);
+  kicks.shift();
+});
+
+test.serial(
+  "the relay's descriptors are the session's: counted as long as a vector is bound, refused where none are left",
+  (t) => {
+    const fds = new FdShare(() => 5);
+    const { doorbells, event, bind, numbers } = setUp(t, 4, fds);
+    const [a, b, c] = [event(), event(), event()];
+    bind(0, a, b);
+    t.is(fds.used, 4);
+    t.like(
+      t.throws(() => bind(2, c)),
+      { name: "ProtocolError", errno: Errno.EMFILE },
+    );
+    t.deepEqual(numbers(3), [0, 1, NONE]);
+    bind(0, b, a);
+    t.is(fds.used, 4, "another eventfd takes the place of the one before");
+    doorbells.detach();
+    t.is(fds.used, 4, "the next device is to have them, too");
+    bind(0, -1, a);
+    t.is(fds.used, 2);
+    doorbells.clear();
+    t.is(fds.used, 0);
+  },
+);
