@@ -61,9 +61,9 @@ export class RegisterMemory {
     this.#head[WRITES_SENT]++;
   }
 
-  /** Writes that were counted are not passed on after all. */
-  writesWithdrawn(count: number): void {
-    this.#head[WRITES_SENT] -= count;
+  /** A write that was counted is not passed on after all. */
+  writeWithdrawn(): void {
+    this.#head[WRITES_SENT]--;
   }
 
   /**

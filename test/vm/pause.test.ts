@@ -2,7 +2,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import type { Vm } from "../../scripts/vm/qemu.js";
-import { COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { booted, COMMAND_MS, exerciseDisk, startNvme, stopNvme, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { Product } from "./product.js";
 
 const DISK_MIB = 64;
@@ -77,3 +77,29 @@ test.serial("pauses under writes whose data the bridge copies", async (t) => {
   await writeThroughPauses(t, vm);
   product.assertHealthy(t);
 });
+
+test.serial(
+  "a driver VM that is reset while its device VM is paused boots with its disk when that goes on",
+  async (t) => {
+    t.timeout(10 * 60_000);
+    const { product } = t.context;
+    const { deviceVm } = product;
+    const vm = await product.driverVm(t, { reboots: true });
+    await waitForDisk(vm);
+    await deviceVm.qmp("stop");
+    // Until nobody is kept waiting any more.
+    await delay(3000);
+    const from = vm.nextLine;
+    const reset = vm.waitForEvent("RESET", COMMAND_MS);
+    await vm.qmp("system_reset");
+    await reset;
+    // The firmware waits for the controller, for as long as that says that it may take: 30 s.
+    await delay(10_000);
+    await deviceVm.qmp("cont");
+    await booted(vm, from);
+    t.is(await waitForDisk(vm), DISK_MIB * 2 ** 20);
+    t.notRegex(await vm.check("dmesg", COMMAND_MS), /nvme.*not ready/);
+    t.regex(await exerciseDisk(vm, 1), /^[0-9a-f]{64}$/);
+    product.assertHealthy(t);
+  },
+);

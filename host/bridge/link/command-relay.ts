@@ -4,8 +4,9 @@
  *
  * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the
  * device up permanently after 5 s. Posted writes are promised: they follow when it goes on, behind what changed
- * meanwhile. After that time a register is read from memory where it is there, as it was before the pause, and anything
- * else is answered as by a device that is not there.
+ * meanwhile. After that time all writes are, a register is read from memory where it is there, as it was before the
+ * pause, and anything else is answered as by a device that is not there. A driver that resets the device meanwhile, as a
+ * driver VM that boots does, finds it, and waits for its registers to change as it waits for a slow device.
  */
 import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";
@@ -18,7 +19,7 @@ import type { DeviceProcess } from "./device-process.js";
 import type { DeviceState } from "./device-state.js";
 import type { RequestChannel } from "./request-channel.js";
 
-/** Bytes of posted writes that wait for the end of a pause. */
+/** Bytes of writes that wait for the end of a pause. */
 const MAX_PROMISED = 256 * KiB;
 
 export class CommandRelay {
@@ -33,7 +34,7 @@ export class CommandRelay {
   readonly #heldBack: PendingCommand[] = [];
   /** Commands that came while the device process was being told of their client, or its VM was paused. */
   readonly #early: PendingCommand[] = [];
-  /** Bodies of posted writes that came while its VM was paused, and their bytes. */
+  /** Bodies of writes that came while its VM was paused, and their bytes. */
   readonly #promised: Uint8Array[] = [];
   #promisedBytes = 0;
   /** A reset that the client was told of, and that the device process has yet to make. */
@@ -59,10 +60,12 @@ export class CommandRelay {
         this.#early.push(command);
         return;
       case "held for a while":
-        if (!this.#promise(command)) this.#early.push(command);
+        if (summary === undefined || !isPostedWrite(command, summary) || !this.#promise(command)) {
+          this.#early.push(command);
+        }
         return;
       case "without waiting":
-        if (!this.#promise(command)) this.#answerPaused(command);
+        this.#answerPaused(command);
         return;
     }
     answerWithoutDevice(command);
@@ -84,9 +87,11 @@ export class CommandRelay {
 
   /** The device process has the client: what waited for that goes on. */
   introduced(): void {
+    const areCounted = !this.#owesReset;
     this.#owesReset = false;
     this.#promisedBytes = 0;
     for (const body of this.#promised.splice(0)) {
+      if (!areCounted) this.#process.registers?.writeSent();
       this.#requests.post(Command.REGION_WRITE, body);
       this.commands++;
       this.postedWrites++;
@@ -111,8 +116,17 @@ export class CommandRelay {
   /** The device VM is paused for longer than the client can be kept waiting. */
   graceOver(): void {
     this.#drained();
-    const withdrawn = this.#requests.abandonRelayed((command) => this.#answerPaused(command));
-    this.#process.registers?.writesWithdrawn(withdrawn);
+    this.#requests.abandonRelayed((command, isSent) => {
+      if (!isWrite(command.command)) {
+        this.#answerPaused(command);
+      } else if (isSent) {
+        // It is made when the device process goes on, once.
+        answerWithoutDevice(command);
+      } else {
+        this.#process.registers?.writeWithdrawn();
+        this.#answerPaused(command);
+      }
+    });
     for (const command of this.#early.splice(0)) this.#answerPaused(command);
   }
 
@@ -121,15 +135,14 @@ export class CommandRelay {
     for (const command of this.#heldBack.splice(0)) replyToWrite(command);
   }
 
-  /** Takes a posted write for later, if it is one and there is room for it; the client goes on. */
+  /** Takes a write for later, if there is room for it; the client goes on. */
   #promise(command: PendingCommand): boolean {
-    const { summary, registers } = this.#process;
-    if (this.#owesReset || summary === undefined || !isPostedWrite(command, summary)) return false;
     const { bytes, offset, length } = command;
     if (this.#promisedBytes + length > MAX_PROMISED) return false;
     this.#promisedBytes += length;
     this.#promised.push(bytes.slice(offset, offset + length));
-    registers?.writeSent();
+    // After a reset the counts begin again when that is made.
+    if (!this.#owesReset) this.#process.registers?.writeSent();
     replyToWrite(command);
     return true;
   }
@@ -142,16 +155,22 @@ export class CommandRelay {
 
   /** Without the device process, which has not gone. */
   #answerPaused(command: PendingCommand): void {
-    if (command.command === Command.DEVICE_RESET) {
-      // What was written before it goes nowhere, and what is read until the device process has made it is all ones.
-      this.#breakPromises();
-      this.#owesReset = true;
-      this.#requests.withdrawPosted();
-      this.#state.raise("resetOwed");
-      command.reply(0);
-    } else if (command.command !== Command.REGION_READ || this.#owesReset || !this.#readFromMemory(command)) {
-      answerWithoutDevice(command);
+    switch (command.command) {
+      case Command.DEVICE_RESET:
+        // What was written before it goes nowhere.
+        this.#breakPromises();
+        this.#owesReset = true;
+        this.#requests.withdrawPosted();
+        this.#state.raise("resetOwed");
+        command.reply(0);
+        return;
+      case Command.REGION_WRITE:
+        if (this.#promise(command)) return;
+        break;
+      case Command.REGION_READ:
+        if (this.#readFromMemory(command)) return;
     }
+    answerWithoutDevice(command);
   }
 
   #readFromMemory(command: PendingCommand): boolean {

@@ -10,7 +10,6 @@ import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { Share } from "../../../shared/turn.js";
 import { answerWithoutDevice } from "../../../shared/vfio-user/absent-device.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
-import { isWrite } from "../../../shared/vfio-user/register-memory.js";
 import { RequestTable } from "../../../shared/vfio-user/request-table.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import { Channel } from "./channel.js";
@@ -138,21 +137,13 @@ export class RequestChannel {
     end(waiters, reason);
   }
 
-  /**
-   * The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent.
-   * Returns how many writes those were.
-   */
-  abandonRelayed(answer: (command: PendingCommand) => void): number {
+  /** The client's commands that want a reply are answered by `answer`, and not carried out where they were not sent. */
+  abandonRelayed(answer: (command: PendingCommand, isSent: boolean) => void): void {
     const ids = this.#withdraw((id) => isRelayed(this.#requests.waiterOf(id)));
-    let writes = 0;
-    for (const id of ids) {
-      const relayed = this.#requests.waiterOf(id);
-      if (isRelayed(relayed) && isWrite(relayed.command)) writes++;
-    }
+    const unsent = new Set(ids.map((id) => this.#requests.waiterOf(id)));
     const relayed = this.#requests.abandon(isRelayed);
     for (const id of ids) this.#requests.free(id);
-    for (const command of relayed) if (isRelayed(command)) answer(command);
-    return writes;
+    for (const command of relayed) if (isRelayed(command)) answer(command, !unsent.has(command));
   }
 
   /** The client's posted writes that the process was not given yet are not carried out. */

@@ -147,6 +147,7 @@ test.serial(
       Command.DMA_MAP,
       Command.REGION_WRITE,
       Command.REGION_WRITE,
+      Command.REGION_WRITE,
       Command.REGION_READ,
     ]);
     t.deepEqual(told.slice(0, 3).map(addressOf), [0, 0x1000_0000, 0]);
@@ -154,6 +155,22 @@ test.serial(
     t.notRegex(bridge.log, /"level":40/);
   },
 );
+
+test.serial("a write that the device process has when it is paused for long is made once", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  device.onCommand = ({ command }) => command === Command.REGION_WRITE;
+  const after = device.received.length;
+  const write = client.regionWrite(Region.CONFIG, 4, bytes(6, 0));
+  const asked = await device.waitFor(Command.REGION_WRITE);
+  frontEnd.pause();
+  await write;
+  frontEnd.resume();
+  device.onCommand = undefined;
+  device.reply(asked, asked.body.slice(0, 16));
+  await client.getInfo();
+  t.deepEqual(commands(device.received.slice(after)), [Command.REGION_WRITE, Command.DEVICE_GET_INFO]);
+});
 
 test.serial("a reset in a long pause is made when the pause ends, before anything else", async (t) => {
   const { frontEnd, device, connect } = await setUp(t);
@@ -166,15 +183,22 @@ test.serial("a reset in a long pause is made when the pause ends, before anythin
   await client.reset();
   t.deepEqual(await client.regionRead(Region.BAR0, 0, 4), ones(4));
   await client.regionWrite(Region.BAR0, 0, bytes(2, 2, 2, 2));
+  await client.regionWrite(Region.CONFIG, 4, bytes(6, 0));
   frontEnd.resume();
   await deviceAnswers(client);
   t.deepEqual(commands(device.received.slice(after)), [
     LinkCommand.CLIENT_GONE,
     LinkCommand.CLIENT_CONNECTED,
     Command.DMA_MAP,
+    Command.REGION_WRITE,
+    Command.REGION_WRITE,
     Command.DEVICE_GET_IRQ_INFO,
   ]);
-  t.deepEqual(device.bar.slice(0, 4), new Uint8Array(4), "what was written before the reset is written no more");
+  t.deepEqual(
+    device.bar.slice(0, 8),
+    bytes(2, 2, 2, 2, 6, 0, 0, 0),
+    "what was written before the reset is not written",
+  );
 });
 
 test.serial("interrupts that are bound, unbound, masked and disabled in a pause are so afterwards", async (t) => {
