@@ -100,6 +100,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     const doorbells = new Doorbells(fds);
     const interrupts = new ClientInterrupts({ state, changes, requests, doorbells, log });
     const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
+    const relay = new CommandRelay(state, requests, process);
     this.#changes = changes;
     this.#requests = requests;
     this.#maps = maps;
@@ -109,10 +110,9 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#interrupts = interrupts;
     this.#copies = new Copies(maps.copied, share, state);
     this.#process = process;
-    this.#relay = new CommandRelay(state, requests, process);
-    this.#introduction = new Introduction({
-      ...{ state, changes, requests, allocation, maps, interrupts, sharing, process, relay: this.#relay, log },
-    });
+    this.#relay = relay;
+    const parts = { state, changes, requests, allocation, maps, interrupts, sharing, process, relay, log };
+    this.#introduction = new Introduction(parts);
     state.observe((change) => this.#changed(change));
   }
 
@@ -147,9 +147,8 @@ export class BridgeLink implements Backend, BackEndDevice {
     };
   }
 
-  // The device VM's side, as the vhost-user back-end reports it.
+  // The device VM's side, as the vhost-user back-end reports it: BackEndDevice.
 
-  /** See BackEndDevice. */
   config(): Uint8Array {
     this.#config.doorbells = this.#doorbellQueues;
     return this.#config.bytes;
@@ -159,33 +158,27 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#backEnd = backEnd;
   }
 
-  /** After `reset`. */
   detach(): void {
     this.#backEnd = undefined;
   }
 
-  /** See BackEndDevice. */
   enabled(index: number): void {
     // While rings go on after a pause, nothing begins.
     if (index < Queue.FIRST_DOORBELL && !this.#state.isPaused) this.#startRings();
   }
 
-  /** See BackEndDevice. */
   pausing(): void {
     this.#state.raise("pause");
   }
 
-  /** See BackEndDevice. */
   resumed(): void {
     this.#state.raise("resume");
   }
 
-  /** See BackEndDevice. */
   failed(reason: string): void {
     this.#state.raise("violated", reason);
   }
 
-  /** See BackEndDevice. QEMU dropped all that was mapped. */
   reset(reason: string): void {
     this.#state.raise("reset", reason);
   }
@@ -224,8 +217,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#relay.clientGone();
     this.#dma.drop();
     this.#state.raise("clientGone");
-    // Before anything is waited for: a device process that is told late must not ring doorbells of a client that is
-    // gone.
+    // Before anything is waited for: a device process that hears of it late must not ring doorbells of that client.
     this.#interrupts.disconnect();
     this.#sharing.disconnect();
     this.#introduction.disconnect();
@@ -265,10 +257,7 @@ export class BridgeLink implements Backend, BackEndDevice {
       case "hello":
         this.#window.permit();
         this.#attachDoorbells();
-        this.#log.info(
-          { doorbells: this.#doorbellQueues, isolated: this.#maps.isolated },
-          "the device process is ready",
-        );
+        this.#log.info({ doorbells: this.#doorbellQueues }, "the device process is ready");
         this.#introduction.update();
         return;
       case "released":
@@ -296,13 +285,12 @@ export class BridgeLink implements Backend, BackEndDevice {
     }
   }
 
-  /** Starts what can run of the message queues and the copy queue; what lacks a file descriptor for that is tried again. */
+  /** Starts what can run of the message queues and the copy queue. */
   #startRings(): void {
     clearTimeout(this.#retry);
     const backEnd = this.#backEnd;
-    if (!backEnd) return;
     const { channel } = this.#requests;
-    const copies = this.#copies;
+    if (!backEnd) return;
     try {
       if (channel.open) {
         if (channel.halted) channel.goOn();
@@ -310,7 +298,7 @@ export class BridgeLink implements Backend, BackEndDevice {
         this.#state.raise("start");
         channel.start(backEnd);
       }
-      if (!copies.running && this.#state.cause !== "violated") copies.start(backEnd);
+      if (!this.#copies.running && this.#state.cause !== "violated") this.#copies.start(backEnd);
     } catch (error) {
       if (!isSystemError(error)) throw error;
       this.#log.error({ err: error }, "the device process's rings cannot be polled: raise LimitNOFILE");
@@ -374,16 +362,15 @@ export class BridgeLink implements Backend, BackEndDevice {
     clearTimeout(this.#retry);
     this.#requests.channel.stop();
     this.#copies.stop();
-    if (event === "reset") this.#forgetDevice();
-    // After QUIESCE's reply it resets the device by itself, and nothing may be in flight to QEMU.
-    else if (from !== "quiesced") this.#demandReset(reason);
-  }
-
-  /** The device was reset, or its front-end is gone; QEMU dropped all that was mapped. */
-  #forgetDevice(): void {
-    this.#config.needsReset = false;
-    this.#maps.forget();
-    this.#sharing.forget();
+    if (event === "reset") {
+      // QEMU dropped all that was mapped.
+      this.#config.needsReset = false;
+      this.#maps.forget();
+      this.#sharing.forget();
+    } else if (from !== "quiesced") {
+      // After QUIESCE's reply it resets the device by itself, and nothing may be in flight to QEMU.
+      this.#demandReset(reason);
+    }
   }
 
   /** The device process broke the rules: it has no driver-VM memory, and is to reset the device. */
@@ -398,8 +385,6 @@ export class BridgeLink implements Backend, BackEndDevice {
       this.#window.forbid(reason);
     });
   }
-
-  // The device that is there.
 
   /** Doorbell queues of the device. */
   get #doorbellQueues(): number {

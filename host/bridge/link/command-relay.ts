@@ -5,8 +5,8 @@
  * While the device VM is paused they wait, but only so long: a driver VM stands still while it waits, and gives the
  * device up permanently after 5 s. Posted writes are promised: they follow when it goes on, behind what changed
  * meanwhile. After that time all writes are, a register is read from memory where it is there, as it was before the
- * pause, and anything else is answered as by a device that is not there. A driver that resets the device meanwhile, as a
- * driver VM that boots does, finds it, and waits for its registers to change as it waits for a slow device.
+ * pause, and anything else is answered as by a device that is not there. A driver that resets the device meanwhile, as
+ * a driver VM that boots does, finds it, and waits for its registers to change as it waits for a slow device.
  */
 import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";

@@ -5,6 +5,10 @@
  * synchronous, and every request that wants an answer gets one. What the device *does* is the owner's: it hears of
  * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
  * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
+ *
+ * The other files of this folder: connection.ts, the messages and their fds; vrings.ts and vring.ts, the virtqueues,
+ * and whether they were paused or reset; memory.ts, the device VM's memory; window.ts, driver-VM memory put into the
+ * device VM.
  */
 
 import * as native from "../../../native/index.js";
