@@ -12,7 +12,7 @@
  * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link; absent-device.ts:
  *   how it is answered for when nothing does.
  * - dma/: dma-maps.ts (DMA_MAP and DMA_UNMAP) over dma-table.ts and dma-ranges.ts; dma-messages.ts (DMA_READ and
- *   DMA_WRITE) over request-table.ts.
+ *   DMA_WRITE) over request-table.ts; copied-memory.ts (maps that a device reaches by copies alone).
  * - irqs/: irq-set.ts (SET_IRQS), irq-eventfds.ts (what the client masks by), untaken-signals.ts.
  * - register-memory.ts: reads that are answered without the backend; region-description.ts: GET_REGION_INFO's reply.
  * - client/: the other side.
