@@ -29,7 +29,7 @@ const view = DmaAccess.view();
 const qemuView = DmaAccessQemu.view();
 
 export class ClientDma {
-  readonly #memory = new DmaTable<Memory>({ alignment: 1 });
+  readonly #memory = new DmaTable<Memory>(1);
   #out = new Uint8Array(4 * KiB);
   #outData = new DataView(this.#out.buffer);
   readonly #layout: DmaLayout;

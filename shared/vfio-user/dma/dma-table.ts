@@ -14,15 +14,9 @@ export interface AddressRange {
   readonly size: number;
 }
 
-interface DmaTableOptions {
-  /** Addresses and sizes are multiples of it. */
-  readonly alignment?: number;
-  readonly maxEntries?: number;
-}
-
 export class DmaTable<Range extends AddressRange> {
+  /** Addresses and sizes are multiples of it. */
   readonly #alignment: number;
-  readonly #maxEntries: number;
   /** Sorted, with the ranges at the same indices. */
   readonly #addresses: number[] = [];
   readonly #ranges: Range[] = [];
@@ -33,9 +27,8 @@ export class DmaTable<Range extends AddressRange> {
    */
   #lastStart = Number.NaN;
 
-  constructor(options: DmaTableOptions = {}) {
-    this.#alignment = options.alignment ?? PAGE_SIZE;
-    this.#maxEntries = options.maxEntries ?? MAX_DMA_MAPS;
+  constructor(alignment = PAGE_SIZE) {
+    this.#alignment = alignment;
   }
 
   get length(): number {
@@ -59,9 +52,7 @@ export class DmaTable<Range extends AddressRange> {
     if ((before && before.address + before.size > address) || (after && after.address < address + size)) {
       throw new ProtocolError(`${format(address, size)} overlaps another range`, Errno.EEXIST);
     }
-    if (this.#ranges.length >= this.#maxEntries) {
-      throw new ProtocolError(`more than ${this.#maxEntries} ranges`, Errno.ENOSPC);
-    }
+    if (this.#ranges.length >= MAX_DMA_MAPS) throw new ProtocolError(`more than ${MAX_DMA_MAPS} ranges`, Errno.ENOSPC);
     this.#addresses.splice(index + 1, 0, address);
     this.#ranges.splice(index + 1, 0, range);
   }

@@ -1,6 +1,7 @@
 /** The table of DMA maps. */
 import test from "ava";
 import { Errno, ProtocolError } from "../../../../shared/errors.js";
+import { MAX_DMA_MAPS } from "../../../../shared/limits.js";
 import { DmaTable } from "../../../../shared/vfio-user/dma/dma-table.js";
 
 const PAGE = 4096;
@@ -84,15 +85,15 @@ for (const [name, address, size, errno] of refusals) {
 }
 
 test("refuses one more than it may hold", (t) => {
-  const table = new DmaTable({ maxEntries: 2 });
-  table.insert({ address: 0, size: PAGE });
-  table.insert({ address: PAGE, size: PAGE });
+  const table = new DmaTable();
+  for (let n = 0; n < MAX_DMA_MAPS; n++) table.insert({ address: n * PAGE, size: PAGE });
+  const more = { address: MAX_DMA_MAPS * PAGE, size: PAGE };
   t.like(
-    t.throws(() => table.insert({ address: 2 * PAGE, size: PAGE })),
+    t.throws(() => table.insert(more)),
     { errno: Errno.ENOSPC },
   );
   table.remove(0, PAGE);
-  t.notThrows(() => table.insert({ address: 2 * PAGE, size: PAGE }));
+  t.notThrows(() => table.insert(more));
 });
 
 test("removes only what is there exactly", (t) => {
