@@ -77,10 +77,9 @@ export function vfioUser(section: string): string {
   return `vfio-user.rst, ${section}`;
 }
 
-export function topic(
-  common: Topic,
-  declarations: readonly (Performed | Connected | Described | OddRequest)[],
-): readonly Check[] {
+type Declaration = Performed | Connected | Described | OddRequest;
+
+export function topic(common: Topic, declarations: readonly Declaration[]): readonly Check[] {
   const { prefix = "", suffix = "" } = common;
   return declarations.map((declared) => ({
     id: prefix + declared.id,

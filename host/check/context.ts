@@ -13,7 +13,11 @@ import { type Answer, encodeVersion, GET_INFO_BODY, OUR_CAPABILITIES } from "./m
 import { CheckerSession } from "./session.js";
 
 const CONNECT_RETRY_MS = 20;
-const FIRST_ATTEMPTS = 4;
+/**
+ * How long a first message is sent again that a server may refuse by closing the connection, and one that it may not.
+ */
+const RETRY_MS = 60;
+const GOOD_RETRY_MS = 1000;
 
 /** What outlives a check: shared by all contexts of a run. */
 export interface Target {
@@ -55,19 +59,20 @@ export class Context {
   }
 
   /**
-   * The answer to the first message on a new connection. A connection that is closed instead is tried again a few
-   * times: it may have reached a server that ends with its client, just before it did, and was started again.
+   * The answer to the first message on a new connection. A connection that is closed instead is tried again, for as
+   * long as a server may need to notice that its last client has left, or to end with it and be started again.
    */
   async first(
     command: number,
     body: Uint8Array,
     fds: readonly number[] = [],
+    retryMs = RETRY_MS,
   ): Promise<{ session: CheckerSession; answer: Answer }> {
-    for (let attempt = 1; ; attempt++) {
+    for (const deadline = performance.now() + retryMs; ; ) {
       const session = await this.connectRaw();
       const answer = await session.request(command, body, { fds });
-      if (answer !== undefined) this.wasServed = true;
-      if (answer !== undefined || attempt === FIRST_ATTEMPTS) return { session, answer };
+      this.wasServed ||= answer !== undefined;
+      if (answer !== undefined || performance.now() >= deadline) return { session, answer };
       session.close();
       await sleep(CONNECT_RETRY_MS);
     }
@@ -76,7 +81,7 @@ export class Context {
   /** A connection that has agreed on a version, with all that we can do announced. */
   async connect(): Promise<CheckerSession> {
     const body = encodeVersion({ json: JSON.stringify({ capabilities: OUR_CAPABILITIES }) });
-    const { session, answer } = await this.first(Command.VERSION, body);
+    const { session, answer } = await this.first(Command.VERSION, body, [], GOOD_RETRY_MS);
     session.version = expectSuccess(answer, Command.VERSION);
     return session;
   }
