@@ -7,9 +7,9 @@ import { DeviceState } from "../../../../host/bridge/link/device-state.js";
 import type { BackEnd } from "../../../../host/bridge/vhost-user/back-end.js";
 import { DeviceVmMemory } from "../../../../host/bridge/vhost-user/memory.js";
 import * as native from "../../../../native/index.js";
-import { CopiedMemory } from "../../../../shared/vfio-user/dma/copied-memory.js";
 import { quietLog } from "../../../../shared/log.js";
 import { Share } from "../../../../shared/turn.js";
+import { CopiedMemory } from "../../../../shared/vfio-user/dma/copied-memory.js";
 import { DeviceQueue } from "../../../../shared/virtqueue/device.js";
 
 test("rings that cannot be polled are not open, and can be started and go on later", (t) => {
