@@ -35,7 +35,7 @@ export interface SessionStats {
   timeouts: number;
 }
 
-export interface SessionOptions {
+interface ServerSessionOptions {
   readonly backend: Backend;
   readonly log: Log;
   readonly stats: SessionStats;
@@ -65,9 +65,9 @@ export class ServerSession implements ConnectionHandler {
   /** Ends the wait for VERSION, and then for a device. */
   #stopWaiting: () => void;
   #end!: () => void;
-  readonly #options: SessionOptions;
+  readonly #options: ServerSessionOptions;
 
-  constructor(fd: number, options: SessionOptions) {
+  constructor(fd: number, options: ServerSessionOptions) {
     this.#options = options;
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
