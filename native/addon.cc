@@ -6,6 +6,8 @@
 // - Memory: memory.cc (mapping) over guard.cc (surviving what is gone), mmio.cc (registers), copy.cc (lists of copies).
 // - Signals: eventfd.cc, relay.cc over relay_thread.cc.
 // - Threads for what waits: io_pool.cc over io_threads.cc, line_writer.cc.
+// - Supervision: supervision.cc (a supervised process; typed by supervision.ts), and the program that supervises:
+//   holder.cc over fd_store.cc, which is no part of the addon.
 // - ioctl.cc. Headers for all: addon.h, arguments.h, error.h, file_status.h, file_end.h, huge_pages.h.
 #include "addon.h"
 
@@ -25,6 +27,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitCopy(env, exports);
   InitIoPool(env, exports);
   InitLineWriter(env, exports);
+  InitSupervision(env, exports);
   return exports;
 }
 

@@ -23,7 +23,8 @@
         "copy.cc",
         "io_threads.cc",
         "io_pool.cc",
-        "line_writer.cc"
+        "line_writer.cc",
+        "supervision.cc"
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],
@@ -31,6 +32,15 @@
       "cflags_cc!": ["-fno-exceptions", "-fno-rtti"],
       "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"],
       "ldflags": ["-Wl,-z,nodelete"]
+    },
+    {
+      "target_name": "vfio-user-holder",
+      "type": "executable",
+      "sources": ["holder.cc", "fd_store.cc"],
+      "cflags_cc!": ["-std=gnu++17"],
+      "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"],
+      "ldflags!": ["-rdynamic"],
+      "ldflags": ["-Wl,--as-needed"]
     }
   ]
 }

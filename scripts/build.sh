@@ -41,7 +41,7 @@ if [[ ! -f $addon || $(newer) ]]; then
   say "compiling the addon"
   node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >/dev/null
   mkdir -p build/native
-  cp native/build/Release/addon.node $addon
+  cp -f native/build/Release/{addon.node,vfio-user-holder} build/native/
 fi
 
 # The compiler leaves what it made of files that are gone, and a test that is gone must not run.

@@ -18,6 +18,8 @@ export interface BridgeOptions {
   /** Bytes; a power of two. */
   readonly windowSize: number;
   readonly trustUnsealedMemory: boolean;
+  /** By a parent process that starts the bridge again when it died. */
+  readonly supervised: boolean;
   readonly logLevel: Level;
 }
 
@@ -33,6 +35,8 @@ times, in pairs, to serve several devices.
                                  a power of two (default: 64G)
   --trust-unsealed-memory        put memory that the driver VM's VMM could still shrink into the device VM, instead of
                                  copying, and map also files of a disk: if it shrinks, the device VM's QEMU dies
+  --supervised                   run under a small parent process that starts the bridge again when it died; not to be
+                                 used under systemd, which does so itself (Restart=on-failure)
   --log-level LEVEL              ${LEVELS.join(", ")} (default: info)
   --help                         print this text
   --version                      print the version
@@ -51,6 +55,7 @@ const OPTIONS = {
   "vhost-user-socket-path": { type: "string", multiple: true },
   "window-size": { type: "string" },
   "trust-unsealed-memory": { type: "boolean" },
+  supervised: { type: "boolean" },
   "log-level": { type: "string" },
   help: { type: "boolean" },
   version: { type: "boolean" },
@@ -82,6 +87,7 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "help" | 
     pairs: paths.map((socketPath, i) => ({ socketPath, vhostUserSocketPath: vhostUserPaths[i] })),
     windowSize: values["window-size"] === undefined ? WINDOW_SIZE : parseWindowSize(values["window-size"]),
     trustUnsealedMemory: values["trust-unsealed-memory"] ?? false,
+    supervised: values.supervised ?? false,
     logLevel: parseLevel(values["log-level"] ?? "info"),
   };
 }

@@ -9,6 +9,7 @@ test("one pair of sockets and the defaults", (t) => {
     pairs: [{ socketPath: "/tmp/a", vhostUserSocketPath: "/tmp/b" }],
     windowSize: 64 * 2 ** 30,
     trustUnsealedMemory: false,
+    supervised: false,
     logLevel: "info",
   });
 });
@@ -29,6 +30,7 @@ test("several pairs, in order, with = too", (t) => {
     ],
     windowSize: 2 ** 29,
     trustUnsealedMemory: true,
+    supervised: false,
     logLevel: "trace",
   });
 });
