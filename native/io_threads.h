@@ -28,7 +28,7 @@ struct IoRequest {
   std::atomic<bool> busy = false;
 };
 
-// What the owner of the threads sees of completed requests, in memory that it can look at without a call.
+// What the owner of the threads sees of completed requests, in memory that it reads without a call.
 struct IoCompletions {
   // Completions so far, modulo 2^32.
   std::atomic<uint32_t> count;

@@ -10,7 +10,7 @@ import { Features } from "./commands/features.js";
 import type { Identity } from "./commands/identify.js";
 import { IoCommands } from "./commands/io.js";
 import { type Counters, LogPages } from "./commands/log-pages.js";
-import { KeepAlive, Lifecycle } from "./lifecycle.js";
+import { type ControllerParts, KeepAlive, Lifecycle } from "./lifecycle.js";
 import type { Command } from "./queues/command.js";
 import type { Polling } from "./queues/doorbell-poll.js";
 import { SharedDoorbells } from "./queues/doorbell-words.js";
@@ -136,30 +136,10 @@ export class NvmeController implements Device {
       adminOpcodes(engine),
     );
     const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
-    const lifecycle = new Lifecycle({
-      dma: context.dma,
-      engine,
-      events,
-      features,
-      keepAlive,
-      log,
-      logPages,
-      namespaces,
-      registers,
-    });
-    const admin = new AdminCommands({
-      context,
-      engine,
-      events,
-      features,
-      logPages,
-      namespaces,
-      keepAlive,
-      registers,
-      identity: this.#options,
-      maxTransfer,
-    });
-    this.#started = { context, engine, events, io, admin, keepAlive, lifecycle, logPages, counters };
+    const parts = { context, engine, events, features, keepAlive, logPages, namespaces, registers };
+    const lifecycle = new Lifecycle(parts);
+    const admin = new AdminCommands({ ...parts, identity: this.#options, maxTransfer });
+    this.#started = { ...parts, io, admin, lifecycle, counters };
     log.info(
       { namespaces: this.#describeNamespaces(), queues: this.#options.queues, sharedDoorbells },
       "NVMe controller",
@@ -307,14 +287,9 @@ function msiVectors(vectors: number): 1 | 2 | 4 | 8 | 16 | 32 {
 }
 
 /** What is made when the device starts. */
-interface Parts {
-  readonly context: DeviceContext;
-  readonly engine: QueueEngine;
-  readonly events: AsyncEvents;
+interface Parts extends ControllerParts {
   readonly io: IoCommands;
   readonly admin: AdminCommands;
-  readonly keepAlive: KeepAlive;
   readonly lifecycle: Lifecycle;
-  readonly logPages: LogPages;
   readonly counters: Counters;
 }

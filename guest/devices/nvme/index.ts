@@ -96,7 +96,7 @@ async function checkDifferent(files: readonly string[]): Promise<void> {
   const names = new Map<string, string>();
   for (const file of files) {
     const status = await stat(file, { bigint: true }).catch(() => undefined);
-    // What cannot be looked at cannot be opened either, and that says why.
+    // What has no status cannot be opened either, and that says why.
     if (status === undefined) continue;
     const { dev, ino, rdev } = status;
     const key = status.isBlockDevice() ? `device ${rdev}` : `${dev} ${ino}`;

@@ -8,8 +8,7 @@
  * for a while.
  */
 import { startDeadline } from "../../../shared/deadline.js";
-import type { Log } from "../../../shared/log.js";
-import type { Dma } from "../../device.js";
+import type { DeviceContext } from "../../device.js";
 import type { RegisterFile } from "../../pci/registers.js";
 import { adminQueuesOf } from "./commands/create-queues.js";
 import type { AsyncEvents } from "./commands/events.js";
@@ -23,27 +22,26 @@ import type { Namespaces } from "./storage/namespaces.js";
 /** How long enabling waits for writes of before. A disk that takes longer hangs, and another one may be wanted. */
 const OLD_WRITES_MS = 1000;
 
-/** What has a state that a reset ends. */
-export interface LifecycleParts {
-  readonly dma: Dma;
+/** What a controller that was started is made of, with a state that a reset ends. */
+export interface ControllerParts {
+  readonly context: DeviceContext;
   readonly engine: QueueEngine;
   readonly events: AsyncEvents;
   readonly features: Features;
   readonly keepAlive: KeepAlive;
-  readonly log: Log;
   readonly logPages: LogPages;
   readonly namespaces: Namespaces;
   readonly registers: RegisterFile<RegisterName>;
 }
 
 export class Lifecycle {
-  readonly #parts: LifecycleParts;
+  readonly #parts: ControllerParts;
   /** Counts disables and resets, so that what was begun before one leaves the registers alone. */
   #generation = 0;
   /** A disable or reset waits for DMA: enabling waits too. */
   #stopping = false;
 
-  constructor(parts: LifecycleParts) {
+  constructor(parts: ControllerParts) {
     this.#parts = parts;
   }
 
@@ -69,8 +67,8 @@ export class Lifecycle {
 
   /** NSSR was written. 7.3.1: there is one controller in the subsystem. */
   resetSubsystem(): void {
-    const { log, registers } = this.#parts;
-    log.info("NVM subsystem reset by the driver");
+    const { context, registers } = this.#parts;
+    context.log.info("NVM subsystem reset by the driver");
     registers.reset();
     registers.set("CSTS", Csts.NSSRO);
     void this.#stopAndSettle();
@@ -78,8 +76,8 @@ export class Lifecycle {
 
   /** 9.5 Controller Fatal Status: nothing goes on until the driver resets the controller. */
   fail(reason: string): void {
-    const { log, registers } = this.#parts;
-    log.warn({ reason }, "controller fatal status");
+    const { context, registers } = this.#parts;
+    context.log.warn({ reason }, "controller fatal status");
     this.#stop();
     registers.set("CSTS", registers.get("CSTS") | Csts.CFS);
   }
@@ -87,7 +85,7 @@ export class Lifecycle {
   /** 7.6.1: RDY when all is in order, CFS when the driver's set-up is not. */
   async #enable(): Promise<void> {
     if (this.#stopping) return;
-    const { engine, log, namespaces, registers } = this.#parts;
+    const { context, engine, namespaces, registers } = this.#parts;
     const generation = this.#generation;
     if (namespaces.hasWrites) await inTime(namespaces.settled("writes"));
     if (generation !== this.#generation) return;
@@ -99,7 +97,7 @@ export class Lifecycle {
     engine.enable(queues);
     this.#setStatus(Csts.RDY);
     namespaces.watch();
-    log.info("enabled by the driver");
+    context.log.info("enabled by the driver");
   }
 
   /** 7.3.2, Controller Reset: queues are gone at once, RDY falls when no DMA is in flight. */
@@ -116,13 +114,13 @@ export class Lifecycle {
 
   /** Back to disabled. The admin queue's registers stay as they are. Resolves when no DMA is in flight. */
   async #stopAndSettle(): Promise<void> {
-    const { dma, engine, registers } = this.#parts;
+    const { context, engine, registers } = this.#parts;
     const generation = ++this.#generation;
     this.#stop();
     engine.setInterruptMask(0);
-    if (!dma.isIdle()) {
+    if (!context.dma.isIdle()) {
       this.#stopping = true;
-      await dma.settled();
+      await context.dma.settled();
       if (generation !== this.#generation) return;
     }
     this.#stopping = false;

@@ -43,7 +43,7 @@ export function barLayout(queues: number, shared: boolean): BarLayout {
 
 /** Entries of an I/O queue at most (CAP.MQES plus one). */
 export const MAX_QUEUE_ENTRIES = 1024;
-/** CAP.TO: half seconds that a driver waits for CSTS.RDY; a disable waits for file I/O under way, so it is generous. */
+/** CAP.TO: half seconds that a driver waits for CSTS.RDY; a disable waits for file I/O in flight, so it is generous. */
 const TIMEOUT_HALF_SECONDS = 60;
 /** CAP.MPSMIN and MPSMAX, as powers of two above 4 KiB. */
 const MPSMIN = 0;

@@ -40,14 +40,14 @@ export const Command = struct({
 });
 
 /**
- * PSDT: by PRPs, or by an SGL whose first descriptor takes the place of both PRPs; the others differ in metadata alone.
+ * PSDT: by PRPs, or by an SGL whose first descriptor replaces both PRPs; the others differ in metadata alone.
  */
 export const Psdt = { PRP: 0, SGL: 1, SGL_AND_METADATA: 2, RESERVED: 3 } as const;
 
 /** 4.4, Figure 113: SGL descriptor. ID has the type in bits 7:4; bits 3:0, the sub type, are 0 for an address. */
 export const SglDescriptor = struct({ ADDRESS: "i64", LENGTH: "u32", reserved: 3, ID: "u8" });
 export const SGL_DESCRIPTOR_SIZE = SglDescriptor.size;
-/** Figure 114, in ID's place. */
+/** Figure 114, for ID. */
 export const SglType = { DATA_BLOCK: 0x00, SEGMENT: 0x20, LAST_SEGMENT: 0x30 } as const;
 
 /** 4.6 Completion Queue Entry. */

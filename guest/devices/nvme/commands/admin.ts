@@ -7,36 +7,21 @@
  * what need not wait, and transfers.ts the rest.
  */
 import { isExact } from "../../../../shared/address.js";
-import type { DeviceContext } from "../../../device.js";
-import type { RegisterFile } from "../../../pci/registers.js";
-import type { KeepAlive } from "../lifecycle.js";
+import type { ControllerParts } from "../lifecycle.js";
 import type { Command } from "../queues/command.js";
 import { ShadowDoorbells } from "../queues/doorbell-words.js";
 import type { QueueEngine } from "../queues/engine.js";
-import type { RegisterName } from "../registers.js";
 import { AdminOpcode, Feature, Format, NSID_ALL, Status, Timestamp } from "../spec.js";
 import { LBA_FORMATS } from "../storage/namespace.js";
-import type { Namespaces } from "../storage/namespaces.js";
 import { QueueCommands } from "./create-queues.js";
-import type { AsyncEvents } from "./events.js";
-import type { Features } from "./features.js";
 import { type Identity, identify, Oacs } from "./identify.js";
-import type { LogPages } from "./log-pages.js";
 import { copyData } from "./transfers.js";
 
 /** What admin commands work on. */
-export interface AdminSources {
-  readonly context: DeviceContext;
-  readonly engine: QueueEngine;
-  readonly events: AsyncEvents;
-  readonly features: Features;
-  readonly logPages: LogPages;
+export interface AdminSources extends ControllerParts {
   readonly identity: Identity;
-  readonly namespaces: Namespaces;
   /** Bytes of one command's data (MDTS). */
   readonly maxTransfer: number;
-  readonly registers: RegisterFile<RegisterName>;
-  readonly keepAlive: KeepAlive;
 }
 
 /** The admin commands that there are. */
@@ -225,7 +210,7 @@ export class AdminCommands {
   }
 
   /**
-   * Doorbells that are in memory anyway need no second place there. And a driver that is interrupted by INTA# has to
+   * Doorbells that are in memory anyway need not be there twice. And a driver that is interrupted by INTA# has to
    * write registers: without KVM, QEMU deasserts it when the driver accesses a BAR, and not before.
    */
   get #hasShadowDoorbells(): boolean {

@@ -63,7 +63,7 @@ export class DirectIo {
     if (namespace === undefined || namespace.formatting) return false;
     const disk = this.#disks[namespace.id];
     if (disk === undefined || !(isRead ? this.#mayRead(command, disk) : this.#mayWrite(command, disk))) return false;
-    if (command.place(namespace, this.#maxTransfer) !== Status.SUCCESS) return false;
+    if (command.setRange(namespace, this.#maxTransfer) !== Status.SUCCESS) return false;
     const { ranges, length } = command;
     if (!namespace.io.isFree(command.position, length, isRead)) return false;
     if (command.resolveInWindow(length) !== Status.SUCCESS) return false;

@@ -76,7 +76,7 @@ export class AsyncEvents {
     this.deliver();
   }
 
-  /** Reports what can be: also called when the admin completion queue has places again. */
+  /** Reports what can be: also called when the admin completion queue has room again. */
   deliver(): void {
     const admin = this.#engine.submissionQueues[0];
     if (admin === undefined || this.#engine.paused) return;

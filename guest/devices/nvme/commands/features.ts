@@ -11,8 +11,6 @@ interface FeatureValue {
   readonly mask: number;
   /** Bits that ask for what is not there. The others beyond the mask have no meaning, and are ignored. */
   readonly refused?: number;
-  /** Get Features' Supported Capabilities: bit 1 namespace specific, bit 2 changeable. */
-  readonly changeable: boolean;
 }
 
 /** Kelvin; made up, as of a disk that is neither cold nor hot. */
@@ -29,27 +27,28 @@ const DEALLOCATED_BLOCK_ERROR = 1 << 16;
 const EVENTS = 0xff | OAES_NAMESPACE_ATTRIBUTE;
 
 const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
-  [Feature.ARBITRATION, { reset: 4, mask: ALL, changeable: true }],
+  [Feature.ARBITRATION, { reset: 4, mask: ALL }],
   // One power state, number 0.
-  [Feature.POWER_MANAGEMENT, { reset: 0, mask: 0xff, changeable: true }],
-  [Feature.TEMPERATURE_THRESHOLD, { reset: WARNING_TEMPERATURE, mask: 0xffff, changeable: true }],
-  [Feature.ERROR_RECOVERY, { reset: 0, mask: 0xffff, refused: DEALLOCATED_BLOCK_ERROR, changeable: true }],
-  [Feature.VOLATILE_WRITE_CACHE, { reset: 1, mask: 1, changeable: true }],
-  [Feature.NUMBER_OF_QUEUES, { reset: 0, mask: 0, changeable: true }],
-  [Feature.INTERRUPT_COALESCING, { reset: 0, mask: 0xffff, changeable: true }],
-  [Feature.INTERRUPT_VECTOR_CONFIGURATION, { reset: 0, mask: 0, changeable: true }],
-  [Feature.WRITE_ATOMICITY_NORMAL, { reset: 0, mask: 1, changeable: true }],
-  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: EVENTS, refused: ~EVENTS, changeable: true }],
+  [Feature.POWER_MANAGEMENT, { reset: 0, mask: 0xff }],
+  [Feature.TEMPERATURE_THRESHOLD, { reset: WARNING_TEMPERATURE, mask: 0xffff }],
+  [Feature.ERROR_RECOVERY, { reset: 0, mask: 0xffff, refused: DEALLOCATED_BLOCK_ERROR }],
+  [Feature.VOLATILE_WRITE_CACHE, { reset: 1, mask: 1 }],
+  [Feature.NUMBER_OF_QUEUES, { reset: 0, mask: 0 }],
+  [Feature.INTERRUPT_COALESCING, { reset: 0, mask: 0xffff }],
+  [Feature.INTERRUPT_VECTOR_CONFIGURATION, { reset: 0, mask: 0 }],
+  [Feature.WRITE_ATOMICITY_NORMAL, { reset: 0, mask: 1 }],
+  [Feature.ASYNC_EVENT_CONFIGURATION, { reset: 0, mask: EVENTS, refused: ~EVENTS }],
   // Its value is data: `clock`.
-  [Feature.TIMESTAMP, { reset: 0, mask: 0, changeable: true }],
+  [Feature.TIMESTAMP, { reset: 0, mask: 0 }],
   // Milliseconds.
-  [Feature.KEEP_ALIVE_TIMER, { reset: 0, mask: ALL, changeable: true }],
+  [Feature.KEEP_ALIVE_TIMER, { reset: 0, mask: ALL }],
 ]);
 
 /** Get Features, SEL. */
 const SELECT_CURRENT = 0;
 const SELECT_CAPABILITIES = 3;
 const SAVE = 0x8000_0000;
+/** Bit 0 saveable, bit 1 namespace specific, bit 2 changeable. */
 const CAPABILITY_CHANGEABLE = 1 << 2;
 /** Temperature Threshold: the sensor and which of its two thresholds. */
 const THRESHOLD_SELECT = 0x003f_0000;
@@ -90,7 +89,7 @@ class Clock {
     const now = Math.floor(this.#set + performance.now() - this.#setAt);
     return Timestamp.encode({
       LOW: now >>> 0,
-      // 48 bits, which turn over.
+      // 48 bits, which wrap around.
       HIGH: Math.floor(now / 0x1_0000_0000) & 0xffff,
       ATTRIBUTES: this.#isSet ? TIMESTAMP_SET_BY_HOST : 0,
     });
@@ -147,7 +146,7 @@ export class Features {
     const feature = FEATURES.get(identifier);
     if (feature === undefined || select > SELECT_CAPABILITIES) return Status.INVALID_FIELD;
     if (select === SELECT_CAPABILITIES) {
-      this.result = feature.changeable ? CAPABILITY_CHANGEABLE : 0;
+      this.result = CAPABILITY_CHANGEABLE;
       return Status.SUCCESS;
     }
     const current = select === SELECT_CURRENT;

@@ -93,8 +93,8 @@ export class IoCommands {
 
   /** Read, Write, Compare. */
   #startTransfer(command: Command, namespace: Namespace): void {
-    const placed = command.place(namespace, this.#maxTransfer);
-    const resolved = placed === Status.SUCCESS ? command.resolve(command.length) : placed;
+    const checked = command.setRange(namespace, this.#maxTransfer);
+    const resolved = checked === Status.SUCCESS ? command.resolve(command.length) : checked;
     if (typeof resolved === "number") this.#move(command, namespace, resolved);
     else void resolved.then((status) => this.#move(command, namespace, status));
   }
@@ -114,10 +114,10 @@ export class IoCommands {
 
   /** Write Zeroes and Verify: MDTS is no limit to what moves no data. */
   #startWithoutData(command: Command, namespace: Namespace): void {
-    const placed = command.place(namespace, Number.POSITIVE_INFINITY);
+    const checked = command.setRange(namespace, Number.POSITIVE_INFINITY);
     const finish = (status: number): void => this.#finish(command, namespace, status);
-    if (placed !== Status.SUCCESS) {
-      command.complete(placed);
+    if (checked !== Status.SUCCESS) {
+      command.complete(checked);
     } else if (command.opcode === NvmOpcode.VERIFY) {
       verify(command, namespace, finish);
     } else {
@@ -206,7 +206,7 @@ async function manageDataset(command: Command, namespace: Namespace): Promise<nu
 
 /**
  * All source ranges are checked and read before the first block is written, so that they may overlap the destination.
- * Sets the command's place in the storage. Resolves to a status; never rejects.
+ * Sets the command's position and length. Resolves to a status; never rejects.
  */
 async function copyBlocks(command: Command, namespace: Namespace): Promise<number> {
   const { cdw10, cdw11, cdw12 } = command;

@@ -47,7 +47,7 @@ const IO_EFFECTS: ReadonlyMap<number, number> = new Map([
   [NvmOpcode.COPY, CHANGES_DATA],
 ]);
 
-/** Parameter Error Location: the byte of the command that is to blame, where the status tells. */
+/** Parameter Error Location: the byte of the command that is to blame, where the status says it. */
 const ERROR_LOCATIONS: ReadonlyMap<number, number> = new Map([
   [Status.INVALID_OPCODE, 0],
   [Status.INVALID_NAMESPACE_OR_FORMAT, 4],

@@ -43,7 +43,7 @@ export function read(command: Command, namespace: Namespace, done: StatusDone): 
   withBuffer(length, command, namespace, done, (buffer, give) => {
     fromDisk(buffer.pieces(length), position, command, namespace, (status) => {
       if (status !== Status.SUCCESS || command.ended) give(status);
-      else toDriver(command, buffer.bytes(length), give);
+      else move("write", command, buffer.bytes(length), give);
     });
   });
 }
@@ -51,7 +51,7 @@ export function read(command: Command, namespace: Namespace, done: StatusDone): 
 export function write(command: Command, namespace: Namespace, done: StatusDone): void {
   const { length, position } = command;
   withBuffer(length, command, namespace, done, (buffer, give) => {
-    fromDriver(command, buffer.bytes(length), (status) => {
+    move("read", command, buffer.bytes(length), (status) => {
       if (status !== Status.SUCCESS || command.ended) give(status);
       else toDisk(buffer.pieces(length), position, command, namespace, give);
     });
@@ -68,7 +68,7 @@ export function compare(command: Command, namespace: Namespace, done: StatusDone
         return;
       }
       const theirs = buffer.bytes(length, length);
-      fromDriver(command, theirs, (moved) => {
+      move("read", command, theirs, (moved) => {
         const isEqual = moved !== Status.SUCCESS || Buffer.compare(buffer.bytes(length), theirs) === 0;
         give(isEqual ? moved : Status.COMPARE_FAILURE);
       });
@@ -136,33 +136,20 @@ function toDisk(pieces: Pieces, position: number, command: Command, disk: Namesp
   });
 }
 
-/** At once where the memory is in the window. */
-function toDriver({ dma, ranges, segments }: Command, bytes: Uint8Array, done: StatusDone): void {
-  if (!segments.locate(dma, ranges, "write")) {
-    void asStatus(dma.writeList(ranges, bytes)).then(done);
+/** Between `bytes` and the memory that a command names, which is known: at once where that is in the window. */
+function move(access: "read" | "write", { dma, ranges, segments }: Command, bytes: Uint8Array, done: StatusDone): void {
+  const isRead = access === "read";
+  if (!segments.locate(dma, ranges, access)) {
+    void asStatus(isRead ? dma.readList(ranges, bytes) : dma.writeList(ranges, bytes)).then(done);
     return;
   }
   let at = 0;
   for (let n = 0; n < segments.count; n++) {
-    const segment = segments.segments[n];
-    copyBytes(bytes, at, segment.bytes, segment.offset, segment.length);
-    at += segment.length;
+    const { bytes: memory, offset, length } = segments.segments[n];
+    if (isRead) copyBytes(memory, offset, bytes, at, length);
+    else copyBytes(bytes, at, memory, offset, length);
+    at += length;
   }
-  dma.account(0, at);
-  done(segments.isLost() ? Status.DATA_TRANSFER_ERROR : Status.SUCCESS);
-}
-
-function fromDriver({ dma, ranges, segments }: Command, bytes: Uint8Array, done: StatusDone): void {
-  if (!segments.locate(dma, ranges, "read")) {
-    void asStatus(dma.readList(ranges, bytes)).then(done);
-    return;
-  }
-  let at = 0;
-  for (let n = 0; n < segments.count; n++) {
-    const segment = segments.segments[n];
-    copyBytes(segment.bytes, segment.offset, bytes, at, segment.length);
-    at += segment.length;
-  }
-  dma.account(at, 0);
+  dma.account(isRead ? at : 0, isRead ? 0 : at);
   done(segments.isLost() ? Status.DATA_TRANSFER_ERROR : Status.SUCCESS);
 }

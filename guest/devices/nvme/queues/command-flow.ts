@@ -9,6 +9,7 @@
 import { KiB, MiB } from "../../../../shared/limits.js";
 import { isLost } from "../../../../shared/lost-memory.js";
 import type { DeviceContext } from "../../../device.js";
+import type { DirectIo } from "../commands/direct-io.js";
 import { MINIMUM_PAGE_SIZE } from "../registers.js";
 import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
 import { ioBatch } from "../storage/io-batch.js";
@@ -33,7 +34,7 @@ const WORK_SHIFT = 14;
 
 export interface CommandFlowHooks {
   /** Commands that can be done at once. */
-  readonly direct: DirectCommands;
+  readonly direct: DirectIo;
   execute(command: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;
@@ -41,17 +42,6 @@ export interface CommandFlowHooks {
   onFatal(reason: unknown): void;
   /** A bug of ours. */
   onBug(error: unknown): void;
-}
-
-/** See direct-io.ts. */
-export interface DirectCommands {
-  /** Bytes that `finish` is going to copy. */
-  readonly pending: number;
-  /** False when the command is none of these. */
-  start(command: Command): boolean;
-  finish(): void;
-  /** After `finish`. False when the command is none of these after all. */
-  isDone(command: Command): boolean;
 }
 
 /** What commands want of the engine. */
@@ -127,7 +117,7 @@ export class CommandFlow {
   #fetch(queue: SubmissionQueue): number {
     const { dma } = this.#context;
     const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
-    const place = isLocated ? queue.segment : segment;
+    const ring = isLocated ? queue.segment : segment;
     this.#copied = 0;
     let count = 0;
     let byMessages = false;
@@ -136,10 +126,10 @@ export class CommandFlow {
       byMessages =
         !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
       if (byMessages) break;
-      const offset = isLocated ? place.offset + inRing : place.offset;
-      const command = this.#take(place.data, offset);
+      const offset = isLocated ? ring.offset + inRing : ring.offset;
+      const command = this.#take(ring.data, offset);
       // Zeros in place of memory that is gone are no command.
-      if (isLost(place.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
+      if (isLost(ring.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
         this.#hooks.onFatal("its file was made smaller");
         break;
       }
@@ -206,7 +196,7 @@ export class CommandFlow {
     this.#pool.push(command);
   }
 
-  /** Posts a completion; the queue has a place for it. */
+  /** Posts a completion; the queue has room for it. */
   post(queue: SubmissionQueue, commandId: number, status: number, result: number): void {
     const { completionQueue } = queue;
     const field = isFinal(status) ? status | DO_NOT_RETRY : status;
@@ -338,7 +328,7 @@ export class CommandFlow {
     command.namespace = undefined;
     namespace?.end();
     this.inFlight.end(command.waitGroup);
-    // Others may have waited for the place, or for MAX_COMMANDS.
+    // Others may have waited for room, or for MAX_COMMANDS.
     this.#engine.serve(queue);
   }
 }

@@ -92,8 +92,8 @@ export class Command implements Task {
     return (this.flags & 0x3f) !== 0 || this.psdt === Psdt.RESERVED;
   }
 
-  /** Sets the place in the storage of a command whose CDW10 to CDW12 are SLBA and NLB. Returns a status. */
-  place(namespace: Namespace, maxLength: number): number {
+  /** Sets position and length of a command whose CDW10 to CDW12 are SLBA and NLB. Returns a status. */
+  setRange(namespace: Namespace, maxLength: number): number {
     const blocks = (this.cdw12 & RW_NLB_MASK) + 1;
     const length = blocks * namespace.blockSize;
     if (length > maxLength) return Status.INVALID_FIELD;

@@ -12,16 +12,16 @@
  * slept, and an idle device costs next to nothing.
  */
 import type { DoorbellWords, ShadowDoorbells, SharedDoorbells } from "./doorbell-words.js";
-import { type CompletionQueue, Doorbell, type Ring, type SubmissionQueue } from "./queues.js";
+import type { CompletionQueue, Ring, SubmissionQueue } from "./queues.js";
 
 /** The queues, as the engine has them. */
 export interface PolledQueues {
   /** By queue identifier. */
   readonly submissionQueues: readonly (SubmissionQueue | undefined)[];
   readonly completionQueues: readonly (CompletionQueue | undefined)[];
-  /** Both take what was read in memory, and return one of Doorbell. */
-  takeTail(queue: SubmissionQueue, tail: number): number;
-  takeHead(queue: CompletionQueue, head: number): number;
+  /** Both take what was read in memory; false when it is invalid. */
+  takeTail(queue: SubmissionQueue, tail: number): boolean;
+  takeHead(queue: CompletionQueue, head: number): boolean;
 }
 
 /** `delay`'s answers, beside milliseconds. */
@@ -124,8 +124,8 @@ export abstract class DoorbellPoll<Words extends DoorbellWords = DoorbellWords> 
     if (head !== queue.head) this.#check(queue, head, this.queues.takeHead(queue, head));
   }
 
-  #check(queue: Ring, value: number, result: number): void {
-    if (result === Doorbell.ACCEPTED) queue.invalidDoorbell = -1;
+  #check(queue: Ring, value: number, isValid: boolean): void {
+    if (isValid) queue.invalidDoorbell = -1;
     else if (queue.invalidDoorbell !== value) {
       queue.invalidDoorbell = value;
       this.#onInvalid();

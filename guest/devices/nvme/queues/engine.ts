@@ -18,7 +18,7 @@ import { CommandFlow, type CommandFlowHooks } from "./command-flow.js";
 import { AT_ONCE, NEVER, type PolledQueues, type Polling, ShadowPoll, SharedPoll } from "./doorbell-poll.js";
 import type { SharedDoorbells } from "./doorbell-words.js";
 import { QueueInterrupts } from "./queue-interrupts.js";
-import { type AdminQueues, type CompletionQueue, Doorbell, type Ring, type SubmissionQueue } from "./queues.js";
+import type { AdminQueues, CompletionQueue, Ring, SubmissionQueue } from "./queues.js";
 
 /** What a turn may do, as `CommandFlow.fetch` counts it. */
 const TURN_WORK = 64;
@@ -127,28 +127,27 @@ export class QueueEngine implements PolledQueues {
       return queue === undefined ? ErrorEvent.INVALID_DOORBELL_REGISTER : undefined;
     }
     if (queue === undefined) return ErrorEvent.INVALID_DOORBELL_REGISTER;
-    let result: number = Doorbell.INVALID;
-    if (completion !== undefined) result = this.takeHead(completion, value);
-    else if (submission !== undefined) result = this.takeTail(submission, value);
+    const isValid = completion
+      ? this.takeHead(completion, value)
+      : submission !== undefined && this.takeTail(submission, value);
     if (this.hasReady) this.serveNow();
-    return result === Doorbell.INVALID ? ErrorEvent.INVALID_DOORBELL_VALUE : undefined;
+    return isValid ? undefined : ErrorEvent.INVALID_DOORBELL_VALUE;
   }
 
   /** A submission queue's tail, wherever it came from. The caller makes a turn. */
-  takeTail(queue: SubmissionQueue, tail: number): number {
-    const result = queue.ring(tail);
-    if (result === Doorbell.ACCEPTED) this.#enqueue(queue);
-    return result;
+  takeTail(queue: SubmissionQueue, tail: number): boolean {
+    if (!queue.ring(tail)) return false;
+    this.#enqueue(queue);
+    return true;
   }
 
   /** Entries came free, so commands that waited for them can be fetched. */
-  takeHead(queue: CompletionQueue, head: number): number {
-    const result = queue.ring(head);
-    if (result !== Doorbell.ACCEPTED) return result;
+  takeHead(queue: CompletionQueue, head: number): boolean {
+    if (!queue.ring(head)) return false;
     for (const submission of queue.submissionQueues) this.#enqueue(submission);
     this.interrupts.acknowledge();
     if (queue.id === 0) this.#hooks.onAdminRoom();
-    return result;
+    return true;
   }
 
   /** Puts a queue into the row, if it has commands that can be fetched, and makes a turn soon. */

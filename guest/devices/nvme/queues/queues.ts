@@ -14,9 +14,6 @@ const LAST_WORD = Completion.offsets.CID;
 /** Bytes of the largest ring that a driver can ask for: an admin queue's. */
 export const MAX_RING_SIZE = 4096 * SUBMISSION_ENTRY_SIZE;
 
-/** What a doorbell write was. */
-export const Doorbell = { ACCEPTED: 0, INVALID: 1 } as const;
-
 /** What the registers describe (7.6.1). `pageSize`: CC.MPS in bytes. */
 export interface AdminQueues {
   readonly pageSize: number;
@@ -106,12 +103,12 @@ export class CompletionQueue extends Ring {
     return this.size - 1 - this.used - this.reserved;
   }
 
-  /** Doorbell CQyHDBL, 3.1.25: takes entries away. */
-  ring(head: number): number {
-    if (head >= this.size || head === this.head) return Doorbell.INVALID;
-    if ((head - this.head + this.size) % this.size > this.used) return Doorbell.INVALID;
+  /** Doorbell CQyHDBL, 3.1.25: takes entries away. False when the value is invalid. */
+  ring(head: number): boolean {
+    if (head >= this.size || head === this.head) return false;
+    if ((head - this.head + this.size) % this.size > this.used) return false;
     this.head = head;
-    return Doorbell.ACCEPTED;
+    return true;
   }
 
   /**
@@ -175,11 +172,11 @@ export class SubmissionQueue extends Ring {
     return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room > 0;
   }
 
-  /** Doorbell SQyTDBL, 3.1.24: adds entries. */
-  ring(tail: number): number {
-    if (tail >= this.size || tail === this.tail) return Doorbell.INVALID;
-    if ((tail - this.tail + this.size) % this.size > this.size - 1 - this.used) return Doorbell.INVALID;
+  /** Doorbell SQyTDBL, 3.1.24: adds entries. False when the value is invalid. */
+  ring(tail: number): boolean {
+    if (tail >= this.size || tail === this.tail) return false;
+    if ((tail - this.tail + this.size) % this.size > this.size - 1 - this.used) return false;
     this.tail = tail;
-    return Doorbell.ACCEPTED;
+    return true;
   }
 }

@@ -39,9 +39,7 @@ export class FileIo {
     this.#buffers = new BufferTable(this.#client.pool);
   }
 
-  /**
-   * Moves all of `pieces` (at least one), or fails. They must stay as they are until then, and the memory in place.
-   */
+  /** Moves all of `pieces` (at least one), or fails. Until then they stay as they are, and their memory where it is. */
   read(pieces: Pieces, position: number, done: Done): void {
     this.#move(Operation.READ, pieces, position, done);
   }

@@ -4,7 +4,7 @@
  *
  * The write cache is the kernel's page cache under the storage; `sync` writes it out. When that fails, Linux may have
  * dropped what was not written, and reports success from then on. So a failure is kept and every later sync fails too,
- * until all blocks are erased. Only a lack of space, which its driver is told of with no invitation to retry, is over
+ * until all blocks are erased. Only a lack of space, reported to its driver with no invitation to retry, is over
  * when there is space again.
  */
 import { KiB, MiB } from "../../../../shared/limits.js";

@@ -69,8 +69,8 @@ export async function openStorage(path: string, options: StorageOptions = {}): P
 
 /** The smallest transfer that a file takes that was opened with O_DIRECT. @throws SystemError */
 function directSizeOf(fd: number): number {
-  const told = directAlignment(fd);
-  if (told !== undefined && told > 0) return Math.max(told, SECTOR);
+  const aligned = directAlignment(fd);
+  if (aligned !== undefined && aligned > 0) return Math.max(aligned, SECTOR);
   const bytes = pageAligned(PAGE_SIZE);
   for (let size = SECTOR; size < PAGE_SIZE; size *= 2) {
     try {
