@@ -137,7 +137,7 @@ export class BridgeLink implements Backend, BackEndDevice {
       commands: this.#relay.commands,
       postedWrites: this.#relay.postedWrites,
       doorbells: this.#doorbells.relayed,
-      ioEvents: this.#sharing.forwarded,
+      ioEvents: this.#sharing.events.forwarded,
       messagesSent: channel.sent,
       messagesReceived: channel.received,
       messageSignals: channel.signals,
@@ -314,7 +314,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#requests.channel.halt();
     this.#log.info("the device VM is paused, or the device was reset");
     this.#stopGrace = startDeadline(PAUSE_GRACE_MS, () => this.#state.raise("graceOver"));
-    this.#sharing.stop();
+    this.#sharing.events.stop();
     this.#changes.paused();
   }
 
@@ -350,7 +350,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#doorbells.detach();
     this.#relay.processLeft();
     if (isThere) {
-      this.#sharing.stop();
+      this.#sharing.events.stop();
       this.#requests.abandon(reason);
       return;
     }

@@ -153,7 +153,7 @@ export class Introduction {
       await this.#announceGone(announced.generation);
     } else {
       await maps.release();
-      if (sharing.stale) await this.#announceGone(this.#generation - (client ? 1 : 0));
+      if (sharing.memories.stale) await this.#announceGone(this.#generation - (client ? 1 : 0));
     }
     if (!client || this.#client !== client || !isReady()) return;
     const isNew = this.#announced !== client;
@@ -170,7 +170,7 @@ export class Introduction {
     changes.succeeded();
     this.#gaveUpFor = undefined;
     if (isNew) process.registers?.begin();
-    sharing.start();
+    sharing.events.start();
     client.reads.from(process.registers);
     this.#log.info({ generation: client.generation, maps: maps.size }, "the device has the client");
     client.isServed = true;
@@ -193,7 +193,7 @@ export class Introduction {
    * next client when it hears of that.
    */
   async #announceGone(generation: number): Promise<void> {
-    if (this.#options.sharing.stale) await this.#renewShared();
+    if (this.#options.sharing.memories.stale) await this.#renewShared();
     try {
       await this.#requests.request(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation }));
     } catch (error) {
@@ -206,7 +206,7 @@ export class Introduction {
 
   async #renewShared(): Promise<void> {
     try {
-      await this.#options.sharing.renew();
+      await this.#options.sharing.memories.renew();
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#state.raise("violated", `its memory cannot be recreated: ${error.message}`);

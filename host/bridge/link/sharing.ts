@@ -18,8 +18,8 @@ export type Allocation = () => Promise<Uint8Array<ArrayBuffer>>;
 
 export class Sharing {
   readonly handles: HandleTable;
-  readonly #memories: RegionMemories;
-  readonly #events: IoEvents;
+  readonly memories: RegionMemories;
+  readonly events: IoEvents;
   /** A client is there, which may have mapped what there is. */
   #hasClient = false;
   #lastHandle = 0;
@@ -27,81 +27,56 @@ export class Sharing {
   constructor(allocation: WindowAllocation, requests: RequestChannel) {
     // One numbering for both, since the device process tells them apart by it.
     const newHandle = () => ++this.#lastHandle;
-    this.#memories = new RegionMemories(allocation.window, allocation, newHandle);
-    this.#events = new IoEvents(requests, newHandle);
-    this.handles = new HandleTable(this.#memories, this.#events);
-  }
-
-  /** Signals of the client's that were forwarded so far. */
-  get forwarded(): number {
-    return this.#events.forwarded;
-  }
-
-  /** Whether the device process has memory of a client that is gone. */
-  get stale(): boolean {
-    return this.#memories.stale;
+    this.memories = new RegionMemories(allocation.window, allocation, newHandle);
+    this.events = new IoEvents(requests, newHandle);
+    this.handles = new HandleTable(this.memories, this.events);
   }
 
   /** Reads ALLOCATE_MEMORY or ALLOCATE_EVENTS, whose body is data[offset, offset + length). @throws ProtocolError */
   parse(command: number, data: DataView, offset: number, length: number): Allocation {
     if (command === LinkCommand.ALLOCATE_MEMORY) {
       const { region, areas } = parseAllocateMemory(data, offset, length);
-      return async () => memoryBody(await this.#memories.allocate(region, areas, this.#hasClient));
+      return async () => memoryBody(await this.memories.allocate(region, areas, this.#hasClient));
     }
     const { region, count } = parseAllocateEvents(data, offset, length);
-    return async () => handleBody(this.#events.allocate(region, count));
+    return async () => handleBody(this.events.allocate(region, count));
   }
 
   /** @throws ProtocolError when there is memory outside of these regions */
   checkAgainst({ regionSizes }: DeviceSummary): void {
-    if (!this.#memories.fitInto(regionSizes)) throw new ProtocolError("memory outside of its region");
+    if (!this.memories.fitInto(regionSizes)) throw new ProtocolError("memory outside of its region");
   }
 
   connect(): void {
     this.#hasClient = true;
   }
 
-  /** The client is gone; what a device process has is stale until `renew`. */
+  /** The client is gone; what a device process has is stale until `memories.renew`. */
   disconnect(): void {
     this.#hasClient = false;
-    this.#events.clientGone();
-    this.#memories.clientGone();
-  }
-
-  /** The device process has the client: what the client signals is forwarded. */
-  start(): void {
-    this.#events.start();
-  }
-
-  /** What the client signals waits until `start`. */
-  stop(): void {
-    this.#events.stop();
+    this.events.clientGone();
+    this.memories.clientGone();
   }
 
   /** The device process is gone. */
   processGone(): void {
-    this.#events.forget(this.#hasClient);
+    this.events.forget(this.#hasClient);
   }
 
   /** The device stopped, and QEMU dropped all that was mapped. */
   forget(): void {
-    this.#memories.forget(this.#hasClient);
+    this.memories.forget(this.#hasClient);
   }
 
   /** Takes the memory out of the window. Never rejects. */
   takeOut(): Promise<void> {
-    return this.#memories.takeOut(this.#hasClient);
-  }
-
-  /** Puts fresh memory in place of what is stale. Rejects with ProtocolError, SystemError or PeerGone. */
-  renew(): Promise<void> {
-    return this.#memories.renew();
+    return this.memories.takeOut(this.#hasClient);
   }
 
   /** Closes all fds; the device has stopped. */
   close(): void {
-    this.#events.forget(false);
-    this.#memories.forget(false);
+    this.events.forget(false);
+    this.memories.forget(false);
   }
 }
 

@@ -119,25 +119,7 @@ export class BackEnd {
     this.#device = options.device;
     this.#reportGone = options.gone;
     this.#log = options.log;
-    this.#vrings = new Vrings(
-      options.memory,
-      {
-        pausing: () => {
-          this.#window.hold();
-          options.device.pausing();
-        },
-        resumed: () => {
-          options.device.resumed();
-          this.#window.release();
-        },
-        reset: () => this.#reset("the device was reset"),
-        enabled: (index) => {
-          this.#started = true;
-          options.device.enabled(index);
-        },
-      },
-      options.log,
-    );
+    this.#vrings = new Vrings(options.memory, options.log);
     this.#connection = new Connection(
       fd,
       { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
@@ -306,7 +288,42 @@ export class BackEnd {
     }
   }
 
+  #setVringEnable(message: Message): void {
+    const { index, num } = VringState.view(message.data);
+    const vring = this.#vrings.mention(index);
+    if (num === 0) {
+      this.#pause();
+      vring.enabled = false;
+      return;
+    }
+    if (vring.enabled) return;
+    if (this.#vrings.wasReset()) this.#reset("the device was reset");
+    this.#vrings.enable(index);
+    this.#enabled(index);
+    if (!this.#vrings.haveResumed()) return;
+    this.#device.resumed();
+    this.#window.release();
+  }
+
+  #setKick(message: Message): void {
+    const index = this.#vrings.setFd(message, "kick");
+    if (index >= 0) this.#enabled(index);
+  }
+
+  #enabled(index: number): void {
+    this.#started = true;
+    this.#device.enabled(index);
+  }
+
+  /** Before a queue stops. */
+  #pause(): void {
+    if (!this.#vrings.pause()) return;
+    this.#window.hold();
+    this.#device.pausing();
+  }
+
   #getVringBase(message: Message): void {
+    this.#pause();
     Object.assign(VringState.view(this.#outView), this.#vrings.stop(message));
     this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
   }
@@ -348,10 +365,10 @@ export class BackEnd {
     [Request.SET_VRING_ADDR, { size: VringAddr.size, run: (b, m) => b.#vrings.setAddresses(m) }],
     [Request.SET_VRING_BASE, { size: VringState.size, run: (b, m) => b.#vrings.setBase(m) }],
     [Request.GET_VRING_BASE, { size: VringState.size, replies: true, run: (b, m) => b.#getVringBase(m) }],
-    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "kick") }],
+    [Request.SET_VRING_KICK, { size: U64.size, run: (b, m) => b.#setKick(m) }],
     [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "call") }],
     [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "error") }],
-    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#vrings.setEnable(m) }],
+    [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#setVringEnable(m) }],
     [Request.GET_CONFIG, { size: -1, replies: true, run: (b, m) => b.#getConfig(m) }],
     // All fields are read-only for the driver: a write is ignored.
     [Request.SET_CONFIG, { size: -1, run: () => {} }],

@@ -15,18 +15,6 @@ import { type Message, takeFd } from "./connection.js";
 import type { DeviceVmMemory } from "./memory.js";
 import { Vring, type VringFd } from "./vring.js";
 
-/** What the back-end hears of its queues. */
-export interface VringEvents {
-  /** A queue is about to stop, of rings that run: for the time being, or permanently. */
-  pausing(): void;
-  /** All rings that ran go on where they were. */
-  resumed(): void;
-  /** A queue is enabled that does not go on: what ran before was reset. */
-  reset(): void;
-  /** Queue `index` was enabled, or got its kick. */
-  enabled(index: number): void;
-}
-
 /** Bases have 16 bits. */
 const MAX_TOKEN = 0xffff;
 
@@ -35,15 +23,13 @@ export class Vrings {
   eventIndex = false;
   readonly #vrings: Vring[] = [];
   readonly #memory: DeviceVmMemory;
-  readonly #events: VringEvents;
   readonly #log: Log;
   /** Whether rings run; when they stand still, whether it is known yet that they go on. */
   #state: "idle" | "running" | "stopped" | "resuming" = "idle";
   #token = 0;
 
-  constructor(memory: DeviceVmMemory, events: VringEvents, log: Log) {
+  constructor(memory: DeviceVmMemory, log: Log) {
     this.#memory = memory;
-    this.#events = events;
     this.#log = log;
   }
 
@@ -84,75 +70,72 @@ export class Vrings {
 
   setNum(message: Message): void {
     const { index, num } = VringState.view(message.data);
-    this.#vring(index).size = num;
+    this.mention(index).size = num;
   }
 
   setBase(message: Message): void {
     const { index, num } = VringState.view(message.data);
-    this.#vring(index).base = num;
+    this.mention(index).base = num;
   }
 
   setAddresses(message: Message): void {
     const { index, descriptors, available, used } = VringAddr.view(message.data);
-    this.#vring(index).addresses = { descriptors, available, used };
+    this.mention(index).addresses = { descriptors, available, used };
   }
 
-  setFd(message: Message, name: VringFd): void {
+  /** Returns the index of a queue that is enabled and now has its kick, so that it may run; otherwise -1. */
+  setFd(message: Message, name: VringFd): number {
     const { value } = U64.view(message.data);
     const index = value & VRING_INDEX_MASK;
-    const vring = this.#vring(index);
+    const vring = this.mention(index);
     const fd = value & VRING_NO_FD ? -1 : takeFd(message);
     if (fd < 0 && !(value & VRING_NO_FD)) throw new ProtocolError("an eventfd is missing");
     vring.setFd(name, fd);
-    if (name === "kick" && vring.enabled) this.#start(index, vring);
-  }
-
-  setEnable(message: Message): void {
-    const { index, num } = VringState.view(message.data);
-    const vring = this.#vring(index);
-    if (num === 0) {
-      this.#pause();
-      vring.enabled = false;
-      return;
-    }
-    if (vring.enabled) return;
-    if (this.#state === "stopped") this.#decide();
-    if (this.#state === "idle") this.#state = "running";
-    vring.enabled = true;
+    if (name !== "kick" || !vring.enabled) return -1;
     this.#start(index, vring);
-    if (this.#state === "resuming") this.#resume();
+    return index;
   }
 
-  #pause(): void {
-    if (this.#state !== "running" && this.#state !== "resuming") return;
+  /** Before a queue stops, of rings that run: from now on they stand still. False where none ran. */
+  pause(): boolean {
+    if (this.#state !== "running" && this.#state !== "resuming") return false;
     // The first of them has stopped by now, or may have: the next start decides of all.
     this.#state = "stopped";
     this.#token = (this.#token % MAX_TOKEN) + 1;
-    this.#events.pausing();
+    return true;
   }
 
-  /** Before the first queue of a start is enabled, when all have been set up. */
-  #decide(): void {
+  /** Before a queue is enabled, the first one of a start when all have been set up: whether what ran before was reset. */
+  wasReset(): boolean {
+    if (this.#state !== "stopped") return false;
     const before = this.#vrings.filter((vring) => vring.hasStopped);
     if (this.#hasPaused(before)) {
       this.#state = "resuming";
-      return;
+      return false;
     }
     for (const vring of before) vring.forget();
     this.#state = "idle";
-    this.#events.reset();
+    return true;
+  }
+
+  enable(index: number): void {
+    if (this.#state === "idle") this.#state = "running";
+    const vring = this.mention(index);
+    vring.enabled = true;
+    this.#start(index, vring);
+  }
+
+  /** After that: whether by now all run again that stood still. */
+  haveResumed(): boolean {
+    if (this.#state !== "resuming") return false;
+    if (this.#vrings.some((vring) => vring.hasStopped && !vring.queue.running)) return false;
+    for (const vring of this.#vrings) vring.forget();
+    this.#state = "running";
+    return true;
   }
 
   #hasPaused(vrings: readonly Vring[]): boolean {
     return vrings.length > 0 && vrings.every((vring) => vring.isAsBefore) && vrings.some((vring) => vring.base > 0);
-  }
-
-  /** Goes on once all run again. */
-  #resume(): void {
-    if (this.#vrings.some((vring) => vring.hasStopped && !vring.queue.running)) return;
-    for (const vring of this.#vrings) vring.forget();
-    this.#state = "running";
-    this.#events.resumed();
   }
 
   #start(index: number, vring: Vring): void {
@@ -162,20 +145,18 @@ export class Vrings {
       this.#log.warn({ queue: index, reason: (error as Error).message }, "the driver set up a queue that cannot run");
       vring.reportBroken();
     }
-    this.#events.enabled(index);
   }
 
-  /** Stops a queue, and returns GET_VRING_BASE's reply. */
+  /** After `pause`: stops a queue, and returns GET_VRING_BASE's reply. */
   stop(message: Message): { index: number; num: number } {
     const { index } = VringState.view(message.data);
-    const vring = this.#vring(index);
-    this.#pause();
+    const vring = this.mention(index);
     const isDoorbell = index >= Queue.FIRST_DOORBELL;
     return { index, num: isDoorbell && vring.queue.running ? vring.stop(this.#token) : vring.stop() };
   }
 
   /** The vring of that index, made on first mention: the front-end never says how many there are. */
-  #vring(index: number): Vring {
+  mention(index: number): Vring {
     if (index >= MAX_QUEUES) throw new ProtocolError(`queue ${index} of at most ${MAX_QUEUES}`);
     while (this.#vrings.length <= index) this.#vrings.push(new Vring(this.#memory));
     return this.#vrings[index];
