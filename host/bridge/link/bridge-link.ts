@@ -94,11 +94,11 @@ export class BridgeLink implements Backend, BackEndDevice {
     const changes = new Changes(state, log);
     const requests = new RequestChannel(state, share);
     const allocation = new WindowAllocation(window, log);
-    const maps = new ClientMaps({ state, changes, requests, allocation, log });
+    const maps = new ClientMaps(state, changes, requests, allocation, log);
     const sharing = new Sharing(allocation, requests);
     const dma = new DmaRelay(requests.channel);
     const doorbells = new Doorbells(fds);
-    const interrupts = new ClientInterrupts({ state, changes, requests, doorbells, log });
+    const interrupts = new ClientInterrupts(state, changes, requests, doorbells, log);
     const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
     const relay = new CommandRelay(state, requests, process);
     this.#changes = changes;

@@ -28,8 +28,8 @@ import type { DeviceState } from "./device-state.js";
  * Less costs more in changes of processes.
  */
 const BYTES_PER_TURN = 8 * MiB;
-/** Bytes that are copied before it is looked whether others wait, which is a system call. */
-const BYTES_PER_LOOK = 512 * KiB;
+/** Bytes that are copied before it is checked whether others wait, which is a system call. */
+const BYTES_PER_CHECK = 512 * KiB;
 /** Once others have waited, large copies are a thread's for so long. */
 const SHARING_MS = 20;
 /** What is large: a thread's hop costs as much as this takes to copy. */
@@ -47,7 +47,7 @@ const COPIED_AS_ONE = 16;
 const DESCRIPTOR_PARTS = COPIED_AS_ONE / 2;
 
 /** A request that a thread copies for. */
-interface Away {
+interface PendingCopy {
   /** Of its chain. */
   readonly head: number;
   /** Bytes that are written into the chain. */
@@ -74,8 +74,8 @@ export class Copies {
   #sharingUntil = 0;
   readonly #buffers: BufferTable;
   /** What a thread copies, or is to copy next. */
-  readonly #batch: Away[] = [];
-  #isAway = false;
+  readonly #batch: PendingCopy[] = [];
+  #isPending = false;
   readonly #header = new Uint8Array(CopyRequest.size);
   readonly #request = CopyRequest.view(new DataView(this.#header.buffer));
   readonly #statusBytes = new Uint8Array(CopyStatus.size);
@@ -135,22 +135,22 @@ export class Copies {
   #serve(): void {
     const queue = this.#queue;
     const turn = this.#turn;
-    if (queue === undefined || this.#isAway || !turn.begin()) return;
+    if (queue === undefined || this.#isPending || !turn.begin()) return;
     let served = false;
     let goesOn = true;
     let isSharing = performance.now() < this.#sharingUntil;
     try {
       let left = BYTES_PER_TURN;
-      let untilLook = BYTES_PER_LOOK;
+      let untilCheck = BYTES_PER_CHECK;
       while (goesOn && left > 0 && (this.#batch.length === 0 || this.#threads.hasRoom(MOST_PLACES)) && queue.next()) {
         served = true;
         const handedOver = this.#batch.length;
         const cost = this.#carryOut(queue, isSharing);
         left -= cost;
         goesOn = turn.spend(cost / COPIED_AS_ONE);
-        if (this.#batch.length === handedOver) untilLook -= cost;
-        if (untilLook > 0) continue;
-        untilLook = BYTES_PER_LOOK;
+        if (this.#batch.length === handedOver) untilCheck -= cost;
+        if (untilCheck > 0) continue;
+        untilCheck = BYTES_PER_CHECK;
         // What is not large is this thread's in any case, so it stops here.
         if (isSharing) {
           left = 0;
@@ -172,7 +172,7 @@ export class Copies {
       return;
     }
     if (this.#batch.length > 0) {
-      this.#isAway = true;
+      this.#isPending = true;
       this.#threads.start(this.#onEnded);
     } else {
       if (served) this.#backEnd?.call(Queue.COPY);
@@ -182,11 +182,11 @@ export class Copies {
 
   /** The batch that a thread was at is done. */
   readonly #onEnded = (errno: number): void => {
-    this.#isAway = false;
-    for (const away of this.#batch) {
-      const isGone = errno !== 0 && this.#isLost(away);
-      if (isGone) this.#fail(away);
-      this.#queue?.completeLater(away.head, isGone ? CopyStatus.size : away.written);
+    this.#isPending = false;
+    for (const pending of this.#batch) {
+      const isGone = errno !== 0 && this.#isLost(pending);
+      if (isGone) this.#fail(pending);
+      this.#queue?.completeLater(pending.head, isGone ? CopyStatus.size : pending.written);
     }
     this.#batch.length = 0;
     this.#backEnd?.call(Queue.COPY);
@@ -195,7 +195,7 @@ export class Copies {
 
   /** Waits until no thread is at anything of this queue. */
   readonly #finish = (): void => {
-    while (this.#isAway) this.#threads.wait();
+    while (this.#isPending) this.#threads.wait();
   };
 
   /**
@@ -241,7 +241,7 @@ export class Copies {
     return Math.max(length, LEAST_COST) + cost;
   }
 
-  #statusPlaces({ chain }: DeviceQueue): Away["status"] {
+  #statusPlaces({ chain }: DeviceQueue): PendingCopy["status"] {
     chain.seek(true, 0);
     return Array.from({ length: CopyStatus.size }, () => {
       chain.next(1);
@@ -250,7 +250,7 @@ export class Copies {
   }
 
   /** Whether some of the driver VM's memory that a request is about was gone. */
-  #isLost({ address, length, isWrite }: Away): boolean {
+  #isLost({ address, length, isWrite }: PendingCopy): boolean {
     const memory = this.#memory;
     if (!memory.reaches(address, length, isWrite)) return false;
     for (let done = 0; done < length; ) {
@@ -262,7 +262,7 @@ export class Copies {
   }
 
   /** Its status was written when it was handed to the thread. */
-  #fail({ status }: Away): void {
+  #fail({ status }: PendingCopy): void {
     this.#status.errno = Errno.EFAULT;
     status.forEach(({ bytes, offset }, n) => {
       bytes[offset] = this.#statusBytes[n];

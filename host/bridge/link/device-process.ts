@@ -27,7 +27,7 @@ export interface DeviceClient {
   readonly isServed: boolean;
 }
 
-export interface DeviceProcessOptions {
+export interface DeviceProcessParts {
   readonly state: DeviceState;
   readonly changes: Changes;
   readonly requests: RequestChannel;
@@ -47,29 +47,17 @@ export class DeviceProcess implements DeviceMessages {
   /** From which reads of its registers are answered; undefined where it does not share them. */
   registers: RegisterMemory | undefined;
   client: DeviceClient | undefined;
+  readonly #parts: DeviceProcessParts;
   readonly #state: DeviceState;
-  readonly #changes: Changes;
   readonly #requests: RequestChannel;
-  readonly #allocation: WindowAllocation;
-  readonly #maps: ClientMaps;
-  readonly #sharing: Sharing;
-  readonly #dma: DmaRelay;
-  readonly #memory: RingMemory;
-  readonly #log: Log;
   /** The generation whose ALLOCATE_* is not answered yet. */
   #allocating = -1;
 
-  constructor({ state, changes, requests, allocation, maps, sharing, dma, memory, log }: DeviceProcessOptions) {
-    this.#state = state;
-    this.#changes = changes;
-    this.#requests = requests;
-    this.#allocation = allocation;
-    this.#maps = maps;
-    this.#sharing = sharing;
-    this.#dma = dma;
-    this.#memory = memory;
-    this.#log = log;
-    requests.listen(this);
+  constructor(parts: DeviceProcessParts) {
+    this.#parts = parts;
+    this.#state = parts.state;
+    this.#requests = parts.requests;
+    parts.requests.listen(this);
   }
 
   /** See DeviceMessages. */
@@ -95,7 +83,7 @@ export class DeviceProcess implements DeviceMessages {
         const isAllowed = name === "ready" || name === "connected";
         const client = isAllowed && this.client?.isServed ? this.client : undefined;
         const most = Math.min(MAX_DATA_XFER_SIZE, client?.version.maxDataXferSize ?? 0);
-        this.#dma.relay(id, command, flags, bytes, data, length, client?.memory, most);
+        this.#parts.dma.relay(id, command, flags, bytes, data, length, client?.memory, most);
         return;
       }
       default:
@@ -108,21 +96,24 @@ export class DeviceProcess implements DeviceMessages {
     try {
       const most = this.client?.version.maxMessageFds ?? 0;
       if (!this.summary || handles.length > most) throw new ProtocolError(`${handles.length} fds for the client`);
-      const fds = this.#sharing.handles.resolve(command.command, body, handles, this.summary);
+      const fds = this.#parts.sharing.handles.resolve(command.command, body, handles, this.summary);
       command.reserve(body.length);
       copyBytes(body, 0, command.replyBytes, command.replyOffset, body.length);
       command.reply(body.length, fds.length > 0 ? fds : undefined);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ command: command.command, reason: error.message }, "refused a reply of the device process");
+      this.#parts.log.warn(
+        { command: command.command, reason: error.message },
+        "refused a reply of the device process",
+      );
       command.fail(Errno.EIO);
     }
   }
 
   /** Takes out of the window all that the client has to do with. Never rejects. */
   async clearWindow(): Promise<void> {
-    await this.#maps.takeOutAll(false);
-    await this.#sharing.takeOut();
+    await this.#parts.maps.takeOutAll(false);
+    await this.#parts.sharing.takeOut();
   }
 
   /** It is memory of the device VM's own: nothing of the client's is in it, and the window is not touched. */
@@ -130,7 +121,7 @@ export class DeviceProcess implements DeviceMessages {
     if (!this.#state.accepts("hello") && this.#state.name !== "quiescing")
       throw new ProtocolError("SHARE_REGISTERS after HELLO");
     const { address, size, areas } = parseShareRegisters(data, Header.size, length - Header.size);
-    const bytes = bytesAt(this.#memory, address, size);
+    const bytes = bytesAt(this.#parts.memory, address, size);
     if (bytes === undefined) {
       this.#requests.refuse(id, LinkCommand.SHARE_REGISTERS, Errno.EFAULT);
       return;
@@ -142,13 +133,13 @@ export class DeviceProcess implements DeviceMessages {
   /** From the first of ALLOCATE_* on the window may be changed. */
   #allocate(id: number, command: number, data: DataView, length: number): void {
     this.#check("allocate", "ALLOCATE_*");
-    const allocation = this.#sharing.parse(command, data, Header.size, length - Header.size);
+    const allocation = this.#parts.sharing.parse(command, data, Header.size, length - Header.size);
     this.#state.raise("allocate");
     const { generation } = this.#state;
     this.#allocating = generation;
-    this.#changes.background(async () => {
+    this.#parts.changes.background(async () => {
       if (generation !== this.#state.generation) return;
-      this.#allocation.window.permit();
+      this.#parts.allocation.window.permit();
       let body: Uint8Array | undefined;
       let errno = 0;
       try {
@@ -156,7 +147,7 @@ export class DeviceProcess implements DeviceMessages {
       } catch (error) {
         if (error instanceof PeerGone) return;
         if (!(error instanceof ProtocolError) && !isSystemError(error)) throw error;
-        this.#log.warn({ reason: error.message }, "the device process does not get what it wants to share");
+        this.#parts.log.warn({ reason: error.message }, "the device process does not get what it wants to share");
         errno = error.errno;
       }
       if (generation !== this.#state.generation) return;
@@ -171,8 +162,8 @@ export class DeviceProcess implements DeviceMessages {
     try {
       const { summary, isolated } = parseHello(data, Header.size, length - Header.size);
       this.summary = summary;
-      this.#maps.isolated = isolated;
-      this.#sharing.checkAgainst(summary);
+      this.#parts.maps.isolated = isolated;
+      this.#parts.sharing.checkAgainst(summary);
       if (this.registers?.fits(summary.regionSizes) === false)
         throw new ProtocolError("registers outside of their region");
     } catch (error) {
@@ -191,11 +182,11 @@ export class DeviceProcess implements DeviceMessages {
     // After the reply it may reset the device, and then no request for the window may be in flight.
     const { generation } = this.#state;
     const isWanted = () => generation === this.#state.generation;
-    this.#changes.background(async () => {
+    this.#parts.changes.background(async () => {
       if (isWanted()) await this.clearWindow();
-      if (isWanted()) await this.#allocation.window.idle();
+      if (isWanted()) await this.#parts.allocation.window.idle();
       if (!isWanted()) return;
-      this.#allocation.window.forbid(reason);
+      this.#parts.allocation.window.forbid(reason);
       this.#state.raise("quiesced");
       this.#requests.answer(id, LinkCommand.QUIESCE);
     });

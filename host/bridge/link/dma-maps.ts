@@ -28,14 +28,6 @@ const UNMAPS_AT_ONCE = 256;
 /** A client may have many thousands. */
 const MAX_MAPS_INSPECTED = 64;
 
-export interface ClientMapsOptions {
-  readonly state: DeviceState;
-  readonly changes: Changes;
-  readonly requests: RequestChannel;
-  readonly allocation: WindowAllocation;
-  readonly log: Log;
-}
-
 export class ClientMaps {
   /** What the copy queue reaches. */
   readonly copied: CopiedMemory;
@@ -59,7 +51,7 @@ export class ClientMaps {
   /** Unmaps that the device process has not answered, and that are done all the same. */
   #late = 0;
 
-  constructor({ state, changes, requests, allocation, log }: ClientMapsOptions) {
+  constructor(state: DeviceState, changes: Changes, requests: RequestChannel, allocation: WindowAllocation, log: Log) {
     this.#state = state;
     this.#changes = changes;
     this.#requests = requests;

@@ -26,14 +26,6 @@ interface IndexState {
   readonly masked: Set<number>;
 }
 
-export interface ClientInterruptsOptions {
-  readonly state: DeviceState;
-  readonly changes: Changes;
-  readonly requests: RequestChannel;
-  readonly doorbells: Doorbells;
-  readonly log: Log;
-}
-
 export class ClientInterrupts {
   readonly #state: DeviceState;
   readonly #changes: Changes;
@@ -46,7 +38,7 @@ export class ClientInterrupts {
   /** Indices that were changed without the device process being told. */
   readonly #changed = new Set<number>();
 
-  constructor({ state, changes, requests, doorbells, log }: ClientInterruptsOptions) {
+  constructor(state: DeviceState, changes: Changes, requests: RequestChannel, doorbells: Doorbells, log: Log) {
     this.#state = state;
     this.#changes = changes;
     this.#requests = requests;

@@ -26,7 +26,7 @@ interface Client extends DeviceClient {
   readonly reject: (error: Error) => void;
 }
 
-export interface IntroductionOptions {
+export interface IntroductionParts {
   readonly state: DeviceState;
   readonly changes: Changes;
   readonly requests: RequestChannel;
@@ -40,7 +40,7 @@ export interface IntroductionOptions {
 }
 
 export class Introduction {
-  readonly #options: IntroductionOptions;
+  readonly #parts: IntroductionParts;
   readonly #state: DeviceState;
   readonly #requests: RequestChannel;
   readonly #log: Log;
@@ -55,11 +55,11 @@ export class Introduction {
   /** Counts clients. */
   #generation = 0;
 
-  constructor(options: IntroductionOptions) {
-    this.#options = options;
-    this.#state = options.state;
-    this.#requests = options.requests;
-    this.#log = options.log;
+  constructor(parts: IntroductionParts) {
+    this.#parts = parts;
+    this.#state = parts.state;
+    this.#requests = parts.requests;
+    this.#log = parts.log;
   }
 
   get client(): Client | undefined {
@@ -77,7 +77,7 @@ export class Introduction {
     const served = new Promise<void>((resolve, reject) => {
       this.#client = { version, memory, reads, generation, isServed: false, resolve, reject };
     });
-    this.#options.process.client = this.#client;
+    this.#parts.process.client = this.#client;
     this.update();
     return { generation, served };
   }
@@ -85,7 +85,7 @@ export class Introduction {
   disconnect(): void {
     this.#client?.reject(new PeerGone("the client is gone"));
     this.#client = undefined;
-    this.#options.process.client = undefined;
+    this.#parts.process.client = undefined;
     this.update();
   }
 
@@ -107,7 +107,7 @@ export class Introduction {
   processGone(): void {
     clearTimeout(this.#retry);
     this.#client?.reads.from(undefined);
-    this.#options.process.registers = undefined;
+    this.#parts.process.registers = undefined;
     this.#forgetAnnounced();
   }
 
@@ -119,7 +119,7 @@ export class Introduction {
     const isNews = reason !== this.#gaveUpFor;
     this.#gaveUpFor = reason;
     if (isNews) this.#log.warn({ reason }, "gave up on the device process until it has released the client");
-    const { changes, maps } = this.#options;
+    const { changes, maps } = this.#parts;
     this.#client?.reads.from(undefined);
     this.#isStale = true;
     changes.background(() => maps.takeOutAll(true));
@@ -130,19 +130,19 @@ export class Introduction {
 
   /** Has the device process told what it does not know, in its turn. */
   update(): void {
-    void this.#options.changes.once(this.#attempt);
+    void this.#parts.changes.once(this.#attempt);
   }
 
   readonly #attempt = async (): Promise<void> => {
     try {
       await this.#introduce();
     } catch (error) {
-      this.#options.changes.failed(error);
+      this.#parts.changes.failed(error);
     }
   };
 
   async #introduce(): Promise<void> {
-    const { maps, interrupts, sharing, process, changes, relay } = this.#options;
+    const { maps, interrupts, sharing, process, changes, relay } = this.#parts;
     const isReady = () => this.#state.name === "ready";
     if (!isReady()) return;
     const announced = this.#announced;
@@ -185,7 +185,7 @@ export class Introduction {
       LinkCommand.CLIENT_CONNECTED,
       ClientConnected.encode({ generation, major, minor, maxDataXferSize, maxMessageFds }),
     );
-    this.#options.allocation.releaseKept();
+    this.#parts.allocation.releaseKept();
   }
 
   /**
@@ -193,7 +193,7 @@ export class Introduction {
    * next client when it hears of that.
    */
   async #announceGone(generation: number): Promise<void> {
-    if (this.#options.sharing.memories.stale) await this.#renewShared();
+    if (this.#parts.sharing.memories.stale) await this.#renewShared();
     try {
       await this.#requests.request(LinkCommand.CLIENT_GONE, ClientGone.encode({ generation }));
     } catch (error) {
@@ -206,7 +206,7 @@ export class Introduction {
 
   async #renewShared(): Promise<void> {
     try {
-      await this.#options.sharing.memories.renew();
+      await this.#parts.sharing.memories.renew();
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#state.raise("violated", `its memory cannot be recreated: ${error.message}`);
@@ -231,6 +231,6 @@ export class Introduction {
   #forgetAnnounced(): void {
     this.#announced = undefined;
     this.#isStale = false;
-    this.#options.maps.forgetAnnounced();
+    this.#parts.maps.forgetAnnounced();
   }
 }

@@ -105,7 +105,9 @@ export class Vrings {
     return true;
   }
 
-  /** Before a queue is enabled, the first one of a start when all have been set up: whether what ran before was reset. */
+  /**
+   * Before a queue is enabled, the first one of a start when all have been set up: whether what ran before was reset.
+   */
   wasReset(): boolean {
     if (this.#state !== "stopped") return false;
     const before = this.#vrings.filter((vring) => vring.hasStopped);

@@ -63,8 +63,8 @@ export class Window {
   #tablesCome = true;
   /** Regions of the last table; before the first one it is taken to be full. */
   #regions = MAX_VHOST_USER_REGIONS;
-  /** The reply to #sent is overdue: who waited for it has been answered. */
-  #overdue = false;
+  /** The reply to #sent is late: who waited for it has been answered. */
+  #isLate = false;
   /** Ends the deadline that is in flight. */
   #stopWaiting = () => {};
   /** Resolve when nothing is on its way. */
@@ -134,7 +134,7 @@ export class Window {
   forbid(reason: string): void {
     this.#permitted = false;
     this.#held = false;
-    this.#overdue = false;
+    this.#isLate = false;
     this.#stopWaiting();
     if (this.#sent) this.#abandoned++;
     const given = [this.#committing, this.#sent, ...this.#waiting];
@@ -239,7 +239,7 @@ export class Window {
     if (!inBounds(offset, size, this.size) || fdOffset < 0)
       return Promise.reject(new ProtocolError("a map outside the window"));
     if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
-    if (this.#overdue && request === BackendRequest.SHMEM_MAP)
+    if (this.#isLate && request === BackendRequest.SHMEM_MAP)
       return Promise.reject(new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT));
     if (this.#waiting.length >= MAX_WINDOW_REQUESTS) {
       return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
@@ -289,7 +289,7 @@ export class Window {
    */
   #waitForReply(): void {
     this.#wait(WINDOW_DEADLINE_MS, () => {
-      this.#overdue = true;
+      this.#isLate = true;
       this.log.warn("the front-end does not answer on the backend request channel");
       const late = new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT);
       this.#sent?.reject(late);
@@ -332,8 +332,8 @@ export class Window {
       this.#committing = request;
       if (this.#tablesCome && !this.#held) this.#waitForTable(request);
     }
-    if (this.#overdue) {
-      this.#overdue = false;
+    if (this.#isLate) {
+      this.#isLate = false;
       // Nobody wants what it mapped any more, and its place in the window is not given to anything else before.
       if (request.request === BackendRequest.SHMEM_MAP && request === this.#committing) this.#undo(request);
     }
