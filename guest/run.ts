@@ -16,7 +16,7 @@ import type { Link } from "./link/link.js";
 const SLOW_START_MS = 5000;
 
 /** Has the state shown, whenever somebody asks for it, until what it returns is called. */
-export type ShowState = (inspect: () => unknown) => () => void;
+type ShowState = (inspect: () => unknown) => () => void;
 
 /**
  * Resolves when everything is closed: true when `stop` was aborted, false when the link was lost. Rejects with what the

@@ -22,7 +22,7 @@ export interface LoggedRange {
 }
 
 /** What a report forgets: nothing, what no device can hold any more, or all. */
-export type Forget = "nothing" | "settled" | "all";
+type Forget = "nothing" | "settled" | "all";
 
 type Pages = Map<number, Uint8Array<ArrayBuffer>>;
 

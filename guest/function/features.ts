@@ -39,7 +39,7 @@ const LOGGING_METHODS: Readonly<Record<number, number>> = {
   [Feature.DMA_LOGGING_REPORT]: GET,
 };
 
-export interface FeatureParts {
+interface FeatureParts {
   readonly dma: WindowDma;
   /** Undefined for a device that cannot be migrated. */
   readonly migration: FunctionMigration | undefined;

@@ -19,7 +19,7 @@ const MASKED = 2;
 const PENDING = 4;
 
 /** What the driver VM says in config space, and what it sees there. */
-export interface InterruptGate {
+interface InterruptGate {
   readonly intxDisabled: boolean;
   intxPending: boolean;
   msiMasked(vector: number): boolean;

@@ -26,7 +26,7 @@ import { declaredSharing, type RegionSharing } from "../pci/declared-regions.js"
 import type { MsixLayout } from "../pci/msix.js";
 
 /** A shared part of a region; `data` is of its bytes alone. */
-export interface SharedArea extends SharedPart {
+interface SharedArea extends SharedPart {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly data: DataView;
 }
@@ -48,7 +48,7 @@ interface SharedRegion extends RegionSharing {
 }
 
 /** What GET_REGION_IO_FDS is answered with: sub-regions, and the descriptors that they have indices of. */
-export interface IoFds {
+interface IoFds {
   readonly descriptors: readonly number[];
   readonly entries: readonly Uint8Array[];
 }

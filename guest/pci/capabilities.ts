@@ -122,7 +122,7 @@ export function powerManagement(options: PmOptions, softReset: () => void): Capa
   };
 }
 
-export interface MsiHooks {
+interface MsiHooks {
   /** Vectors that wait while they are masked, a bit each. */
   pending(): number;
   /** Enable bit, vectors or mask bits may be others now. */

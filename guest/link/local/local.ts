@@ -30,7 +30,7 @@ import { DeadlineExceeded, type Endpoint, type IoEvents, type Link, type SharedM
 import { LocalSharing } from "./sharing.js";
 import { LocalWindow } from "./window.js";
 
-export interface LocalLinkOptions {
+interface LocalLinkOptions {
   /** Where to listen: a path, or a listening AF_UNIX socket. */
   readonly socket: string | number;
   readonly log: Log;

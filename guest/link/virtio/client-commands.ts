@@ -28,7 +28,7 @@ import type { BridgeRequests } from "./requests.js";
 export const UNBOUND = -1;
 
 /** What of the link the commands need. */
-export interface CommandedLink {
+interface CommandedLink {
   readonly endpoint: Endpoint;
   readonly window: Window;
   readonly doorbells: Doorbells;

@@ -34,7 +34,7 @@ export class Outgoing {
 }
 
 /** What becomes of received messages: `size` bytes, header included, valid until the call returns. */
-export type Receiver = (bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number) => void;
+type Receiver = (bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number) => void;
 
 /** A message of `sendParts`. */
 export interface PartsMessage {

@@ -39,7 +39,7 @@ const MAX_RESTART_MS = 5000;
 const OFTEN_MS = 30_000;
 
 /** What a link is made of (open.ts). */
-export interface VirtioLinkParts {
+interface VirtioLinkParts {
   readonly pci: PciFunction;
   readonly transport: VirtioPci;
   /** Those that were negotiated. */

@@ -1,6 +1,7 @@
 /**
- * The local link's window against a model: random maps of two files, small and large, for reading only and for both, which
- * go in any order, by force too. What is mapped is the file's bytes; what was taken away by force reaches no file.
+ * The local link's window against a model: random maps of two files, small and large, for reading only and for both,
+ * which go in any order, by force too. What is mapped is the file's bytes; what was taken away by force reaches no
+ * file.
  */
 import { ftruncateSync } from "node:fs";
 import { setImmediate } from "node:timers/promises";
