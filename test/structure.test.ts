@@ -6,7 +6,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import test, { type ExecutionContext } from "ava";
+import test from "ava";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const MAX_LINES = 400;
@@ -35,23 +35,6 @@ const imports = new Map(
       return [path, [...found].map(([, name]) => join(dirname(path), name).replace(/\.js$/, ".ts"))];
     }),
 );
-
-/** What is still to be mended. */
-const EXCEPTIONS: readonly RegExp[] = [
-  /^a circle: host\/bridge\/link\//,
-  /^guest\/link\/local\/local.ts is long/,
-  /^host\/bridge\/vhost-user has no index/,
-];
-
-/** Nothing is wrong but the exceptions. */
-function nothing(t: ExecutionContext, wrong: readonly string[]): void {
-  const isKnown = (each: string) => EXCEPTIONS.some((exception) => exception.test(each));
-  for (const known of wrong.filter(isKnown)) t.log(`still to be mended: ${known}`);
-  t.deepEqual(
-    wrong.filter((each) => !isKnown(each)),
-    [],
-  );
-}
 
 /** What all programs have: system calls, tables, and what is above them. */
 const COMMON = ["native", "shared", "shared/bits.ts", "shared/spec", "shared/struct"];
@@ -108,7 +91,7 @@ test("imports go down only", (t) => {
     const below = (each: string) => allowed.includes(roomOf(each));
     return (imports.get(path) ?? []).filter((each) => !below(each)).map((each) => `${path} imports ${each}`);
   });
-  nothing(t, wrong);
+  t.deepEqual(wrong, []);
 });
 
 /** Tarjan's strongly connected components, of more than one file. */
@@ -135,13 +118,15 @@ function circles(): string[] {
   return found;
 }
 
-test("no circle of files, types included", (t) => nothing(t, circles()));
+test("no circle of files, types included", (t) => {
+  t.deepEqual(circles(), []);
+});
 
 test(`no source has more than ${MAX_LINES} lines`, (t) => {
   const lines = (path: string) => (texts.get(path) ?? "").split("\n").length - 1;
-  nothing(
-    t,
+  t.deepEqual(
     sources.filter((path) => lines(path) > MAX_LINES).map((path) => `${path} is long`),
+    [],
   );
 });
 
@@ -149,17 +134,17 @@ test(`no line has more than ${MAX_COLUMNS} columns`, (t) => {
   const isWide = (line: string) => line.length > MAX_COLUMNS && [...line].length > MAX_COLUMNS;
   const isData = (path: string) => path.includes("/vectors/") || path.endsWith(".md");
   const wrong = [...texts].filter(([path, text]) => !isData(path) && text.split("\n").some(isWide));
-  nothing(
-    t,
+  t.deepEqual(
     wrong.map(([path]) => `${path} is wide`),
+    [],
   );
 });
 
 test("what is private is #private, but for constructors, which cannot be", (t) => {
   const wrong = [...imports.keys()].filter((path) => /(?:^|[(,])\s*private\s+(?!constructor\b)\w/m.test(code(path)));
-  nothing(
-    t,
+  t.deepEqual(
     wrong.map((path) => `${path} has the keyword private`),
+    [],
   );
 });
 
@@ -185,8 +170,8 @@ test(`a folder of more than ${MAX_UNEXPLAINED_FILES} files has an index: an open
     const above = folders.get(dirname(folder)) ?? [];
     return ![...files, ...above].some((path) => isIndex(path, files));
   });
-  nothing(
-    t,
+  t.deepEqual(
     unexplained.map(([folder]) => `${folder} has no index`),
+    [],
   );
 });

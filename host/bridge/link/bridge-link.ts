@@ -12,7 +12,7 @@
  *   messages.
  * - dma-maps.ts, window-allocation.ts: the client's memory. copies.ts, copy-threads.ts: what of it is copied.
  * - interrupts.ts, doorbells.ts: the client's interrupts.
- * - sharing.ts, region-memory.ts, io-events.ts: memory and eventfds of the device's that the client has.
+ * - sharing.ts, region-memory.ts, io-events.ts, handle-table.ts: the device's memory and eventfds that the client has.
  * - config-space.ts: the device's config space, as the device VM sees it.
  */
 import { startDeadline } from "../../../shared/deadline.js";

@@ -7,9 +7,9 @@ import { LinkCommand, MemoryAllocated } from "../../../shared/spec/link.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
 import { handleBody, parseAllocateEvents, parseAllocateMemory } from "./bodies.js";
+import { HandleTable } from "./handle-table.js";
 import { IoEvents } from "./io-events.js";
 import { RegionMemories, type RegionMemory } from "./region-memory.js";
-import { HandleTable } from "./replies.js";
 import type { RequestChannel } from "./request-channel.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
