@@ -42,6 +42,10 @@ export interface MemoryMap {
    * closes it.
    */
   readonly fd: number;
+  /**
+   * Whether that is a memfd, or a file of tmpfs or hugetlbfs: no access to it waits for its owner, nor does closing.
+   */
+  readonly isMemory: boolean;
   /** Its file's, where there is one. */
   readonly device: number;
   readonly inode: number;

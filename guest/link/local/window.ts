@@ -173,10 +173,10 @@ export class LocalWindow implements Window {
 
   /** Undefined for a map that is to have a mapping of its own: a large one, and others where there can be no chunk. */
   #chunkFor(map: MemoryMap): Chunk | undefined {
-    const { fdOffset, size, pageSize } = map;
+    const { fdOffset, size, pageSize, isMemory } = map;
     const end = fdOffset + size;
     const isInOne = Math.floor(fdOffset / CHUNK_SIZE) === Math.floor((end - 1) / CHUNK_SIZE);
-    if (size >= OWN_MAPPING_SIZE || pageSize !== PAGE_SIZE || !isInOne) return undefined;
+    if (!isMemory || size >= OWN_MAPPING_SIZE || pageSize !== PAGE_SIZE || !isInOne) return undefined;
     try {
       return this.#chunks.take(map, fdOffset, end);
     } catch (error) {

@@ -37,6 +37,7 @@ class Entry implements MemoryMap {
     readonly pageSize: number = PAGE_SIZE,
     readonly device = 0,
     readonly inode = 0,
+    readonly isMemory = false,
   ) {}
 
   get windowPart(): WindowPart {
@@ -154,7 +155,9 @@ export class DmaMaps {
 
   /** The backend released everything: close all fds. */
   clear(): void {
-    for (const entry of this.#table) if (entry.fd !== -1) closePeerFd(entry.fd);
+    // Nothing else holds their files any more.
+    for (const entry of this.#table) entry.isHeld = false;
+    closeFds(this.#table);
     this.#table.clear();
   }
 
@@ -200,7 +203,7 @@ export class DmaMaps {
   #forget(entries: readonly Entry[]): void {
     const there = entries.filter((entry) => this.#isThere(entry));
     this.#table.removeAll(there);
-    for (const { fd, isHeld } of there) if (fd !== -1) closePeerFd(fd, isHeld);
+    closeFds(there);
   }
 
   #isThere(entry: Entry): boolean {
@@ -220,7 +223,9 @@ export class DmaMaps {
     if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
     const isShareable = use === Use.SHARED;
-    return new Entry(address, size, readable, writable, fd, offset, isShareable, status[3], status[4], status[5]);
+    const [, , seals, pageSize, device, inode] = status;
+    const file = [pageSize, device, inode, seals !== -1] as const;
+    return new Entry(address, size, readable, writable, fd, offset, isShareable, ...file);
   }
 
   /** What may be done with good memory. */
@@ -245,6 +250,28 @@ export class DmaMaps {
     if (!writable) return Use.HERE;
     return isTrusted || (seals & F_SEAL_SHRINK) !== 0 ? Use.SHARED : Use.HERE;
   }
+}
+
+/**
+ * Closes the fds of maps, of which there may be thousands of one file. What may free memory is not done at once (see
+ * closePeerFd), and costs a thread; so of each file all but one fd are closed first, which frees nothing.
+ */
+function closeFds(entries: Iterable<Entry>): void {
+  let last: Map<number, Entry> | undefined;
+  for (const entry of entries) {
+    const { fd, inode, device, isMemory, isHeld } = entry;
+    if (fd === -1) continue;
+    const other = last?.get(inode);
+    if (isHeld || (isMemory && other?.device === device)) {
+      closePeerFd(fd, true);
+    } else if (isMemory && other === undefined) {
+      last ??= new Map();
+      last.set(inode, entry);
+    } else {
+      closePeerFd(fd);
+    }
+  }
+  for (const { fd } of last?.values() ?? []) closePeerFd(fd);
 }
 
 function changesOf(entries: readonly Entry[]): Promise<unknown>[] {

@@ -36,6 +36,7 @@ function makeMap({ fd }: File, address: number, fdOffset: number, size: number, 
     ...{ address, size, fd, device, inode, fdOffset, pageSize: PAGE_SIZE, windowPart: part, windowOffset: -1 },
     ...access,
     isHeld: false,
+    isMemory: true,
   };
 }
 

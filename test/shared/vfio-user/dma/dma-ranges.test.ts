@@ -16,6 +16,7 @@ function parts(fdOffset: number, size: number, pageSize: number, windowOffset: n
     device: 0,
     inode: 0,
     isHeld: false,
+    isMemory: true,
     isShareable: true,
     fdOffset,
     pageSize,
