@@ -38,7 +38,7 @@ const ENABLE = Cc.EN | (SQES << 16) | (CQES << 20);
 /** Register reads until the controller has to be ready. */
 const READY_ATTEMPTS = 100_000;
 
-export class NvmeError extends Error {
+class NvmeError extends Error {
   override readonly name = "NvmeError";
   constructor(
     readonly opcode: number,

@@ -127,14 +127,9 @@ export class NvmeController implements Device {
     );
     const events = new AsyncEvents(engine);
     const io = new IoCommands(namespaces, features, counters, maxTransfer);
-    const logPages = new LogPages(
-      counters,
-      engine.commands.inFlight,
-      namespaces,
-      features,
-      firmware,
-      adminOpcodes(engine),
-    );
+    const { inFlight } = engine.commands;
+    const logSources = { counters, inFlight, namespaces, features, firmware, adminOpcodes: adminOpcodes(engine) };
+    const logPages = new LogPages(logSources);
     const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
     const parts = { context, engine, events, features, keepAlive, logPages, namespaces, registers };
     const lifecycle = new Lifecycle(parts);

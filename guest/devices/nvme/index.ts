@@ -20,8 +20,8 @@ import type { Storage } from "./storage/storage.js";
  * Drivers bind to the class code, so the identifiers only have to collide with nobody's: no vendor fff0 is known to the
  * PCI ID database. Who ships a device puts identifiers of their own here.
  */
-export const VENDOR_ID = 0xfff0;
-export const DEVICE_ID = 0x0001;
+const VENDOR_ID = 0xfff0;
+const DEVICE_ID = 0x0001;
 
 /** I/O queues of each kind when nothing else is asked for, and at most. Each takes an interrupt vector. */
 export const DEFAULT_QUEUES = 16;

@@ -39,9 +39,8 @@ export class AdminCommands {
   readonly #queues: QueueCommands;
 
   constructor(sources: AdminSources) {
-    const { engine, namespaces, registers, features } = sources;
     this.#sources = sources;
-    this.#queues = new QueueCommands(engine, namespaces, registers, features);
+    this.#queues = new QueueCommands(sources);
   }
 
   execute(command: Command): void {

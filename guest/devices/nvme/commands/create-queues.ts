@@ -10,6 +10,7 @@ import { type AdminQueues, CompletionQueue, MAX_RING_SIZE, SubmissionQueue } fro
 import { Aqa, Cc, MAX_QUEUE_ENTRIES, MPSMAX, type RegisterName } from "../registers.js";
 import { CQES, SQES, Status } from "../spec.js";
 import type { Namespaces } from "../storage/namespaces.js";
+import type { Features } from "./features.js";
 
 /** Create I/O Queue, CDW11. */
 const PHYSICALLY_CONTIGUOUS = 1;
@@ -39,44 +40,38 @@ export function adminQueuesOf(registers: RegisterFile<RegisterName>): AdminQueue
   return { pageSize, completionQueue, submissionQueue };
 }
 
+/** What they concern. */
+interface Sources {
+  readonly engine: QueueEngine;
+  readonly features: Features;
+  readonly namespaces: Namespaces;
+  readonly registers: RegisterFile<RegisterName>;
+}
+
 /** Each command's method returns a status. */
 export class QueueCommands {
-  readonly #engine: QueueEngine;
-  readonly #namespaces: Namespaces;
-  readonly #registers: RegisterFile<RegisterName>;
-  readonly #queues: number;
-  readonly #vectors: number;
+  readonly #sources: Sources;
 
-  /** `queues`: I/O queues of each kind at most. */
-  constructor(
-    engine: QueueEngine,
-    namespaces: Namespaces,
-    registers: RegisterFile<RegisterName>,
-    { queues, vectors }: { readonly queues: number; readonly vectors: number },
-  ) {
-    this.#engine = engine;
-    this.#namespaces = namespaces;
-    this.#registers = registers;
-    this.#queues = queues;
-    this.#vectors = vectors;
+  constructor(sources: Sources) {
+    this.#sources = sources;
   }
 
   get hasAny(): boolean {
-    const { submissionQueues, completionQueues } = this.#engine;
+    const { submissionQueues, completionQueues } = this.#sources.engine;
     const isIo = (queue: unknown, id: number): boolean => id > 0 && queue !== undefined;
     return submissionQueues.some(isIo) || completionQueues.some(isIo);
   }
 
   /** 5.3 */
   createCompletion(command: Command): number {
-    const { completionQueues, poll } = this.#engine;
+    const { completionQueues, poll } = this.#sources.engine;
     const id = command.cdw10 & 0xffff;
     const size = (command.cdw10 >>> 16) + 1;
     const vector = command.cdw11 >>> 16;
-    if (id === 0 || id > this.#queues || completionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (id === 0 || id > this.#sources.features.queues || completionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
     if (size < 2 || size > MAX_QUEUE_ENTRIES) return Status.INVALID_QUEUE_SIZE;
-    if (vector >= this.#vectors) return Status.INVALID_INTERRUPT_VECTOR;
-    if (Cc.iocqesOf(this.#registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
+    if (vector >= this.#sources.features.vectors) return Status.INVALID_INTERRUPT_VECTOR;
+    if (Cc.iocqesOf(this.#sources.registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
     if (!poll.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
@@ -87,16 +82,16 @@ export class QueueCommands {
 
   /** 5.4 */
   createSubmission(command: Command): number {
-    const { completionQueues, submissionQueues, poll } = this.#engine;
+    const { completionQueues, submissionQueues, poll } = this.#sources.engine;
     const id = command.cdw10 & 0xffff;
     const size = (command.cdw10 >>> 16) + 1;
     const completionId = command.cdw11 >>> 16;
-    if (id === 0 || id > this.#queues || submissionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (id === 0 || id > this.#sources.features.queues || submissionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
     if (completionId === 0) return Status.INVALID_QUEUE_IDENTIFIER;
     const completionQueue = completionQueues[completionId];
     if (completionQueue === undefined) return Status.COMPLETION_QUEUE_INVALID;
     if (size < 2 || size > MAX_QUEUE_ENTRIES) return Status.INVALID_QUEUE_SIZE;
-    if (Cc.iosqesOf(this.#registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
+    if (Cc.iosqesOf(this.#sources.registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
     if (!poll.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
@@ -113,7 +108,7 @@ export class QueueCommands {
 
   /** 5.5 */
   deleteCompletion({ cdw10 }: Command): number {
-    const { completionQueues, interrupts } = this.#engine;
+    const { completionQueues, interrupts } = this.#sources.engine;
     const id = cdw10 & 0xffff;
     const queue = id === 0 ? undefined : completionQueues[id];
     if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
@@ -126,13 +121,13 @@ export class QueueCommands {
 
   /** 5.6: the queue's commands end now; those that were not fetched are dropped. */
   deleteSubmission({ cdw10 }: Command): number {
-    const { commands, submissionQueues } = this.#engine;
+    const { commands, submissionQueues } = this.#sources.engine;
     const id = cdw10 & 0xffff;
     const queue = id === 0 ? undefined : submissionQueues[id];
     if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
     submissionQueues[id] = undefined;
     commands.cancel((other) => other.queue === queue, Status.ABORTED_SQ_DELETION);
-    this.#namespaces.purge();
+    this.#sources.namespaces.purge();
     queue.alive = false;
     const { submissionQueues: others } = queue.completionQueue;
     others.splice(others.indexOf(queue), 1);

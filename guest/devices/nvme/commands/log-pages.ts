@@ -63,33 +63,27 @@ const LOCATION_UNKNOWN = 0xffff;
 const MS_PER_HOUR = 3_600_000;
 const MS_PER_MINUTE = 60_000;
 
+/** What the pages are about. */
+export interface LogSources {
+  readonly counters: Counters;
+  readonly inFlight: InFlight;
+  readonly namespaces: Namespaces;
+  readonly features: Features;
+  readonly firmware: string;
+  /** The admin commands that there are. */
+  readonly adminOpcodes: readonly number[];
+}
+
 export class LogPages {
   /** Resets without a shutdown before them. */
   unsafeShutdowns = 0;
-  readonly #counters: Counters;
-  readonly #inFlight: InFlight;
-  readonly #namespaces: Namespaces;
-  readonly #features: Features;
-  readonly #firmware: string;
-  readonly #adminOpcodes: readonly number[];
+  readonly #sources: LogSources;
   readonly #startedAt = Date.now();
   readonly #errors: Uint8Array[] = [];
   #errorCount = 0;
 
-  constructor(
-    counters: Counters,
-    inFlight: InFlight,
-    namespaces: Namespaces,
-    features: Features,
-    firmware: string,
-    adminOpcodes: readonly number[],
-  ) {
-    this.#adminOpcodes = adminOpcodes;
-    this.#counters = counters;
-    this.#inFlight = inFlight;
-    this.#namespaces = namespaces;
-    this.#features = features;
-    this.#firmware = firmware;
+  constructor(sources: LogSources) {
+    this.#sources = sources;
   }
 
   /** A command ended with an error. */
@@ -119,13 +113,13 @@ export class LogPages {
       case LogPage.FIRMWARE_SLOT: {
         const bytes = new Uint8Array(512);
         bytes[0] = 1;
-        bytes.set(Buffer.from(this.#firmware.padEnd(8, " "), "ascii"), 8);
+        bytes.set(Buffer.from(this.#sources.firmware.padEnd(8, " "), "ascii"), 8);
         return bytes;
       }
       case LogPage.CHANGED_NAMESPACE_LIST:
-        return this.#namespaces.listChanged();
+        return this.#sources.namespaces.listChanged();
       case LogPage.COMMANDS_SUPPORTED:
-        return commandsSupported(this.#adminOpcodes);
+        return commandsSupported(this.#sources.adminOpcodes);
       default:
         return undefined;
     }
@@ -134,7 +128,7 @@ export class LogPages {
   /** A page is on its way to the driver, which does not ask to retain its event. What is returned undoes that. */
   clear(identifier: number): (() => void) | undefined {
     if (identifier !== LogPage.CHANGED_NAMESPACE_LIST) return undefined;
-    const { changed } = this.#namespaces;
+    const { changed } = this.#sources.namespaces;
     const cleared = [...changed];
     changed.clear();
     return () => {
@@ -150,14 +144,14 @@ export class LogPages {
 
   /** SMART's critical warnings, as bits. */
   get criticalWarning(): number {
-    const syncFailed = this.#namespaces.all.some((namespace) => namespace.syncFailed);
+    const syncFailed = this.#sources.namespaces.all.some((namespace) => namespace.syncFailed);
     const reliability = syncFailed ? CRITICAL_WARNING_RELIABILITY : 0;
-    const temperature = this.#features.temperatureWarning ? CRITICAL_WARNING_TEMPERATURE : 0;
+    const temperature = this.#sources.features.temperatureWarning ? CRITICAL_WARNING_TEMPERATURE : 0;
     return reliability | temperature;
   }
 
   #smart(): Uint8Array {
-    const counters = this.#counters;
+    const { counters, inFlight } = this.#sources;
     return Smart.encode({
       CRITICAL_WARNING: this.criticalWarning,
       COMPOSITE_TEMPERATURE: TEMPERATURE,
@@ -167,7 +161,7 @@ export class LogPages {
       DATA_UNITS_WRITTEN: thousandUnits(counters.bytesWritten),
       HOST_READ_COMMANDS: counters.reads,
       HOST_WRITE_COMMANDS: counters.writes,
-      CONTROLLER_BUSY_TIME: Math.floor(this.#inFlight.busyMs / MS_PER_MINUTE),
+      CONTROLLER_BUSY_TIME: Math.floor(inFlight.busyMs / MS_PER_MINUTE),
       POWER_CYCLES: 1,
       POWER_ON_HOURS: Math.floor((Date.now() - this.#startedAt) / MS_PER_HOUR),
       UNSAFE_SHUTDOWNS: this.unsafeShutdowns,

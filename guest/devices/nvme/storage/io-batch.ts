@@ -8,7 +8,7 @@ interface Submitter {
   submit(): void;
 }
 
-export class IoBatch {
+class IoBatch {
   #corks = 0;
   readonly #noted: Submitter[] = [];
   #completing = 0;
