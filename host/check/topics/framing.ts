@@ -20,7 +20,6 @@ async function refuseSize(context: Context, size: number): Promise<string> {
   const session = await context.connect();
   await session.send(encode(DEVICE_GET_INFO, undefined, { id: 7, size }));
   const answer = await session.next(`an error or a closed connection after a header with the size ${size}`);
-  session.close();
   const note = expectRefusalOrClose(answer, DEVICE_GET_INFO);
   await context.expectNextClient(session);
   return note;

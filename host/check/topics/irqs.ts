@@ -15,10 +15,7 @@ const INFO = { section: vfioUser("VFIO_USER_DEVICE_GET_IRQ_INFO"), command: DEVI
 const { DATA_NONE, DATA_BOOL, DATA_EVENTFD, ACTION_TRIGGER, ACTION_MASK, ACTION_UNMASK } = IrqSetFlags;
 const TRIGGER = DATA_NONE | ACTION_TRIGGER;
 const BIND = DATA_EVENTFD | ACTION_TRIGGER;
-const MAX_VECTORS = new Map<number, number>([
-  [Irq.MSI, 32],
-  [Irq.MSIX, 2048],
-]);
+const MAX_VECTORS: Readonly<Record<number, number>> = { [Irq.MSI]: 32, [Irq.MSIX]: 2048 };
 const MAX_INDICES = 64;
 const KNOWN_FLAGS = IrqInfoFlags.EVENTFD | IrqInfoFlags.MASKABLE | IrqInfoFlags.AUTOMASKED | IrqInfoFlags.NORESIZE;
 
@@ -72,7 +69,7 @@ export const irqs = [
           expectEqual(`type ${index}: the index`, irq.index, index);
           expectEqual(`type ${index}: argsz`, irq.argsz, IrqInfo.size);
           expectThat((irq.flags & ~KNOWN_FLAGS) === 0, `type ${index}: flags below 16`, irq.flags);
-          const most = MAX_VECTORS.get(index) ?? 1;
+          const most = MAX_VECTORS[index] ?? 1;
           if (index <= Irq.REQ) expectThat(irq.count <= most, `type ${index}: at most ${most} vectors`, irq.count);
           counts.push(irq.count);
         }
