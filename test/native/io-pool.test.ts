@@ -286,7 +286,7 @@ test("requests that make no sense are refused, those before them are done", asyn
     () => pool.put(1, Operation.READ, fd, 0, [[removed, 0, 512]]),
     () => pool.put(1, Operation.READ, fd, 0, [good, [buffer, PAGE - 511, 512]]),
     () => pool.put(1, Operation.READ, fd, 0, [[buffer, 2 ** 32 - 1, 2 ** 32 - 1]]),
-    // The number of one that is under way.
+    // The number of one that is in flight.
     () => pool.put(0, Operation.READ, fd, 0, [good]),
   ];
   for (const put of wrong) {
@@ -320,7 +320,7 @@ test("no pool of a strange size, nor on what is no fd", (t) => {
   t.throws(() => native.createIoPool(4, 1, 64, -1), { code: "EBADF" });
 });
 
-test("closing waits for what is under way, gives the fd back, and leaves nothing to submit to", async (t) => {
+test("closing waits for what is in flight, gives the fd back, and leaves nothing to submit to", async (t) => {
   const pool = new Pool(t, 64, 2);
   const fd = file(t, 64 * MiB);
   const bytes = new Uint8Array(MiB).fill(3);
@@ -345,7 +345,7 @@ test("closing waits for what is under way, gives the fd back, and leaves nothing
   pool.native.close();
 });
 
-/** A script that leaves a pool with requests under way, and what it does then. */
+/** A script that leaves a pool with requests in flight, and what it does then. */
 const abandoning = (name: string, then: string): string => `
   const fs = await import("node:fs");
   const native = await import(${JSON.stringify(ADDON)});
@@ -361,7 +361,7 @@ const abandoning = (name: string, then: string): string => `
   ${then}
 `;
 
-test("a process that ends with requests under way ends in order", (t) => {
+test("a process that ends with requests in flight ends in order", (t) => {
   const name = path.join(folder(t), "file");
   for (const [then, status, signal] of [
     ["process.exit(3);", 3, null],
@@ -373,7 +373,7 @@ test("a process that ends with requests under way ends in order", (t) => {
   }
 });
 
-test("a worker that is stopped with requests under way", async (t) => {
+test("a worker that is stopped with requests in flight", async (t) => {
   const name = path.join(folder(t), "file");
   const then = 'require("node:worker_threads").parentPort.postMessage(0); setInterval(() => {}, 1000);';
   const script = `(async () => { ${abandoning(name, then)} })()`;

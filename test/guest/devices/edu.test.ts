@@ -20,7 +20,7 @@ const BASE = 1 * MiB;
 const SIZE = 1 * MiB;
 const STATUS_REGISTER = 6;
 
-/** The device takes its time until the test says so: `finish` ends what is under way. */
+/** The device takes its time until the test says so: `finish` ends what is in flight. */
 async function setUp(t: ExecutionContext, dmaBits?: number) {
   const delays: (() => void)[] = [];
   const delay = () =>
@@ -28,7 +28,7 @@ async function setUp(t: ExecutionContext, dmaBits?: number) {
       delays.push(resolve);
     });
   const { connect, endpoint } = await serve(t, createEdu(dmaBits, delay));
-  // Before serve's own teardown: a reset waits for what is under way.
+  // Before serve's own teardown: a reset waits for what is in flight.
   t.teardown(() => finish());
   const client = await connect();
   const { fd, bytes } = memory(t, SIZE);
@@ -92,7 +92,7 @@ test("identification is read-only, liveness inverts", async (t) => {
   }
 });
 
-test("a factorial: the status says that it is under way, and nothing disturbs it", async (t) => {
+test("a factorial: the status says that it is in progress, and nothing disturbs it", async (t) => {
   const { read, write, finish, clear } = await setUp(t);
   await write(FACTORIAL, 5);
   t.is(await read(STATUS), COMPUTING);
@@ -188,7 +188,7 @@ test("DMA to the buffer and back, with an interrupt", async (t) => {
   t.deepEqual(bytes.slice(0, 4), Uint8Array.of(...bytes.subarray(105, 108), 0));
 });
 
-test("the buffer and the DMA registers are left alone while a DMA is under way", async (t) => {
+test("the buffer and the DMA registers are left alone while a DMA is in flight", async (t) => {
   const { bytes, read, write, write64, clear } = await setUp(t);
   bytes.set([1, 2, 3, 4]);
   await write64(SOURCE, BASE);

@@ -1,7 +1,7 @@
 import test from "ava";
 import { InFlight } from "../../../../../guest/devices/nvme/queues/in-flight.js";
 
-test("drained waits for what is under way, and not for what begins later", async (t) => {
+test("drained waits for what is in flight, and not for what begins later", async (t) => {
   const work = new InFlight();
   await work.drained();
   const first = work.begin();

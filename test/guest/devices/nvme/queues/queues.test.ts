@@ -272,7 +272,7 @@ test("entries that are being read by messages when the controller is disabled ar
   await settle();
   t.is(machine.dma.messages, messages + 1);
   machine.write(0x14, 0);
-  t.is(machine.read(0x1c), 1, "RDY stays while the message is under way");
+  t.is(machine.read(0x1c), 1, "RDY stays while the message is in flight");
   open();
   await settle();
   t.is(machine.read(0x1c), 0);

@@ -117,9 +117,9 @@ test("the register of a queue with doorbells in memory only wakes: what it says 
   const { data } = machine.memory;
   for (let n = 0; n < 16; n++) writeCommand(data, pair.submission + n * 64, n, FLUSH);
   const event = driver.admin({ opcode: 0x0c });
-  let told = false;
+  let reported = false;
   void event.then(() => {
-    told = true;
+    reported = true;
   });
   data.setUint32(tailOf(doorbells), 5, true);
   machine.write(SUBMISSION + 8, 4);
@@ -128,7 +128,7 @@ test("the register of a queue with doorbells in memory only wakes: what it says 
   await untilCompleted(machine, pair.completion, 5);
   await asleep(machine, events, 5);
   t.is(completed(machine, pair.completion), 5);
-  t.false(told, "none of the register's values is an error");
+  t.false(reported, "none of the register's values is an error");
 });
 
 test("a completion queue without places: the head comes from memory, and is asked for only then", async (t) => {
@@ -155,7 +155,7 @@ test("a completion queue without places: the head comes from memory, and is aske
   t.is(data.getUint16(pair.completion + 16 + 14, true) & 1, 1, "two places were free");
 });
 
-test("values that make no sense are told of once, and do nothing", async (t) => {
+test("invalid values are reported once, and do nothing", async (t) => {
   const { machine, driver, pair, doorbells, events } = await withShadow(t);
   const { data } = machine.memory;
   writeCommand(data, pair.submission, 0, FLUSH);

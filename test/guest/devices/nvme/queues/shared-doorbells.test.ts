@@ -117,7 +117,7 @@ test("a queue of two entries wraps at each command", async (t) => {
   t.pass();
 });
 
-test("a device that rests finds a command without being told", async (t) => {
+test("a device that rests finds a command without a signal", async (t) => {
   const { machine, completion } = await withPair(t);
   await untilResting(machine);
   Atomics.store(words(machine), TAIL, 3);
@@ -167,7 +167,7 @@ test("written by message, and no doorbell", async (t) => {
   t.is(completed(machine, completion), 0);
 });
 
-test("values that make no sense are told of once, and do nothing", async (t) => {
+test("invalid values are reported once, and do nothing", async (t) => {
   const { machine, driver, completion } = await withPair(t);
   for (const [word, value] of [
     [TAIL, 16],
@@ -276,7 +276,7 @@ test("a paused function looks at nothing until it goes on", async (t) => {
   await untilCompleted(machine, completion, 2);
 });
 
-test("commands that are under way end while doorbells are polled", async (t) => {
+test("commands that are in flight end while doorbells are polled", async (t) => {
   const { machine, storage, completion } = await withPair(t);
   storage.hold();
   Atomics.store(words(machine), TAIL, 1);

@@ -156,7 +156,7 @@ test.serial("a client that truncates the memory of its data: an error, and a dev
   await driver.read(8, target);
   t.true(target.every((byte) => byte === 6));
   ftruncateSync(fd, MiB);
-  t.is((await driver.io({ opcode: 1, ...whole })).status, DATA_TRANSFER_ERROR, "until it is mapped anew");
+  t.is((await driver.io({ opcode: 1, ...whole })).status, DATA_TRANSFER_ERROR, "until it is mapped again");
   await transport.client.unmapMemory(DATA, MiB);
   await transport.client.mapMemory({ address: DATA, size: MiB, fd });
   await driver.check({ opcode: 1, ...whole });

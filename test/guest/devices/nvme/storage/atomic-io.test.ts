@@ -31,7 +31,7 @@ const pieces = (length: number) => ({
   ],
 });
 
-test("random transfers: nothing overlaps a write that is under way, and all of them end", (t) => {
+test("random transfers: nothing overlaps a write that is in flight, and all of them end", (t) => {
   const random = new Random();
   t.log(`seed ${random.seed}`);
   interface Begun {

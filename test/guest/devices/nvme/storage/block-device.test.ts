@@ -132,7 +132,7 @@ for (const [kind, make] of Object.entries(RESIZABLE))
     }
     stopped = true;
     await Promise.all(loads);
-    // What was under way when the end came nearer may find it: out of range, no space, or an error of the medium.
+    // What was in flight when the end came nearer may find it: out of range, no space, or an error of the medium.
     for (const status of statuses)
       t.true([0, 0x80, 0x81, 0x280, 0x281].includes(status), `status ${status.toString(16)}`);
     await driver.rescan();

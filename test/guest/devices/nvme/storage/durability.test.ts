@@ -82,7 +82,7 @@ for (const shadowDoorbells of [false, true]) {
       for (let n = 0; n < 50; n++) await write(random.below(4000), n % 2 === 0);
       await driver.flush();
       for (const [block, bytes] of written) if (!stable.has(block)) stable.set(block, bytes);
-      // Others are under way when the end comes: nothing is known of theirs.
+      // Others are in flight when the end comes: nothing is known of theirs.
       const lost: Promise<unknown>[] = [];
       for (let n = 0; n < 100; n++) {
         lost.push(driver.write(4096 + random.below(4000), new Uint8Array(BLOCK).fill(n)).catch(() => {}));

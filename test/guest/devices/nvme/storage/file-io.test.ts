@@ -1,6 +1,6 @@
 /**
  * Real files under the controller, whose bytes the pool's threads move: two at once, what goes wrong, and the ends of a
- * driver VM with I/O under way. The directory is a file system whose writes have to wait, where the machine has one.
+ * driver VM with I/O in flight. The directory is a file system whose writes have to wait, where the machine has one.
  */
 import { execFile } from "node:child_process";
 import { readFileSync, truncateSync } from "node:fs";
@@ -87,7 +87,7 @@ async function serveFile(t: ExecutionContext, trustUnsealedMemory = false) {
   return { name, connect };
 }
 
-/** Many writes of 1 MiB under way, all of the same memory, which is all `value`. */
+/** Many writes of 1 MiB in flight, all of the same memory, which is all `value`. */
 async function manyWrites({ transport, driver }: { transport: VfioUserNvme; driver: NvmeDriver }, value: number) {
   const { address, bytes, data } = transport.memory;
   const half = MEMORY / 2;
@@ -117,7 +117,7 @@ function holdsOnly(name: string, values: readonly number[]): boolean {
   return readFileSync(name).every((byte) => byte === OLD || values.includes(byte));
 }
 
-test("memory that DMA_UNMAP took away is read by no write that was under way", async (t) => {
+test("memory that DMA_UNMAP took away is read by no write that was in flight", async (t) => {
   const { name, connect } = await serveFile(t);
   for (let round = 1; round <= 4; round++) {
     const connected = await connect();
@@ -130,7 +130,7 @@ test("memory that DMA_UNMAP took away is read by no write that was under way", a
   }
 });
 
-test("a controller reset ends when no write is under way any more", async (t) => {
+test("a controller reset ends when no write is in flight any more", async (t) => {
   const { name, connect } = await serveFile(t);
   let { transport, driver } = await connect();
   for (let round = 1; round <= 4; round++) {
@@ -139,7 +139,7 @@ test("a controller reset ends when no write is under way any more", async (t) =>
     while (((await transport.readRegister(0x1c)) & 1) !== 0) await settle();
     bytes.fill(0xee);
     driver = await NvmeDriver.open(transport, { queues: 2, entries: 64 });
-    // Behind whatever would still be under way.
+    // Behind whatever would still be in flight.
     for (let n = 0; n < 32; n++) await driver.write(0, new Uint8Array(512).fill(round));
     t.true(holdsOnly(name, [1, 2, 3, 4]), `round ${round}`);
   }

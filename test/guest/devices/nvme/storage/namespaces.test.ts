@@ -1,4 +1,4 @@
-/** Several namespaces, what they are told apart by, sizes that change, and Format NVM. */
+/** Several namespaces, what identifies them, sizes that change, and Format NVM. */
 import test from "ava";
 import { bringUp, scratch, settle } from "../setup.js";
 
@@ -130,15 +130,15 @@ test("a file that grows: an event, a list, the new size, and the new blocks", as
 
 test("a change of size is no event to a driver that did not ask, and nothing to the next driver", async (t) => {
   const { machine, storage, driver } = await bringUp(t);
-  let told = false;
+  let reported = false;
   void driver.admin({ opcode: EVENT_REQUEST }).then(() => {
-    told = true;
+    reported = true;
   });
   storage.resize(2 * MiB);
   await driver.rescan();
   t.is(driver.blockCount, 4096);
   await settle();
-  t.false(told);
+  t.false(reported);
   machine.write(0x14, 0);
   const { driver: other } = await bringUp(t);
   t.deepEqual(numbers(await other.adminRead({ opcode: GET_LOG_PAGE, dwords: [CHANGED] }, 4096)), []);
@@ -271,7 +271,7 @@ test("Format NVM heals a disk that could not be synced, when it succeeds", async
   t.is(await flush(), 0);
 });
 
-test("Format NVM waits for commands under way, and lets none begin", async (t) => {
+test("Format NVM waits for commands in flight, and lets none begin", async (t) => {
   const { machine, storage, driver } = await bringUp(t);
   const prp1 = scratch(machine).address;
   storage.hold();

@@ -106,7 +106,7 @@ test("the option is a word of its own, and a disk in memory is written all the s
   await driver.write(0, new Uint8Array(512).fill(3), false, 2);
 });
 
-test("a disk that became read-only below is told of as such", async (t) => {
+test("a disk that became read-only below is reported as such", async (t) => {
   const { storage, machine, driver } = await bringUp(t);
   storage.errors.write = "EROFS";
   const { address } = scratch(machine);
