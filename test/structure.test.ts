@@ -52,6 +52,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/notify": COMMON,
   "shared/vfio-user": COMMON,
   "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
+  "host/bridge/state": COMMON,
   "host/bridge/vhost-user": [...COMMON, "shared/vfio-user"],
   "host/bridge/link": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user"],
   "host/bridge": [...COMMON, "shared/notify", "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/link"],

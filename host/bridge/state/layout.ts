@@ -1,0 +1,300 @@
+/**
+ * What outlives the bridge: a memfd whose bytes are laid out by the tables below, so that the next bridge goes on where
+ * this one was killed. This file says what is where; state-memory.ts writes it; read-state.ts reads it, and refuses
+ * what is damaged; check-slots.ts has what is asked of the records; fd-kinds.ts, what of the file descriptors.
+ *
+ * A bridge may be killed between any two of its instructions, so what belongs together has to change at once. Four
+ * forms of it do, each by the one store that comes last:
+ *
+ * - a *word*: 32 bits, and their complement in the upper half of the same 64. For what changes often.
+ * - a *pair*: two copies of a record, and a word that says which of them holds. The other one is written, then the
+ *   word.
+ * - *slots*: a table of records, each with a word in front of it: free, pending or live. A record that is changed is
+ *   put into another slot with a higher serial number, and then the old one is freed.
+ * - a *call*: a `struct mmsghdr`, where the kernel itself stores the result of recvmmsg() or sendmmsg() before the
+ *   process, dead or alive, can do anything more (docs/decisions/022-exactly-once.md).
+ *
+ * Every record ends with a check over its words, its table and its place, so that what was damaged is refused. What a
+ * peer sent, in `received` and `unsent`, has none: it is trusted as little as what comes from its socket. Nor has the
+ * kernel's result of a call, which is only held to the room that there was.
+ */
+import {
+  MAX_DMA_MAPS,
+  MAX_IRQ_VECTORS,
+  MAX_MESSAGE_SIZE,
+  MAX_PENDING_COMMANDS,
+  MAX_QUEUES,
+  MAX_SEND_BACKLOG,
+  MAX_VHOST_USER_REGIONS,
+  PAGE_SIZE,
+} from "../../../shared/limits.js";
+import { struct } from "../../../shared/struct/struct.js";
+
+/** "VVUSTATE". */
+export const MAGIC_LOW = 0x53555656;
+export const MAGIC_HIGH = 0x45544154;
+export const VERSION = 1;
+
+export const Header = struct({
+  magicLow: "u32",
+  magicHigh: "u32",
+  version: "u32",
+  /** A number that every change of a table changes: a bridge of another build is of another version. */
+  layout: "u32",
+  sessions: "u32",
+  sessionSize: "u32",
+  size: "u64",
+  check: "u32",
+  padding: 4,
+});
+/** Behind the header: how many bridges in a row have started with this state and not come to serve. */
+export const ATTEMPTS_AT = Header.size;
+
+/** What a session is, once and for all; its sockets as the command line has them, by a hash. */
+export const Identity = struct({
+  index: "u32",
+  sockets: "u32",
+  windowSize: "u64",
+  uuidA: "u32",
+  uuidB: "u32",
+  uuidC: "u32",
+  uuidD: "u32",
+  reserved: 4,
+  check: "u32",
+});
+
+/** States of a slot; none is another one with a byte changed. */
+export const SLOT = { FREE: 0, PENDING: 0x50454e44, LIVE: 0x4c495645 } as const;
+
+/** File descriptors by number; their names in the store are those of `fdName`. 0 stands for none elsewhere. */
+const Fds = struct({
+  serial: "u32",
+  id: "u32",
+  kind: "u32",
+  reserved: 4,
+  device: "u64",
+  inode: "u64",
+  pad: 4,
+  check: "u32",
+});
+export const FD_KIND = { SOCKET: 1, LISTENER: 2, EVENTFD: 3, MEMORY: 4 } as const;
+
+const DmaMaps = struct({
+  serial: "u32",
+  flags: "u32",
+  address: "i64",
+  size: "u64",
+  fdOffset: "u64",
+  windowOffset: "u64",
+  fd: "u32",
+  check: "u32",
+});
+export const MAP_FLAG = { READ: 1, WRITE: 2, IN_WINDOW: 4 } as const;
+
+const Irqs = struct({ serial: "u32", index: "u32", vector: "u32", fd: "u32", flags: "u32", check: "u32" });
+export const IRQ_FLAG = { MASKED: 1, UNMASK: 2 } as const;
+
+/** Commands that went to the device process, and were not answered. */
+const Commands = struct({
+  serial: "u32",
+  id: "u32",
+  clientId: "u32",
+  command: "u32",
+  flags: "u32",
+  region: "u32",
+  offset: "u64",
+  count: "u32",
+  /** Of CLOCK_MONOTONIC, which goes on from process to process. */
+  startedSeconds: "u32",
+  reserved: 4,
+  check: "u32",
+});
+
+const Vrings = struct({
+  serial: "u32",
+  index: "u32",
+  size: "u32",
+  flags: "u32",
+  descriptors: "u64",
+  available: "u64",
+  used: "u64",
+  kick: "u32",
+  call: "u32",
+  error: "u32",
+  check: "u32",
+});
+export const VRING_FLAG = { ENABLED: 1, STARTED: 2, EVENT_INDEX: 4 } as const;
+
+/** Memory of the device VM. */
+const Memory = struct({
+  serial: "u32",
+  fd: "u32",
+  guestAddress: "u64",
+  userAddress: "u64",
+  size: "u64",
+  fdOffset: "u64",
+  reserved: 4,
+  check: "u32",
+});
+
+/** Slots, each table with its number, which checks cover, and how many there are. */
+export const SLOTS = {
+  fds: { number: 1, record: Fds, count: 8192 },
+  maps: { number: 2, record: DmaMaps, count: MAX_DMA_MAPS + 1 },
+  irqs: { number: 3, record: Irqs, count: 2 * MAX_IRQ_VECTORS },
+  commands: { number: 4, record: Commands, count: 2 * MAX_PENDING_COMMANDS },
+  vrings: { number: 5, record: Vrings, count: 2 * MAX_QUEUES },
+  memory: { number: 6, record: Memory, count: 8 * MAX_VHOST_USER_REGIONS },
+} as const;
+export type SlotsName = keyof typeof SLOTS;
+/** A slot: its state, and the record. */
+export const SLOT_HEAD = 4;
+export const slotSize = (name: SlotsName) => SLOT_HEAD + SLOTS[name].record.size;
+
+/** The driver VM's side as it was negotiated. */
+const Client = struct({
+  sequence: "u32",
+  generation: "u32",
+  /** 0 when nobody is connected. */
+  socket: "u32",
+  twinSocket: "u32",
+  major: "u32",
+  minor: "u32",
+  maxFds: "u32",
+  maxTransfer: "u32",
+  maxMaps: "u32",
+  flags: "u32",
+  pageSizes: "u64",
+  reserved: 4,
+  check: "u32",
+});
+
+/** The device VM's side. */
+const Device = struct({
+  sequence: "u32",
+  generation: "u32",
+  socket: "u32",
+  /** A state of DeviceState. */
+  state: "u32",
+  features: "u64big",
+  protocolFeatures: "u64big",
+  linkFeatures: "u32",
+  check: "u32",
+});
+
+/**
+ * Positions in the client's two streams, modulo 2^32: what came from its socket, what of that is dealt with, what is to
+ * be sent, what was sent. A command is dealt with, and its reply is to be sent, by one change of this pair.
+ */
+const Stream = struct({
+  sequence: "u32",
+  received: "u32",
+  handled: "u32",
+  queued: "u32",
+  sent: "u32",
+  check: "u32",
+});
+
+export const PAIRS = {
+  client: { number: 16, record: Client },
+  device: { number: 17, record: Device },
+  stream: { number: 18, record: Stream },
+} as const;
+export type PairName = keyof typeof PAIRS;
+/** A pair: the word, and two copies. */
+export const PAIR_HEAD = 8;
+
+/** A call: a word, the stream's sequence when it was made, and the structure of which the kernel stores the result. */
+export const Call = struct({ sequenceLow: "u32", sequenceHigh: "u32", header: 56, result: "u32", padding: 4 });
+/** No result yet. */
+export const NO_RESULT = 0xffff_ffff;
+export const CALLS = ["receive", "send"] as const;
+export type CallName = (typeof CALLS)[number];
+
+/** Both are rings of bytes; the index is the position modulo the size, which divides 2^32. */
+export const RECEIVED_SIZE = 2 ** 21;
+export const UNSENT_SIZE = 2 ** 23;
+if (RECEIVED_SIZE < MAX_MESSAGE_SIZE || UNSENT_SIZE < MAX_SEND_BACKLOG + MAX_MESSAGE_SIZE) throw new Error("too small");
+
+/** A ring's two words: the next entry of the available ring, and of the used ring. */
+export const RING_POSITIONS_SIZE = 16;
+
+interface SessionLayout {
+  readonly identity: number;
+  /** A word for each table: no slot from that number on was ever used. */
+  readonly used: Readonly<Record<SlotsName, number>>;
+  readonly pairs: Readonly<Record<PairName, number>>;
+  readonly calls: Readonly<Record<CallName, number>>;
+  /** RING_POSITIONS_SIZE for each queue. */
+  readonly rings: number;
+  readonly slots: Readonly<Record<SlotsName, number>>;
+  readonly received: number;
+  readonly unsent: number;
+  readonly size: number;
+}
+
+/** Where in a session's part everything is. Large tables and rings come last; pages that nobody needs are not there. */
+export const LAYOUT: SessionLayout = layOut();
+
+function layOut(): SessionLayout {
+  let end = 0;
+  const take = (size: number, alignment = 8) => {
+    const at = Math.ceil(end / alignment) * alignment;
+    end = at + size;
+    return at;
+  };
+  const each = <Name extends string>(names: readonly Name[], size: (name: Name) => number, alignment?: number) =>
+    Object.fromEntries(names.map((name) => [name, take(size(name), alignment)])) as Record<Name, number>;
+  const slots = Object.keys(SLOTS) as SlotsName[];
+  const pairs = Object.keys(PAIRS) as PairName[];
+  return {
+    identity: take(Identity.size),
+    used: each(slots, () => 8),
+    pairs: each(pairs, (name) => PAIR_HEAD + 2 * PAIRS[name].record.size),
+    calls: each(CALLS, () => Call.size),
+    rings: take(RING_POSITIONS_SIZE * MAX_QUEUES),
+    slots: each(slots, (name) => slotSize(name) * SLOTS[name].count, PAGE_SIZE),
+    received: take(RECEIVED_SIZE, PAGE_SIZE),
+    unsent: take(UNSENT_SIZE, PAGE_SIZE),
+    size: take(0, PAGE_SIZE),
+  };
+}
+
+/** Where a session's part begins. */
+export const sessionAt = (index: number) => PAGE_SIZE + index * LAYOUT.size;
+export const stateSize = (sessions: number) => sessionAt(sessions);
+
+/** Names in the store. */
+export const STATE_NAME = "state";
+export const fdName = (session: number, id: number) => `${session}.${id}`;
+
+/** The number for `Header.layout`. */
+export const LAYOUT_NUMBER = hashText(
+  JSON.stringify([
+    LAYOUT,
+    ...Object.values(SLOTS).map(({ record, count }) => [record.offsets, count]),
+    ...Object.values(PAIRS).map(({ record }) => record.offsets),
+    [Header.offsets, Identity.offsets, Call.offsets],
+  ]),
+);
+
+/**
+ * The check over the words of bytes[offset, offset + size), both multiples of 4. Each step can be undone, so that no
+ * change of one word is without effect.
+ */
+export function checkOf(words: Uint32Array, offset: number, size: number, table: number, place: number): number {
+  let check = step(step(0x811c9dc5, table), place);
+  for (let i = offset / 4; i < (offset + size) / 4; i++) check = step(check, words[i]);
+  return check >>> 0;
+}
+
+export function hashText(text: string): number {
+  let hash = 0x811c9dc5;
+  for (const byte of Buffer.from(text)) hash = step(hash, byte);
+  return hash >>> 0;
+}
+
+function step(check: number, word: number): number {
+  const next = Math.imul(check ^ word, 0x01000193);
+  return next ^ (next >>> 15);
+}
