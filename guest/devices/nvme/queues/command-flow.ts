@@ -52,6 +52,9 @@ export interface CommandEngine {
   interrupt(queue: CompletionQueue): void;
 }
 
+/** Memory in the window that reads as zeros and swallows writes. */
+const FILE_TRUNCATED = "its file was made smaller";
+
 const segment = newSegment();
 
 export class CommandFlow {
@@ -128,9 +131,9 @@ export class CommandFlow {
       if (byMessages) break;
       const offset = isLocated ? ring.offset + inRing : ring.offset;
       const command = this.#take(ring.data, offset);
-      // Zeros in place of memory that is gone are no command.
-      if (isLost(ring.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
-        this.#hooks.onFatal("its file was made smaller");
+      // Zeros, of which the opcode is one, are no command there.
+      if (command.opcode === 0 && isLost(ring.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
+        this.#hooks.onFatal(FILE_TRUNCATED);
         break;
       }
       this.#start(queue, command);
@@ -293,6 +296,8 @@ export class CommandFlow {
     }
     started.length = 0;
     if (posted === 0) return;
+    const { bytes, offset, length } = queue.completionQueue.segment;
+    if (isLost(bytes, offset, length)) this.#hooks.onFatal(FILE_TRUNCATED);
     this.#context.dma.account(0, posted * COMPLETION_ENTRY_SIZE);
     this.#engine.interrupt(queue.completionQueue);
   }

@@ -4,6 +4,7 @@
  * command is only fetched when there is an entry for its completion (`CompletionQueue.reserved`), so a completion queue
  * never overflows.
  */
+import { isLost } from "../../../../shared/lost-memory.js";
 import type { Dma } from "../../../device.js";
 import { COMPLETION_ENTRY_SIZE, Completion, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
 import { newSegment, Words } from "./segments.js";
@@ -119,19 +120,20 @@ export class CompletionQueue extends Ring {
     const address = this.base + this.tail * COMPLETION_ENTRY_SIZE;
     const last = this.#advance(cid, status);
     const located = this.unwritten.length === 0 ? dma.locate(address, COMPLETION_ENTRY_SIZE, "write", segment) : 0;
-    if (located < COMPLETION_ENTRY_SIZE) {
-      const bytes = new Uint8Array(COMPLETION_ENTRY_SIZE);
-      const data = new DataView(bytes.buffer);
-      fill(data, 0, result, sqid, sqhd);
-      data.setUint32(LAST_WORD, last, true);
-      this.unwritten.push({ address, bytes });
-      return false;
+    if (located === COMPLETION_ENTRY_SIZE) {
+      fill(segment.data, segment.offset, result, sqid, sqhd);
+      // The phase makes the entry valid, so its word goes last and as one.
+      this.#lastWord.at(segment, LAST_WORD).store(0, last);
+      dma.account(0, COMPLETION_ENTRY_SIZE);
+      // Of memory that is gone the messages say so.
+      if (!isLost(segment.bytes, segment.offset, COMPLETION_ENTRY_SIZE)) return true;
     }
-    fill(segment.data, segment.offset, result, sqid, sqhd);
-    // The phase makes the entry valid, so its word goes last and as one.
-    this.#lastWord.at(segment, LAST_WORD).store(0, last);
-    dma.account(0, COMPLETION_ENTRY_SIZE);
-    return true;
+    const bytes = new Uint8Array(COMPLETION_ENTRY_SIZE);
+    const data = new DataView(bytes.buffer);
+    fill(data, 0, result, sqid, sqhd);
+    data.setUint32(LAST_WORD, last, true);
+    this.unwritten.push({ address, bytes });
+    return false;
   }
 
   /** The same for a command that went well, after `locate`; entries that are not written yet must be none. */

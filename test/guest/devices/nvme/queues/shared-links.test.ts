@@ -163,10 +163,16 @@ test.serial("a client that truncates the memory of its data: an error, and a dev
   await driver.close();
 });
 
+const FLUSH_ALL = { opcode: 0, namespace: 0xffff_ffff };
+const READ_ONE = { opcode: 2, namespace: 1 };
+
 for (const kind of ["local", "virtio", "isolated"] as const) {
-  test.serial(
-    `${kind}: a submission queue whose memory its owner truncates is fatal, zeros are no commands`,
-    async (t) => {
+  for (const [which, command] of [
+    ["submission", FLUSH_ALL],
+    ["completion", FLUSH_ALL],
+    ["completion", READ_ONE],
+  ] as const) {
+    test.serial(`${kind}: a ${which} queue that its owner truncates is fatal, opcode ${command.opcode}`, async (t) => {
       const device = await createNvme({ memory: [DISK], queues: 4 });
       const connected = await connectDevice(kind, device);
       const { client } = connected;
@@ -175,15 +181,27 @@ for (const kind of ["local", "virtio", "isolated"] as const) {
       const fd = createMemory("driver's queue", MiB, false);
       t.teardown(() => close(fd));
       await client.mapMemory({ address: DATA, size: MiB, fd });
+      const own = { address: transport.memory.address + MEMORY / 2, data: transport.memory.data, at: MEMORY / 2 };
+      const cut = { address: DATA, data: new DataView(mapFile(fd, 0, 4096, PROT_READ | PROT_WRITE)), at: 0 };
+      const [submissions, completions] = which === "submission" ? [cut, own] : [own, cut];
       const [id, size] = [2, 63 << 16];
-      const completions = MEMORY / 2;
-      const prp1 = transport.memory.address + completions;
-      await driver.checkAdmin({ opcode: CREATE_CQ, prp1, dwords: [size | id, (id << 16) | 3] });
-      await driver.checkAdmin({ opcode: CREATE_SQ, prp1: DATA, dwords: [size | id, (id << 16) | 1] });
-      // Flushes of all namespaces.
-      const entries = new DataView(mapFile(fd, 0, 4096, PROT_READ | PROT_WRITE));
-      for (let n = 0; n < 8; n++) entries.setUint32(n * 64 + 4, 0xffff_ffff, true);
-      const completion = (n: number) => transport.memory.data.getUint16(completions + n * 16 + 14, true);
+      await driver.checkAdmin({
+        opcode: CREATE_CQ,
+        prp1: completions.address,
+        dwords: [size | id, (id << 16) | 3],
+      });
+      await driver.checkAdmin({
+        opcode: CREATE_SQ,
+        prp1: submissions.address,
+        dwords: [size | id, (id << 16) | 1],
+      });
+      for (let n = 0; n < 8; n++) {
+        const at = submissions.at + n * 64;
+        submissions.data.setUint32(at, command.opcode, true);
+        submissions.data.setUint32(at + 4, command.namespace, true);
+        submissions.data.setBigUint64(at + 24, BigInt(own.address + 65536), true);
+      }
+      const completion = (n: number) => completions.data.getUint16(completions.at + n * 16 + 14, true);
       const ring = (tail: number) => transport.writeRegister(DOORBELL_OFFSET + id * 8, tail);
       await ring(1);
       while (completion(0) === 0) await transport.readRegister(CSTS);
@@ -191,10 +209,10 @@ for (const kind of ["local", "virtio", "isolated"] as const) {
       ftruncateSync(fd, 0);
       await ring(4);
       while (((await transport.readRegister(CSTS)) & Csts.CFS) === 0);
-      t.is(completion(1), 0, "nothing was completed");
+      if (which === "submission") t.is(completion(1), 0, "zeros are no commands");
       await t.throwsAsync(driver.close(), { message: /fatal status/ });
       transport.close();
       t.deepEqual(await connected.end(), []);
-    },
-  );
+    });
+  }
 }
