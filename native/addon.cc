@@ -21,6 +21,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitEventfd(env, exports);
   InitPoll(env, exports);
   InitStream(env, exports);
+  InitAccessPath(env, exports);
   InitRelay(env, exports);
   InitIoctl(env, exports);
   InitMmio(env, exports);

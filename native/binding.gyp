@@ -16,6 +16,7 @@
         "linger.cc",
         "stream.cc",
         "register_memory.cc",
+        "access_path.cc",
         "relay.cc",
         "relay_thread.cc",
         "ioctl.cc",

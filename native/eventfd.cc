@@ -16,6 +16,7 @@
 #include "arguments.h"
 #include "error.h"
 #include "poll_task.h"
+#include "system_call.h"
 
 int CheckEventfd(int fd) {
   if (fcntl(fd, F_GETFD) == -1) return errno;
@@ -31,11 +32,11 @@ int CheckEventfd(int fd) {
 
 int TakeCount(int fd, uint64_t* count) {
   iovec vector{count, sizeof *count};
-  ssize_t result;
+  long result;
   do {
-    result = preadv2(fd, &vector, 1, -1, RWF_NOWAIT);
-  } while (result < 0 && errno == EINTR);
-  if (result < 0) return errno;
+    result = SystemCall(SYS_preadv2, fd, Argument(&vector), 1, -1, -1, RWF_NOWAIT);
+  } while (result == -EINTR);
+  if (result < 0) return static_cast<int>(-result);
   return result == sizeof *count ? 0 : EINVAL;
 }
 
@@ -83,8 +84,9 @@ int Signal(int fd) {
   iocb* requests[] = {&request};
   int error = 0;
   for (int attempt = 0; attempt < 16; attempt++) {
-    if (syscall(SYS_io_submit, context, 1, requests) == 1) return 0;
-    error = errno;
+    long submitted = SystemCall(SYS_io_submit, static_cast<long>(context), 1, Argument(requests));
+    if (submitted == 1) return 0;
+    error = submitted < 0 ? static_cast<int>(-submitted) : EAGAIN;
     if (error != EAGAIN) break;
     // The ring of completions is full: empty it, once for many signals. Another thread may be faster.
     io_event events[kRequests];

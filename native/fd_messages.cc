@@ -16,6 +16,7 @@
 #include "addon.h"
 #include "discard.h"
 #include "error.h"
+#include "system_call.h"
 
 namespace {
 
@@ -35,6 +36,8 @@ struct Drop {
 constexpr auto kMostDropTime = std::chrono::milliseconds(250);
 constexpr int kMostDrops = 16;
 std::atomic<int> drops = 0;
+// Whether there was ever one.
+std::atomic<bool> any_drops = false;
 // Of this thread, by the socket.
 thread_local std::unordered_map<int, std::shared_ptr<Drop>> drops_of;
 
@@ -66,6 +69,7 @@ int DropReceived(int fd, size_t length, int32_t* fds) {
     drop->is_done = true;
   });
   if (is_started) {
+    any_drops = true;
     drops_of[fd] = drop;
     return 0;
   }
@@ -77,7 +81,7 @@ int DropReceived(int fd, size_t length, int32_t* fds) {
 
 // 0, EAGAIN while what came before is being dropped, or EBUSY.
 int Dropping(int fd) {
-  if (drops_of.empty()) return 0;
+  if (!any_drops.load(std::memory_order_relaxed)) return 0;
   auto found = drops_of.find(fd);
   if (found == drops_of.end()) return 0;
   const Drop& drop = *found->second;
@@ -111,11 +115,11 @@ ssize_t ReceiveOnce(int fd, Bytes bytes, int32_t* fds, size_t most, int flags, b
     message.msg_control = control.bytes;
     message.msg_controllen = CMSG_LEN(sizeof(int) * most);
   }
-  ssize_t received;
+  long received;
   do {
-    received = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags);
-  } while (received < 0 && errno == EINTR);
-  if (received < 0) return -errno;
+    received = SystemCall(SYS_recvmsg, fd, Argument(&message), MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags);
+  } while (received == -EINTR);
+  if (received < 0) return received;
   size_t count = Take(&message, fds);
   *is_cut = (message.msg_flags & MSG_CTRUNC) != 0;
   fds[0] = static_cast<int32_t>(*is_cut ? kLostFds - static_cast<int32_t>(count) : static_cast<int32_t>(count));

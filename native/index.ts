@@ -8,6 +8,11 @@
  * buffers they go with (RangeError).
  */
 import { createRequire } from "node:module";
+import type * as tasks from "./stream.js";
+
+export { STREAM_WORDS, StreamWord } from "./stream.js";
+export type Stream = tasks.Stream;
+export type AccessPath = tasks.AccessPath;
 
 const addon = createRequire(import.meta.url)("./addon.node") as Addon;
 
@@ -18,26 +23,9 @@ export const POLL_WRITABLE = 2;
 export const POLL_DISCONNECT = 4;
 /** Reported, alone, for a Stream: the reply was not sent whole, StreamWord.REPLIED tells how far. */
 export const POLL_UNSENT = 8;
+/** Reported by an AccessPath, alone or along with the others: its state has something for TypeScript. */
+export const POLL_PATH = 16;
 
-/** The words by which a Stream and its owner tell each other what to do, without a call. */
-export const StreamWord = {
-  /** The owner: where in the buffer the next bytes go, and how many at most; nothing is received with a room of 0. */
-  OFFSET: 0,
-  ROOM: 1,
-  /** The Stream: bytes received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
-  RECEIVED: 2,
-  /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
-  REPLY: 3,
-  /** The Stream: how many of them were sent when it was not all, or a negative errno. */
-  REPLIED: 4,
-  /** The owner: 1 while reads may be answered from register memory, ahead of which nothing waits to be sent. */
-  READS: 5,
-  /** The Stream: how many were so far, which the owner may set back. */
-  SERVED: 6,
-  /** The owner: how many fds may come with the next bytes. */
-  MOST_FDS: 7,
-} as const;
-export const STREAM_WORDS = 8;
 /** In fds[0], where fds are received: some were lost, and the others are closed. */
 export const LOST_FDS = -1;
 export const NOTHING_RECEIVED = -(2 ** 31);
@@ -102,24 +90,6 @@ export interface Poll {
   /** Whether it keeps the process alive (it does at first). */
   ref(): void;
   unref(): void;
-}
-
-/**
- * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one,
- * after. `words` are StreamWord's; `fds` is as in `receive`; the fd stays the caller's. Both buffers belong to it until
- * others take their place; they must not be transferred.
- */
-export interface Stream {
-  /** The buffer that OFFSET and ROOM are about. */
-  receiveInto(bytes: Uint8Array): void;
-  /** The buffer whose first REPLY bytes are sent. */
-  replyFrom(bytes: Uint8Array): void;
-  /**
-   * Answers reads of registers from their values in `memory`, at a multiple of 8, from now on, without a callback;
-   * undefined: no longer. `areas` has four numbers each: the region, the offset in it, the size, and where in `memory`
-   * it begins. RangeError for areas outside of it. shared/vfio-user/register-memory.ts has the rest.
-   */
-  readsFrom(memory: Uint8Array | undefined, areas?: Uint32Array): void;
 }
 
 /**
@@ -367,10 +337,11 @@ interface Addon {
   eventfdSignalled(fd: number): boolean;
   /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite(fd: number): void;
-  Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream) => Poll;
+  Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream | AccessPath) => Poll;
   /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
   eventsWait(except: number): boolean;
   Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
+  AccessPath: new (state: Uint8Array, layout: Uint32Array, turns: Int32Array, share: Int32Array) => AccessPath;
   Relay: new () => Relay;
   /** Room for `capacity` copies, at most 65536. */
   createCopyList(capacity: number): CopyList;
@@ -395,6 +366,7 @@ export const { listen, connect, isListener, accept, isHungUp, socketPair, receiv
 export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, isEventfd } = addon;
 export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
 export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
-export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream, Relay } = addon;
+export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream } = addon;
+export const { AccessPath, Relay } = addon;
 export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;
 export const { load8, load16, load32, store8, store16, store32 } = addon;

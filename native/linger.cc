@@ -8,6 +8,8 @@
 
 #include <vector>
 
+#include "system_call.h"
+
 namespace {
 
 constexpr uint64_t kNever = UINT64_MAX;
@@ -102,19 +104,22 @@ void Linger(uv_loop_t* loop) {
   if (alarm == nullptr) return;
   // Looked up once: where it is changes no more, though it may grow.
   const auto& watchers = watchers_of_thread;
-  for (;;) {
-    // The loop's time is what timers are set by, also by JavaScript that runs here.
-    uv_update_time(loop);
-    int timeout = uv_backend_timeout(loop);
-    if (timeout == 0 || !alarm->Set(timeout < 0 ? kNever : uv_now(loop) + timeout)) return;
+  int backend = uv_backend_fd(loop);
+  for (bool ran = true;;) {
+    if (ran) {
+      // The loop's time is what timers are set by, also by JavaScript that runs here.
+      uv_update_time(loop);
+      int timeout = uv_backend_timeout(loop);
+      if (timeout == 0 || !alarm->Set(timeout < 0 ? kNever : uv_now(loop) + timeout)) return;
+    }
     // One at a time: a callback may deal with what would come after it.
     epoll_event event;
-    if (epoll_wait(uv_backend_fd(loop), &event, 1, -1) != 1) break;
+    if (SystemCall(SYS_epoll_pwait, backend, Argument(&event), 1, -1, 0, 8) != 1) break;
     size_t index = static_cast<size_t>(event.data.fd);
     Lingering* watcher = index < watchers.size() ? watchers[index] : nullptr;
     int ready = watcher == nullptr ? 0 : Translate(event.events) & watcher->wanted;
     if (ready == 0) break;
-    watcher->Ready(ready);
+    ran = watcher->Ready(ready);
   }
   uv_update_time(loop);
 }

@@ -12,8 +12,9 @@
 // One of these is called for what is ready.
 class Lingering {
  public:
-  // `events` as for a uv_poll_cb, at least one of those that are wanted, and never an error.
-  virtual void Ready(int events) = 0;
+  // `events` as for a uv_poll_cb, at least one of those that are wanted, and never an error. Returns whether JavaScript
+  // ran: otherwise no timer of the loop's is another one.
+  virtual bool Ready(int events) = 0;
 
   // The UV_* events that it waits for in the loop; 0 when it is stopped.
   int wanted = 0;

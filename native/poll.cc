@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 
+#include "access_path.h"
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
@@ -73,12 +74,16 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
     if (task.IsUndefined()) return;
     if (task.IsObject()) {
       task_ = StreamTask(env, task);
+      if (task_ == nullptr) {
+        own_task_.reset(AccessPathTask(env, task, fd));
+        task_ = own_task_.get();
+      }
       task_object_ = Napi::Persistent(task.As<Napi::Object>());
     } else if (task.IsString() && task.As<Napi::String>().Utf8Value() == "eventfd") {
-      eventfd_task_.reset(EventfdTask(fd));
-      task_ = eventfd_task_.get();
+      own_task_.reset(EventfdTask(fd));
+      task_ = own_task_.get();
     }
-    if (task_ == nullptr) throw Napi::TypeError::New(env, "task must be \"eventfd\" or a Stream");
+    if (task_ == nullptr) throw Napi::TypeError::New(env, "task must be \"eventfd\", a Stream or an AccessPath");
   }
 
   Napi::Value Start(const Napi::CallbackInfo& info) {
@@ -162,15 +167,17 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
            ((now.revents & POLLRDHUP) != 0 ? UV_DISCONNECT : 0);
   }
 
-  void Ready(int events) override {
+  bool Ready(int events) override {
+    if (task_ != nullptr && events > 0) events = task_->Before(events);
+    if (events == 0) return false;
     Napi::HandleScope scope(Env());
     // The callback may close this; the value keeps it from being collected before the end.
     Napi::Object self = Value();
-    if (task_ != nullptr && events > 0) events = task_->Before(events);
     while (events != 0) {
       Call(self, events);
       events = task_ != nullptr && handle_ != nullptr ? task_->After() : 0;
     }
+    return true;
   }
 
   void Call(Napi::Object self, int events) {
@@ -190,8 +197,8 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
   std::optional<Napi::AsyncContext> context_;
   Napi::FunctionReference callback_;
   PollTask* task_ = nullptr;
-  std::unique_ptr<PollTask> eventfd_task_;
-  Napi::ObjectReference task_object_;  // keeps a Stream
+  std::unique_ptr<PollTask> own_task_;
+  Napi::ObjectReference task_object_;  // keeps a Stream or an AccessPath
 };
 
 // The loop's descriptors are level-triggered: what is found here is there for the loop, too.

@@ -7,13 +7,16 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
+#include "access_path.h"
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
 #include "fd_messages.h"
 #include "poll_task.h"
 #include "register_memory.h"
+#include "system_call.h"
 
 namespace {
 
@@ -26,7 +29,7 @@ constexpr int32_t kNothing = INT32_MIN;
 constexpr int kUnsent = 8;
 constexpr napi_type_tag kStreamTag = {0x6b1d7c0f94be4a51, 0x9d2f51c3a7e84460};
 
-class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
+class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientSocket {
  public:
   static void Init(Napi::Env env, Napi::Object exports) {
     exports.Set("Stream", DefineClass(env, "Stream",
@@ -34,6 +37,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
                                           InstanceMethod<&Stream::ReceiveInto>("receiveInto"),
                                           InstanceMethod<&Stream::ReplyFrom>("replyFrom"),
                                           InstanceMethod<&Stream::ReadsFrom>("readsFrom"),
+                                          InstanceMethod<&Stream::AccessesBy>("accessesBy"),
                                       }));
   }
 
@@ -57,13 +61,22 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     ssize_t received = ReceiveMessage(fd_, {receive_.data + offset, static_cast<size_t>(room)}, fds_.data, most);
     if (received == -EAGAIN) return events & UV_DISCONNECT;
     // At the start of the buffer nothing that came before is in flight or waits.
+    int more = 0;
     if (offset == 0 && words_[kReads] != 0 && received > 0 && fds_.data[0] == 0) {
-      ssize_t sent = AnswerFromMemory(static_cast<size_t>(received));
-      if (sent > 0) return 0;
-      if (sent < 0) received = sent;
+      size_t length = static_cast<size_t>(received);
+      size_t done = path_ == nullptr ? 0 : path_->FromClient(receive_.data, length, registers_, &more);
+      if (done == length) return more;
+      if (done > 0) {
+        received -= done;
+        memmove(receive_.data, receive_.data + done, static_cast<size_t>(received));
+      } else if (path_ == nullptr || !path_->IsBusy()) {
+        ssize_t sent = AnswerFromMemory(length);
+        if (sent > 0) return 0;
+        if (sent < 0) received = sent;
+      }
     }
     words_[kReceived] = static_cast<int32_t>(received);
-    return events;
+    return events | more;
   }
 
   int After() override {
@@ -89,13 +102,14 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     return Send(reply_.data, length);
   }
 
-  int32_t Send(const uint8_t* bytes, size_t length) {
-    ssize_t sent;
+  bool MaySend() const override { return words_[kReads] != 0; }
+
+  int32_t Send(const uint8_t* bytes, size_t length) override {
+    long sent;
     do {
-      sent = send(fd_, bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0) return errno == EAGAIN ? 0 : -errno;
-    return static_cast<int32_t>(sent);
+      sent = SystemCall(SYS_sendto, fd_, Argument(bytes), static_cast<long>(length), MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (sent == -EINTR);
+    return sent == -EAGAIN ? 0 : static_cast<int32_t>(sent);
   }
 
   // What was sent, whole; 0 when JavaScript is to answer, or a negative errno.
@@ -127,8 +141,24 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
     return info.Env().Undefined();
   }
 
+  Napi::Value AccessesBy(const Napi::CallbackInfo& info) {
+    AccessPath* path = nullptr;
+    if (!info[0].IsUndefined()) {
+      path = AccessPath::Of(info.Env(), info[0]);
+      if (path == nullptr) throw Napi::TypeError::New(info.Env(), "path must be an AccessPath");
+    }
+    if (path_ != nullptr) path_->SetClient(nullptr);
+    path_ = path;
+    path_kept_.Reset();
+    if (path == nullptr) return info.Env().Undefined();
+    path_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+    path->SetClient(this);
+    return info.Env().Undefined();
+  }
+
   int fd_;
   RegisterMemory registers_;
+  AccessPath* path_ = nullptr;
   // Addresses of what JavaScript owns: kept alive here, and never transferred by our own code. Asking V8 for an address
   // also moves a small array out of its heap, where it would not stay put.
   int32_t* words_;
@@ -139,6 +169,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask {
   Napi::ObjectReference fds_kept_;
   Napi::ObjectReference receive_kept_;
   Napi::ObjectReference reply_kept_;
+  Napi::ObjectReference path_kept_;
 };
 
 }  // namespace

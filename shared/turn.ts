@@ -17,6 +17,8 @@ const LIGHT = 8 * LEAST_COST;
 /** The end of a turn: 128 messages, or as many bytes as they count, or this time. */
 const MOST = 128 * LEAST_COST;
 const MOST_MS = 0.5;
+/** For turns that C++ spends (native/access_path.cc). */
+export const TURN = { LEAST_COST, LIGHT, MOST, MOST_MS } as const;
 /**
  * Bytes that count as a millisecond, where the clock says less: it is not looked at before the first message is done.
  */
@@ -34,25 +36,37 @@ export const Rest = {
   NONE: 0,
 } as const;
 
-/** Light turns of all sessions so far, modulo 2^32: a number that grows forever would be one on the heap some day. */
-let lightTurns = 0;
+/** Words of a share: light turns so far, modulo 2^32, and whether it rests. */
+const OWN_TURNS = 0;
+const RESTS = 1;
 
 /** The part that one session has of the event loop, with all its sockets and rings. */
 export class Share {
-  /** When its rest ends, in the milliseconds of performance.now(); 0 when it has none. */
-  restsUntil = 0;
-  #ownTurns = 0;
+  /** Light turns of all sessions so far, modulo 2^32; C++ counts its own there, too. */
+  static readonly lightTurns = new Int32Array(1);
+  readonly words = new Int32Array(2);
+  #restsUntil = 0;
   /** Light turns of others when this was last looked at. */
   #seen = 0;
 
+  /** When its rest ends, in the milliseconds of performance.now(); 0 when it has none. */
+  get restsUntil(): number {
+    return this.#restsUntil;
+  }
+
+  set restsUntil(time: number) {
+    this.#restsUntil = time;
+    this.words[RESTS] = time === 0 ? 0 : 1;
+  }
+
   countLight(): void {
-    lightTurns = (lightTurns + 1) | 0;
-    this.#ownTurns = (this.#ownTurns + 1) | 0;
+    Share.lightTurns[0]++;
+    this.words[OWN_TURNS]++;
   }
 
   /** Light turns of others so far: another number whenever there were some. */
   get othersTurns(): number {
-    return (lightTurns - this.#ownTurns) | 0;
+    return (Share.lightTurns[0] - this.words[OWN_TURNS]) | 0;
   }
 
   /** Whether others had light turns since this was asked last. */
@@ -134,6 +148,13 @@ export class Turn {
     else if (!isBacklogged && this.#cost > 0) this.#share.countLight();
     else if (isBacklogged && this.#startedAt === 0) this.#startedAt = performance.now();
     if (more) this.#wait(rest);
+  }
+
+  /** Ends a turn that C++ has spent, which was not a light one. */
+  endElsewhere(cost: number, milliseconds: number): void {
+    this.#cost = cost;
+    this.#startedAt = performance.now() - milliseconds;
+    this.end(false);
   }
 
   /** Has `resume` called in a later turn, from outside of one. */

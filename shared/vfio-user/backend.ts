@@ -5,6 +5,7 @@
  */
 
 import type { RegisterMemory } from "./register-memory.js";
+import type { AccessPath } from "./socket/access-path.js";
 
 /** What a server must know of the device to check commands before it passes them on. */
 export interface DeviceSummary {
@@ -153,10 +154,14 @@ export interface ClientMemory {
   abandon(address?: number, length?: number): void;
 }
 
-/** By which a client's reads are answered without the backend. */
-export interface RegisterReads {
-  /** From this memory, from now on; undefined: from none. */
-  from(memory: RegisterMemory | undefined): void;
+/** What of a client's accesses does not come to the backend as commands. */
+export interface DirectAccesses {
+  /** Reads are answered from this memory, from now on; undefined: from none. */
+  readFrom(memory: RegisterMemory | undefined): void;
+  /** Accesses go by this path from now on, as far as it takes them. */
+  passBy(path: AccessPath): void;
+  /** The access that the path asked the device for, which the caller answers now; undefined when there is none. */
+  take(): PendingCommand | undefined;
 }
 
 export interface Backend {
@@ -171,7 +176,7 @@ export interface Backend {
    * A client said VERSION. Resolves when a device is there and ready for its maps; a rejection becomes the error reply
    * and ends the session.
    */
-  connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void>;
+  connect(version: ClientVersion, memory: ClientMemory, accesses: DirectAccesses): Promise<void>;
   /**
    * The client is gone: release all maps and eventfds, then resolve. Called once for each `connect`, also while that
    * one is pending. Never rejects.

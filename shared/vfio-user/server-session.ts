@@ -12,13 +12,14 @@ import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
 import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
-import { type Backend, isPosted } from "./backend.js";
+import { type Backend, type DirectAccesses, isPosted, type PendingCommand } from "./backend.js";
 import { checkBody, checkRequest } from "./checks.js";
 import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
 import { DmaMessages } from "./dma/dma-messages.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
+import type { AccessPath } from "./socket/access-path.js";
 import { Connection, type ConnectionHandler, type Frame } from "./socket/connection.js";
 import { LOST } from "./socket/receive-buffer.js";
 import { TwinSocket } from "./socket/twin-socket.js";
@@ -52,12 +53,13 @@ interface ServerSessionOptions {
 const access = RegionAccess.view();
 const dmaUnmap = DmaUnmap.view();
 
-export class ServerSession implements ConnectionHandler {
+export class ServerSession implements ConnectionHandler, DirectAccesses {
   /** Resolves when the client is gone, the backend has released everything, and all fds are closed. */
   readonly ended: Promise<void>;
   readonly #connection: Connection;
   readonly #maps: DmaMaps;
   #pending: Pending;
+  #path: AccessPath | undefined;
   #memory: DmaMessages | undefined;
   #twin: TwinSocket | undefined;
   #state: "new" | "connecting" | "ready" | "gone" = "new";
@@ -102,6 +104,12 @@ export class ServerSession implements ConnectionHandler {
     stats.commands += served;
     stats.reads += served;
     stats.readsFromMemory += served;
+    if (this.#path === undefined) return;
+    const { reads, readsFromMemory, writes, sent } = this.#path.takeCounts();
+    stats.commands += sent + readsFromMemory;
+    stats.reads += reads + readsFromMemory;
+    stats.readsFromMemory += readsFromMemory;
+    stats.writes += writes;
   }
 
   close(reason: string): void {
@@ -117,6 +125,27 @@ export class ServerSession implements ConnectionHandler {
     if (pending.active && this.#state === "ready" && this.#now - pending.startedAt >= TICKS_PER_DEADLINE) {
       this.#expire(pending);
     }
+    if (this.#path?.tick()) this.#expireAccess();
+  }
+
+  /** See DirectAccesses. */
+  readFrom(memory: RegisterMemory | undefined): void {
+    this.#connection.readsFrom(memory);
+  }
+
+  /** See DirectAccesses. */
+  passBy(path: AccessPath): void {
+    this.#path = path;
+    this.#connection.accessesBy(path);
+  }
+
+  /** See DirectAccesses. */
+  take(): PendingCommand | undefined {
+    const frame = this.#path?.take();
+    if (frame === undefined) return undefined;
+    const pending = new Pending(this.#connection);
+    pending.begin(frame, this.#now);
+    return pending;
   }
 
   command(frame: Frame): void {
@@ -188,8 +217,7 @@ export class ServerSession implements ConnectionHandler {
     });
     const { major, minor } = client;
     const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
-    const reads = { from: (registers: RegisterMemory | undefined) => this.#connection.readsFrom(registers) };
-    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.#memory, reads).then(
+    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.#memory, this).then(
       () => {
         if (this.#state !== "connecting") return;
         this.#stopWaiting();
@@ -312,10 +340,23 @@ export class ServerSession implements ConnectionHandler {
     );
   }
 
+  /** The device did not answer an access of the path's in time. */
+  #expireAccess(): void {
+    const late = this.take();
+    if (late === undefined) return;
+    this.#noteLate(late.command);
+    if (late.command === Command.REGION_READ) replyAllOnes(late);
+    else late.fail(Errno.ETIMEDOUT);
+  }
+
+  #noteLate(command: number): void {
+    this.#options.stats.timeouts++;
+    this.#options.log.warn({ command }, "the device did not answer in time");
+  }
+
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
   #expire(late: Pending): void {
-    this.#options.stats.timeouts++;
-    this.#options.log.warn({ command: late.command }, "the device did not answer in time");
+    this.#noteLate(late.command);
     const pending = new Pending(this.#connection);
     this.#pending = pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;

@@ -25,6 +25,7 @@ import {
   UsedFlags,
   usedRingBytes,
 } from "../spec/virtio.js";
+import { struct } from "../struct/struct.js";
 import { Chain } from "./chain.js";
 import { passed } from "./event-index.js";
 import type { RingMemory } from "./memory.js";
@@ -48,6 +49,27 @@ export interface QueueLayout {
   readonly eventIndex?: boolean;
 }
 
+/**
+ * Where a ring stands, in memory that outlives the object where its owner wants that, and that C++ goes on with
+ * (native/ring.h): whether it runs, the next place in both rings, whether the driver was asked to notify of the next
+ * chain, and how many chains were completed since it was asked whether it wants to be interrupted. `call` is the
+ * eventfd for that, or -1, and `owesCall` 1 when it wanted that and there was none: both are the queue's owner's.
+ */
+export const RingState = struct({
+  running: "u32",
+  nextAvailable: "u32",
+  nextUsed: "u32",
+  armed: "u32",
+  uncalled: "u32",
+  call: "u32",
+  owesCall: "u32",
+});
+const RUNNING = RingState.offsets.running / 4;
+const NEXT_AVAILABLE = RingState.offsets.nextAvailable / 4;
+const NEXT_USED = RingState.offsets.nextUsed / 4;
+const ARMED = RingState.offsets.armed / 4;
+const UNCALLED = RingState.offsets.uncalled / 4;
+
 const INDEX = RING_INDEX_OFFSET / 2;
 const FLAGS = RING_FLAGS_OFFSET / 2;
 const ENTRIES = RING_ENTRIES_OFFSET / AVAILABLE_ENTRY_SIZE;
@@ -57,7 +79,8 @@ const UNKNOWN = 0x1_0000;
 export class DeviceQueue {
   /** The current chain. */
   readonly chain: Chain;
-  #running = false;
+  /** RingState. */
+  readonly state: Int32Array<ArrayBuffer>;
   #layout: QueueLayout = { size: 0, descriptors: -1, available: -1, used: -1, base: 0 };
   #size = 0;
   #descriptors: DataView = new DataView(new ArrayBuffer(0));
@@ -66,31 +89,46 @@ export class DeviceQueue {
   #used = new Uint16Array(0);
   #usedEntries: DataView = this.#descriptors;
   readonly #usedEntry = UsedEntry.view();
-  #nextAvailable = 0;
-  #nextUsed = 0;
   #eventIndex = false;
   /** Where used_event is in #available, and avail_event in #used. */
   #usedEvent = 0;
   #availableEvent = 0;
-  /** The driver was asked to notify of the next chain. */
-  #armed = false;
-  /** Chains completed since `shouldCall` was asked. */
-  #uncalled = 0;
   /** The current chain: its head, or -1. */
   #head = -1;
 
-  constructor(readonly memory: RingMemory) {
+  constructor(
+    readonly memory: RingMemory,
+    state = new Int32Array(RingState.size / 4),
+  ) {
     this.chain = new Chain(memory);
+    this.state = state;
   }
 
   get running(): boolean {
-    return this.#running;
+    return this.state[RUNNING] !== 0;
+  }
+
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
+  get eventIndex(): boolean {
+    return this.#eventIndex;
+  }
+
+  /** The memory of the three parts. */
+  get parts(): readonly [descriptors: Uint8Array, available: Uint8Array, used: Uint8Array] {
+    const bytes = (part: ArrayBufferView) => new Uint8Array(part.buffer, part.byteOffset, part.byteLength);
+    return [bytes(this.#descriptors), bytes(this.#available), bytes(this.#used)];
   }
 
   /** Where the ring is, for diagnostics. */
   inspect(): object {
-    const waiting = this.#running ? (Atomics.load(this.#available, INDEX) - this.#nextAvailable) & 0xffff : 0;
-    return { running: this.#running, size: this.#size, available: this.#nextAvailable, used: this.#nextUsed, waiting };
+    const waiting = this.running ? (Atomics.load(this.#available, INDEX) - this.state[NEXT_AVAILABLE]) & 0xffff : 0;
+    return {
+      running: this.running,
+      size: this.#size,
+      available: this.state[NEXT_AVAILABLE],
+      used: this.state[NEXT_USED],
+      waiting,
+    };
   }
 
   /** Bytes of the current chain that the device may read. */
@@ -130,11 +168,11 @@ export class DeviceQueue {
     this.#layout = layout;
     this.#size = size;
     this.chain.reserve(size);
-    this.#nextAvailable = layout.base & 0xffff;
-    this.#nextUsed = Atomics.load(this.#used, INDEX);
+    this.state[NEXT_AVAILABLE] = layout.base & 0xffff;
+    this.state[NEXT_USED] = Atomics.load(this.#used, INDEX);
     this.#eventIndex = layout.eventIndex === true;
-    this.#uncalled = UNKNOWN;
-    this.#running = true;
+    this.state[UNCALLED] = UNKNOWN;
+    this.state[RUNNING] = 1;
     this.#arm();
   }
 
@@ -146,16 +184,16 @@ export class DeviceQueue {
 
   /** Stops, and returns the available index at which a new start is to go on. A current chain counts as not taken. */
   stop(): number {
-    const base = this.#head < 0 ? this.#nextAvailable : (this.#nextAvailable - 1) & 0xffff;
-    this.#running = false;
+    const base = this.#head < 0 ? this.state[NEXT_AVAILABLE] : (this.state[NEXT_AVAILABLE] - 1) & 0xffff;
+    this.state[RUNNING] = 0;
     this.#head = -1;
     return base;
   }
 
   /** Chains that wait; 0 when stopped. @throws QueueBroken when the index jumped further than the queue is long */
   waiting(): number {
-    if (!this.#running) return 0;
-    const count = (Atomics.load(this.#available, INDEX) - this.#nextAvailable) & 0xffff;
+    if (!this.running) return 0;
+    const count = (Atomics.load(this.#available, INDEX) - this.state[NEXT_AVAILABLE]) & 0xffff;
     if (count > this.#size) this.#break(`the available index is ${count} ahead in a queue of ${this.#size}`);
     return count;
   }
@@ -167,13 +205,13 @@ export class DeviceQueue {
   next(): boolean {
     if (this.#head >= 0) throw new Error("the previous chain was not completed");
     if (this.waiting() === 0) {
-      if (this.#armed || !this.#running) return false;
+      if (this.state[ARMED] !== 0 || !this.running) return false;
       this.#arm();
       // One that came before the driver could see this is not notified of.
       if (this.waiting() === 0) return false;
     }
     this.#disarm();
-    const head = this.#available[ENTRIES + (this.#nextAvailable & (this.#size - 1))];
+    const head = this.#available[ENTRIES + (this.state[NEXT_AVAILABLE] & (this.#size - 1))];
     const { chain } = this;
     chain.clear();
     let index = head;
@@ -192,7 +230,7 @@ export class DeviceQueue {
       }
       if (!(flags & DescriptorFlags.NEXT)) break;
     }
-    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
+    this.state[NEXT_AVAILABLE] = (this.state[NEXT_AVAILABLE] + 1) & 0xffff;
     this.#head = head;
     return true;
   }
@@ -218,13 +256,13 @@ export class DeviceQueue {
   /** Gives the chain back with the number of bytes that were written into it. */
   complete(written: number): void {
     if (this.#head < 0) throw new Error("no chain was taken");
-    const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.#size - 1)) * UsedEntry.size);
+    const entry = this.#usedEntry.at(this.#usedEntries, (this.state[NEXT_USED] & (this.#size - 1)) * UsedEntry.size);
     entry.id = this.#head;
     entry.length = written;
     this.#head = -1;
-    this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
-    this.#uncalled++;
-    Atomics.store(this.#used, INDEX, this.#nextUsed);
+    this.state[NEXT_USED] = (this.state[NEXT_USED] + 1) & 0xffff;
+    this.state[UNCALLED]++;
+    Atomics.store(this.#used, INDEX, this.state[NEXT_USED]);
   }
 
   /**
@@ -240,35 +278,35 @@ export class DeviceQueue {
 
   /** Gives a chain back that was detached. Nothing happens when the ring has stopped. */
   completeLater(head: number, written: number): void {
-    if (!this.#running) return;
+    if (!this.running) return;
     this.#head = head;
     this.complete(written);
   }
 
   /** Whether the driver wants to be interrupted for what was completed since this was last asked. */
   shouldCall(): boolean {
-    if (!this.#running) return false;
-    const count = this.#uncalled;
-    this.#uncalled = 0;
-    if (this.#eventIndex) return passed(Atomics.load(this.#available, this.#usedEvent), this.#nextUsed, count);
+    if (!this.running) return false;
+    const count = this.state[UNCALLED];
+    this.state[UNCALLED] = 0;
+    if (this.#eventIndex) return passed(Atomics.load(this.#available, this.#usedEvent), this.state[NEXT_USED], count);
     return (Atomics.load(this.#available, FLAGS) & AvailableFlags.NO_INTERRUPT) === 0;
   }
 
   #arm(): void {
-    this.#armed = true;
-    if (this.#eventIndex) Atomics.store(this.#used, this.#availableEvent, this.#nextAvailable);
+    this.state[ARMED] = 1;
+    if (this.#eventIndex) Atomics.store(this.#used, this.#availableEvent, this.state[NEXT_AVAILABLE]);
     else Atomics.store(this.#used, FLAGS, 0);
   }
 
   /** An event index that the driver has passed needs nothing. */
   #disarm(): void {
-    if (!this.#armed) return;
-    this.#armed = false;
+    if (this.state[ARMED] === 0) return;
+    this.state[ARMED] = 0;
     if (!this.#eventIndex) Atomics.store(this.#used, FLAGS, UsedFlags.NO_NOTIFY);
   }
 
   #break(why: string): never {
-    this.#running = false;
+    this.state[RUNNING] = 0;
     this.#head = -1;
     throw new QueueBroken(why);
   }

@@ -16,10 +16,10 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
+  DirectAccesses,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
-  RegisterReads,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
 import { IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
@@ -139,11 +139,11 @@ export class LocalLink implements Link, Backend {
     return this.device?.irqCounts;
   }
 
-  async connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void> {
+  async connect(version: ClientVersion, memory: ClientMemory, accesses: DirectAccesses): Promise<void> {
     this.#memory = memory;
     await this.#open().connected(version.maxDataXferSize, version.maxMessageFds);
     this.#registers?.begin();
-    reads.from(this.#registers);
+    accesses.readFrom(this.#registers);
   }
 
   async disconnect(): Promise<void> {

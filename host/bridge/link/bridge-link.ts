@@ -28,14 +28,15 @@ import type {
   ClientMemory,
   ClientVersion,
   DeviceSummary,
+  DirectAccesses,
   IrqSetRequest,
   MemoryMap,
   PendingCommand,
-  RegisterReads,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
-import type { RingMemory } from "../../../shared/virtqueue/memory.js";
+import { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
 import type { BackEnd, BackEndDevice } from "../vhost-user/back-end.js";
+import type { DeviceVmMemory } from "../vhost-user/memory.js";
 import type { Window } from "../vhost-user/window.js";
 import { Changes } from "./changes.js";
 import { CommandRelay } from "./command-relay.js";
@@ -54,8 +55,7 @@ import { WindowAllocation } from "./window-allocation.js";
 
 export interface LinkOptions {
   readonly window: Window;
-  /** The device VM's memory. */
-  readonly memory: RingMemory;
+  readonly memory: DeviceVmMemory;
   readonly log: Log;
   /** 16 bytes, and a short text: they identify the session in the device's config space. */
   readonly uuid: Uint8Array;
@@ -92,7 +92,8 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#config = new ConfigSpace(window.size, uuid, name);
     const state = this.#state;
     const changes = new Changes(state, log);
-    const requests = new RequestChannel(state, share);
+    const path = new AccessPath(share);
+    const requests = new RequestChannel(state, share, path);
     const allocation = new WindowAllocation(window, log);
     const maps = new ClientMaps(state, changes, requests, allocation, log);
     const sharing = new Sharing(allocation, requests);
@@ -100,7 +101,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     const doorbells = new Doorbells(fds);
     const interrupts = new ClientInterrupts(state, changes, requests, doorbells, log);
     const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
-    const relay = new CommandRelay(state, requests, process);
+    const relay = new CommandRelay(state, requests, process, path);
     this.#changes = changes;
     this.#requests = requests;
     this.#maps = maps;
@@ -113,6 +114,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#relay = relay;
     const parts = { state, changes, requests, allocation, maps, interrupts, sharing, process, relay, log };
     this.#introduction = new Introduction(parts);
+    memory.onChange = () => path.native.memory(memory.pieces.addresses, memory.pieces.bytes);
     state.observe((change) => this.#changed(change));
   }
 
@@ -134,13 +136,10 @@ export class BridgeLink implements Backend, BackEndDevice {
     const { channel } = this.#requests;
     return {
       hellos: this.#process.hellos,
-      commands: this.#relay.commands,
-      postedWrites: this.#relay.postedWrites,
+      ...this.#relay.statistics,
       doorbells: this.#doorbells.relayed,
       ioEvents: this.#sharing.events.forwarded,
-      messagesSent: channel.sent,
-      messagesReceived: channel.received,
-      messageSignals: channel.signals,
+      ...channel.statistics,
       dmaMessages: this.#dma.transfers,
       copies: this.#copies.copies,
       copiedBytes: this.#copies.bytes,
@@ -202,11 +201,11 @@ export class BridgeLink implements Backend, BackEndDevice {
     return this.#process.summary?.irqCounts;
   }
 
-  connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads): Promise<void> {
+  connect(version: ClientVersion, memory: ClientMemory, accesses: DirectAccesses): Promise<void> {
     this.#maps.connect(memory);
     this.#interrupts.connect();
     this.#sharing.connect();
-    const { generation, served } = this.#introduction.connect(version, memory, reads);
+    const { generation, served } = this.#introduction.connect(version, memory, accesses);
     this.#config.clientConnected(generation);
     return served;
   }
@@ -252,6 +251,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   // What follows from a transition.
 
   #changed(change: Change): void {
+    if (change.to !== "connected") this.#relay.stopPath();
     if (change.from === "paused" && change.to !== "paused") this.#stopGrace();
     switch (change.event) {
       case "hello":

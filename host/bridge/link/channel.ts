@@ -11,6 +11,7 @@ import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../../shared/limits.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { Header } from "../../../shared/spec/vfio-user.js";
 import { Rest, type Share, Turn } from "../../../shared/turn.js";
+import { type AccessPath, Stop } from "../../../shared/vfio-user/socket/access-path.js";
 import { DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
@@ -28,11 +29,9 @@ const INITIAL_BACKLOG = 16 * KiB;
 export type MessageListener = (bytes: Uint8Array, data: DataView, length: number) => void;
 
 export class Channel {
-  sent = 0;
-  received = 0;
-  /** Interrupts of the device VM for either queue. */
-  signals = 0;
-
+  #sent = 0;
+  #received = 0;
+  #signals = 0;
   #backEnd: BackEnd | undefined;
   #toDevice = idleQueue;
   #fromDevice = idleQueue;
@@ -59,12 +58,15 @@ export class Channel {
   readonly #receiving: Turn;
   readonly #sending: Turn;
 
+  readonly #path: AccessPath;
+
   /**
-   * `state` hears of a driver that broke a ring or a message, as the channel has stopped then, or that takes no
-   * messages.
+   * `path` goes by the same rings, as long as nothing waits here. `state` hears of a driver that broke a ring or a
+   * message, as the channel has stopped then, or that takes no messages.
    */
-  constructor(state: DeviceState, share: Share) {
+  constructor(state: DeviceState, share: Share, path: AccessPath) {
     this.#state = state;
+    this.#path = path;
     this.#receiving = new Turn(share, Rest.DATA, () => this.#receive());
     this.#sending = new Turn(share, Rest.DATA, () => this.#flush());
   }
@@ -77,6 +79,16 @@ export class Channel {
   /** Calls `listener` whenever what waits fell below the mark. */
   onDrained(listener: () => void): void {
     this.#drained.push(listener);
+  }
+
+  /** Messages so far, those of accesses among them, and interrupts of the device VM for either queue. */
+  get statistics() {
+    const { sent, received, signals } = this.#path.counts;
+    return {
+      messagesSent: this.#sent + sent,
+      messagesReceived: this.#received + received,
+      messageSignals: this.#signals + signals,
+    };
   }
 
   get open(): boolean {
@@ -118,6 +130,7 @@ export class Channel {
     for (const poll of this.#polls) poll.close();
     this.#polls.length = 0;
     this.#halted = true;
+    this.#updatePath();
   }
 
   /** The rings go on, with other kicks. @throws SystemError; they stand still then */
@@ -132,6 +145,7 @@ export class Channel {
       throw error;
     }
     this.#halted = false;
+    this.#updatePath();
     this.#flush();
     this.#receiving.goOn();
   }
@@ -153,6 +167,7 @@ export class Channel {
     }
     const wasCongested = this.congested;
     this.#tail = to;
+    this.#updatePath();
     if (wasCongested && !this.congested) this.#reportDrained();
   }
 
@@ -169,6 +184,8 @@ export class Channel {
     this.#paused = false;
     this.#halted = false;
     this.#owesCall = false;
+    this.#path.reset();
+    this.#updatePath();
   }
 
   /**
@@ -198,8 +215,9 @@ export class Channel {
     header.errno = errno;
     copyBytes(bytes, offset, this.#out, this.#tail + Header.size, length);
     this.#tail += size;
-    this.sent++;
+    this.#sent++;
     this.#flush();
+    if (this.#head !== this.#tail) this.#updatePath();
     return true;
   }
 
@@ -216,24 +234,43 @@ export class Channel {
   /** Leaves the driver's messages where they are, until `resume`. */
   pause(): void {
     this.#paused = true;
+    this.#updatePath();
   }
 
   resume(): void {
     if (!this.#paused) return;
     this.#paused = false;
+    this.#updatePath();
     this.#receiving.goOn();
   }
 
   #watchKicks(backEnd: BackEnd): void {
-    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush());
-    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), () => this.#receive());
+    this.#path.rings(this.#toDevice, this.#fromDevice);
+    this.#watch(backEnd.kickFd(Queue.TO_DEVICE), () => this.#flush(), "eventfd");
+    this.#watch(backEnd.kickFd(Queue.FROM_DEVICE), (events) => this.#kicked(events), this.#path.native);
+    this.#updatePath();
   }
 
-  #watch(kick: number, run: () => void): void {
+  #watch(kick: number, run: (events: number) => void, task: "eventfd" | native.AccessPath): void {
     if (kick < 0) return;
-    const poll = new native.Poll(kick, run, "eventfd");
+    const poll = new native.Poll(kick, run, task);
     poll.start(native.POLL_READABLE);
     this.#polls.push(poll);
+  }
+
+  #kicked(events: number): void {
+    if (events & native.POLL_PATH) {
+      this.#path.endTurn(this.#receiving);
+      this.#path.attend();
+    }
+    if (events & native.POLL_READABLE) this.#receive();
+  }
+
+  /** Accesses may go by the path while none can overtake anything here. */
+  #updatePath(): void {
+    const mayRun = this.open && !this.#halted && !this.#paused && this.#have === 0 && this.#head === this.#tail;
+    if (mayRun) this.#path.start(Stop.CHANNEL);
+    else this.#path.stop(Stop.CHANNEL);
   }
 
   /** Makes room for `size` more bytes behind #tail; false when that is too much. */
@@ -284,6 +321,7 @@ export class Channel {
       this.#head = 0;
       this.#tail = 0;
     }
+    this.#updatePath();
     turn.end(!goesOn);
     if (wrote) this.#call();
     if (wasCongested && !this.congested) this.#reportDrained();
@@ -291,7 +329,7 @@ export class Channel {
 
   #call(): void {
     this.#owesCall = this.#held;
-    if (!this.#held && this.#backEnd?.call(Queue.TO_DEVICE)) this.signals++;
+    if (!this.#held && this.#backEnd?.call(Queue.TO_DEVICE)) this.#signals++;
   }
 
   #receive(): void {
@@ -308,7 +346,7 @@ export class Channel {
         if (this.#have > 0 && this.#have === this.#inHeader.size) {
           const length = this.#have;
           this.#have = 0;
-          this.received++;
+          this.#received++;
           this.#listener(this.#in, this.#inData, length);
         }
       }
@@ -316,7 +354,8 @@ export class Channel {
       this.#fail(error, Queue.FROM_DEVICE);
       return;
     }
-    if (took && this.#backEnd?.call(Queue.FROM_DEVICE)) this.signals++;
+    if (took && this.#backEnd?.call(Queue.FROM_DEVICE)) this.#signals++;
+    this.#updatePath();
     // It may have been stopped by one of the messages.
     if (queue === this.#fromDevice) turn.end(!goesOn);
   }

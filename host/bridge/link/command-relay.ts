@@ -12,8 +12,14 @@ import { Errno } from "../../../shared/errors.js";
 import { KiB } from "../../../shared/limits.js";
 import { Command, RegionAccess } from "../../../shared/spec/vfio-user.js";
 import { answerWithoutDevice, copyAccess, replyToWrite } from "../../../shared/vfio-user/absent-device.js";
-import { type DeviceSummary, isPosted, type PendingCommand } from "../../../shared/vfio-user/backend.js";
+import {
+  type DeviceSummary,
+  type DirectAccesses,
+  isPosted,
+  type PendingCommand,
+} from "../../../shared/vfio-user/backend.js";
 import { isWrite } from "../../../shared/vfio-user/register-memory.js";
+import { type AccessPath, Stop } from "../../../shared/vfio-user/socket/access-path.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { DeviceProcess } from "./device-process.js";
 import type { DeviceState } from "./device-state.js";
@@ -23,9 +29,10 @@ import type { RequestChannel } from "./request-channel.js";
 const MAX_PROMISED = 256 * KiB;
 
 export class CommandRelay {
-  /** Passed on so far, and how many of them were posted. */
-  commands = 0;
-  postedWrites = 0;
+  #commands = 0;
+  #postedWrites = 0;
+  readonly #path: AccessPath;
+  #accesses: DirectAccesses | undefined;
   readonly #state: DeviceState;
   readonly #requests: RequestChannel;
   readonly #process: DeviceProcess;
@@ -40,11 +47,18 @@ export class CommandRelay {
   /** A reset that the client was told of, and that the device process has yet to make. */
   #owesReset = false;
 
-  constructor(state: DeviceState, requests: RequestChannel, process: DeviceProcess) {
+  constructor(state: DeviceState, requests: RequestChannel, process: DeviceProcess, path: AccessPath) {
+    this.#path = path;
     this.#state = state;
     this.#requests = requests;
     this.#process = process;
     requests.channel.onDrained(() => this.#drained());
+  }
+
+  /** Passed on so far, and how many of them were posted. */
+  get statistics() {
+    const { sent, postedWrites } = this.#path.counts;
+    return { commands: this.#commands + sent, postedWrites: this.#postedWrites + postedWrites };
   }
 
   handle(command: PendingCommand): void {
@@ -77,31 +91,43 @@ export class CommandRelay {
       this.#state.raise("silent", "it answers nothing");
       return;
     }
-    this.commands++;
+    this.#commands++;
     if (isWrite(command.command)) this.#process.registers?.writeSent();
     if (!posted) return;
-    this.postedWrites++;
+    this.#postedWrites++;
     if (this.#requests.channel.congested) this.#heldBack.push(command);
     else replyToWrite(command);
   }
 
-  /** The device process has the client: what waited for that goes on. */
-  introduced(): void {
+  /** The device process has the client: what waited for that goes on, and accesses go by the path. */
+  introduced(accesses: DirectAccesses): void {
+    const { summary, registers } = this.#process;
+    if (summary) this.#path.setDevice(summary.regionSizes, summary.postedRegions);
+    this.#path.native.registers(registers?.bytes);
+    this.#path.start(Stop.DEVICE);
+    this.#accesses = accesses;
+    accesses.passBy(this.#path);
     const areCounted = !this.#owesReset;
     this.#owesReset = false;
     this.#promisedBytes = 0;
     for (const body of this.#promised.splice(0)) {
       if (!areCounted) this.#process.registers?.writeSent();
       this.#requests.post(Command.REGION_WRITE, body);
-      this.commands++;
-      this.postedWrites++;
+      this.#commands++;
+      this.#postedWrites++;
     }
     // What was answered meanwhile is not to be carried out any more.
     for (const command of this.#early.splice(0)) if (command.active) this.handle(command);
   }
 
+  /** The device process is not to be asked for the time being. */
+  stopPath(): void {
+    this.#path.stop(Stop.DEVICE);
+  }
+
   /** The client is gone, and with it those that wait for an answer. */
   clientGone(): void {
+    this.#accesses = undefined;
     this.#breakPromises();
     this.#early.length = 0;
   }
@@ -110,6 +136,8 @@ export class CommandRelay {
   processLeft(): void {
     this.#breakPromises();
     this.#drained();
+    const access = this.#accesses?.take();
+    if (access) answerWithoutDevice(access);
     for (const command of this.#early.splice(0)) answerWithoutDevice(command);
   }
 
@@ -117,17 +145,20 @@ export class CommandRelay {
   graceOver(): void {
     this.#drained();
     this.#requests.abandonRelayed((command, isSent) => {
-      if (!isWrite(command.command)) {
-        this.#answerPaused(command);
-      } else if (isSent) {
-        // It is made when the device process goes on, once.
-        answerWithoutDevice(command);
-      } else {
-        this.#process.registers?.writeWithdrawn();
-        this.#answerPaused(command);
-      }
+      const isWithdrawn = isWrite(command.command) && !isSent;
+      if (isWithdrawn) this.#process.registers?.writeWithdrawn();
+      if (isSent) this.#answerSent(command);
+      else this.#answerPaused(command);
     });
+    const access = this.#accesses?.take();
+    if (access) this.#answerSent(access);
     for (const command of this.#early.splice(0)) this.#answerPaused(command);
+  }
+
+  /** What the device process has: a write is made when it goes on, once. */
+  #answerSent(command: PendingCommand): void {
+    if (isWrite(command.command)) answerWithoutDevice(command);
+    else this.#answerPaused(command);
   }
 
   /** The device process takes messages again. */

@@ -7,7 +7,7 @@ import { PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { RETRY_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { ClientConnected, ClientGone, LinkCommand } from "../../../shared/spec/link.js";
-import type { ClientMemory, ClientVersion, RegisterReads } from "../../../shared/vfio-user/backend.js";
+import type { ClientMemory, ClientVersion, DirectAccesses } from "../../../shared/vfio-user/backend.js";
 import type { Changes } from "./changes.js";
 import type { CommandRelay } from "./command-relay.js";
 import type { DeviceClient, DeviceProcess } from "./device-process.js";
@@ -19,7 +19,7 @@ import type { Sharing } from "./sharing.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
 interface Client extends DeviceClient {
-  readonly reads: RegisterReads;
+  readonly accesses: DirectAccesses;
   readonly generation: number;
   isServed: boolean;
   readonly resolve: () => void;
@@ -72,10 +72,10 @@ export class Introduction {
   }
 
   /** `served` resolves when a device process has the client. */
-  connect(version: ClientVersion, memory: ClientMemory, reads: RegisterReads) {
+  connect(version: ClientVersion, memory: ClientMemory, accesses: DirectAccesses) {
     const generation = ++this.#generation;
     const served = new Promise<void>((resolve, reject) => {
-      this.#client = { version, memory, reads, generation, isServed: false, resolve, reject };
+      this.#client = { version, memory, accesses, generation, isServed: false, resolve, reject };
     });
     this.#parts.process.client = this.#client;
     this.update();
@@ -100,13 +100,13 @@ export class Introduction {
    */
   owesReset(): void {
     this.#isStale = true;
-    this.#client?.reads.from(undefined);
+    this.#client?.accesses.readFrom(undefined);
   }
 
   /** The device process is not there any more. */
   processGone(): void {
     clearTimeout(this.#retry);
-    this.#client?.reads.from(undefined);
+    this.#client?.accesses.readFrom(undefined);
     this.#parts.process.registers = undefined;
     this.#forgetAnnounced();
   }
@@ -120,7 +120,7 @@ export class Introduction {
     this.#gaveUpFor = reason;
     if (isNews) this.#log.warn({ reason }, "gave up on the device process until it has released the client");
     const { changes, maps } = this.#parts;
-    this.#client?.reads.from(undefined);
+    this.#client?.accesses.readFrom(undefined);
     this.#isStale = true;
     changes.background(() => maps.takeOutAll(true));
     clearTimeout(this.#retry);
@@ -171,11 +171,11 @@ export class Introduction {
     this.#gaveUpFor = undefined;
     if (isNew) process.registers?.begin();
     sharing.events.start();
-    client.reads.from(process.registers);
+    client.accesses.readFrom(process.registers);
     this.#log.info({ generation: client.generation, maps: maps.size }, "the device has the client");
     client.isServed = true;
     client.resolve();
-    relay.introduced();
+    relay.introduced(client.accesses);
   }
 
   /** That a client is there; the device process knows nothing of it yet. */

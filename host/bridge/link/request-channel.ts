@@ -11,6 +11,7 @@ import type { Share } from "../../../shared/turn.js";
 import { answerWithoutDevice } from "../../../shared/vfio-user/absent-device.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { RequestTable } from "../../../shared/vfio-user/request-table.js";
+import type { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import { Channel } from "./channel.js";
 import type { DeviceState } from "./device-state.js";
@@ -50,11 +51,13 @@ export class RequestChannel {
   readonly #state: DeviceState;
   readonly #requests = new RequestTable<PendingCommand | OwnRequest>(MAX_REQUESTS, RESERVED_REQUESTS);
   readonly #inHeader = Header.view();
+  readonly #path: AccessPath;
   #messages: DeviceMessages | undefined;
 
-  constructor(state: DeviceState, share: Share) {
+  constructor(state: DeviceState, share: Share, path: AccessPath) {
     this.#state = state;
-    this.channel = new Channel(state, share);
+    this.#path = path;
+    this.channel = new Channel(state, share, path);
     this.channel.listen((bytes, data, length) => this.#receive(bytes, data, length));
   }
 
@@ -171,13 +174,20 @@ export class RequestChannel {
     const { id, command, flags, errno } = this.#inHeader.at(data);
     const type = flags & HeaderFlags.TYPE_MASK;
     try {
-      if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
+      if (type === HeaderFlags.TYPE_REPLY && this.#path.has(id)) this.#replyToAccess(bytes, length, command, id);
+      else if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
       else if (type === HeaderFlags.TYPE_COMMAND) this.#messages?.command(id, command, flags, bytes, data, length);
       else throw new ProtocolError(`a message of type ${type}`);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#state.raise("violated", error.message);
     }
+  }
+
+  /** A reply that the path left in the ring. */
+  #replyToAccess(bytes: Uint8Array, length: number, command: number, id: number): void {
+    if (this.#path.deliver(bytes, 0, length)) return;
+    throw new ProtocolError(`a reply to nothing, or that does not fit: ${command}, id ${id}, ${length} bytes`);
   }
 
   #reply(id: number, number: number, flags: number, errno: number, bytes: Uint8Array, data: DataView, length: number) {

@@ -31,6 +31,8 @@ interface Region extends Omit<RegionEntry, "fd"> {
 export class DeviceVmMemory implements RingMemory {
   readonly pieceSize = WINDOW_PIECE_SIZE;
   beforeUnmap: (() => void) | undefined;
+  /** Called when `pieces` are others. */
+  onChange: (() => void) | undefined;
   readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
   #regions: Region[] = [];
   readonly #takesFiles: boolean;
@@ -67,6 +69,7 @@ export class DeviceVmMemory implements RingMemory {
     if (!bytes) {
       bytes = new Uint8Array(this.#reservation.piece(piece));
       this.#bytes[piece] = bytes;
+      this.onChange?.();
     }
     return bytes;
   }
@@ -105,12 +108,36 @@ export class DeviceVmMemory implements RingMemory {
       if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
     }
     this.#regions = regions;
+    this.onChange?.();
+  }
+
+  /**
+   * The memory as runs of bytes, each with the device VM's address of it: those that `bytes` was asked for, as making
+   * an array of the others is expensive.
+   */
+  get pieces(): { readonly addresses: Float64Array; readonly bytes: readonly Uint8Array[] } {
+    const addresses: number[] = [];
+    const bytes: Uint8Array[] = [];
+    for (const { guestAddress, size, offset } of this.#regions) {
+      for (let at = 0; at < size; ) {
+        const start = (offset + at) % this.pieceSize;
+        const length = Math.min(size - at, this.pieceSize - start);
+        const piece = this.#bytes[(offset + at - start) / this.pieceSize];
+        if (piece !== undefined) {
+          addresses.push(guestAddress + at);
+          bytes.push(piece.subarray(start, start + length));
+        }
+        at += length;
+      }
+    }
+    return { addresses: Float64Array.from(addresses), bytes };
   }
 
   clear(): void {
     this.beforeUnmap?.();
     for (const region of this.#regions) this.#reservation.unmap(region.offset, region.size);
     this.#regions = [];
+    this.onChange?.();
   }
 
   #map(entry: RegionEntry, file: native.FileStatus, others: readonly Region[]): Region {

@@ -9,7 +9,7 @@ import { MAX_QUEUE_SIZE } from "../../../shared/limits.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../../shared/spec/virtio.js";
 import { passOn } from "../../../shared/vfio-user/irqs/untaken-signals.js";
-import { DeviceQueue } from "../../../shared/virtqueue/device.js";
+import { DeviceQueue, RingState } from "../../../shared/virtqueue/device.js";
 import type { DeviceVmMemory } from "./memory.js";
 
 export type VringFd = "kick" | "call" | "error";
@@ -27,6 +27,10 @@ interface Stopped extends VringAddresses {
   readonly base: number;
 }
 
+/** Where `queue.state` has the eventfd that interrupts the driver, and that it is owed one. */
+const CALL = RingState.offsets.call / 4;
+const OWES_CALL = RingState.offsets.owesCall / 4;
+
 const NOWHERE: VringAddresses = { descriptors: 0, available: 0, used: 0 };
 
 export class Vring {
@@ -37,14 +41,13 @@ export class Vring {
   readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
   #size = 0;
   #base = 0;
-  /** An interrupt for which there is no call yet. */
-  #owesCall = false;
   /** Since it was stopped, having run. */
   #stopped: Stopped | undefined;
 
   constructor(memory: DeviceVmMemory) {
     this.#memory = memory;
     this.queue = new DeviceQueue(memory);
+    this.queue.state[CALL] = -1;
   }
 
   /** The eventfd that the driver's notifications signal, or -1. It stays the vring's. */
@@ -80,11 +83,12 @@ export class Vring {
     }
     const old = this.#fds[name];
     this.#fds[name] = fd;
+    if (name === "call") this.queue.state[CALL] = fd;
     if (name === "call" && fd >= 0) {
       // QEMU replaces it whenever the device VM masks or unmasks the vector, and may have looked at the old one before.
       if (old >= 0) passOn(old, fd);
-      if (this.#owesCall) eventfdWrite(fd);
-      this.#owesCall = false;
+      if (this.queue.state[OWES_CALL] !== 0) eventfdWrite(fd);
+      this.queue.state[OWES_CALL] = 0;
     }
     if (old >= 0) closePeerFd(old);
   }
@@ -118,7 +122,7 @@ export class Vring {
     const base = token ?? this.#base;
     if (ran) this.#stopped = { ...this.addresses, size: this.#size, base };
     this.enabled = false;
-    this.#owesCall = false;
+    this.queue.state[OWES_CALL] = 0;
     this.setFd("kick", -1);
     this.addresses = NOWHERE;
     return base;
@@ -152,7 +156,7 @@ export class Vring {
   call(): boolean {
     if (!this.queue.shouldCall()) return false;
     if (this.#fds.call < 0) {
-      this.#owesCall = true;
+      this.queue.state[OWES_CALL] = 1;
       return false;
     }
     eventfdWrite(this.#fds.call);
@@ -174,7 +178,7 @@ export class Vring {
     this.queue.stop();
     this.#stopped = undefined;
     this.enabled = false;
-    this.#owesCall = false;
+    this.queue.state[OWES_CALL] = 0;
     for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
   }
 

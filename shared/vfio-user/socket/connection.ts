@@ -10,13 +10,14 @@
  *
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
-import { POLL_DISCONNECT, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../../native/index.js";
+import { POLL_DISCONNECT, POLL_PATH, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../../native/index.js";
 import { Errno, isSystemError, PeerGone } from "../../errors.js";
 import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../../limits.js";
 import { FdShare } from "../../peer-fds.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../../turn.js";
 import type { RegisterMemory } from "../register-memory.js";
+import type { AccessPath } from "./access-path.js";
 import type { SocketIo } from "./message-socket.js";
 import { closeAll, type Syscalls, systemCalls } from "./message-socket.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
@@ -86,6 +87,7 @@ export class Connection {
   /** Conditions that are polled for. */
   #polled = 0;
   #isClosed = false;
+  #path: AccessPath | undefined;
   /** Bytes of the message that was handed over last, or NOTHING. */
   #handedOver = 0;
   readonly #fd: number;
@@ -153,6 +155,15 @@ export class Connection {
     if (!this.#isClosed) this.#socket.readsFrom(memory);
   }
 
+  /** Register accesses go by this path, as far as it takes them, without telling the handler; undefined: no longer. */
+  accessesBy(path: AccessPath | undefined): void {
+    if (path === this.#path || this.#isClosed) return;
+    if (this.#path?.client === this) this.#path.client = undefined;
+    this.#path = path;
+    if (path) path.client = this;
+    this.#socket.accessesBy(path?.native);
+  }
+
   /** Reads that were answered so since this was asked last. */
   takeServed(): number {
     return this.#socket.takeServed();
@@ -163,10 +174,12 @@ export class Connection {
     this.send(this.#errorReply, 0, Header.size);
   }
 
-  /** The command handed over last is done: its body may be overwritten and its fds that nobody took are closed. */
+  /**
+   * The command handed over last, or the path's access, is done: its body may be overwritten and its fds that nobody
+   * took are closed.
+   */
   finish(): void {
-    if (!this.#busy) return;
-    closeAll(this.#syscalls, this.#commandFrame.fds);
+    if (this.#busy) closeAll(this.#syscalls, this.#commandFrame.fds);
     this.#busy = false;
     this.#run();
   }
@@ -184,6 +197,8 @@ export class Connection {
     this.#isClosed = true;
     this.#settleLast();
     this.#turn.close();
+    // It may be the next client's already.
+    if (this.#path?.client === this) this.#path.client = undefined;
     this.#socket.close();
     this.#sendQueue.close();
     this.#syscalls.closeSocket(this.#fd, this.#fds);
@@ -208,6 +223,10 @@ export class Connection {
     if (events & POLL_UNSENT) {
       this.#unsent();
       return;
+    }
+    if (events & POLL_PATH) {
+      this.#path?.endTurn(this.#turn);
+      this.#path?.attend();
     }
     if (events & POLL_WRITABLE) this.#flush();
     if (this.#isClosed) return;
@@ -281,8 +300,9 @@ export class Connection {
         receiving?.(false);
       }
       if (this.#isClosed) return;
-      turn.end(!hasTime, this.#busy && !this.#buffer.queueIsEmpty);
+      turn.end(!hasTime, this.#isHeld && !this.#buffer.queueIsEmpty);
     }
+    if (this.#path?.isBusy) this.#path.hold();
     const { bad } = this.#buffer;
     if (bad !== undefined) {
       if (bad.isCommand) this.sendError(bad.id, bad.command, Errno.EINVAL);
@@ -298,7 +318,7 @@ export class Connection {
   /** Deals with one message; false when none is complete, or the next has to wait where it is. */
   #handOver(): boolean {
     const buffer = this.#buffer;
-    const held = this.#busy || this.#sendQueue.congested;
+    const held = this.#isHeld || this.#sendQueue.congested;
     if (!held && !buffer.queueIsEmpty) {
       this.#begin(buffer.dequeue(this.#commandFrame));
       return true;
@@ -319,6 +339,11 @@ export class Connection {
       buffer.enqueue();
     }
     return true;
+  }
+
+  /** The command before is in flight. */
+  get #isHeld(): boolean {
+    return this.#busy || this.#path?.isBusy === true;
   }
 
   #begin(frame: Frame): void {

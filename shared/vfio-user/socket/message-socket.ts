@@ -7,6 +7,7 @@
  * Everything else, such as a second message or a reply with fds, goes by calls.
  */
 import {
+  type AccessPath,
   duplicate,
   isHungUp,
   NOTHING_RECEIVED,
@@ -56,6 +57,8 @@ export interface SocketIo {
   answered(): number;
   /** Answers reads of registers from their memory where `mayRead` allows it; undefined: no longer. */
   readsFrom(memory: RegisterMemory | undefined): void;
+  /** Register accesses go by this path from now on; undefined: no longer. */
+  accessesBy(path: AccessPath | undefined): void;
   /** Whether nothing that came before is in flight, or waits to be sent. */
   mayRead(may: boolean): void;
   /** Reads that were answered so since this was asked last. */
@@ -142,6 +145,10 @@ export class MessageSocket implements SocketIo {
     this.#stream.readsFrom(memory?.bytes, memory?.areas);
   }
 
+  accessesBy(path: AccessPath | undefined): void {
+    this.#stream.accessesBy(path);
+  }
+
   mayRead(may: boolean): void {
     this.#words[StreamWord.READS] = may ? 1 : 0;
   }
@@ -157,6 +164,7 @@ export class MessageSocket implements SocketIo {
   }
 
   close(): void {
+    this.#stream.accessesBy(undefined);
     this.#pollHandle.close();
   }
 

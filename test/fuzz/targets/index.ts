@@ -1,7 +1,7 @@
 /**
  * All targets by name, each loaded when it is wanted. The protocol's ends, vfio-user-server, vfio-user-client,
- * vhost-user, virtqueue-device and virtqueue-driver; the link's, link and guest-virtio; what is behind them, endpoint
- * and nvme; and planted, whose bugs must be found.
+ * vhost-user, virtqueue-device, virtqueue-driver and access-path; the link's, link and guest-virtio; what is behind
+ * them, endpoint and nvme; and planted, whose bugs must be found.
  */
 import type { Target } from "../target.js";
 import type { Bug } from "./planted.js";
@@ -15,6 +15,7 @@ const real = {
   "vfio-user-client": load(() => import("./vfio-user-client.js")),
   "virtqueue-device": load(() => import("./virtqueue-device.js")),
   "virtqueue-driver": load(() => import("./virtqueue-driver.js")),
+  "access-path": load(() => import("./access-path.js")),
   endpoint: endpoint("all"),
   "pci-config": endpoint("config"),
   "vhost-user": load(() => import("./vhost-user.js")),

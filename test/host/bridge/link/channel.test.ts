@@ -10,11 +10,12 @@ import * as native from "../../../../native/index.js";
 import { quietLog } from "../../../../shared/log.js";
 import { Share } from "../../../../shared/turn.js";
 import { CopiedMemory } from "../../../../shared/vfio-user/dma/copied-memory.js";
+import { AccessPath } from "../../../../shared/vfio-user/socket/access-path.js";
 import { DeviceQueue } from "../../../../shared/virtqueue/device.js";
 
 test("rings that cannot be polled are not open, and can be started and go on later", (t) => {
   const state = new DeviceState();
-  const channel = new Channel(state, new Share());
+  const channel = new Channel(state, new Share(), new AccessPath(new Share()));
   const copied = new CopiedMemory(quietLog);
   const copies = new Copies(copied, new Share(), state);
   const queue = new DeviceQueue(new DeviceVmMemory());

@@ -76,6 +76,7 @@ export class FakeSocket {
     },
     answered: () => this.#answered,
     readsFrom: () => {},
+    accessesBy: () => {},
     mayRead: () => {},
     takeServed: () => 0,
     poll: (events) => {

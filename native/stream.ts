@@ -1,0 +1,68 @@
+/** What a Poll does with a socket around its callback, so that a message costs no call: Stream and AccessPath. */
+/** The words by which a Stream and its owner tell each other what to do, without a call. */
+export const StreamWord = {
+  /** The owner: where in the buffer the next bytes go, and how many at most; nothing is received with a room of 0. */
+  OFFSET: 0,
+  ROOM: 1,
+  /** The Stream: bytes received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
+  RECEIVED: 2,
+  /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
+  REPLY: 3,
+  /** The Stream: how many of them were sent when it was not all, or a negative errno. */
+  REPLIED: 4,
+  /** The owner: 1 while reads may be answered from register memory, ahead of which nothing waits to be sent. */
+  READS: 5,
+  /** The Stream: how many were so far, which the owner may set back. */
+  SERVED: 6,
+  /** The owner: how many fds may come with the next bytes. */
+  MOST_FDS: 7,
+} as const;
+export const STREAM_WORDS = 8;
+
+/**
+ * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one,
+ * after. `words` are StreamWord's; `fds` is as in `receive`; the fd stays the caller's. Both buffers belong to it until
+ * others take their place; they must not be transferred.
+ */
+export interface Stream {
+  /** The buffer that OFFSET and ROOM are about. */
+  receiveInto(bytes: Uint8Array): void;
+  /** The buffer whose first REPLY bytes are sent. */
+  replyFrom(bytes: Uint8Array): void;
+  /**
+   * Answers reads of registers from their values in `memory`, at a multiple of 8, from now on, without a callback;
+   * undefined: no longer. `areas` has four numbers each: the region, the offset in it, the size, and where in `memory`
+   * it begins. RangeError for areas outside of it. shared/vfio-user/register-memory.ts has the rest.
+   */
+  readsFrom(memory: Uint8Array | undefined, areas?: Uint32Array): void;
+  /** Register accesses go by this path from now on, as far as its state lets them; undefined: no longer. */
+  accessesBy(path: AccessPath | undefined): void;
+}
+
+/** A ring, with the memory of its three parts: shared/virtqueue/device.ts has the table of its state. */
+export type AccessRing = readonly [
+  state: Int32Array,
+  descriptors: Uint8Array,
+  available: Uint8Array,
+  used: Uint8Array,
+  eventIndex: boolean,
+];
+
+/**
+ * Takes plain register accesses from a Stream to the ring of a device VM, and the replies back, without a call into
+ * JavaScript. It is the task of the Poll on the kick of the second ring. All that it knows and does is in its state
+ * (shared/vfio-user/socket/access-path.ts), which TypeScript can look at and change between any two messages.
+ */
+export interface AccessPath {
+  /** To the device, and from it; none: the path is stopped. */
+  rings(to?: AccessRing, from?: AccessRing): void;
+  /** The device VM's memory, as pieces that begin at these addresses of its own. */
+  memory(addresses: Float64Array, pieces: readonly Uint8Array[]): void;
+  /** Register memory, in which writes are counted that are passed on. */
+  registers(memory: Uint8Array | undefined): void;
+  /**
+   * A whole message, bytes[offset, offset + length), that was taken from the ring: false when it is not the reply to an
+   * access of the path's.
+   */
+  deliver(bytes: Uint8Array, offset: number, length: number): boolean;
+}

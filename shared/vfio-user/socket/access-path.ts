@@ -1,0 +1,278 @@
+/**
+ * The access path: register accesses on their way from a client's socket to the ring of a device VM, and back, in C++
+ * (native AccessPath). It takes REGION_READ, REGION_WRITE and REGION_WRITE_MULTI that pass the checks, one at a time
+ * and in order; anything else, and whatever cannot be done at once, comes up to TypeScript as if there were no path.
+ *
+ * All that the path knows is in one piece of memory, which this class owns: accesses that the device was asked for,
+ * what is still to be sent, why it is stopped. So it can be stopped and started between any two messages, and what is
+ * in flight then goes on by whoever looks after it: a reply that TypeScript takes from the ring is delivered here, and
+ * an access that is not waited for any longer is taken, and answered.
+ */
+import * as native from "../../../native/index.js";
+import { TICKS_PER_DEADLINE } from "../../deadline.js";
+import { MAX_REGIONS } from "../../limits.js";
+import { RegionAccess } from "../../spec/vfio-user.js";
+import { setU64, struct } from "../../struct/struct.js";
+import { Share, TURN, type Turn } from "../../turn.js";
+import { type DeviceQueue, RingState } from "../../virtqueue/device.js";
+import type { Frame } from "./receive-buffer.js";
+
+/** Accesses without a reply: one that the client waits for, and those that were abandoned. */
+const MAX_ACCESSES = 64;
+const OUT_SIZE = 16384;
+/** The path's ids on the link are those from here on. */
+const FIRST_ID = 0x8000;
+
+/** What accesses are checked against: sizes of regions, how many there are, and those whose writes are posted. */
+const DeviceRegions = struct({ sizes: 8 * MAX_REGIONS, count: "u32", posted: "u32" });
+
+const AccessState = { FREE: 0, WAITS: 1, ABANDONED: 2 } as const;
+/** An access that the device was asked for; `access` is a RegionAccess, as it came. */
+const PendingAccess = struct({
+  state: "u32",
+  clientId: "u32",
+  command: "u32",
+  flags: "u32",
+  /** In ticks. */
+  startedAt: "u32",
+  reserved: 4,
+  access: RegionAccess.size,
+});
+
+/** See native/access_path.h. */
+const PathState = struct({
+  stopped: "u32",
+  ticks: "u32",
+  held: "u32",
+  leastCost: "u32",
+  lightCost: "u32",
+  mostCost: "u32",
+  mostNs: "u32",
+  active: "u32",
+  nextEntry: "u32",
+  handled: "u32",
+  unsentFrom: "u32",
+  unsentLength: "u32",
+  turnCost: "u32",
+  turnNs: "u32",
+  reads: "u32",
+  readsFromMemory: "u32",
+  writes: "u32",
+  postedWrites: "u32",
+  sent: "u32",
+  received: "u32",
+  signals: "u32",
+  reserved: 4,
+  device: DeviceRegions.size,
+  pending: MAX_ACCESSES * PendingAccess.size,
+  out: OUT_SIZE,
+});
+
+/** The same table as native/access_path.cc has it. */
+const LAYOUT = Uint32Array.of(
+  PathState.offsets.stopped,
+  PathState.offsets.leastCost,
+  PathState.offsets.active,
+  PathState.offsets.unsentFrom,
+  PathState.offsets.turnCost,
+  PathState.offsets.reads,
+  PathState.offsets.device,
+  PathState.offsets.pending,
+  PathState.offsets.out,
+  PathState.size,
+  DeviceRegions.offsets.count,
+  DeviceRegions.offsets.posted,
+  PendingAccess.offsets.access,
+  PendingAccess.size,
+  RingState.offsets.call,
+  RingState.size,
+  FIRST_ID,
+);
+
+/** Why the path is stopped, as bits. */
+export const Stop = {
+  /** The device is not there for the client, or not yet, or its VM is paused. */
+  DEVICE: 1,
+  /** Messages of TypeScript's wait for the ring, or one that came by it is not complete. */
+  CHANNEL: 2,
+} as const;
+
+/** What the client's connection has to do for the path. */
+export interface PathClient {
+  /** Sends what the socket did not take at once. */
+  send(bytes: Uint8Array, offset: number, length: number): void;
+  /** The client waits for no access any more: its next command is handed over. */
+  finish(): void;
+}
+
+const NO_COUNTS = { reads: 0, readsFromMemory: 0, writes: 0, postedWrites: 0, sent: 0, received: 0, signals: 0 };
+const COUNTS = Object.keys(NO_COUNTS) as (keyof typeof NO_COUNTS)[];
+/** Accesses of clients', messages to the device process and from it, and interrupts of its VM. */
+export type PathCounts = Record<keyof typeof NO_COUNTS, number>;
+
+export class AccessPath {
+  /** For a Stream and a Poll. */
+  readonly native: native.AccessPath;
+  readonly #state = new Uint8Array(PathState.size);
+  readonly #data = new DataView(this.#state.buffer);
+  readonly #fields = PathState.view(this.#data);
+  readonly #entry = PendingAccess.view();
+  readonly #counts = { ...NO_COUNTS };
+  #client: PathClient | undefined;
+  /** The rings run: replies to what the device was asked may come. */
+  #mayReply = false;
+
+  constructor(share: Share) {
+    const fields = this.#fields;
+    fields.stopped = Stop.DEVICE;
+    fields.leastCost = TURN.LEAST_COST;
+    fields.lightCost = TURN.LIGHT;
+    fields.mostCost = TURN.MOST;
+    fields.mostNs = TURN.MOST_MS * 1e6;
+    this.native = new native.AccessPath(this.#state, LAYOUT, Share.lightTurns, share.words);
+  }
+
+  /** Whose accesses go by the path; undefined: nobody's. What was under way for the one before is nobody's any more. */
+  set client(client: PathClient | undefined) {
+    this.abandon();
+    this.#fields.unsentLength = 0;
+    this.#client = client;
+  }
+
+  get client(): PathClient | undefined {
+    return this.#client;
+  }
+
+  /** What accesses are checked against. */
+  setDevice(regionSizes: readonly number[], postedRegions: number): void {
+    const at = PathState.offsets.device;
+    for (const [n, size] of regionSizes.entries()) setU64(this.#data, at + 8 * n, size);
+    this.#data.setUint32(at + DeviceRegions.offsets.count, regionSizes.length, true);
+    this.#data.setUint32(at + DeviceRegions.offsets.posted, postedRegions, true);
+  }
+
+  /** The rings to the device and from it; the path is stopped where they do not run. */
+  rings(to: DeviceQueue, from: DeviceQueue): void {
+    this.#mayReply = to.running && from.running;
+    if (!this.#mayReply) {
+      this.native.rings();
+      return;
+    }
+    this.native.rings([to.state, ...to.parts, to.eventIndex], [from.state, ...from.parts, from.eventIndex]);
+  }
+
+  stop(reasons: number): void {
+    this.#fields.stopped |= reasons;
+  }
+
+  start(reasons: number): void {
+    this.#fields.stopped &= ~reasons;
+  }
+
+  /** The client waits for an access. */
+  get isBusy(): boolean {
+    return this.#fields.active !== 0;
+  }
+
+  /** A command waits until it does not; then the client's `finish` is called. */
+  hold(): void {
+    this.#fields.held = 1;
+  }
+
+  /** Does what the path left to be done, after POLL_PATH or `deliver`. */
+  attend(): void {
+    const fields = this.#fields;
+    const { unsentFrom, unsentLength } = fields;
+    if (unsentLength > 0) {
+      fields.unsentFrom = 0;
+      fields.unsentLength = 0;
+      this.#client?.send(this.#state, PathState.offsets.out + unsentFrom, unsentLength);
+    }
+    if (fields.held === 0 || this.isBusy) return;
+    fields.held = 0;
+    this.#client?.finish();
+  }
+
+  /** Ends a turn of the path's that was not a light one. */
+  endTurn(turn: Turn): void {
+    const { turnCost, turnNs } = this.#fields;
+    if (turnCost === 0) return;
+    this.#fields.turnCost = 0;
+    turn.endElsewhere(turnCost, turnNs / 1e6);
+  }
+
+  /** Whether an id of the link's is one of the path's. */
+  has(id: number): boolean {
+    return id >= FIRST_ID;
+  }
+
+  /** A message with such an id, bytes[offset, offset + length), that came otherwise. False when it answers nothing. */
+  deliver(bytes: Uint8Array, offset: number, length: number): boolean {
+    if (!this.native.deliver(bytes, offset, length)) return false;
+    this.attend();
+    return true;
+  }
+
+  /** Called TICKS_PER_DEADLINE times within the reply deadline. Whether an access has had no reply for all of it. */
+  tick(): boolean {
+    const fields = this.#fields;
+    fields.ticks = (fields.ticks + 1) >>> 0;
+    return this.isBusy && (fields.ticks - this.#active().startedAt) >>> 0 >= TICKS_PER_DEADLINE;
+  }
+
+  /**
+   * The access that the client waits for, as a command that the caller answers; undefined when there is none. The
+   * device's reply is nobody's then.
+   */
+  take(): Frame | undefined {
+    if (!this.isBusy) return undefined;
+    const { clientId: id, command, flags } = this.#active();
+    // A copy: the entry is used again, and the command may be answered later.
+    const offset = this.#entryAt(this.#fields.active - 1) + PendingAccess.offsets.access;
+    const bytes = this.#state.slice(offset, offset + RegionAccess.size);
+    this.abandon();
+    const data = new DataView(bytes.buffer);
+    return { id, command, flags, errno: 0, bytes, data, offset: 0, length: bytes.length, fds: [] };
+  }
+
+  /** Nobody waits for the access any more; its reply may come. */
+  abandon(): void {
+    if (!this.isBusy) return;
+    this.#active().state = this.#mayReply ? AccessState.ABANDONED : AccessState.FREE;
+    this.#fields.active = 0;
+  }
+
+  /** The device process answers nothing any more. The access that the client waits for is still to be taken. */
+  reset(): void {
+    this.#mayReply = false;
+    for (let n = 0; n < MAX_ACCESSES; n++) {
+      if (n !== this.#fields.active - 1) this.#entry.at(this.#data, this.#entryAt(n)).state = AccessState.FREE;
+    }
+    this.native.rings();
+  }
+
+  /** What the path did since this was asked last; all of it is in `counts`. */
+  takeCounts(): PathCounts {
+    const taken = { ...NO_COUNTS };
+    for (const name of COUNTS) {
+      taken[name] = this.#fields[name];
+      this.#counts[name] += taken[name];
+      this.#fields[name] = 0;
+    }
+    return taken;
+  }
+
+  get counts(): PathCounts {
+    const counts = { ...this.#counts };
+    for (const name of COUNTS) counts[name] += this.#fields[name];
+    return counts;
+  }
+
+  #active() {
+    return this.#entry.at(this.#data, this.#entryAt(this.#fields.active - 1));
+  }
+
+  #entryAt(number: number): number {
+    return PathState.offsets.pending + number * PendingAccess.size;
+  }
+}
