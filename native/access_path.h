@@ -90,8 +90,11 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   // The path of an object of JavaScript's; null when it is none.
   static AccessPath* Of(Napi::Env env, napi_value object);
 
-  // Its client, or none.
   void SetClient(ClientSocket* client) { client_ = client; }
+  // It may be another one's by now.
+  void Leave(const ClientSocket* client) {
+    if (client_ == client) client_ = nullptr;
+  }
 
   // The client waits for an access.
   bool IsBusy() const { return state_->active != 0; }

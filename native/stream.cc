@@ -147,7 +147,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
       path = AccessPath::Of(info.Env(), info[0]);
       if (path == nullptr) throw Napi::TypeError::New(info.Env(), "path must be an AccessPath");
     }
-    if (path_ != nullptr) path_->SetClient(nullptr);
+    if (path_ != nullptr) path_->Leave(this);
     path_ = path;
     path_kept_.Reset();
     if (path == nullptr) return info.Env().Undefined();

@@ -1,5 +1,5 @@
-// System calls of the hot paths without a way through libc. After each switch of processes nothing is in the caches, and
-// each page of code that is not touched is a look-up of its address, and some cache lines, spared.
+// System calls of the hot paths without a way through libc. After each switch of processes nothing is in the caches,
+// and each page of code that is not touched is a look-up of its address, and some cache lines, spared.
 #pragma once
 
 #include <sys/syscall.h>

@@ -101,8 +101,8 @@ export const Stop = {
 export interface PathClient {
   /** Sends what the socket did not take at once. */
   send(bytes: Uint8Array, offset: number, length: number): void;
-  /** The client waits for no access any more: its next command is handed over. */
-  finish(): void;
+  /** It waits for no access any more: its next command may be handed over. */
+  resume(): void;
 }
 
 const NO_COUNTS = { reads: 0, readsFromMemory: 0, writes: 0, postedWrites: 0, sent: 0, received: 0, signals: 0 };
@@ -174,7 +174,7 @@ export class AccessPath {
     return this.#fields.active !== 0;
   }
 
-  /** A command waits until it does not; then the client's `finish` is called. */
+  /** A command waits until it does not; then the client's `resume` is called. */
   hold(): void {
     this.#fields.held = 1;
   }
@@ -190,7 +190,7 @@ export class AccessPath {
     }
     if (fields.held === 0 || this.isBusy) return;
     fields.held = 0;
-    this.#client?.finish();
+    this.#client?.resume();
   }
 
   /** Ends a turn of the path's that was not a light one. */

@@ -164,6 +164,11 @@ export class Connection {
     this.#socket.accessesBy(path?.native);
   }
 
+  /** See PathClient. */
+  resume(): void {
+    this.#run();
+  }
+
   /** Reads that were answered so since this was asked last. */
   takeServed(): number {
     return this.#socket.takeServed();
@@ -175,8 +180,8 @@ export class Connection {
   }
 
   /**
-   * The command handed over last, or the path's access, is done: its body may be overwritten and its fds that nobody
-   * took are closed.
+   * The command handed over last is done: its body may be overwritten and its fds that nobody took are closed. Or an
+   * access was answered that was taken from the path.
    */
   finish(): void {
     if (this.#busy) closeAll(this.#syscalls, this.#commandFrame.fds);

@@ -331,6 +331,31 @@ test("an access that is not waited for any more is taken, and its reply is nobod
   t.deepEqual([rig.receive(), rig.left], [[], []]);
 });
 
+test("a command behind an access that was taken is not ended by the path", async (t) => {
+  const rig = setUp(t);
+  rig.offer();
+  rig.send(read(1));
+  await rig.until(() => rig.take());
+  rig.send(encode(2, Command.DEVICE_RESET, new Uint8Array(0)), encode(3, Command.DEVICE_RESET, new Uint8Array(0)));
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  t.is(rig.path.take()?.id, 1);
+  rig.connection.finish();
+  t.deepEqual(
+    rig.commands.map(({ id }) => id),
+    [2],
+  );
+  rig.path.attend();
+  t.deepEqual(
+    rig.commands.map(({ id }) => id),
+    [2],
+  );
+  rig.connection.finish();
+  t.deepEqual(
+    rig.commands.map(({ id }) => id),
+    [2, 3],
+  );
+});
+
 test("an access outlives its rings until it is taken", async (t) => {
   const rig = setUp(t);
   rig.offer(2);
