@@ -12,7 +12,7 @@
  * - *slots*: a table of records, each with a word in front of it: free, pending or live. A record that is changed is
  *   put into another slot with a higher serial number, and then the old one is freed.
  * - a *call*: a `struct mmsghdr`, where the kernel itself stores the result of recvmmsg() or sendmmsg() before the
- *   process, dead or alive, can do anything more (docs/decisions/022-exactly-once.md).
+ *   process, dead or alive, can do anything more (docs/decisions/023-exactly-once.md).
  *
  * Every record ends with a check over its words, its table and its place, so that what was damaged is refused. What a
  * peer sent, in `received` and `unsent`, has none: it is trusted as little as what comes from its socket. Nor has the
@@ -204,8 +204,26 @@ export type PairName = keyof typeof PAIRS;
 /** A pair: the word, and two copies. */
 export const PAIR_HEAD = 8;
 
-/** A call: a word, the stream's sequence when it was made, and the structure of which the kernel stores the result. */
-export const Call = struct({ sequenceLow: "u32", sequenceHigh: "u32", header: 56, result: "u32", padding: 4 });
+/**
+ * A call: a word, the stream's sequence when it was made, and the `struct mmsghdr` (x86-64) in which the kernel stores
+ * the result: how many bytes of control messages came, and then how many bytes were moved. Pointers are of a process
+ * that is gone.
+ */
+export const Call = struct({
+  sequenceLow: "u32",
+  sequenceHigh: "u32",
+  name: "u64big",
+  nameLength: "u32",
+  pad: 4,
+  vectors: "u64big",
+  vectorCount: "u64big",
+  control: "u64big",
+  controlLength: "u64",
+  flags: "u32",
+  pad2: 4,
+  result: "u32",
+  padding: 4,
+});
 /** No result yet. */
 export const NO_RESULT = 0xffff_ffff;
 export const CALLS = ["receive", "send"] as const;

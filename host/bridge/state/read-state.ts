@@ -54,6 +54,11 @@ export interface SavedSession {
   /** What came from the client and is not dealt with, and what is to be sent to it, with calls that ended in time. */
   readonly received: Uint8Array;
   readonly unsent: Uint8Array;
+  /**
+   * The last of these calls took descriptors from the client's socket, and nobody noted it: those that are pending, and
+   * came back, are not to be had from there once more.
+   */
+  readonly tookFds: boolean;
   /** The stream's positions after these calls. */
   readonly positions: { received: number; handled: number; queued: number; sent: number };
   /** Of each queue. */
@@ -177,6 +182,7 @@ function readStream(bytes: StateBytes, session: number) {
   sent = (sent + resultOf(bytes, session, "send", sequence, unsent)) >>> 0;
   return {
     positions: { received, handled, queued, sent },
+    tookFds: received !== (stream?.received ?? 0) && controlLength(bytes, session) > 0,
     received: ringBytes(bytes, sessionAt(session) + LAYOUT.received, RECEIVED_SIZE, handled, received),
     unsent: ringBytes(bytes, sessionAt(session) + LAYOUT.unsent, UNSENT_SIZE, sent, queued),
   };
@@ -192,6 +198,9 @@ function resultOf(bytes: StateBytes, session: number, name: CallName, sequence: 
   if (result > most) throw damaged(what);
   return result;
 }
+
+const controlLength = (bytes: StateBytes, session: number) =>
+  Call.view(bytes.data, callAt(session, "receive")).controlLength;
 
 function ringBytes(bytes: StateBytes, ring: number, size: number, from: number, to: number): Uint8Array {
   const length = (to - from) >>> 0;

@@ -41,12 +41,13 @@ function refusal(filled: Filled): string | undefined {
 
 test("what was written comes back, with what the kernel did last", (t) => {
   const { attempts, sessions } = filledState(t).read();
-  const [{ client, device, slots, received, unsent, positions, rings }] = sessions;
+  const [{ client, device, slots, received, unsent, positions, rings, tookFds }] = sessions;
   t.is(attempts, 1);
   t.like(client, { socket: FD.CLIENT, generation: 3, minor: 1, pageSizes: 4096 });
   t.like(device, { generation: 2, state: 4, features: 0x1_0000_0001n });
   t.deepEqual([...received], [1, 2, 3, 4, 5], "two that waited, and three of the call");
   t.deepEqual([...unsent], [6, 7, 8]);
+  t.false(tookFds);
   t.deepEqual(positions, { received: 2, handled: 2 ** 32 - 3, queued: 10, sent: 7 });
   t.deepEqual(rings[1], { available: 17, used: 16 });
   t.deepEqual(
@@ -77,7 +78,7 @@ function unusedRanges(filled: Filled): [number, number][] {
     }
   }
   for (const name of ["receive", "send"] as const) {
-    ranges.push([callAt(0, name) + Call.offsets.header, 56], [callAt(0, name) + Call.offsets.padding, 4]);
+    ranges.push([callAt(0, name) + Call.offsets.name, 56], [callAt(0, name) + Call.offsets.padding, 4]);
   }
   // Of another life of the stream.
   ranges.push([callAt(0, "send") + Call.offsets.result, 4]);
@@ -99,8 +100,9 @@ test("each byte that matters, damaged in turn, is refused", (t) => {
   const all = new Uint8Array(filled.state.bytes.buffer);
   const isUnused = new Uint8Array(all.length);
   for (const [start, size] of unusedRanges(filled)) isUnused.fill(1, start, start + size);
-  // The kernel's own word of a call that it completed: see layout.ts.
+  // The kernel's own words of a call that it completed: see layout.ts.
   const result = callAt(0, "receive") + Call.offsets.result;
+  const control = callAt(0, "receive") + Call.offsets.controlLength;
   const parts: [number, number][] = [
     [0, Header.size + 8],
     [at, LAYOUT.rings + RING_POSITIONS_SIZE * MAX_QUEUES],
@@ -112,7 +114,7 @@ test("each byte that matters, damaged in turn, is refused", (t) => {
   let refused = 0;
   for (const [start, size] of parts) {
     for (let offset = start; offset < start + size; offset++) {
-      if (offset >= result && offset < result + 4) continue;
+      if ((offset >= result && offset < result + 4) || (offset >= control && offset < control + 8)) continue;
       for (const change of [0x01, 0xff]) {
         all[offset] ^= change;
         const reason = refusal(filled);
@@ -245,6 +247,15 @@ test("a record that is replaced is there once, whenever the bridge dies, and a t
   t.deepEqual(flags(), [0]);
   irqs.add({ ...vector, flags: 1 });
   t.regex(refusal(filled) ?? "", /irqs, slot \d of 4096, is there twice/);
+});
+
+test("what the kernel says of descriptors that came with its last call is known, too", (t) => {
+  const filled = filledState(t);
+  Call.view(filled.state.bytes.data, callAt(0, "receive")).controlLength = 24;
+  t.true(filled.read().sessions[0].tookFds);
+  // Of a call whose result was taken.
+  filled.state.sessions[0].pair("stream").write({});
+  t.false(filled.read().sessions[0].tookFds);
 });
 
 test("a table that is full says so, and is used again", (t) => {
