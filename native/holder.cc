@@ -269,10 +269,10 @@ bool TakeMessage() {
 
 // Ended by itself, in a way that another start would not change.
 bool IsFinal(int status) {
-  if (is_ending) return true;
-  if (!WIFEXITED(status)) return false;
   static bool was_ever_ready = false;
   was_ever_ready = was_ever_ready || was_ready;
+  if (is_ending) return true;
+  if (!WIFEXITED(status)) return false;
   constexpr int kUsage = 2;
   return WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == kUsage || !was_ever_ready;
 }

@@ -134,6 +134,16 @@ test("a failure of a program that was ready is a death, and the end that it anno
   ready.order({ do: "exit", code: 5 });
   t.is(await ready.end(), 5);
 
+  const killed = new Supervised(t);
+  await killed.line<Life>();
+  await killed.done({ do: "ready" });
+  killed.order({ do: "crash" });
+  await killed.line<Life>();
+  killed.order({ do: "exit", code: 1 });
+  await killed.line<Life>();
+  killed.order({ do: "exit", code: 0 });
+  t.is(await killed.end(), 0);
+
   const never = new Supervised(t);
   await never.line<Life>();
   never.order({ do: "exit", code: 1 });

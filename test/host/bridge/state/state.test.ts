@@ -6,6 +6,7 @@ import test, { type ExecutionContext } from "ava";
 import { describeFd, type FdDescription } from "../../../../host/bridge/state/fd-kinds.js";
 import {
   Call,
+  checkOf,
   fdName,
   Header,
   LAYOUT,
@@ -247,6 +248,47 @@ test("a record that is replaced is there once, whenever the bridge dies, and a t
   t.deepEqual(flags(), [0]);
   irqs.add({ ...vector, flags: 1 });
   t.regex(refusal(filled) ?? "", /irqs, slot \d of 4096, is there twice/);
+});
+
+test("numbers of any kind under checks that are right are taken or refused, and nothing else", (t) => {
+  const filled = filledState(t);
+  const { bytes } = filled.state;
+  const all = new Uint8Array(bytes.buffer);
+  const seed = (Math.random() * 2 ** 32) >>> 0;
+  t.log(`seed ${seed}`);
+  let last = seed;
+  const random = (below: number) => {
+    last = (Math.imul(last, 1664525) + 1013904223) >>> 0;
+    return Math.floor((last / 2 ** 32) * below);
+  };
+  const at = sessionAt(0);
+  const places = [
+    ...Object.entries(PAIRS).flatMap(([name, { record, number }]) =>
+      [1, 2].map((which) => {
+        const start = copyAt(at + LAYOUT.pairs[name as keyof typeof PAIRS], which, record.size);
+        return { start, size: record.offsets.check, number, place: which };
+      }),
+    ),
+    ...(Object.keys(SLOTS) as SlotsName[]).flatMap((name) =>
+      Array.from({ length: usedSlots(filled, name) }, (_, place) => {
+        const { record, number } = SLOTS[name];
+        const start = at + LAYOUT.slots[name] + place * slotSize(name) + SLOT_HEAD;
+        return { start, size: record.offsets.check, number, place };
+      }),
+    ),
+  ];
+  const reasons = new Set<string>();
+  for (let i = 0; i < 3000; i++) {
+    const { start, size, number, place } = places[random(places.length)];
+    const before = all.slice(start, start + size + 4);
+    for (let n = random(4); n >= 0; n--) all[start + random(size)] = random(3) === 0 ? 0xff : random(256);
+    bytes.words[(start + size) / 4] = checkOf(bytes.words, start, size, number, place);
+    // Anything but a StateError is thrown on, and fails.
+    reasons.add(refusal(filled)?.replaceAll(/\d+/g, "N") ?? "taken");
+    all.set(before, start);
+  }
+  t.is(refusal(filled), undefined);
+  t.true(reasons.size > 15 && reasons.has("taken"), [...reasons].join("\n"));
 });
 
 test("what the kernel says of descriptors that came with its last call is known, too", (t) => {
