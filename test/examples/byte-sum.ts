@@ -1,6 +1,4 @@
-/**
- * A PCI device that sums bytes of driver-VM memory: set ADDRESS and LENGTH, write START, wait for vector 0, read SUM.
- */
+/** Sums bytes of driver-VM memory: set ADDRESS and LENGTH, write START, wait for vector 0, read SUM. */
 import { type Device, type DeviceContext, RegisterFile } from "virtio-vfio-user";
 
 const MAX_LENGTH = 1024 * 1024;
