@@ -18,6 +18,7 @@
  * peer sent, in `received` and `unsent`, has none: it is trusted as little as what comes from its socket. Nor has the
  * kernel's result of a call, which is only held to the room that there was.
  */
+import assert from "node:assert/strict";
 import {
   MAX_DMA_MAPS,
   MAX_IRQ_VECTORS,
@@ -25,6 +26,7 @@ import {
   MAX_PENDING_COMMANDS,
   MAX_QUEUES,
   MAX_SEND_BACKLOG,
+  MAX_VHOST_USER_MESSAGE_SIZE,
   MAX_VHOST_USER_REGIONS,
   PAGE_SIZE,
 } from "../../../shared/limits.js";
@@ -183,7 +185,7 @@ const Device = struct({
 });
 
 /**
- * Positions in the client's two streams, modulo 2^32: what came from its socket, what of that is dealt with, what is to
+ * Positions in the two directions of a socket, modulo 2^32: what came from it, what of that is dealt with, what is to
  * be sent, what was sent. A command is dealt with, and its reply is to be sent, by one change of this pair.
  */
 const Stream = struct({
@@ -198,7 +200,10 @@ const Stream = struct({
 export const PAIRS = {
   client: { number: 16, record: Client },
   device: { number: 17, record: Device },
-  stream: { number: 18, record: Stream },
+  clientStream: { number: 18, record: Stream },
+  twinStream: { number: 19, record: Stream },
+  frontEndStream: { number: 20, record: Stream },
+  windowStream: { number: 21, record: Stream },
 } as const;
 export type PairName = keyof typeof PAIRS;
 /** A pair: the word, and two copies. */
@@ -229,10 +234,21 @@ export const NO_RESULT = 0xffff_ffff;
 export const CALLS = ["receive", "send"] as const;
 export type CallName = (typeof CALLS)[number];
 
-/** Both are rings of bytes; the index is the position modulo the size, which divides 2^32. */
-export const RECEIVED_SIZE = 2 ** 21;
-export const UNSENT_SIZE = 2 ** 23;
-if (RECEIVED_SIZE < MAX_MESSAGE_SIZE || UNSENT_SIZE < MAX_SEND_BACKLOG + MAX_MESSAGE_SIZE) throw new Error("too small");
+/**
+ * The sockets of a session: the client's, its twin, the front-end's, and that for requests to the front-end (the
+ * window's). `received` and `unsent` are the sizes of two rings of bytes, whose index is the position modulo the size,
+ * which divides 2^32. Rings are whole pages, so that they can be mapped twice, one behind the other: then every message
+ * is in one piece.
+ */
+export const STREAMS = {
+  client: { pair: "clientStream", received: 2 ** 21, unsent: 2 ** 23 },
+  twin: { pair: "twinStream", received: 2 ** 21, unsent: 2 ** 23 },
+  frontEnd: { pair: "frontEndStream", received: 2 ** 14, unsent: 2 ** 16 },
+  window: { pair: "windowStream", received: 2 ** 14, unsent: 2 ** 16 },
+} as const;
+export type StreamName = keyof typeof STREAMS;
+assert(STREAMS.client.received >= MAX_MESSAGE_SIZE && STREAMS.client.unsent >= MAX_SEND_BACKLOG + MAX_MESSAGE_SIZE);
+assert(STREAMS.frontEnd.received >= MAX_VHOST_USER_MESSAGE_SIZE);
 
 /** A ring's two words: the next entry of the available ring, and of the used ring. */
 export const RING_POSITIONS_SIZE = 16;
@@ -242,12 +258,12 @@ interface SessionLayout {
   /** A word for each table: no slot from that number on was ever used. */
   readonly used: Readonly<Record<SlotsName, number>>;
   readonly pairs: Readonly<Record<PairName, number>>;
-  readonly calls: Readonly<Record<CallName, number>>;
+  readonly calls: Readonly<Record<StreamName, Readonly<Record<CallName, number>>>>;
   /** RING_POSITIONS_SIZE for each queue. */
   readonly rings: number;
   readonly slots: Readonly<Record<SlotsName, number>>;
-  readonly received: number;
-  readonly unsent: number;
+  readonly received: Readonly<Record<StreamName, number>>;
+  readonly unsent: Readonly<Record<StreamName, number>>;
   readonly size: number;
 }
 
@@ -261,19 +277,20 @@ function layOut(): SessionLayout {
     end = at + size;
     return at;
   };
-  const each = <Name extends string>(names: readonly Name[], size: (name: Name) => number, alignment?: number) =>
-    Object.fromEntries(names.map((name) => [name, take(size(name), alignment)])) as Record<Name, number>;
+  const map = <Name extends string, Value>(names: readonly Name[], value: (name: Name) => Value) =>
+    Object.fromEntries(names.map((name) => [name, value(name)])) as Record<Name, Value>;
   const slots = Object.keys(SLOTS) as SlotsName[];
   const pairs = Object.keys(PAIRS) as PairName[];
+  const streams = Object.keys(STREAMS) as StreamName[];
   return {
     identity: take(Identity.size),
-    used: each(slots, () => 8),
-    pairs: each(pairs, (name) => PAIR_HEAD + 2 * PAIRS[name].record.size),
-    calls: each(CALLS, () => Call.size),
+    used: map(slots, () => take(8)),
+    pairs: map(pairs, (name) => take(PAIR_HEAD + 2 * PAIRS[name].record.size)),
+    calls: map(streams, () => map(CALLS, () => take(Call.size))),
     rings: take(RING_POSITIONS_SIZE * MAX_QUEUES),
-    slots: each(slots, (name) => slotSize(name) * SLOTS[name].count, PAGE_SIZE),
-    received: take(RECEIVED_SIZE, PAGE_SIZE),
-    unsent: take(UNSENT_SIZE, PAGE_SIZE),
+    slots: map(slots, (name) => take(slotSize(name) * SLOTS[name].count, PAGE_SIZE)),
+    received: map(streams, (name) => take(STREAMS[name].received, PAGE_SIZE)),
+    unsent: map(streams, (name) => take(STREAMS[name].unsent, PAGE_SIZE)),
     size: take(0, PAGE_SIZE),
   };
 }

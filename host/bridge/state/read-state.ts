@@ -22,17 +22,17 @@ import {
   NO_RESULT,
   PAIRS,
   type PairName,
-  RECEIVED_SIZE,
   RING_POSITIONS_SIZE,
   SLOT,
   SLOT_HEAD,
   SLOTS,
   type SlotsName,
   STATE_NAME,
+  STREAMS,
+  type StreamName,
   sessionAt,
   slotSize,
   stateSize,
-  UNSENT_SIZE,
   VERSION,
 } from "./layout.js";
 import {
@@ -51,18 +51,22 @@ export interface SavedSession {
   readonly device: PairValues<"device"> | undefined;
   /** Live and pending records, one for each key, in no order. */
   readonly slots: SavedSlots;
-  /** What came from the client and is not dealt with, and what is to be sent to it, with calls that ended in time. */
-  readonly received: Uint8Array;
-  readonly unsent: Uint8Array;
-  /**
-   * The last of these calls took descriptors from the client's socket, and nobody noted it: those that are pending, and
-   * came back, are not to be had from there once more.
-   */
-  readonly tookFds: boolean;
-  /** The stream's positions after these calls. */
-  readonly positions: { received: number; handled: number; queued: number; sent: number };
+  readonly streams: Readonly<Record<StreamName, SavedStream>>;
   /** Of each queue. */
   readonly rings: readonly { available: number; used: number }[];
+}
+
+/** A socket's two directions, with what calls did that ended and were not noted. */
+export interface SavedStream {
+  /** What came and is not dealt with, and what is to be sent. */
+  readonly received: Uint8Array;
+  readonly unsent: Uint8Array;
+  readonly positions: { received: number; handled: number; queued: number; sent: number };
+  /**
+   * The last receiving call took descriptors from the socket, and nobody noted it: those that are pending, and came
+   * back, are not to be had from there once more.
+   */
+  readonly tookFds: boolean;
 }
 
 export interface SavedState {
@@ -133,7 +137,10 @@ function readSession(
   for (const socket of [client?.socket, client?.twinSocket, device?.socket]) {
     if (socket && !fds.has(socket)) throw new StateError(`${name}: a connection has the unknown descriptor ${socket}`);
   }
-  return { client, device, slots, ...readStream(bytes, index), rings: readRings(bytes, index) };
+  const streams = Object.fromEntries(
+    (Object.keys(STREAMS) as StreamName[]).map((stream) => [stream, readStream(bytes, index, stream)]),
+  ) as Record<StreamName, SavedStream>;
+  return { client, device, slots, streams, rings: readRings(bytes, index) };
 }
 
 function readPair<Name extends PairName>(
@@ -169,38 +176,44 @@ function readSlots<Name extends SlotsName>(bytes: StateBytes, session: number, n
   return found;
 }
 
-/** The bytes of the two streams, with what a call moved whose result nobody had time to take. */
-function readStream(bytes: StateBytes, session: number) {
-  const what = `session ${session}: stream`;
-  const stream = readPair(bytes, session, "stream");
-  let { received = 0, handled = 0, queued = 0, sent = 0 } = stream ?? {};
+function readStream(bytes: StateBytes, session: number, name: StreamName): SavedStream {
+  const sizes = STREAMS[name];
+  const stream = readPair(bytes, session, sizes.pair);
+  const { handled = 0, queued = 0, sequence = 0 } = stream ?? {};
+  let { received = 0, sent = 0 } = stream ?? {};
   const waiting = (received - handled) >>> 0;
   const unsent = (queued - sent) >>> 0;
-  if (waiting > RECEIVED_SIZE || unsent > UNSENT_SIZE) throw damaged(what);
-  const sequence = stream?.sequence ?? 0;
-  received = (received + resultOf(bytes, session, "receive", sequence, RECEIVED_SIZE - waiting)) >>> 0;
-  sent = (sent + resultOf(bytes, session, "send", sequence, unsent)) >>> 0;
+  if (waiting > sizes.received || unsent > sizes.unsent) throw damaged(`session ${session}: ${sizes.pair}`);
+  const came = resultOf(bytes, session, name, "receive", sequence, sizes.received - waiting);
+  received = (received + came) >>> 0;
+  sent = (sent + resultOf(bytes, session, name, "send", sequence, unsent)) >>> 0;
+  const receive = Call.view(bytes.data, callAt(session, name, "receive"));
+  const at = sessionAt(session);
   return {
     positions: { received, handled, queued, sent },
-    tookFds: received !== (stream?.received ?? 0) && controlLength(bytes, session) > 0,
-    received: ringBytes(bytes, sessionAt(session) + LAYOUT.received, RECEIVED_SIZE, handled, received),
-    unsent: ringBytes(bytes, sessionAt(session) + LAYOUT.unsent, UNSENT_SIZE, sent, queued),
+    tookFds: came > 0 && receive.controlLength > 0,
+    received: ringBytes(bytes, at + LAYOUT.received[name], sizes.received, handled, received),
+    unsent: ringBytes(bytes, at + LAYOUT.unsent[name], sizes.unsent, sent, queued),
   };
 }
 
 /** What the call moved that was made when the stream's sequence was this; 0 when there was none, or it did nothing. */
-function resultOf(bytes: StateBytes, session: number, name: CallName, sequence: number, most: number): number {
-  const what = `session ${session}: ${name}`;
-  const at = callAt(session, name);
+function resultOf(
+  bytes: StateBytes,
+  session: number,
+  stream: StreamName,
+  name: CallName,
+  sequence: number,
+  most: number,
+): number {
+  const what = `session ${session}: ${stream} ${name}`;
+  const at = callAt(session, stream, name);
   const madeAt = wordAt(bytes, at, what);
   const result = bytes.words[(at + Call.offsets.result) / 4];
   if (madeAt !== sequence || result === NO_RESULT) return 0;
   if (result > most) throw damaged(what);
   return result;
 }
-
-const controlLength = (bytes: StateBytes, session: number) =>
-  Call.view(bytes.data, callAt(session, "receive")).controlLength;
 
 function ringBytes(bytes: StateBytes, ring: number, size: number, from: number, to: number): Uint8Array {
   const length = (to - from) >>> 0;

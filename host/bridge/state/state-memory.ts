@@ -9,6 +9,7 @@ import {
   ATTEMPTS_AT,
   CALLS,
   Call,
+  type CallName,
   checkOf,
   Header,
   hashText,
@@ -26,6 +27,8 @@ import {
   SLOTS,
   type SlotsName,
   STATE_NAME,
+  STREAMS,
+  type StreamName,
   sessionAt,
   slotSize,
   stateSize,
@@ -85,7 +88,9 @@ export class StateMemory {
       const state = StateMemory.of(fd, identities.length);
       identities.forEach((identity, index) => {
         writeIdentity(state.bytes, index, identity);
-        for (const name of CALLS) state.bytes.store(callAt(index, name) + Call.offsets.result, NO_RESULT);
+        for (const stream of Object.keys(STREAMS) as StreamName[]) {
+          for (const name of CALLS) state.bytes.store(callAt(index, stream, name) + Call.offsets.result, NO_RESULT);
+        }
       });
       writeHeader(state.bytes, identities.length);
       return state;
@@ -231,7 +236,8 @@ class Slots<Name extends SlotsName> {
   }
 }
 
-export const callAt = (session: number, name: (typeof CALLS)[number]) => sessionAt(session) + LAYOUT.calls[name];
+export const callAt = (session: number, stream: StreamName, name: CallName) =>
+  sessionAt(session) + LAYOUT.calls[stream][name];
 
 /** The identity's numbers of a session. */
 export function identityValues(identity: SessionIdentity) {

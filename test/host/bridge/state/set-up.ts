@@ -71,17 +71,17 @@ export function filledState(t: ExecutionContext): Filled {
   session.pair("device").write({ generation: 2, state: 4, features: 0x1_0000_0001n });
   // Near the end of the ring, and of 32 bits; two bytes wait, three are not sent.
   const received = 2 ** 32 - 1;
-  session.pair("stream").write({ received, handled: received - 2, queued: 10, sent: 7 });
+  session.pair("clientStream").write({ received, handled: received - 2, queued: 10, sent: 7 });
   const { bytes } = state;
   const at = sessionAt(0);
-  new Uint8Array(bytes.buffer, at + LAYOUT.received + 2 ** 21 - 3, 3).set([1, 2, 3]);
-  new Uint8Array(bytes.buffer, at + LAYOUT.received, 2).set([4, 5]);
-  new Uint8Array(bytes.buffer, at + LAYOUT.unsent + 7, 3).set([6, 7, 8]);
+  new Uint8Array(bytes.buffer, at + LAYOUT.received.client + 2 ** 21 - 3, 3).set([1, 2, 3]);
+  new Uint8Array(bytes.buffer, at + LAYOUT.received.client, 2).set([4, 5]);
+  new Uint8Array(bytes.buffer, at + LAYOUT.unsent.client + 7, 3).set([6, 7, 8]);
   // A call that the kernel completed, and whose result nobody took; the other one was not made since.
-  bytes.setWord(callAt(0, "receive"), 1);
-  bytes.store(callAt(0, "receive") + Call.offsets.result, 3);
-  bytes.setWord(callAt(0, "send"), 0);
-  bytes.store(callAt(0, "send") + Call.offsets.result, 2);
+  bytes.setWord(callAt(0, "client", "receive"), 1);
+  bytes.store(callAt(0, "client", "receive") + Call.offsets.result, 3);
+  bytes.setWord(callAt(0, "client", "send"), 0);
+  bytes.store(callAt(0, "client", "send") + Call.offsets.result, 2);
   bytes.setWord(at + LAYOUT.rings + RING_POSITIONS_SIZE, 17);
   bytes.setWord(at + LAYOUT.rings + RING_POSITIONS_SIZE + 8, 16);
   state.countAttempt();

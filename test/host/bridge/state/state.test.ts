@@ -17,6 +17,8 @@ import {
   SLOT_HEAD,
   SLOTS,
   type SlotsName,
+  STREAMS,
+  type StreamName,
   sessionAt,
   slotSize,
   stateSize,
@@ -42,7 +44,8 @@ function refusal(filled: Filled): string | undefined {
 
 test("what was written comes back, with what the kernel did last", (t) => {
   const { attempts, sessions } = filledState(t).read();
-  const [{ client, device, slots, received, unsent, positions, rings, tookFds }] = sessions;
+  const [{ client, device, slots, streams, rings }] = sessions;
+  const { received, unsent, positions, tookFds } = streams.client;
   t.is(attempts, 1);
   t.like(client, { socket: FD.CLIENT, generation: 3, minor: 1, pageSizes: 4096 });
   t.like(device, { generation: 2, state: 4, features: 0x1_0000_0001n });
@@ -78,11 +81,14 @@ function unusedRanges(filled: Filled): [number, number][] {
       if (bytes.word(pairAt) !== which) ranges.push([copyAt(pairAt, which, record.size), record.size]);
     }
   }
-  for (const name of ["receive", "send"] as const) {
-    ranges.push([callAt(0, name) + Call.offsets.name, 56], [callAt(0, name) + Call.offsets.padding, 4]);
+  for (const stream of Object.keys(STREAMS) as StreamName[]) {
+    for (const name of ["receive", "send"] as const) {
+      const call = callAt(0, stream, name);
+      ranges.push([call + Call.offsets.name, 56], [call + Call.offsets.padding, 4]);
+    }
   }
   // Of another life of the stream.
-  ranges.push([callAt(0, "send") + Call.offsets.result, 4]);
+  ranges.push([callAt(0, "client", "send") + Call.offsets.result, 4]);
   for (const name of Object.keys(SLOTS) as SlotsName[]) {
     for (let slot = 0; slot < usedSlots(filled, name); slot++) {
       const slotAt = at + LAYOUT.slots[name] + slot * slotSize(name);
@@ -102,8 +108,8 @@ test("each byte that matters, damaged in turn, is refused", (t) => {
   const isUnused = new Uint8Array(all.length);
   for (const [start, size] of unusedRanges(filled)) isUnused.fill(1, start, start + size);
   // The kernel's own words of a call that it completed: see layout.ts.
-  const result = callAt(0, "receive") + Call.offsets.result;
-  const control = callAt(0, "receive") + Call.offsets.controlLength;
+  const result = callAt(0, "client", "receive") + Call.offsets.result;
+  const control = callAt(0, "client", "receive") + Call.offsets.controlLength;
   const parts: [number, number][] = [
     [0, Header.size + 8],
     [at, LAYOUT.rings + RING_POSITIONS_SIZE * MAX_QUEUES],
@@ -133,7 +139,7 @@ test("each byte that matters, damaged in turn, is refused", (t) => {
   t.is(refusal(filled), undefined);
   // Not a byte of it, but more than there was room for.
   filled.state.bytes.store(result, 2 ** 21 - 1);
-  t.is(refusal(filled), "session 0: receive is damaged");
+  t.is(refusal(filled), "session 0: client receive is damaged");
 });
 
 const bigints = (_: string, value: unknown) => (typeof value === "bigint" ? String(value) : value);
@@ -293,11 +299,11 @@ test("numbers of any kind under checks that are right are taken or refused, and 
 
 test("what the kernel says of descriptors that came with its last call is known, too", (t) => {
   const filled = filledState(t);
-  Call.view(filled.state.bytes.data, callAt(0, "receive")).controlLength = 24;
-  t.true(filled.read().sessions[0].tookFds);
+  Call.view(filled.state.bytes.data, callAt(0, "client", "receive")).controlLength = 24;
+  t.true(filled.read().sessions[0].streams.client.tookFds);
   // Of a call whose result was taken.
-  filled.state.sessions[0].pair("stream").write({});
-  t.false(filled.read().sessions[0].tookFds);
+  filled.state.sessions[0].pair("clientStream").write({});
+  t.false(filled.read().sessions[0].streams.client.tookFds);
 });
 
 test("a table that is full says so, and is used again", (t) => {
