@@ -9,6 +9,7 @@ import test, { type ExecutionContext } from "ava";
 import { close, createMemory, send } from "../../native/index.js";
 import { connectDatagrams, HOLDER } from "../../native/supervision.js";
 import type { Life, Order } from "../fakes/supervised-program.js";
+import { folder } from "./helpers.js";
 
 const PROGRAM = fileURLToPath(new URL("../fakes/supervised-program.js", import.meta.url));
 
@@ -18,7 +19,9 @@ class Supervised {
   errors = "";
 
   constructor(t: ExecutionContext, command: readonly string[] = [process.execPath, PROGRAM], env = {}) {
-    this.process = spawn(HOLDER, command, { stdio: "pipe", env: { ...process.env, ...env } });
+    // What a holder that is killed leaves behind goes with the test.
+    const places = { RUNTIME_DIRECTORY: folder(t) };
+    this.process = spawn(HOLDER, command, { stdio: "pipe", env: { ...process.env, ...places, ...env } });
     this.#lines = createInterface({ input: this.process.stdout as NodeJS.ReadableStream })[Symbol.asyncIterator]();
     this.process.stderr?.on("data", (data) => {
       this.errors += data;

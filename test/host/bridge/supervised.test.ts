@@ -16,8 +16,9 @@ function start(t: ExecutionContext, ...args: string[]) {
   const pairs = ["--socket-path", sockets[0], "--vhost-user-socket-path", sockets[1]];
   const parent = spawn(process.execPath, [MAIN, ...pairs, "--window-size", "1G", ...args], {
     stdio: ["ignore", "ignore", "pipe"],
+    env: { ...process.env, RUNTIME_DIRECTORY: dir },
   });
-  t.teardown(() => parent.kill("SIGKILL"));
+  t.teardown(() => parent.kill("SIGTERM"));
   const lines = createInterface({ input: parent.stderr })[Symbol.asyncIterator]();
   /** The next line that says so. */
   const line = async (text: string): Promise<string> => {
