@@ -1,7 +1,9 @@
 // Registers the exports that index.ts types. Nothing else lives here. The files of this folder:
 //
 // - Sockets and the event loop: socket.cc, fd_messages.cc (messages with descriptors), poll.cc (readiness) with
-//   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc.
+//   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc;
+//   system_call.h. stream.ts types the last of them, and the next.
+// - Register accesses without JavaScript: access_path.cc over access_check.h, ring.h (a virtqueue) and turn.h.
 // - Descriptors and files: file.cc (what a peer handed over), discard.cc (closing it), disk.cc (a disk's file).
 // - Memory: memory.cc (mapping) over guard.cc (surviving what is gone), mmio.cc (registers), copy.cc (lists of copies).
 // - Signals: eventfd.cc, relay.cc over relay_thread.cc.

@@ -6,7 +6,8 @@
  * In this folder, in the order of a command's way:
  *
  * - socket/: connection.ts (messages in order), over receive-buffer.ts, send-queue.ts and message-socket.ts;
- *   twin-socket.ts, a second connection for the server's own requests.
+ *   twin-socket.ts, a second connection for the server's own requests; access-path.ts, register accesses that go to a
+ *   device VM's ring without any of the rest.
  * - server-session.ts: a client from VERSION (version.ts) to its end; checks.ts, what each command must look like;
  *   pending.ts, the command in flight and its reply.
  * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link; absent-device.ts:

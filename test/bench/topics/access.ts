@@ -60,7 +60,7 @@ export const access: Topic<State> = {
     {
       name: "REGION_READ, bridge, computed by the device",
       unit: "us",
-      target: {},
+      target: { ratio: 1.4, ratioP99: 1.5 },
       floorName: "AF_UNIX + eventfd ping-pong",
       floor: bridgeFloor,
       measure: ({ machine, bridged }) => machine.us("client-access", COUNT, "ask", bridged.sockets[0]),
@@ -76,7 +76,7 @@ export const access: Topic<State> = {
     {
       name: "REGION_WRITE (posted), bridge",
       unit: "us",
-      target: { ratio: 1.15 },
+      target: { ratio: 1.15, ratioP99: 1.5 },
       floorName: "AF_UNIX ping-pong",
       floor: socketFloor,
       measure: ({ machine, apart }) => machine.us("client-access", COUNT, "write", apart.sockets[0]),
