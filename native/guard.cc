@@ -3,7 +3,8 @@
 //
 // A page that faults may be a hole in huge pages where none is free any more: that is one page. Or it is beyond its
 // file's end, and so is all that follows it in the same map. After some pages that is replaced in one go: page by page,
-// a hostile peer could make us use up the process's number of maps (vm.max_map_count).
+// a hostile peer could make us use up the process's number of maps (vm.max_map_count). These pages are counted for all
+// ranges together, since one peer has memory in a thousand of them. Between maps it is the same.
 //
 // Left out: memory errors of the machine itself (BUS_MCEERR_*). Zeros there would be silent corruption.
 #include "guard.h"
@@ -34,6 +35,11 @@ Slot slots[kMaxRanges];
 // Slots from here on were never used.
 std::atomic<size_t> used_slots;
 static_assert(std::atomic<uintptr_t>::is_always_lock_free);
+
+// Pages of all ranges that are repaired one by one now; and pages so far that were between maps.
+std::atomic<uint32_t> single_pages;
+std::atomic<uint32_t> pages_between;
+constexpr uint32_t kPagesBetween = 512;
 
 struct sigaction previous_bus;
 struct sigaction previous_segv;
@@ -134,6 +140,7 @@ GuardedRange::GuardedRange(void* base, size_t length)
 }
 
 GuardedRange::~GuardedRange() {
+  ForgetLostPages(base_, end_);
   if (slot_ < 0) return;
   slots[slot_].end = 0;
   slots[slot_].begin = 0;
@@ -164,19 +171,27 @@ void GuardedRange::Unmapped(size_t offset, size_t length) {
     if (at->second.end > end) maps_[end] = {at->second.end, std::max(at->second.lost, end)};
     at = maps_.erase(at);
   }
-  lost_pages_end_ = std::remove_if(lost_pages_, lost_pages_end_,
-                                   [=](const Map& page) { return page.begin >= begin && page.end <= end; });
+  ForgetLostPages(begin, end);
   changing_.clear();
 }
 
+void GuardedRange::ForgetLostPages(uintptr_t begin, uintptr_t end) {
+  Map* kept = std::remove_if(lost_pages_, lost_pages_end_,
+                             [=](const Map& page) { return page.begin >= begin && page.end <= end; });
+  single_pages -= static_cast<uint32_t>(lost_pages_end_ - kept);
+  lost_pages_end_ = kept;
+}
+
 // Whoever changes the record touches no guarded memory meanwhile, so it is another thread, and soon done.
-GuardedRange::Map GuardedRange::Find(uintptr_t address) {
-  Map found = {base_, 0};
+GuardedRange::Place GuardedRange::Find(uintptr_t address) {
+  Place found = {{base_, end_}, false};
   while (changing_.test_and_set()) {
   }
   auto after = maps_.upper_bound(address);
-  if (after != maps_.begin() && std::prev(after)->second.end > address) {
-    found = {std::prev(after)->first, std::prev(after)->second.end};
+  if (after != maps_.end()) found.end = after->first;
+  if (after != maps_.begin()) {
+    const auto& [begin, map] = *std::prev(after);
+    found = map.end > address ? Place{{begin, map.end}, true} : Place{{map.end, found.end}, false};
   }
   changing_.clear();
   return found;
@@ -208,6 +223,11 @@ bool GuardedRange::Repair(uintptr_t address) {
   auto after = maps_.upper_bound(address);
   MapEnd* map = after != maps_.begin() && std::prev(after)->second.end > address ? &std::prev(after)->second : nullptr;
   uintptr_t first = map != nullptr ? std::prev(after)->first : base_;
+  if (isSingle && lost_pages_end_ == std::end(lost_pages_)) isSingle = false;
+  if (isSingle && single_pages.fetch_add(1) >= kAllSinglePages) {
+    single_pages--;
+    isSingle = false;
+  }
   // Pages of hugetlbfs can only be replaced whole.
   for (uintptr_t page_size : kPageSizes) {
     uintptr_t page = address & ~(page_size - 1);
@@ -216,23 +236,30 @@ bool GuardedRange::Repair(uintptr_t address) {
     if (!isSingle && map != nullptr) end = std::max(end, map->end);
     isRepaired = PutZeros(page, end);
     if (!isRepaired) continue;
-    if (isSingle && lost_pages_end_ < std::end(lost_pages_)) *lost_pages_end_++ = {page, end};
+    if (isSingle) *lost_pages_end_++ = {page, end};
     else if (map != nullptr) map->lost = std::min(map->lost, page);
     break;
+  }
+  if (isSingle && !isRepaired) single_pages--;
+  // A process with as many maps as it can have can still have one in the place of another.
+  if (!isRepaired && map != nullptr && PutZeros(first, map->end)) {
+    map->lost = first;
+    isRepaired = true;
   }
   changing_.clear();
   return isRepaired;
 }
 
 bool GuardedRange::Permit(uintptr_t address) {
-  Map map = Find(address);
-  if (map.end == 0) {
+  Place place = Find(address);
+  if (!place.is_map) {
     uintptr_t page = address & ~(kPageSizes[0] - 1);
-    return PutZeros(page, page + kPageSizes[0]);
+    return (pages_between.fetch_add(1) < kPagesBetween && PutZeros(page, page + kPageSizes[0])) ||
+           PutZeros(place.begin, place.end);
   }
   for (uintptr_t page_size : kPageSizes) {
     uintptr_t page = address & ~(page_size - 1);
-    if (page < map.begin || page + page_size > map.end) break;
+    if (page < place.begin || page + page_size > place.end) break;
     if (!PutCopy(page, page_size)) continue;
     uint64_t one = 1;
     int stray = stray_.load();

@@ -53,8 +53,9 @@ class GuardedRange {
   bool Permit(uintptr_t address);
 
  private:
-  // Pages of a range that are repaired one by one.
+  // Pages of a range that are repaired one by one; and of all ranges of this process, at a time.
   static constexpr uint32_t kSinglePages = 64;
+  static constexpr uint32_t kAllSinglePages = 2048;
 
   struct Map {
     uintptr_t begin;
@@ -66,8 +67,13 @@ class GuardedRange {
     uintptr_t lost;
   };
 
-  // The map that the address is in; all of the range where there is none.
-  Map Find(uintptr_t address);
+  // The map that the address is in, or what lies between two maps.
+  struct Place : Map {
+    bool is_map;
+  };
+  Place Find(uintptr_t address);
+  // With the flag held, but at the end.
+  void ForgetLostPages(uintptr_t begin, uintptr_t end);
 
   uintptr_t base_;
   uintptr_t end_;

@@ -26,6 +26,14 @@ function reservation(t: ExecutionContext, size = 4 * MiB, pieceSize = MiB) {
 const at = (reserved: native.Reservation, offset: number, pieceSize = MiB) =>
   new Uint32Array(reserved.piece(Math.floor(offset / pieceSize)), offset % pieceSize, 1)[0];
 
+/** Mappings of this process in a piece. */
+function mapsIn(reserved: native.Reservation, piece = 0): number {
+  const buffer = reserved.piece(piece);
+  const start = native.addressOf(buffer);
+  const froms = fs.readFileSync("/proc/self/maps", "utf8").split("\n").map((line) => Number.parseInt(line, 16));
+  return froms.filter((from) => from >= start && from < start + buffer.byteLength).length;
+}
+
 test("a new reservation is zeros, and its pieces are made once", (t) => {
   const reserved = reservation(t, 5 * MiB, 2 * MiB);
   t.is(reserved.size, 5 * MiB);
@@ -134,13 +142,43 @@ test("page after page of a truncated file takes few maps of the process", (t) =>
   const bytes = new Uint8Array(reserved.piece(0));
   // Backwards and every second page: the worst for whoever repairs page by page.
   for (let page = bytes.length - PAGE; page >= 0; page -= 2 * PAGE) t.is(bytes[page], 0);
-  const start = native.addressOf(reserved.piece(0));
-  const maps = fs.readFileSync("/proc/self/maps", "utf8").split("\n");
-  const inside = maps.filter((line) => {
-    const from = Number.parseInt(line, 16);
-    return from >= start && from < start + reserved.size;
-  });
-  t.true(inside.length < 16, `${inside.length} maps`);
+  const inside = mapsIn(reserved);
+  t.true(inside < 16, `${inside} maps`);
+});
+
+test("pages here and there in many pieces take few maps, too: truncated ones, and what was never mapped", (t) => {
+  const [count, piece, touched] = [100, 2 * MiB, 64];
+  const pages = (reserved: native.Reservation) => {
+    for (let n = 0; n < count; n++) {
+      const bytes = new Uint8Array(reserved.piece(n));
+      for (let page = 1; page < 2 * touched; page += 2) {
+        bytes[page * PAGE] = 7;
+        t.is(bytes[(page + 1) * PAGE], 0);
+      }
+    }
+    let maps = 0;
+    for (let n = 0; n < count; n++) maps += mapsIn(reserved, n);
+    return maps;
+  };
+  const truncated = reservation(t, count * piece, piece);
+  const memory = owned(t, native.createMemory("truncated", count * piece, false));
+  truncated.map(0, count * piece, memory, 0, RW);
+  fs.ftruncateSync(memory, 0);
+  const ofTruncated = pages(truncated);
+  t.true(ofTruncated < 5000, `${ofTruncated} maps`);
+  for (let n = 0; n < count; n++) t.true(native.isLost(new Uint8Array(truncated.piece(n)), PAGE, PAGE));
+  truncated.unmap(0, count * piece);
+  const empty = reservation(t, count * piece, piece);
+  const ofEmpty = pages(empty);
+  t.true(ofEmpty < 5000, `${ofEmpty} maps`);
+  // Those of before count no more.
+  const other = reservation(t);
+  const small = owned(t, native.createMemory("truncated", MiB, false));
+  other.map(0, MiB, small, 0, RW);
+  fs.ftruncateSync(small, 0);
+  const bytes = new Uint8Array(other.piece(0));
+  t.is(bytes[PAGE], 0);
+  t.deepEqual([native.isLost(bytes, PAGE, 1), native.isLost(bytes, 2 * PAGE, PAGE)], [true, false]);
 });
 
 test("a truncated file of large pages reads as zeros", (t) => {
