@@ -23,8 +23,8 @@ export const CHUNK_SIZE = WINDOW_PIECE_SIZE;
 const SWEEP_MS = 1000;
 /** Chunks without users; of more, the others go at once. */
 const MAX_IDLE = 16;
-/** Mappings that one chunk is split into at most. */
-const MAX_RUNS = 4096;
+/** Pieces that are taken out of chunks at most, all together: each takes two mappings of the process. */
+const MAX_TAKEN = 4096;
 
 /** A file of the peer's. The descriptor is the caller's. */
 export interface ChunkFile {
@@ -44,6 +44,8 @@ export interface Chunk extends ChunkFile {
   users: number;
   /** Works that may still use what was taken away by force. */
   holders: number;
+  /** What was taken away by force since it was mapped: ends by starts, in the reservation. */
+  taken: ReadonlyMap<number, number>;
   /** Zeros are where memory may be: it is to be mapped again. */
   isStale: boolean;
   /** The reservation's when it was mapped. */
@@ -59,6 +61,8 @@ export interface Run {
   readonly start: number;
   readonly end: number;
 }
+
+const NOTHING: ReadonlyMap<number, number> = new Map();
 
 export class FileChunks {
   readonly #reservation: Reservation;
@@ -130,13 +134,25 @@ export class FileChunks {
 
   /**
    * Takes memory away from such a work: all but `rest`, its users' in ascending order. The first `take` after
-   * `finished` maps it again.
+   * `finished` maps it again. To be called whenever a map leaves a chunk that has holders.
    */
   takeAway(chunk: Chunk, rest: readonly Run[]): void {
     if (chunk.isGone) return;
     const free = gaps(chunk, rest);
-    if (free.length > MAX_RUNS) this.#lose(chunk);
-    else for (const { start, end } of free) this.#reservation.unmap(start, end - start);
+    const { taken } = chunk;
+    chunk.taken = free;
+    let all = 0;
+    for (const one of this.#chunks) all += one.taken.size;
+    if (all > MAX_TAKEN) {
+      this.#lose(chunk);
+      return;
+    }
+    try {
+      for (const [start, end] of free) if (taken.get(start) !== end) this.#reservation.unmap(start, end - start);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#lose(chunk);
+    }
   }
 
   /** Undoes what was written to chunks that are for reading only. @throws SystemError */
@@ -180,7 +196,7 @@ export class FileChunks {
     }
     const { device, inode, writable } = file;
     const begin = Math.floor(at / CHUNK_SIZE) * CHUNK_SIZE;
-    const nothing = { size: 0, users: 0, holders: 0, isStale: false, repairs: 0, wasIdle: false, isGone: false };
+    const nothing = { size: 0, users: 0, holders: 0, taken: NOTHING, isStale: false, repairs: 0, wasIdle: false, isGone: false };
     const chunk: Chunk = { fd, device, inode, writable, begin, offset, ...nothing };
     this.#chunks.push(chunk);
     this.#last = chunk;
@@ -200,7 +216,8 @@ export class FileChunks {
       // The file may have been cut short since the map was checked.
       const fileEnd = Math.max(alignUp(fileStatus(fd).size, PAGE_SIZE), end);
       if (chunk.users > 0) this.#beforeChange();
-      chunk.size = Math.min(fileEnd - chunk.begin, CHUNK_SIZE);
+      // Never less: what older maps have of a file that is shorter now is still there to be taken away.
+      chunk.size = Math.max(chunk.size, Math.min(fileEnd - chunk.begin, CHUNK_SIZE));
       this.#map(chunk, fd);
     } catch (error) {
       if (chunk.users === 0) this.#remove(chunk);
@@ -214,16 +231,23 @@ export class FileChunks {
     const protection = chunk.writable ? PROT_READ | PROT_WRITE : PROT_READ;
     this.#reservation.map(chunk.offset, chunk.size, fd, chunk.begin, protection);
     chunk.isStale = false;
+    chunk.taken = NOTHING;
   }
 
-  /** Nothing is left of it for its users, as if the file's owner had truncated it: their DMA fails. */
+  /** Nothing is left of it for its users, as if the file's owner had truncated it: their DMA fails. @throws SystemError */
   #lose(chunk: Chunk): void {
     chunk.isStale = true;
-    const nothing = createMemory("vfio-user-gone", 0, false);
+    chunk.taken = NOTHING;
+    let nothing = -1;
     try {
+      nothing = createMemory("vfio-user-gone", 0, false);
       this.#reservation.map(chunk.offset, chunk.size, nothing, 0, PROT_READ | PROT_WRITE);
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      this.#log.error({ err: error }, "memory of the driver VM is zeros to the device");
+      this.#reservation.unmap(chunk.offset, chunk.size);
     } finally {
-      close(nothing);
+      if (nothing >= 0) close(nothing);
     }
   }
 
@@ -273,15 +297,15 @@ function holds(chunk: Chunk, { inode, device, writable }: ChunkFile, at: number)
   return isOfFile && at >= chunk.begin && at - chunk.begin < CHUNK_SIZE;
 }
 
-/** What of a chunk is in none of the runs. */
-function gaps({ offset, size }: Chunk, runs: readonly Run[]): Run[] {
-  const found: Run[] = [];
+/** What of a chunk is in none of the runs: ends by starts. */
+function gaps({ offset, size }: Chunk, runs: readonly Run[]): ReadonlyMap<number, number> {
+  const found = new Map<number, number>();
   let at = offset;
   for (const { start, end } of runs) {
-    if (start > at) found.push({ start: at, end: start });
+    if (start > at) found.set(at, start);
     at = Math.max(at, end);
   }
-  if (at < offset + size) found.push({ start: at, end: offset + size });
+  if (at < offset + size) found.set(at, offset + size);
   return found;
 }
 

@@ -151,6 +151,41 @@ test("split into too many pieces, all of a chunk is gone for its users: not sile
   t.true(isLost(new Uint8Array(bytes.buffer), bytes.byteOffset, 1));
 });
 
+test("many chunks together are split into no more pieces; what was taken before is not taken again", (t) => {
+  const { chunks, byteAt } = chunksOf(t, 8);
+  const [files, pieces] = [[1, 2, 3, 4].map(() => memory(t, 40 * MiB)), 1500];
+  for (const [n, file] of files.entries()) {
+    const chunk = takePages(chunks, file, 1);
+    const rest = Array.from({ length: pieces }, (_, m) => {
+      const start = chunk.offset + 2 * m * PAGE_SIZE;
+      return { start, end: start + PAGE_SIZE };
+    });
+    chunks.hold(chunk, new Promise(() => {}));
+    chunks.takeAway(chunk, rest);
+    t.is(mappings(file).length, n < 2 ? pieces : 0);
+    chunks.takeAway(chunk, rest.slice(1));
+    t.is(mappings(file).length, n < 2 ? pieces - 1 : 0);
+    byteAt(chunk.offset)[0] = 1;
+    t.is(fs.readFileSync(`/proc/self/fd/${file.fd}`)[0], 0);
+  }
+});
+
+test("what is taken by force goes also where the file was shorter meanwhile", (t) => {
+  const { chunks, byteAt } = chunksOf(t);
+  const file = memory(t, MiB);
+  const chunk = takePages(chunks, file, 1);
+  chunks.take(file, MiB - PAGE_SIZE, MiB);
+  fs.ftruncateSync(file.fd, MiB / 2);
+  t.is(byteAt(chunk.offset + MiB / 2)[0], 0);
+  t.is(chunks.take(file, ...page(2)), chunk, "mapped again");
+  fs.ftruncateSync(file.fd, MiB);
+  chunks.hold(chunk, new Promise(() => {}));
+  chunks.leave(chunk);
+  chunks.takeAway(chunk, [{ start: chunk.offset, end: chunk.offset + 3 * PAGE_SIZE }]);
+  byteAt(chunk.offset + MiB - PAGE_SIZE)[0] = 9;
+  t.is(fs.readFileSync(`/proc/self/fd/${file.fd}`)[MiB - PAGE_SIZE], 0);
+});
+
 test("cut short it is zeros, and memory again for who comes later; it grows with its file", (t) => {
   const { chunks, byteAt } = chunksOf(t);
   const file = memory(t, MiB);

@@ -95,7 +95,16 @@ export class LocalWindow implements Window {
 
   /** Takes memory out of reach. Nothing happens a second time: a late answer may come when the client is gone. */
   release(maps: readonly MemoryMap[]): void {
-    for (const map of maps) this.#release(map);
+    let held: Set<Chunk> | undefined;
+    for (const map of maps) {
+      const chunk = this.#maps.get(map);
+      this.#release(map);
+      if (chunk !== undefined && chunk.holders > 0) {
+        held ??= new Set();
+        held.add(chunk);
+      }
+    }
+    if (held !== undefined) this.#takeAway(held);
   }
 
   /**
@@ -106,7 +115,7 @@ export class LocalWindow implements Window {
     const chunks = new Set(maps.flatMap((map) => this.#maps.get(map) ?? []));
     for (const chunk of chunks) this.#chunks.hold(chunk, finished);
     for (const map of maps) this.#release(map, finished);
-    for (const chunk of chunks) this.#chunks.takeAway(chunk, this.#usedRuns(chunk));
+    this.#takeAway(chunks);
   }
 
   /** The client is gone: nothing of it stays. */
@@ -209,6 +218,11 @@ export class LocalWindow implements Window {
     this.#reservation.unmap(offset, end - begin);
     if (finished === undefined) this.#allocator.free(offset);
     else void finished.then(() => this.#allocator.free(offset));
+  }
+
+  /** What no map has any more of chunks that something may still use. @throws SystemError */
+  #takeAway(chunks: ReadonlySet<Chunk>): void {
+    for (const chunk of chunks) this.#chunks.takeAway(chunk, this.#usedRuns(chunk));
   }
 
   /** The memory of the maps that lie in a chunk, in ascending order. */

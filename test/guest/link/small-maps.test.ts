@@ -110,6 +110,30 @@ over(
   OPTIONS,
 );
 
+over(
+  ["local"],
+  "what is late reaches a page no more when its last map goes, though that one waited for nobody",
+  async (t, { client, device, enable }) => {
+    const { fd, bytes } = memory(t, MiB);
+    await enable();
+    const map = (n: number, fdOffset: number) =>
+      client.mapMemory({ address: BASE + n * PAGE_SIZE, size: PAGE_SIZE, fd, fdOffset });
+    for (const n of [0, 1]) await map(n, n * PAGE_SIZE);
+    await map(9, PAGE_SIZE);
+    const stale = device.context.dma.view(BASE + PAGE_SIZE, PAGE_SIZE, "write");
+    device.onQuiesce = () => new Promise(() => {});
+    await client.unmapMemory(BASE + PAGE_SIZE, PAGE_SIZE);
+    device.onQuiesce = async () => {};
+    stale?.fill(5);
+    t.is(bytes[PAGE_SIZE], 5, "it is another map's");
+    await client.unmapMemory(BASE + 9 * PAGE_SIZE, PAGE_SIZE);
+    stale?.fill(6);
+    t.is(bytes[PAGE_SIZE], 5);
+    t.is(device.context.dma.view(BASE, PAGE_SIZE, "read")?.[0], 0, "page 0 is there");
+  },
+  OPTIONS,
+);
+
 over(["local"], "nothing is left of a client that is gone", async (t, machine) => {
   const { client, enable } = machine;
   const { fd, bytes } = memory(t, MiB);
