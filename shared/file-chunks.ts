@@ -196,7 +196,16 @@ export class FileChunks {
     }
     const { device, inode, writable } = file;
     const begin = Math.floor(at / CHUNK_SIZE) * CHUNK_SIZE;
-    const nothing = { size: 0, users: 0, holders: 0, taken: NOTHING, isStale: false, repairs: 0, wasIdle: false, isGone: false };
+    const nothing = {
+      size: 0,
+      users: 0,
+      holders: 0,
+      taken: NOTHING,
+      isStale: false,
+      repairs: 0,
+      wasIdle: false,
+      isGone: false,
+    };
     const chunk: Chunk = { fd, device, inode, writable, begin, offset, ...nothing };
     this.#chunks.push(chunk);
     this.#last = chunk;

@@ -30,7 +30,10 @@ const at = (reserved: native.Reservation, offset: number, pieceSize = MiB) =>
 function mapsIn(reserved: native.Reservation, piece = 0): number {
   const buffer = reserved.piece(piece);
   const start = native.addressOf(buffer);
-  const froms = fs.readFileSync("/proc/self/maps", "utf8").split("\n").map((line) => Number.parseInt(line, 16));
+  const froms = fs
+    .readFileSync("/proc/self/maps", "utf8")
+    .split("\n")
+    .map((line) => Number.parseInt(line, 16));
   return froms.filter((from) => from >= start && from < start + buffer.byteLength).length;
 }
 
