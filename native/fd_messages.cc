@@ -175,6 +175,12 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
+void TakeUrgentInline(int fd) {
+  int yes = 1;
+  // What is no socket has nothing out of band.
+  (void)setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof yes);
+}
+
 void ForgetSocket(int fd) { drops_of.erase(fd); }
 
 ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
@@ -184,6 +190,9 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
   if (most >= kMaxFds) return ReceiveOnce(fd, bytes, fds, kMaxFds, 0, &is_cut);
   // More may come than there is room for, which the kernel would drop here: so it is looked at first.
   ssize_t seen = ReceiveOnce(fd, bytes, fds, most, MSG_PEEK, &is_cut);
+  // A socket that the peer made, and has as well, may be another one by now: it is readable for good, and nothing is
+  // seen, of a byte out of band.
+  if (seen == -EAGAIN) TakeUrgentInline(fd);
   if (seen <= 0) return seen;
   size_t length = static_cast<size_t>(seen);
   if (is_cut) {

@@ -1,4 +1,8 @@
 // AF_UNIX stream sockets (unix(7)), close-on-exec and non-blocking. No abstract names. Messages: fd_messages.cc.
+//
+// A byte that a peer sends "out of band" (MSG_OOB) is a byte like any other (SO_OOBINLINE). Otherwise Linux throws it
+// away in the middle of a receive call, and closes the descriptors that came with it there and then, which may take as
+// long as the peer likes.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -12,6 +16,7 @@
 #include "addon.h"
 #include "arguments.h"
 #include "error.h"
+#include "fd_messages.h"
 
 namespace {
 
@@ -103,6 +108,7 @@ Napi::Value ConnectTo(const Napi::CallbackInfo& info) {
   Check(env, setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &forever, sizeof forever), "setsockopt");
   int flags = Check(env, fcntl(fd.get(), F_GETFL), "fcntl");
   Check(env, fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK), "fcntl");
+  TakeUrgentInline(fd.get());
   return Napi::Number::New(env, fd.release());
 }
 
@@ -125,6 +131,7 @@ Napi::Value Accept(const Napi::CallbackInfo& info) {
     fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   } while (fd < 0 && errno == EINTR);
   if (fd < 0 && errno != EAGAIN && errno != ECONNABORTED) throw SystemError(env, errno, "accept");
+  if (fd >= 0) TakeUrgentInline(fd);
   return Napi::Number::New(env, fd);
 }
 
@@ -143,6 +150,7 @@ Napi::Value SocketPair(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fds[2];
   Check(env, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds), "socketpair");
+  for (int fd : fds) TakeUrgentInline(fd);
   Napi::Array result = Napi::Array::New(env, 2);
   result.Set(0u, Napi::Number::New(env, fds[0]));
   result.Set(1u, Napi::Number::New(env, fds[1]));

@@ -206,6 +206,48 @@ test("paths that cannot be", (t) => {
   t.regex(t.throws(() => native.connect("/nonexistent/socket")).message, / '\/nonexistent\/socket'$/);
 });
 
+/** Runs Python, which can do what the addon cannot, with sockets as its descriptors from 3 on; resolves at its end. */
+async function python(t: ExecutionContext, script: string, ...sockets: number[]): Promise<void> {
+  const child = spawn("python3", ["-c", script], { stdio: ["ignore", "ignore", "inherit", ...sockets] });
+  t.teardown(() => child.kill("SIGKILL"));
+  const [code] = await once(child, "close");
+  t.is(code, 0);
+}
+
+test("a byte out of band is one of the stream, and so are its descriptors; it does not leave a socket readable", async (t) => {
+  const bytes = new Uint8Array(8);
+  for (const room of [254, 9]) {
+    const [ours, theirs] = pair(t);
+    const fds = new Int32Array(room);
+    await python(
+      t,
+      `
+import array, os, socket
+s = socket.socket(fileno=3)
+s.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))], socket.MSG_OOB)
+s.send(b"y")`,
+      theirs,
+    );
+    t.is(native.receive(ours, bytes, 0, 8, fds), 1);
+    t.deepEqual([bytes[0], fds[0]], [0x78, 1]);
+    native.close(fds[1]!);
+    t.is(native.receive(ours, bytes, 0, 8, fds), 1);
+    t.deepEqual([bytes[0], fds[0]], [0x79, 0]);
+    t.is(native.receive(ours, bytes, 0, 8, fds), -1);
+  }
+
+  // Where the peer has our end, too.
+  const [ours, theirs] = pair(t);
+  const script = `
+import socket
+socket.socket(fileno=4).setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 0)
+socket.socket(fileno=3).send(b"x", socket.MSG_OOB)`;
+  await python(t, script, theirs, ours);
+  const fds = new Int32Array(9);
+  t.is(native.receive(ours, bytes, 0, 8, fds), -1);
+  t.is(native.receive(ours, bytes, 0, 8, fds), 1);
+});
+
 /** A TCP socket that takes so many seconds to close, as what was sent is not read. */
 async function lingering(t: ExecutionContext, seconds: number): Promise<number> {
   // Python can set SO_LINGER, and hands the socket over.
