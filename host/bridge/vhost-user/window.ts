@@ -14,12 +14,13 @@
  *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing
  *   anything.
  */
-import { close, duplicate } from "../../../native/index.js";
+import { duplicate } from "../../../native/index.js";
 import { inBounds, isAligned, isPowerOfTwo } from "../../../shared/bits.js";
 import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, WINDOW_DEADLINE_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
+import { closePeerFd } from "../../../shared/peer-fds.js";
 import { WINDOW_SHMID } from "../../../shared/spec/link.js";
 import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../../shared/spec/vhost-user.js";
 import { Share } from "../../../shared/turn.js";
@@ -153,20 +154,7 @@ export class Window {
   hold(): void {
     this.#held = true;
     this.#stopWaiting();
-    // Whoever has the fds may close them meanwhile.
-    for (const request of this.#waiting) {
-      if (request.fd < 0 || request.ownsFd) continue;
-      try {
-        request.fd = duplicate(request.fd);
-        request.ownsFd = true;
-      } catch (error) {
-        if (!isSystemError(error)) throw error;
-        request.fd = -1;
-        request.reject(error);
-      }
-    }
-    const lost = (request: WindowRequest) => request.request === BackendRequest.SHMEM_MAP && request.fd < 0;
-    this.#waiting.splice(0, this.#waiting.length, ...this.#waiting.filter((request) => !lost(request)));
+    for (const request of this.#waiting.splice(0)) if (takeCopy(request)) this.#waiting.push(request);
   }
 
   /** The device VM goes on. */
@@ -245,7 +233,9 @@ export class Window {
       return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
     }
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ request, fd, ownsFd: false, fdOffset, offset, size, resolve, reject });
+      const waiting = { request, fd, ownsFd: false, fdOffset, offset, size, resolve, reject };
+      if (this.#held && !takeCopy(waiting)) return;
+      this.#waiting.push(waiting);
       this.#next();
     });
   }
@@ -294,9 +284,11 @@ export class Window {
       const late = new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT);
       this.#sent?.reject(late);
       // What is to be taken out of the window still is, when it answers.
-      for (const request of this.#waiting) request.reject(late);
-      const unmaps = this.#waiting.filter(({ request }) => request === BackendRequest.SHMEM_UNMAP);
-      this.#waiting.splice(0, this.#waiting.length, ...unmaps);
+      for (const request of this.#waiting.splice(0)) {
+        request.reject(late);
+        if (request.request === BackendRequest.SHMEM_UNMAP) this.#waiting.push(request);
+        else closeCopy(request);
+      }
     });
   }
 
@@ -378,7 +370,25 @@ const probe: WindowRequest = {
   reject() {},
 };
 
+/**
+ * Whoever has the fd of a request that waits for the end of a pause may close it meanwhile. False when there is none
+ * left for a copy: the request is rejected.
+ */
+function takeCopy(request: WindowRequest): boolean {
+  if (request.fd < 0 || request.ownsFd) return true;
+  try {
+    request.fd = duplicate(request.fd);
+    request.ownsFd = true;
+    return true;
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    request.reject(error);
+    return false;
+  }
+}
+
+/** It may be the last descriptor of much memory. */
 function closeCopy(request: WindowRequest): void {
-  if (request.ownsFd) close(request.fd);
+  if (request.ownsFd) closePeerFd(request.fd);
   request.ownsFd = false;
 }

@@ -320,3 +320,34 @@ test("fds that come with a reply are closed", async (t) => {
   await mapped;
   t.is(openFds(fd), 1);
 });
+
+test("a map that is made while the device VM is paused has its file, whatever becomes of the fd", async (t) => {
+  const { window, qemu, fd } = setUp(t);
+  const own = native.duplicate(fd);
+  const { inode } = native.fileStatus(fd);
+  window.hold();
+  const mapped = window.map(own, 0, 0, 0x1000);
+  native.close(own);
+  const other = native.createMemory("other", 0x1000, false);
+  t.teardown(() => native.close(other));
+  window.release();
+  const { fds } = await qemu.receive();
+  t.is(native.fileStatus(fds[0]).inode, inode);
+  closeFd(fds[0]);
+  qemu.send(SHMEM_MAP, REPLY, ok);
+  await turn();
+  window.afterTable(2);
+  await mapped;
+});
+
+test("nothing is left of a map that waited for the end of a pause, and then for a front-end in vain", async (t) => {
+  const { window, qemu, fd } = setUp(t);
+  const first = window.map(fd, 0, 0, 0x1000);
+  closeFd((await qemu.receive()).fds[0]);
+  const second = window.map(fd, 0, 0x1000, 0x1000);
+  window.hold();
+  window.release();
+  await t.throwsAsync(first, { message: /does not answer/ });
+  await t.throwsAsync(second, { message: /does not answer/ });
+  t.is(openFds(fd), 1);
+});
