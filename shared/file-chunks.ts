@@ -243,7 +243,7 @@ export class FileChunks {
     chunk.taken = NOTHING;
   }
 
-  /** Nothing is left of it for its users, as if the file's owner had truncated it: their DMA fails. @throws SystemError */
+  /** Nothing is left of it for its users, as if the file's owner had truncated it. @throws SystemError */
   #lose(chunk: Chunk): void {
     chunk.isStale = true;
     chunk.taken = NOTHING;

@@ -214,7 +214,7 @@ async function python(t: ExecutionContext, script: string, ...sockets: number[])
   t.is(code, 0);
 }
 
-test("a byte out of band is one of the stream, and so are its descriptors; it does not leave a socket readable", async (t) => {
+test("a byte out of band is one of the stream, with its descriptors, and leaves no socket readable", async (t) => {
   const bytes = new Uint8Array(8);
   for (const room of [254, 9]) {
     const [ours, theirs] = pair(t);
