@@ -49,7 +49,8 @@ static_assert(sizeof(PendingAccess) == 40);
 // after a crash at any instruction: what was done is told by the rings' used indices, which are stored last of all that
 // belongs to a message. A next_used that is one ahead of its ring's index belongs to a message that was not passed on.
 struct PathState {
-  static constexpr size_t kPending = 64;
+  // Few: they are used in turn, and with many sessions each costs a cache line.
+  static constexpr size_t kPending = 16;
   static constexpr size_t kOut = 16384;
 
   // TypeScript's: why the path is stopped, as bits; its clock; whether commands wait for the end of the active access.

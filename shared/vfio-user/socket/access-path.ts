@@ -18,7 +18,7 @@ import { type DeviceQueue, RingState } from "../../virtqueue/device.js";
 import type { Frame } from "./receive-buffer.js";
 
 /** Accesses without a reply: one that the client waits for, and those that were abandoned. */
-const MAX_ACCESSES = 64;
+const MAX_ACCESSES = 16;
 const OUT_SIZE = 16384;
 /** The path's ids on the link are those from here on. */
 const FIRST_ID = 0x8000;
@@ -251,8 +251,10 @@ export class AccessPath {
     this.native.rings();
   }
 
-  /** What the path did since this was asked last; all of it is in `counts`. */
-  takeCounts(): PathCounts {
+  /** What the path did since this was asked last, if anything; all of it is in `counts`. */
+  takeCounts(): Readonly<PathCounts> {
+    const { sent, received, readsFromMemory } = this.#fields;
+    if (sent === 0 && received === 0 && readsFromMemory === 0) return NO_COUNTS;
     const taken = { ...NO_COUNTS };
     for (const name of COUNTS) {
       taken[name] = this.#fields[name];

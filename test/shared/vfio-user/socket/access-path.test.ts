@@ -383,7 +383,7 @@ test("a device that answers nothing gets no more than there is room for", async 
     });
     rig.path.take();
   }
-  t.true(ids.size >= 63 && ids.size <= 64, `${ids.size} asked`);
+  t.true(ids.size >= 15 && ids.size <= 16, `${ids.size} asked`);
   t.is(rig.commands.length, 1, "the next one comes up");
 });
 
