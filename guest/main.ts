@@ -6,41 +6,69 @@
  * imports.
  */
 import "../shared/no-debugger.js";
+import { helpText } from "../shared/command-line/help.js";
+import { versionText } from "../shared/command-line/parse.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 import { LimitedLog } from "../shared/log.js";
 import { Program } from "../shared/program.js";
-import { versionText } from "../shared/usage.js";
+import { capabilitiesText } from "../shared/service/capabilities.js";
+import { InheritedSockets } from "../shared/service/inherited-sockets.js";
+import { Service } from "../shared/service/service.js";
+import { setSocketAccess } from "../shared/service/socket-access.js";
 import { createOwnDevice } from "./author-module.js";
 import type { Device } from "./device.js";
 import { DEVICES } from "./devices/index.js";
 import type { Link } from "./link/link.js";
 import { LocalLink } from "./link/local/local.js";
 import { createVirtioLink } from "./link/virtio/open.js";
-import { helpText, isModulePath, type Options, parseOptions, type Transport } from "./options.js";
+import { activatedSocket, isModulePath, type Place, parseOptions, type RunOptions, tableOf } from "./options.js";
 import { notSilently, runDevice, whenAborted } from "./run.js";
 import { VfioFunction } from "./vfio/vfio.js";
 
-type RunOptions = Extract<Options, { action: "run" }>;
+const TABLE = tableOf(DEVICES);
+const TEXTS = {
+  capabilities: () => capabilitiesText(TABLE, { devices: Object.keys(DEVICES) }),
+  help: () => helpText(TABLE),
+  version: () => versionText(TABLE.name),
+};
 
 async function main(program: Program): Promise<number> {
   const options = parseOptions(process.argv.slice(2), DEVICES);
-  if (options.action === "help") {
-    process.stdout.write(helpText(DEVICES));
+  if (options.action !== "run") {
+    process.stdout.write(TEXTS[options.action]());
     return 0;
   }
-  if (options.action === "version") {
-    process.stdout.write(versionText("vfio-user-device"));
-    return 0;
-  }
-  const log = LimitedLog.of(program.log(options.logLevel));
+  const inherited = new InheritedSockets();
+  const transport = findTransport(options, inherited);
+  const log = LimitedLog.of(await program.openLog(options.service.log));
   const end = program.endSignal();
+  const service = new Service(options.service, log);
   const made = await Promise.race([createDevice(options, log), whenAborted(end)]);
   if (made === true) return 0;
-  const link = await createLink(options.transport, options, log);
-  const wasStopped = await runDevice(made, link, log, end, (inspect) => program.showState(log, inspect));
+  const link = await createLink(transport, options, log);
+  const wasStopped = await runDevice(made, link, log, end, {
+    showState: (inspect) => program.showState(log, inspect),
+    once: options.service.once,
+    ready: () => {
+      if ("socketPath" in transport) setSocketAccess(transport.socketPath, options.service.access);
+      service.ready(`serving ${options.device}`);
+    },
+    ending: () => service.stopping(),
+  });
   log.report();
   return wasStopped ? 0 : 1;
+}
+
+/** Where the driver VM is, with a socket that was handed down opened. */
+function findTransport({ transport }: RunOptions, inherited: InheritedSockets): Place {
+  if (transport === "activation") return { fd: inherited.open(activatedSocket(inherited)) };
+  if ("fd" in transport) return { fd: inherited.open(transport.fd) };
+  if (inherited.hasNamed()) {
+    const what = "a socket was handed down (LISTEN_FDS), and another place is given";
+    throw new UserError(`${what}: leave out the one or the other`, 2);
+  }
+  return transport;
 }
 
 function createDevice({ device, deviceOptions, deviceLists }: RunOptions, log: Log): Promise<Device> {
@@ -49,7 +77,7 @@ function createDevice({ device, deviceOptions, deviceLists }: RunOptions, log: L
 }
 
 async function createLink(
-  transport: Transport,
+  transport: Place,
   { trustUnsealedMemory, isolated, linkPolling }: RunOptions,
   log: Log,
 ): Promise<Link> {
@@ -66,4 +94,4 @@ async function createLink(
   }
 }
 
-Program.run("vfio-user-device", main);
+Program.run(TABLE.name, main);

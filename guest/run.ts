@@ -15,31 +15,38 @@ import type { Link } from "./link/link.js";
 /** After so long something that the author's code has not finished is said. */
 const SLOW_START_MS = 5000;
 
-/** Has the state shown, whenever somebody asks for it, until what it returns is called. */
-type ShowState = (inspect: () => unknown) => () => void;
+/** What a process does in the life of its device. */
+export interface Life {
+  /** Has the state shown, whenever somebody asks for it, until what it returns is called. */
+  showState(inspect: () => unknown): () => void;
+  /** Ends when the first client has gone. */
+  readonly once: boolean;
+  /** Clients can connect. */
+  ready(): void;
+  /** It begins to end. */
+  ending(): void;
+}
 
 /**
- * Resolves when everything is closed: true when `stop` was aborted, false when the link was lost. Rejects with what the
- * start threw, everything closed.
+ * Resolves when everything is closed: true when `stop` was aborted, or it has served its one client; false when the
+ * link was lost. Rejects with what the start threw, everything closed.
  */
-export async function runDevice(
-  device: Device,
-  link: Link,
-  log: Log,
-  stop: AbortSignal,
-  showState: ShowState,
-): Promise<boolean> {
+export async function runDevice(device: Device, link: Link, log: Log, stop: AbortSignal, life: Life): Promise<boolean> {
   const endpoint = createEndpoint(device, link, log);
-  const hideState = showState(() => endpoint.inspect());
+  const hideState = life.showState(() => endpoint.inspect());
   const stopped = whenAborted(stop);
   let isReady = false;
   try {
     if (await Promise.race([stopped, begin(endpoint, link, log)])) return true;
+    life.ready();
     isReady = true;
     log.info("the device is ready");
-    return await Promise.race([stopped, link.closed.then(() => false)]);
+    const ends = [stopped, link.closed.then(() => false)];
+    if (life.once) ends.push(endpoint.served.then(() => true));
+    return await Promise.race(ends);
   } finally {
     hideState();
+    life.ending();
     await link.close();
     await endpoint.close();
     if (isReady) log.info("the device has ended");

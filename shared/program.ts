@@ -7,19 +7,21 @@ import { hostname } from "node:os";
 import { LineWriter } from "../native/index.js";
 import { isSystemError, UserError } from "./errors.js";
 import { LOG_FLUSH_MS, MAX_LOG_BACKLOG } from "./limits.js";
-import { createLog, type Level, type Log } from "./log.js";
+import { createLog, type Log } from "./log.js";
+import { type LogOptions, LogOutput } from "./log-output.js";
 
 const STDERR = 2;
 /** As long as a timer can be. */
 const FOREVER_MS = 2 ** 31 - 1;
 /** pino's number of the level. */
 const ERROR_LEVEL = 50;
-/** SIGHUP: the terminal is gone. */
-const END_SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+const END_SIGNALS = ["SIGINT", "SIGTERM"] as const;
 
 export class Program {
   readonly #name: string;
   readonly #stderr: LineWriter;
+  readonly #output: LogOutput;
+  #log: Log | undefined;
 
   private constructor(name: string) {
     this.#name = name;
@@ -30,8 +32,10 @@ export class Program {
       name,
       msg: "lines of the log are lost",
     };
-    this.#stderr = openStderr(name, JSON.stringify(notice).slice(0, -1));
-    process.on("exit", () => this.#stderr.flush(LOG_FLUSH_MS));
+    const text = JSON.stringify(notice).slice(0, -1);
+    this.#stderr = openStderr(name, text);
+    this.#output = new LogOutput(this.#stderr, text);
+    process.on("exit", () => this.#output.flush(LOG_FLUSH_MS));
     process.on("uncaughtException", (error) => this.#fail(error));
   }
 
@@ -51,14 +55,29 @@ export class Program {
     );
   }
 
-  log(level: Level): Log {
-    return createLog(this.#name, level, this.#stderr);
+  /** @throws UserError when the log's file cannot be had */
+  async openLog(options: LogOptions): Promise<Log> {
+    await this.#output.open(options);
+    this.#log = createLog(this.#name, options.level, this.#output);
+    return this.#log;
   }
 
-  /** Aborted, with the signal as the reason, when the process is to end. The same signal once more ends it at once. */
-  endSignal(): AbortSignal {
+  /**
+   * Aborted, with the signal as the reason, when the process is to end. The same signal once more ends it at once.
+   * SIGHUP opens the log's file again, if it has one, and then has `reload` called; with neither it ends the process:
+   * the terminal is gone.
+   */
+  endSignal(reload?: () => void): AbortSignal {
     const end = new AbortController();
     for (const signal of END_SIGNALS) process.once(signal, () => end.abort(signal));
+    if (reload === undefined && !this.#output.isFile) {
+      process.once("SIGHUP", () => end.abort("SIGHUP"));
+      return end.signal;
+    }
+    process.on("SIGHUP", () => {
+      this.#reopenLog();
+      if (!end.signal.aborted) reload?.();
+    });
     return end.signal;
   }
 
@@ -73,7 +92,7 @@ export class Program {
         const text = JSON.stringify(line, (_, value) =>
           typeof value === "bigint" ? `0x${value.toString(16)}` : value,
         );
-        this.#stderr.write(`${text}\n`);
+        this.#output.write(`${text}\n`);
       } catch (error) {
         log.error({ err: error }, "the state cannot be written");
       }
@@ -82,12 +101,21 @@ export class Program {
     return () => process.off("SIGUSR1", show);
   }
 
-  /** A user's mistake is one sentence, a bug of ours a stack trace. */
+  #reopenLog(): void {
+    try {
+      this.#output.reopen();
+    } catch (error) {
+      this.#log?.error(`${(error as Error).message}: the log goes on where it was`);
+    }
+  }
+
+  /** A user's mistake is one sentence, a bug of ours a stack trace. With a log in a file, it is there too. */
   #fail(error: unknown): void {
     const isUsers = error instanceof UserError;
     const what = isUsers ? error.message : error instanceof Error ? (error.stack ?? error.message) : String(error);
     this.#stderr.write(`${this.#name}: ${what}\n`);
-    if (isUsers && error.cause instanceof SyntaxError) showSource(error.cause, () => this.#stderr.flush(LOG_FLUSH_MS));
+    if (this.#output.isFile) this.#log?.error({ reason: what }, "ends by an error");
+    if (isUsers && error.cause instanceof SyntaxError) showSource(error.cause, () => this.#output.flush(LOG_FLUSH_MS));
     else process.exit(isUsers ? error.exitCode : 1);
   }
 }

@@ -37,7 +37,9 @@ const imports = new Map(
 );
 
 /** What all programs have: system calls, tables, and what is above them. */
-const COMMON = ["native", "shared", "shared/bits.ts", "shared/spec", "shared/struct"];
+const COMMON = ["native", "shared", "shared/bits.ts", "shared/command-line", "shared/spec", "shared/struct"];
+/** What programs have that serve. */
+const SERVICE = ["shared/service", "shared/notify"];
 
 /**
  * Rooms from the lowest to the highest, each with those that it may import; a file is in the room with the longest
@@ -49,13 +51,15 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/struct": ["shared/bits.ts"],
   "shared/spec": ["shared/struct", "shared/bits.ts"],
   shared: COMMON,
+  "shared/command-line": ["shared"],
   "shared/notify": COMMON,
+  "shared/service": [...COMMON, "shared/notify"],
   "shared/vfio-user": COMMON,
   "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
   "host/bridge/state": COMMON,
   "host/bridge/vhost-user": [...COMMON, "shared/vfio-user"],
   "host/bridge/link": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user"],
-  "host/bridge": [...COMMON, "shared/notify", "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/link"],
+  "host/bridge": [...COMMON, ...SERVICE, "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/link"],
   "host/check": COMMON,
   "guest/vfio": COMMON,
   "guest/virtio-pci": [...COMMON, "guest/vfio"],
@@ -73,11 +77,12 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   ],
   "guest/devices": [...COMMON, "guest/device.ts", "guest/function", "guest/pci", "guest/scatter-list.ts"],
   guest: [
-    ...COMMON,
+    ...[...COMMON, ...SERVICE],
     ...["guest/devices", "guest/function", "guest/device.ts", "guest/scatter-list.ts"],
     ...["guest/link", "guest/pci", "guest/vfio"],
   ],
   scripts: [...COMMON, "shared/vfio-user/client", "guest/devices"],
+  "scripts/man.ts": [...COMMON, "host/bridge", "host/check", "guest", "guest/devices"],
 };
 
 function roomOf(path: string): string {

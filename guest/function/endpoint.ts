@@ -83,6 +83,11 @@ export class DeviceEndpoint implements Endpoint {
 
   /** A client is there, or was and its memory is not released. */
   #isServing = false;
+  #wasServed = () => {};
+  /** Resolves when the first client has gone. */
+  readonly served = new Promise<void>((resolve) => {
+    this.#wasServed = resolve;
+  });
 
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
@@ -162,8 +167,10 @@ export class DeviceEndpoint implements Endpoint {
     this.#features.disconnected();
     this.interrupts.reset();
     await this.#reset();
-    if (this.#isServing) this.#log.info(this.statistics(), "served so far");
+    if (!this.#isServing) return;
+    this.#log.info(this.statistics(), "served so far");
     this.#isServing = false;
+    this.#wasServed();
   }
 
   map(mapping: DmaMapping): void {

@@ -1,59 +1,161 @@
-/** The bridge: any number of sessions in one process, which end together. */
-import { basename } from "node:path";
+/**
+ * The bridge: any number of sessions in one process, which can be added and removed while the others go on. In this
+ * folder: options.ts, the command line, and config.ts, the file that can stand for a part of it; session-settings.ts,
+ * what both say of a session; session.ts, a session itself, over vhost-user/ and link/; state/, what will outlive the
+ * process; main.ts, the process.
+ */
+import { setTimeout as pause } from "node:timers/promises";
+import { close } from "../../native/index.js";
 import * as limits from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { openFileLimit, peerFds } from "../../shared/peer-fds.js";
+import { type InheritedSockets, keyOf, type SocketSource } from "../../shared/service/inherited-sockets.js";
+import { setSocketAccess } from "../../shared/service/socket-access.js";
 import { startCopyThreads } from "./link/copy-threads.js";
-import type { BridgeOptions } from "./options.js";
 import { Session } from "./session.js";
+import { isSame, type SessionSettings } from "./session-settings.js";
 
 /** A device of some queues, vectors and maps takes as many. */
 const FEW_FDS = 256;
+/** How often it is looked whether all clients have gone. */
+const ONCE_MS = 100;
+
+interface Running {
+  readonly settings: SessionSettings;
+  readonly session: Session;
+}
+
+/** How many sessions a change concerned. */
+export interface Change {
+  readonly added: number;
+  readonly removed: number;
+  readonly kept: number;
+}
 
 export class Bridge {
-  readonly #sessions: Session[] = [];
-  readonly #options: BridgeOptions;
+  #running: Running[] = [];
+  readonly #inherited: InheritedSockets;
   readonly #log: Log;
+  readonly #fileLimit = openFileLimit();
+  /** Sessions that descriptors are divided among. */
+  #shares = 1;
 
-  constructor(options: BridgeOptions, log: Log) {
-    this.#options = options;
+  constructor(inherited: InheritedSockets, log: Log) {
+    this.#inherited = inherited;
     this.#log = log;
   }
 
+  get sessions(): number {
+    return this.#running.length;
+  }
+
   /** Listens on all sockets. @throws UserError when one of them cannot be had; nothing is left open then */
-  async open(): Promise<void> {
-    const { pairs, windowSize, trustUnsealedMemory } = this.#options;
-    const fds = peerFds(openFileLimit(), pairs.length);
-    if (fds < FEW_FDS) this.#log.warn({ fds }, "few file descriptors for each session: raise LimitNOFILE");
+  async open(sessions: readonly SessionSettings[]): Promise<void> {
+    startCopyThreads();
+    await this.change(sessions);
+  }
+
+  /**
+   * Serves these sessions in place of those of before, of which all that are among them are left alone. First come
+   * those that are new altogether: when one of them cannot be had, nothing has changed. Then go those that are over;
+   * last comes what has a socket of theirs.
+   * @throws UserError
+   */
+  async change(sessions: readonly SessionSettings[]): Promise<Change> {
+    const before = this.#running;
+    const kept = before.filter(({ settings }) => sessions.some((each) => isSame(each, settings)));
+    const removed = before.filter((each) => !kept.includes(each));
+    const wanted = sessions.filter((each) => !kept.some(({ settings }) => isSame(each, settings)));
+    const taken = new Set(removed.flatMap(({ settings }) => socketsOf(settings)));
+    const isFree = (settings: SessionSettings) => !socketsOf(settings).some((key) => taken.has(key));
+    this.#share(Math.max(before.length, sessions.length));
+    const added: Running[] = [];
     try {
-      startCopyThreads();
-      for (const pair of pairs) {
-        const name = basename(pair.socketPath);
-        const session = new Session({
-          ...pair,
-          name,
-          windowSize,
-          trustUnsealedMemory,
-          fds,
-          log: this.#log.child({ session: name }),
-        });
-        await session.open();
-        this.#sessions.push(session);
-        this.#log.info({ ...pair, windowSize }, "serving");
-      }
+      for (const settings of wanted.filter(isFree)) added.push(await this.#start(settings));
     } catch (error) {
-      await this.close();
+      await Promise.all(added.map(({ session }) => session.close()));
+      this.#share(before.length);
       throw error;
     }
+    this.#running = [...kept, ...added];
+    await Promise.all(removed.map(({ session }) => session.close()));
+    for (const { settings } of removed) this.#log.info({ session: settings.name }, "no longer served");
+    this.#share(sessions.length);
+    for (const settings of wanted.filter((each) => !isFree(each))) this.#running.push(await this.#start(settings));
+    return { added: wanted.length, removed: removed.length, kept: kept.length };
+  }
+
+  /** Resolves when each session has had a client, and it has gone; false when `end` is aborted before. */
+  async servedOnce(end: AbortSignal): Promise<boolean> {
+    while (!end.aborted) {
+      if (this.#running.length > 0 && this.#running.every(({ session }) => session.wasServed)) return true;
+      await pause(ONCE_MS);
+    }
+    return false;
   }
 
   /** All sessions' state, and what bounds them, for diagnostics. */
   inspect(): object {
-    return { sessions: this.#sessions.map((session) => session.inspect()), limits };
+    const sessions = this.#running.map(({ settings, session }) => ({ ...described(settings), ...session.inspect() }));
+    return { sessions, limits };
   }
 
   /** Ends all sessions and takes their sockets away. */
   async close(): Promise<void> {
-    await Promise.all(this.#sessions.splice(0).map((session) => session.close()));
+    await Promise.all(this.#running.splice(0).map(({ session }) => session.close()));
   }
+
+  #fds(): number {
+    return peerFds(this.#fileLimit, this.#shares);
+  }
+
+  #share(sessions: number): void {
+    this.#shares = Math.max(1, sessions);
+    if (this.#fds() < FEW_FDS) {
+      this.#log.warn({ fds: this.#fds() }, "few file descriptors for each session: raise LimitNOFILE");
+    }
+  }
+
+  async #start(settings: SessionSettings): Promise<Running> {
+    const { name, vfioUser, vhostUser, windowSize, trustUnsealedMemory, access } = settings;
+    for (const source of [vfioUser, vhostUser]) if ("fd" in source) this.#inherited.check(source.fd);
+    const socketOf = (source: SocketSource) => ("path" in source ? source.path : this.#inherited.open(source.fd));
+    const socket = socketOf(vfioUser);
+    const session = new Session({
+      socket,
+      vhostUserSocket: socketOf(vhostUser),
+      name,
+      windowSize,
+      trustUnsealedMemory,
+      fds: () => this.#fds(),
+      log: this.#log.child({ session: name }),
+    });
+    try {
+      await session.open();
+    } catch (error) {
+      // The vhost-user socket comes first, so it was that one; a number was not used yet.
+      if (typeof socket === "number") close(socket);
+      throw error;
+    }
+    try {
+      for (const source of [vfioUser, vhostUser]) if ("path" in source) setSocketAccess(source.path, access);
+    } catch (error) {
+      await session.close();
+      throw error;
+    }
+    this.#log.info({ ...described(settings), windowSize }, "serving");
+    return { settings, session };
+  }
+}
+
+function socketsOf({ vfioUser, vhostUser }: SessionSettings): string[] {
+  return [vfioUser, vhostUser].map(keyOf);
+}
+
+/** Its sockets, by the names that the command line has for them. */
+function described({ vfioUser, vhostUser }: SessionSettings): object {
+  return {
+    ...("path" in vfioUser ? { socketPath: vfioUser.path } : { fd: vfioUser.fd }),
+    ...("path" in vhostUser ? { vhostUserSocketPath: vhostUser.path } : { vhostUserFd: vhostUser.fd }),
+  };
 }

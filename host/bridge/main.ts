@@ -3,37 +3,98 @@
 import "../../shared/no-debugger.js";
 import { once } from "node:events";
 import { execute, HOLDER } from "../../native/supervision.js";
+import { helpText } from "../../shared/command-line/help.js";
+import { versionText } from "../../shared/command-line/parse.js";
 import { isSystemError, UserError } from "../../shared/errors.js";
-import { Notifier } from "../../shared/notify/notifier.js";
+import type { Log } from "../../shared/log.js";
 import { Program } from "../../shared/program.js";
-import { versionText } from "../../shared/usage.js";
+import { capabilitiesText } from "../../shared/service/capabilities.js";
+import { InheritedSockets } from "../../shared/service/inherited-sockets.js";
+import { Service } from "../../shared/service/service.js";
 import { Bridge } from "./bridge.js";
-import { HELP, parseOptions } from "./options.js";
+import { readConfig } from "./config.js";
+import { activatedSessions, type BridgeOptions, parseOptions, TABLE } from "./options.js";
+import type { SessionSettings } from "./session-settings.js";
+
+const TEXTS = { capabilities: capabilitiesText, help: helpText, version: () => versionText(TABLE.name) };
 
 async function main(program: Program): Promise<number> {
   const args = process.argv.slice(2);
   const options = parseOptions(args);
-  if (options === "help") {
-    process.stdout.write(HELP);
-    return 0;
-  }
-  if (options === "version") {
-    process.stdout.write(versionText("vfio-user-bridge"));
+  if (typeof options === "string") {
+    process.stdout.write(TEXTS[options](TABLE));
     return 0;
   }
   if (options.supervised) becomeSupervisor(args);
-  const log = program.log(options.logLevel);
-  const end = program.endSignal();
-  const bridge = new Bridge(options, log);
+  const inherited = new InheritedSockets();
+  const log = await program.openLog(options.service.log);
+  const service = new Service(options.service, log);
+  const bridge = new Bridge(inherited, log);
+  let changes = Promise.resolve();
+  let isWanted = false;
+  // One after the other, and behind the start; what is asked for once more before it begins is the same.
+  const reload = () => {
+    if (isWanted) return;
+    isWanted = true;
+    changes = changes.then(async () => {
+      isWanted = false;
+      if (!end.aborted) await reloadSessions(bridge, options, service, log);
+    });
+  };
+  const end = program.endSignal(isReloadable(options) ? reload : undefined);
   program.showState(log, () => bridge.inspect());
-  const notifier = Notifier.ofProcess();
-  await bridge.open();
-  void notifier?.ready();
-  if (!end.aborted) await once(end, "abort");
-  void notifier?.stopping();
-  log.info({ signal: end.reason }, "ending");
+  const start = open(bridge, options, inherited);
+  changes = start.then(
+    () => {},
+    () => {},
+  );
+  await start;
+  service.ready(statusOf(bridge));
+  const served = options.service.once ? bridge.servedOnce(end) : new Promise<false>(() => {});
+  const ended = end.aborted ? Promise.resolve() : once(end, "abort");
+  const isServed = await Promise.race([served, ended.then(() => false)]);
+  service.stopping();
+  log.info(isServed ? { reason: "--once" } : { signal: end.reason }, "ending");
+  await changes;
   await bridge.close();
   return 0;
+}
+
+async function open(bridge: Bridge, options: BridgeOptions, inherited: InheritedSockets): Promise<void> {
+  const { sessions, defaults } = options;
+  if (sessions !== "activation" && inherited.hasNamed() && !usesFds(sessions)) {
+    const what = "sockets were handed down (LISTEN_FDS), and others are given";
+    throw new UserError(`${what}: leave out the one or the other`, 2);
+  }
+  if (sessions === "activation") await bridge.open(activatedSessions(inherited, defaults));
+  else await bridge.open("config" in sessions ? await readConfig(sessions.config, defaults) : sessions);
+}
+
+/** Of a file it is not known yet. */
+function usesFds(sessions: readonly SessionSettings[] | { readonly config: string }): boolean {
+  return "config" in sessions || sessions.some(({ vfioUser, vhostUser }) => "fd" in vfioUser || "fd" in vhostUser);
+}
+
+function isReloadable({ sessions }: BridgeOptions): boolean {
+  return typeof sessions === "object" && "config" in sessions;
+}
+
+async function reloadSessions(bridge: Bridge, options: BridgeOptions, service: Service, log: Log): Promise<void> {
+  const { sessions, defaults } = options;
+  if (sessions === "activation" || !("config" in sessions)) return;
+  const { config } = sessions;
+  try {
+    const change = await bridge.change(await readConfig(config, defaults));
+    log.info({ config, ...change }, "the configuration was read again");
+  } catch (error) {
+    if (!(error instanceof UserError || isSystemError(error))) throw error;
+    log.error({ config, reason: error.message, sessions: bridge.sessions }, "the configuration is not used");
+  }
+  service.status(statusOf(bridge));
+}
+
+function statusOf({ sessions }: Bridge): string {
+  return sessions === 1 ? "serving one session" : `serving ${sessions} sessions`;
 }
 
 /** This very process becomes the bridge's parent, so that who started it keeps the process that it knows. */
@@ -47,4 +108,4 @@ function becomeSupervisor(args: readonly string[]): never {
   }
 }
 
-Program.run("vfio-user-bridge", main);
+Program.run(TABLE.name, main);

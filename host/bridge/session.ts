@@ -17,17 +17,17 @@ import { DeviceVmMemory } from "./vhost-user/memory.js";
 import { Window } from "./vhost-user/window.js";
 
 export interface SessionOptions {
-  /** The vfio-user socket that the driver VM's VMM connects to. */
-  readonly socketPath: string;
+  /** The vfio-user socket that the driver VM's VMM connects to: a path, or a listening socket, which is closed. */
+  readonly socket: string | number;
   /** The vhost-user socket that the device VM's VMM connects to. */
-  readonly vhostUserSocketPath: string;
+  readonly vhostUserSocket: string | number;
   /** Bytes; a power of two. */
   readonly windowSize: number;
   /** A short text that the device VM can read. */
   readonly name: string;
   readonly trustUnsealedMemory: boolean;
-  /** How many file descriptors the peers of this session may hand over. */
-  readonly fds: number;
+  /** How many file descriptors the peers of this session may hand over, asked whenever some are to come. */
+  readonly fds: () => number;
   readonly log: Log;
 }
 
@@ -49,11 +49,11 @@ export class Session {
     this.#log = LimitedLog.of(options.log);
     const log = this.#log;
     const share = this.#share;
-    const { windowSize, name, socketPath, trustUnsealedMemory, fds } = options;
+    const { windowSize, name, socket, trustUnsealedMemory, fds } = options;
     // Whatever the driver VM's VMM hands over, the device VM's can go on.
-    const kept = Math.min(DEVICE_VM_FDS, Math.floor(fds / 2));
-    this.#deviceVmFds = new FdShare(() => fds - clientFds.used);
-    const clientFds = new FdShare(() => fds - Math.max(kept, this.#deviceVmFds.used));
+    const kept = () => Math.min(DEVICE_VM_FDS, Math.floor(fds() / 2));
+    this.#deviceVmFds = new FdShare(() => fds() - clientFds.used);
+    const clientFds = new FdShare(() => fds() - Math.max(kept(), this.#deviceVmFds.used));
     this.#memory = new DeviceVmMemory(trustUnsealedMemory);
     this.#window = new Window(windowSize, log, share);
     this.#link = new BridgeLink({
@@ -67,7 +67,7 @@ export class Session {
     });
     this.#server = new Server({
       backend: this.#link,
-      socket: socketPath,
+      socket,
       log,
       trustUnsealedMemory,
       share,
@@ -77,9 +77,8 @@ export class Session {
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(): Promise<void> {
-    const { vhostUserSocketPath } = this.#options;
     this.#listener = new Listener({
-      socket: vhostUserSocketPath,
+      socket: this.#options.vhostUserSocket,
       log: this.#log,
       share: this.#share,
       fds: this.#deviceVmFds,
@@ -131,11 +130,15 @@ export class Session {
     this.#link.attach(backEnd);
   }
 
+  /** Whether a client has come, and the last one has gone. */
+  get wasServed(): boolean {
+    const { clients, connected } = this.#server.stats;
+    return clients > 0 && !connected;
+  }
+
   /** The session's state, for diagnostics. */
   inspect(): object {
     return {
-      socketPath: this.#options.socketPath,
-      vhostUserSocketPath: this.#options.vhostUserSocketPath,
       server: this.#server.stats,
       link: this.#link.inspect(),
       window: this.#window.inspect(),

@@ -6,10 +6,11 @@
  * (what the device says of itself), conduct (what is demanded of every reply); run and report, options.
  */
 import "../../shared/no-debugger.js";
+import { helpText } from "../../shared/command-line/help.js";
+import { versionText } from "../../shared/command-line/parse.js";
 import { UserError } from "../../shared/errors.js";
 import { Program } from "../../shared/program.js";
-import { versionText } from "../../shared/usage.js";
-import { type Options, PROGRAM, parseOptions, USAGE } from "./options.js";
+import { type Options, PROGRAM, parseOptions, TABLE } from "./options.js";
 import { formatCheck, formatJson, formatResult, formatSummary, tally } from "./report.js";
 import { runChecks } from "./run.js";
 import { ALL_CHECKS } from "./topics/index.js";
@@ -36,6 +37,6 @@ async function check(options: Options): Promise<number> {
 Program.run(PROGRAM, async () => {
   const options = parseOptions(process.argv.slice(2));
   if (!options.help && !options.version) return check(options);
-  process.stdout.write(options.help ? `${USAGE}\n` : versionText(PROGRAM));
+  process.stdout.write(options.help ? helpText(TABLE) : versionText(PROGRAM));
   return 0;
 });

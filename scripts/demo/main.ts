@@ -6,8 +6,8 @@
  * is `npm run guests`: what the VMs start from, for a person.
  */
 import "../../shared/no-debugger.js";
+import { parseArguments } from "../../shared/command-line/parse.js";
 import { UserError } from "../../shared/errors.js";
-import { parseArguments } from "../../shared/usage.js";
 import { Cleanup } from "./cleanup.js";
 import { runLocal } from "./local.js";
 import { failed } from "./report.js";

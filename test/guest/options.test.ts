@@ -1,6 +1,7 @@
 import test from "ava";
 import type { DeviceKind } from "../../guest/devices/index.js";
-import { helpText, parseOptions } from "../../guest/options.js";
+import { parseOptions, tableOf } from "../../guest/options.js";
+import { helpText } from "../../shared/command-line/help.js";
 
 const unused = () => Promise.reject(new Error("not made here"));
 const kinds: Record<string, DeviceKind> = {
@@ -21,7 +22,12 @@ test("a device by name, in a device VM", (t) => {
     action: "run",
     device: "disk",
     transport: { pci: "0000:01:00.0" },
-    logLevel: "debug",
+    service: {
+      pidFile: undefined,
+      log: { level: "debug", format: undefined, file: undefined },
+      once: false,
+      access: { mode: undefined, group: undefined },
+    },
     trustUnsealedMemory: false,
     isolated: false,
     linkPolling: "adaptive",
@@ -34,7 +40,13 @@ test("an option of a device's that has no value is there or not", (t) => {
   t.like(parse("run disk --socket-path s --file f --quiet"), { deviceOptions: { file: "f", quiet: "" } });
   t.throws(() => parse("run disk --socket-path s --file f --quiet=yes"), { message: /--quiet.*does not take/ });
   t.throws(() => parse("run disk --socket-path s --file f --quiet yes"), { message: /Unexpected argument 'yes'/ });
-  t.regex(helpText(kinds), /^ {6}--quiet +no noise$/m);
+  t.regex(helpText(tableOf(kinds)), /^ {2}--quiet +no noise$/m);
+});
+
+test("without a place, it is a service manager's; --print-capabilities and --version, whatever else is given", (t) => {
+  t.like(parse("run disk --file f"), { transport: "activation" });
+  t.deepEqual(parse("run nothing --print-capabilities"), { action: "capabilities" });
+  t.deepEqual(parse("run disk --version"), { action: "version" });
 });
 
 test("transports: an address without a domain, a path, a handed-down socket", (t) => {
@@ -65,7 +77,6 @@ for (const [line, message] of [
   ["run floppy --pci 01:00.0", /no such device: floppy .*disk/],
   ["run constructor --pci 01:00.0", /no such device/],
   ["run disk --pci 01:00.0", /disk needs --file PATH/],
-  ["run disk --file f", /exactly one of/],
   ["run disk --file f --pci 01:00.0 --socket-path s", /exactly one of/],
   ["run disk --file f --pci 01:00", /not a PCI address/],
   ["run disk --file f --pci 01:20.0", /not a PCI address/],
@@ -75,8 +86,12 @@ for (const [line, message] of [
   ["run disk --file f --fd x", /--fd is the number of a file descriptor, not "x"/],
   ["run disk --file f --socket-path=", /a socket path is empty/],
   [`run disk --file f --socket-path ${"x".repeat(108)}`, /longer than the 107 bytes/],
-  ["run disk --file f --fd 3 --log-level loud", /no such log level: loud/],
+  ["run disk --file f --fd 3 --log-level loud", /--log-level loud: it must be one of silent/],
   ["run disk --file f --fd 3 --colour", /colour/],
+  ["run disk --file f --fd 3 --fil g", /no option --fil; did you mean --file/],
+  ["rnu disk", /no such command: rnu; did you mean run/],
+  ["run disk --file f --socket-path s --socket-mode 0999", /three octal digits/],
+  ["run ./own.js --fd 3 --once=1", /once.*does not take/],
   ["run disk --file f --fd 3 extra", /extra/],
   ["run ./own.js --fd 3 --rate 9", /rate/],
 ] as const) {
@@ -90,7 +105,10 @@ for (const [line, message] of [
 test("help names the devices and their options", (t) => {
   t.deepEqual(parse("--help"), { action: "help" });
   t.deepEqual(parse("run disk -h"), { action: "help" });
-  t.regex(helpText(kinds), /disk +a disk\n +--file PATH +its contents \(required\)\n +--size BYTES/);
+  t.regex(
+    helpText(tableOf(kinds)),
+    /The device disk: a disk:\n +--file PATH +its contents \(required\)\n +--size BYTES/,
+  );
 });
 
 test("how driver-VM memory is reached", (t) => {

@@ -84,7 +84,7 @@ test("a path that is no server's: what is there", async (t) => {
 test("--help and --list need no server", async (t) => {
   const help = await run("--help");
   t.is(help.code, 0);
-  t.regex(help.stdout, /^usage: vfio-user-check --socket-path PATH/);
+  t.regex(help.stdout, /^Usage: vfio-user-check --socket-path PATH/);
   const list = await run("--list");
   t.is(list.code, 0);
   t.is(list.stdout.trim().split("\n").length, ALL_CHECKS.length);
