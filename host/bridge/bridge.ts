@@ -62,6 +62,8 @@ export class Bridge {
    * @throws UserError
    */
   async change(sessions: readonly SessionSettings[]): Promise<Change> {
+    const sources = sessions.flatMap(({ vfioUser, vhostUser }) => [vfioUser, vhostUser]);
+    this.#inherited.checkDistinct(sources.flatMap((source) => ("fd" in source ? [source.fd] : [])));
     const before = this.#running;
     const kept = before.filter(({ settings }) => sessions.some((each) => isSame(each, settings)));
     const removed = before.filter((each) => !kept.includes(each));
@@ -118,7 +120,6 @@ export class Bridge {
 
   async #start(settings: SessionSettings): Promise<Running> {
     const { name, vfioUser, vhostUser, windowSize, trustUnsealedMemory, access } = settings;
-    for (const source of [vfioUser, vhostUser]) if ("fd" in source) this.#inherited.check(source.fd);
     const socketOf = (source: SocketSource) => ("path" in source ? source.path : this.#inherited.open(source.fd));
     const socket = socketOf(vfioUser);
     const session = new Session({
@@ -143,7 +144,7 @@ export class Bridge {
       await session.close();
       throw error;
     }
-    this.#log.info({ ...described(settings), windowSize }, "serving");
+    this.#log.info({ session: name, ...described(settings), windowSize }, "serving");
     return { settings, session };
   }
 }

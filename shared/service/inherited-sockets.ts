@@ -52,6 +52,15 @@ export class InheritedSockets {
     );
   }
 
+  /** Checks that several are as many sockets. @throws UserError */
+  checkDistinct(fds: readonly number[]): void {
+    const inodes = fds.map((fd) => this.check(fd));
+    const second = inodes.findIndex((inode, i) => inodes.indexOf(inode) !== i);
+    if (second === -1) return;
+    const first = inodes.indexOf(inodes[second]);
+    throw new UserError(`file descriptors ${fds[first]} and ${fds[second]} are one socket: each needs one of its own`);
+  }
+
   /** Another descriptor of it. @throws UserError, or SystemError when the process may have no more */
   open(fd: number): number {
     this.check(fd);
@@ -91,6 +100,8 @@ function describe(fd: number): string {
     const status = fstatSync(fd);
     const target = readlinkSync(`/proc/self/fd/${fd}`);
     if (status.isFile()) return `it is the file ${target}`;
+    // Those that Node opened in its place as it started.
+    if (/^anon_inode:\[(eventpoll|eventfd|io_uring)\]$/.test(target)) return "none was handed down by that number";
     if (!status.isSocket()) return `it is ${target}`;
     const lines = readFileSync("/proc/self/net/unix", "utf8").split("\n");
     const fields = lines.map((line) => line.trim().split(/\s+/)).find((each) => each[6] === String(status.ino));
