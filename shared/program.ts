@@ -13,7 +13,8 @@ import { type LogOptions, LogOutput } from "./log-output.js";
 const STDERR = 2;
 /** As long as a timer can be. */
 const FOREVER_MS = 2 ** 31 - 1;
-/** pino's number of the level. */
+/** pino's numbers of levels. */
+const INFO_LEVEL = 30;
 const ERROR_LEVEL = 50;
 const END_SIGNALS = ["SIGINT", "SIGTERM"] as const;
 
@@ -88,7 +89,7 @@ export class Program {
   showState(log: Log, inspect: () => unknown): () => void {
     const show = () => {
       try {
-        const line = { time: Date.now(), msg: "state", state: inspect() };
+        const line = { level: INFO_LEVEL, time: Date.now(), msg: "state", state: inspect() };
         const text = JSON.stringify(line, (_, value) =>
           typeof value === "bigint" ? `0x${value.toString(16)}` : value,
         );

@@ -67,10 +67,10 @@ test("its lines lead from a clone to a disk in the driver VM", async (t) => {
   driverVm.type("poweroff -f\n");
   t.is(await driverVm.ended, 0, driverVm.output);
   const deviceVm = open(TERMINALS.deviceVm);
-  await deviceVm.waitFor('"msg":"served so far"', 0, STEP_MS);
+  await deviceVm.waitFor("served so far", 0, STEP_MS);
   deviceVm.type("\x03");
   const prompt = await deviceVm.waitFor(PROMPTS["in the device VM"], deviceVm.output.length, STEP_MS);
-  t.notRegex(deviceVm.output, /"level":[4-6]0/);
+  t.notRegex(deviceVm.output, /\b(WARN|ERROR|FATAL)\b|"level":[4-6]0/);
   deviceVm.type("poweroff -f\n");
   t.is(await deviceVm.ended, 0, deviceVm.output.slice(prompt));
   const bridge = open(TERMINALS.bridge);

@@ -61,7 +61,9 @@ for (const name of NAMES) {
     const inherit = "\n[os.set_inheritable(fd, True) for fd in (3, 4) if os.path.exists(f'/proc/self/fd/{fd}')]";
     for (const [python, what] of cases) {
       const other = `t = ${unix}SOCK_STREAM); t.bind(""); t.listen(); os.dup2(t.fileno(), 40)\n`;
-      const { code, text } = await fails(t, name, fdArgs(name), { python: `${other}${python}\nos.dup2(40, 4)${inherit}` });
+      const { code, text } = await fails(t, name, fdArgs(name), {
+        python: `${other}${python}\nos.dup2(40, 4)${inherit}`,
+      });
       t.is(code, 1, text);
       t.regex(text, /^file descriptor 3 is no listening AF_UNIX stream socket: [^\n]+$/);
       t.regex(text, what);
