@@ -2,11 +2,12 @@
 // tenth of what it takes to make the subarrays that TypedArray.set wants, and leaves no garbage; in a row the memory of
 // the next copy is fetched during this one.
 //
-// A file is read and written by this thread: what may take long is for the caller to leave out, or to rule out by
-// RWF_NOWAIT.
+// A file is read and written by this thread, and holes are punched into it: what may take long is for the caller to
+// leave out, or to rule out by RWF_NOWAIT.
 //
 // `run` is a plain Node-API function: it is called for each batch of a disk's commands, and wrappers cost as much as
 // the call.
+#include <fcntl.h>
 #include <sys/uio.h>
 
 #include <cerrno>
@@ -37,6 +38,8 @@ struct Place {
 };
 
 constexpr size_t kMaxEntries = 65536;
+// In the place of a source: the target is a file, of which the range becomes a hole.
+constexpr uint32_t kHole = UINT32_MAX;
 // The first cache lines of the next copy: those behind them come by the processor's own prefetching.
 constexpr size_t kPrefetch = 256;
 constexpr size_t kCacheLine = 64;
@@ -103,6 +106,17 @@ int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& 
   return isLost ? EFAULT : 0;
 }
 
+// Returns 0 or an errno.
+int PunchHole(const Entry& entry, const Place& target) {
+  if (!target.is_file()) return EINVAL;
+  off_t start = off_t{entry.file_offset_high} << 32 | entry.target_offset;
+  int result;
+  do {
+    result = fallocate(target.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, start, entry.length);
+  } while (result != 0 && errno == EINTR);
+  return result == 0 ? 0 : errno;
+}
+
 napi_value Run(napi_env env, napi_callback_info info) {
   napi_value argument;
   size_t argc = 1;
@@ -118,13 +132,16 @@ napi_value Run(napi_env env, napi_callback_info info) {
   FileEnd file_end;
   for (uint32_t n = 0; n < count; n++) {
     const Entry entry = list.entries[n];
-    if (!Within(list, entry.source, entry.source_offset, entry.length) ||
+    bool is_hole = entry.source == kHole;
+    if ((!is_hole && !Within(list, entry.source, entry.source_offset, entry.length)) ||
         !Within(list, entry.target, entry.target_offset, entry.length)) {
       napi_throw_range_error(env, nullptr, "a copy is not within its buffers");
       return nullptr;
     }
     if (n + 1 < count) Prefetch(list, list.entries[n + 1]);
-    list.results[n] = Copy(entry, list.places[entry.source], list.places[entry.target], file_end);
+    const Place& target = list.places[entry.target];
+    list.results[n] =
+        is_hole ? PunchHole(entry, target) : Copy(entry, list.places[entry.source], target, file_end);
     if (list.results[n] != 0) failures++;
   }
   napi_value result;

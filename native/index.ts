@@ -127,6 +127,8 @@ export const COPY_ENTRY = {
   FILE_OFFSET_HIGH: 5,
   SIZE: 6,
 } as const;
+/** In the place of SOURCE: the target is a file, and the range becomes a hole of it (FALLOC_FL_PUNCH_HOLE). */
+export const COPY_HOLE = 0xffff_ffff;
 /** Flags of preadv2 and pwritev2. */
 export const RWF_NOWAIT = 8;
 

@@ -8,6 +8,7 @@ import {
   eventfd,
   type IoPool,
   close as nativeClose,
+  IO_OPERATION as Operation,
   IO_PIECE as Piece,
   POLL_READABLE,
   Poll,
@@ -36,6 +37,10 @@ export class IoPoolClient<Waiter> {
   #start = 0;
   #pieces = 0;
   #completed = 0;
+  /** Of the request that was begun last, if it has a range and is not submitted yet: its number, and where it is. */
+  #rangeNumber = -1;
+  #rangeStart = 0;
+  #rangeLength = 0;
 
   /**
    * `requests`: how many may be in flight, a power of two. `onCompleted` is called by `reap`, with 0 or an errno.
@@ -91,6 +96,25 @@ export class IoPoolClient<Waiter> {
     words[at + Range.LENGTH_HIGH] = Math.floor(length / 0x1_0000_0000);
   }
 
+  /**
+   * Makes the range of the last request longer, if that was begun with the same mode, ends at `position`, would not be
+   * longer than `most`, and is not submitted yet. `join` makes one of its waiter and a further one. False when there is
+   * no such request.
+   */
+  extendRange(mode: number, position: number, length: number, most: number, join: (waiter: Waiter) => Waiter): boolean {
+    const number = this.#rangeNumber;
+    const longer = this.#rangeLength + length;
+    if (number < 0 || this.#rangeStart + this.#rangeLength !== position || longer > most) return false;
+    const words = this.#words;
+    const at = this.#start - Piece.SIZE;
+    if (words[at + Range.MODE] !== mode) return false;
+    words[at + Range.LENGTH_LOW] = longer >>> 0;
+    words[at + Range.LENGTH_HIGH] = Math.floor(longer / 0x1_0000_0000);
+    this.#rangeLength = longer;
+    this.#waiters[number] = join(this.#waiters[number]);
+    return true;
+  }
+
   /** Drops the request that is being made. */
   drop(): void {
     this.#pieces = 0;
@@ -112,6 +136,13 @@ export class IoPoolClient<Waiter> {
     words[at + Request.PIECES] = this.#pieces;
     this.#start = at + Request.SIZE + this.#pieces * Piece.SIZE;
     this.#pieces = 0;
+    this.#rangeNumber = -1;
+    if (operation === Operation.ALLOCATE) {
+      const range = at + Request.SIZE;
+      this.#rangeNumber = number;
+      this.#rangeStart = position;
+      this.#rangeLength = words[range + Range.LENGTH_LOW] + words[range + Range.LENGTH_HIGH] * 0x1_0000_0000;
+    }
     this.#waiters[number] = waiter;
     if (this.#free.length === this.#requests - 1) this.#poll.ref();
   }
@@ -119,6 +150,7 @@ export class IoPoolClient<Waiter> {
   submit(): void {
     const used = this.#start;
     this.#start = 0;
+    this.#rangeNumber = -1;
     if (used > 0) this.pool.submit(used);
   }
 

@@ -1,7 +1,8 @@
-// An NVMe driver that reads or writes random 4 KiB blocks of a namespace, DEPTH at a time, or fills it in order. "poll" watches
-// the completion queue, "shared" as well and has the doorbells mapped, "sleep" waits for the interrupt's eventfd. Doorbells
-// that are not mapped are region writes. "idle" is "shared", and when all is done a pause until standard input ends.
-// CPU COUNT read|write|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE
+// An NVMe driver that reads, writes, deallocates (Dataset Management) or zeroes (Write Zeroes) random 4 KiB blocks of a
+// namespace, DEPTH at a time, or fills it in order. "poll" watches the completion queue, "shared" as well and has the
+// doorbells mapped, "sleep" waits for the interrupt's eventfd. Doorbells that are not mapped are region writes. "idle" is
+// "shared", and when all is done a pause until standard input ends.
+// CPU COUNT read|write|deallocate|zero|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE
 #include <sys/eventfd.h>
 
 #include "vfio-user.h"
@@ -79,14 +80,20 @@ static void admin(struct queue *queue, struct command command) {
   release(queue);
 }
 
+static uint8_t opcode_of(const char *operation) {
+  if (strcmp(operation, "read") == 0) return 2;
+  if (strcmp(operation, "zero") == 0) return 8;
+  return strcmp(operation, "deallocate") == 0 ? 9 : 1;
+}
+
 int main(int argc, char **argv) {
-  check(argc == 8, "CPU COUNT read|write|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE");
+  check(argc == 8, "CPU COUNT read|write|deallocate|zero|fill poll|shared|idle|sleep DEPTH SOCKET NAMESPACE");
   pin(atoi(argv[1]));
   int count = atoi(argv[2]), idles = strcmp(argv[4], "idle") == 0;
   int shares = idles || strcmp(argv[4], "shared") == 0, polls = shares || strcmp(argv[4], "poll") == 0, depth = atoi(argv[5]);
   uint32_t nsid = (uint32_t)atoi(argv[7]);
   int fills = strcmp(argv[3], "fill") == 0;
-  uint8_t opcode = strcmp(argv[3], "read") == 0 ? 2 : 1;
+  uint8_t opcode = opcode_of(argv[3]);
   server = connect_to(argv[6]);
   int fd = make_memory(kMemory);
   memory = mmap(NULL, kMemory, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -134,8 +141,18 @@ int main(int argc, char **argv) {
       while (idle_count > 0 && sent < total) {
         int id = idle[--idle_count];
         uint64_t block = (uint64_t)((fills ? (uint32_t)sent : next_random(&seed)) % pages) * 8;
-        put(&io, (struct command){.opcode = opcode, .id = (uint16_t)id, .nsid = nsid,
-                                  .prp1 = kBase + (uint64_t)(16 + id) * PAGE, .dwords = {(uint32_t)block, (uint32_t)(block >> 32), 7}});
+        struct command command = {.opcode = opcode, .id = (uint16_t)id, .nsid = nsid,
+                                  .prp1 = kBase + (uint64_t)(16 + id) * PAGE,
+                                  .dwords = {(uint32_t)block, (uint32_t)(block >> 32), 7}};
+        if (opcode == 9) {
+          struct {
+            uint32_t attributes, blocks;
+            uint64_t lba;
+          } range = {0, 8, block};
+          memcpy(memory + (16 + id) * PAGE, &range, sizeof range);
+          memcpy(command.dwords, (uint32_t[3]){0, 4, 0}, sizeof(uint32_t[3]));
+        }
+        put(&io, command);
         sent++;
       }
       ring(&io);

@@ -42,6 +42,7 @@ const COUNT = { shared: { 1: 100_000, 32: 400_000 }, sleep: { 1: 10_000, 32: 60_
 const UNCACHED_COUNT = { 1: 4000, 32: 16_000 } as const;
 const FLOOR_COUNT = 5000;
 type Depth = 1 | 32;
+const ZERO_DEPTH = 16;
 const IDLE_MS = 4000;
 
 const rate = (perSecond: number): Sample => single(perSecond / 1000);
@@ -101,6 +102,21 @@ function uncached(depth: Depth): Row<State> {
   };
 }
 
+/** Deallocate (Dataset Management, of one range) and Write Zeroes. */
+function withoutData(disk: Disk, operation: "deallocate" | "zero", target: Target): Row<State> {
+  return {
+    name: `NVMe ${disk}, 4 KiB ${operation}, doorbells mapped, QD${ZERO_DEPTH}`,
+    unit: "k/s",
+    target,
+    measure: async ({ machine, controllers }) => {
+      const count = disk === "file on disk" ? UNCACHED_COUNT[32] : COUNT.shared[32];
+      const { socket } = controllers.shared;
+      const args = [machine.otherCpu, count, operation, "shared", ZERO_DEPTH, socket, NAMESPACES[disk]];
+      return rate((await machine.run("client-nvme", ...args)).perSecond);
+    },
+  };
+}
+
 /** Share of a CPU that a device takes whose doorbells are mapped, while its driver wants nothing of it. */
 async function idle({ machine, controllers }: State): Promise<Sample> {
   const { device, socket } = controllers.shared;
@@ -135,6 +151,11 @@ export const nvme: Topic<State> = {
     ]),
     uncached(1),
     uncached(32),
+    // Last, as they leave holes.
+    ...(["memory", "file", "file on disk"] as const).flatMap((disk) => [
+      withoutData(disk, "zero", disk === "memory" ? { value: 500 } : {}),
+      withoutData(disk, "deallocate", disk === "memory" ? { value: 300 } : {}),
+    ]),
     { name: "NVMe, doorbells mapped, idle", unit: "%", target: { value: 1 }, once: true, measure: idle },
   ],
   async open(machine) {

@@ -4,7 +4,7 @@
  *
  * Of this folder's files admin.ts hands commands on to create-queues.ts, identify.ts, log-pages.ts, features.ts and
  * events.ts, all by the names of what they answer. io.ts is the NVM command set, of which direct-io.ts does at once
- * what need not wait, and transfers.ts the rest.
+ * what need not wait, and transfers.ts the rest; dataset-ranges.ts has what both deallocate.
  */
 import { isExact } from "../../../../shared/address.js";
 import type { ControllerParts } from "../lifecycle.js";

@@ -1,29 +1,41 @@
 /**
  * Read and Write where nothing has to be waited for: data in the window, and a disk that is memory, a file in memory,
- * or one whose blocks the page cache has. A command is checked and noted as a few copies, and the copies of a burst are
+ * or one whose blocks the page cache has. Likewise Write Zeroes, and Deallocate of memory, where it is not much. A
+ * command is checked and noted as a few copies, of which one may also be zeros or a hole, and the copies of a burst are
  * done by one call. Nothing is allocated, and nothing waits for the event loop.
  *
  * Only what goes well is done here. Whatever is odd about a command, and whatever would wait for a device, is left to
  * io.ts, which does all of it from the start.
  */
-import { COPY_ENTRY as Copy, type CopyList, createCopyList } from "../../../../native/index.js";
+import { COPY_HOLE, COPY_ENTRY as Copy, type CopyList, createCopyList } from "../../../../native/index.js";
 import { BufferTable } from "../../../../shared/buffer-table.js";
+import { KiB, MiB } from "../../../../shared/limits.js";
+import { copyBytes } from "../../../../shared/virtqueue/memory.js";
 import type { Dma } from "../../../device.js";
 import type { Command } from "../queues/command.js";
 import { newSegment } from "../queues/segments.js";
-import { NvmOpcode, RW_FUA, Status } from "../spec.js";
+import { DSM_DEALLOCATE, NvmOpcode, RW_FUA, Status, WRITE_ZEROES_DEAC } from "../spec.js";
+import { type Namespace, ZEROS } from "../storage/namespace.js";
 import type { Namespaces } from "../storage/namespaces.js";
 import type { DirectAccess } from "../storage/storage.js";
+import { DatasetRanges, MAX_RANGES, rangesSize } from "./dataset-ranges.js";
 import type { Features } from "./features.js";
 import type { Counters } from "./log-pages.js";
 
 /** A burst of commands whose pages are scattered, and the last of them at MDTS. */
 const MAX_COPIES = 1024;
-/** The file system has no such flag, as most have none for writes. */
+/** Bytes of zeros that one command writes at once, and of holes, whose pages are to be freed: some 50 us. */
+const MAX_ZEROS = 256 * KiB;
+const MAX_HOLES = MiB;
+/** Of a number of the list, one entry's. */
+const MAX_ENTRY_LENGTH = 0x8000_0000;
+/** Permanently: the file system has no such flag, as most have none for writes, or no holes. */
 const EOPNOTSUPP = 95;
 const NONE = -1;
 
 const segment = newSegment();
+const rangeList = new Uint8Array(rangesSize(MAX_RANGES - 1));
+const rangeData = new DataView(rangeList.buffer);
 
 export class DirectIo {
   /** Bytes of the copies that `finish` is to do. */
@@ -36,6 +48,7 @@ export class DirectIo {
   readonly #list: CopyList = createCopyList(MAX_COPIES);
   readonly #entries = this.#list.entries;
   readonly #window = new BufferTable(this.#list);
+  readonly #ranges = new DatasetRanges();
   #copies = 0;
   /** Some copy of the last burst failed. */
   #failed = false;
@@ -56,29 +69,124 @@ export class DirectIo {
 
   /** Notes a command's copies. False when it is none for here; nothing has happened then. */
   start(command: Command): boolean {
-    const { opcode } = command;
-    const isRead = opcode === NvmOpcode.READ;
-    if ((!isRead && opcode !== NvmOpcode.WRITE) || command.hasInvalidFlags) return false;
+    if (command.hasInvalidFlags) return false;
     const namespace = this.#namespaces.find(command.namespaceId);
     if (namespace === undefined || namespace.formatting) return false;
     const disk = this.#disks[namespace.id];
-    if (disk === undefined || !(isRead ? this.#mayRead(command, disk) : this.#mayWrite(command, disk))) return false;
+    if (disk === undefined) return false;
+    command.firstCopy = this.#copies;
+    if (!this.#startOn(disk, namespace, command)) {
+      this.#copies = command.firstCopy;
+      return false;
+    }
+    command.endCopy = this.#copies;
+    this.pending += command.length;
+    return true;
+  }
+
+  #startOn(disk: DirectDisk, namespace: Namespace, command: Command): boolean {
+    switch (command.opcode) {
+      case NvmOpcode.READ:
+        return this.#mayRead(command, disk) && this.#startTransfer(disk, namespace, command, true);
+      case NvmOpcode.WRITE:
+        return this.#mayWrite(command, disk) && this.#startTransfer(disk, namespace, command, false);
+      case NvmOpcode.WRITE_ZEROES:
+        return this.#startZeros(disk, namespace, command);
+      case NvmOpcode.DATASET_MANAGEMENT:
+        return this.#startDeallocate(disk, namespace, command);
+      default:
+        return false;
+    }
+  }
+
+  #startTransfer(disk: DirectDisk, namespace: Namespace, command: Command, isRead: boolean): boolean {
     if (command.setRange(namespace, this.#maxTransfer) !== Status.SUCCESS) return false;
     const { ranges, length } = command;
     if (!namespace.io.isFree(command.position, length, isRead)) return false;
     if (command.resolveInWindow(length) !== Status.SUCCESS) return false;
-    command.firstCopy = this.#copies;
     let { position } = command;
     for (let n = 0; n < ranges.count; n++) {
       const size = ranges.lengths[n];
-      if (!this.#note(disk, position, ranges.addresses[n], size, isRead)) {
-        this.#copies = command.firstCopy;
-        return false;
-      }
+      if (!this.#note(disk, position, ranges.addresses[n], size, isRead)) return false;
       position += size;
     }
-    command.endCopy = this.#copies;
-    this.pending += length;
+    return true;
+  }
+
+  /** What it deallocates are holes, and else zeros are written: it shall take space afterwards. */
+  #startZeros(disk: DirectDisk, namespace: Namespace, command: Command): boolean {
+    if (command.setRange(namespace, Number.POSITIVE_INFINITY) !== Status.SUCCESS) return false;
+    const { position, length } = command;
+    if ((command.cdw12 & WRITE_ZEROES_DEAC) !== 0) {
+      if (!disk.punches || length > MAX_HOLES || !this.#mayChange(disk, (command.cdw12 & RW_FUA) !== 0)) return false;
+      if (!namespace.io.isIdle("writes") || !namespace.io.isFree(position, length, false)) return false;
+      return this.#noteHole(disk, position, length, command);
+    }
+    // A block device may have a better way than to write them.
+    const isMemory = disk.isVolatile || disk.punches;
+    if (!isMemory || length > MAX_ZEROS || !this.#mayWrite(command, disk)) return false;
+    if (!namespace.io.isFree(position, length, false)) return false;
+    const zeros = this.#window.numberOf(ZEROS);
+    const { start } = this.#window;
+    for (let done = 0; done < length; ) {
+      if (this.#copies === MAX_COPIES) return false;
+      const size = disk.find(position + done, length - done, false);
+      this.#put(zeros, start, disk.number, disk.offset, size, disk.offsetHigh);
+      done += size;
+    }
+    return true;
+  }
+
+  /** Other writes in flight may have the file's lock, so holes are left to their threads then. */
+  #startDeallocate(disk: DirectDisk, namespace: Namespace, command: Command): boolean {
+    if ((command.cdw11 & DSM_DEALLOCATE) === 0 || !disk.punches || !this.#mayChange(disk, false)) return false;
+    if (!namespace.io.isIdle("writes") || !this.#readRanges(command)) return false;
+    const ranges = this.#ranges;
+    if (ranges.take(rangeData, command.length, namespace) !== Status.SUCCESS) return false;
+    const { count, positions, lengths } = ranges;
+    if (ranges.length > MAX_HOLES || this.#copies + count > MAX_COPIES) return false;
+    for (let n = 0; n < count; n++) if (!namespace.io.isFree(positions[n], lengths[n], false)) return false;
+    for (let n = 0; n < count; n++) this.#noteHole(disk, positions[n], lengths[n], command);
+    this.#dma.account(command.length, 0);
+    command.length = ranges.length;
+    return true;
+  }
+
+  /** The list of a command's ranges, all of it in the window, to `rangeList`; sets the command's length to its own. */
+  #readRanges(command: Command): boolean {
+    const { ranges, segments } = command;
+    const size = rangesSize(command.cdw10);
+    command.length = size;
+    if (command.resolveInWindow(size) !== Status.SUCCESS) return false;
+    if (!segments.locate(this.#dma, ranges, "read")) return false;
+    let at = 0;
+    for (let n = 0; n < segments.count; n++) {
+      const { bytes, offset, length } = segments.segments[n];
+      copyBytes(bytes, offset, rangeList, at, length);
+      at += length;
+    }
+    return !segments.isLost();
+  }
+
+  /** One that follows the hole that was noted last becomes part of it, also where that is another command's. */
+  #noteHole(disk: DirectDisk, position: number, length: number, command: Command): boolean {
+    if (this.#copies === MAX_COPIES) return false;
+    disk.findInFile(position);
+    const entries = this.#entries;
+    const last = (this.#copies - 1) * Copy.SIZE;
+    const follows =
+      last >= 0 &&
+      entries[last + Copy.SOURCE] === COPY_HOLE &&
+      entries[last + Copy.TARGET] === disk.number &&
+      entries[last + Copy.FILE_OFFSET_HIGH] === disk.offsetHigh &&
+      entries[last + Copy.TARGET_OFFSET] + entries[last + Copy.LENGTH] === disk.offset &&
+      entries[last + Copy.LENGTH] + length <= MAX_ENTRY_LENGTH;
+    if (follows) {
+      entries[last + Copy.LENGTH] += length;
+      command.firstCopy = Math.min(command.firstCopy, this.#copies - 1);
+    } else {
+      this.#put(COPY_HOLE, 0, disk.number, disk.offset, length, disk.offsetHigh);
+    }
     return true;
   }
 
@@ -92,14 +200,19 @@ export class DirectIo {
   isDone(command: Command): boolean {
     if (this.#failed && !this.#succeeded(command)) return false;
     const { length } = command;
-    if (command.opcode === NvmOpcode.READ) {
-      this.#counters.reads++;
-      this.#counters.bytesRead += length;
-      this.#dma.account(0, length);
-    } else {
-      this.#counters.writes++;
-      this.#counters.bytesWritten += length;
-      this.#dma.account(length, 0);
+    switch (command.opcode) {
+      case NvmOpcode.READ:
+        this.#counters.reads++;
+        this.#counters.bytesRead += length;
+        this.#dma.account(0, length);
+        return true;
+      case NvmOpcode.WRITE:
+        this.#counters.writes++;
+        this.#counters.bytesWritten += length;
+        this.#dma.account(length, 0);
+        return true;
+      case NvmOpcode.WRITE_ZEROES:
+        this.#counters.writes++;
     }
     return true;
   }
@@ -108,7 +221,9 @@ export class DirectIo {
     for (let n = command.firstCopy; n < command.endCopy; n++) {
       const errno = this.#list.results[n];
       if (errno === 0) continue;
-      this.#disks[command.namespaceId]?.failed(command.opcode === NvmOpcode.READ, errno);
+      const isHole = this.#entries[n * Copy.SIZE + Copy.SOURCE] === COPY_HOLE;
+      const operation = isHole ? "punches" : command.opcode === NvmOpcode.READ ? "reads" : "writes";
+      if (errno === EOPNOTSUPP) (this.#disks[command.namespaceId] as DirectDisk)[operation] = false;
       return false;
     }
     return true;
@@ -121,14 +236,17 @@ export class DirectIo {
 
   /** What has to be on stable storage is not done at once, unless there is none. */
   #mayWrite({ cdw12 }: Command, disk: DirectDisk): boolean {
-    return disk.writes && (disk.isVolatile || (this.#features.writeCache && (cdw12 & RW_FUA) === 0));
+    return disk.writes && this.#mayChange(disk, (cdw12 & RW_FUA) !== 0);
+  }
+
+  #mayChange(disk: DirectDisk, forceUnitAccess: boolean): boolean {
+    return disk.isVolatile || (this.#features.writeCache && !forceUnitAccess);
   }
 
   /**
    * Copies between a disk from `position` on and one range of driver-VM memory; false when that is not in the window.
    */
   #note(disk: DirectDisk, position: number, address: number, length: number, isRead: boolean): boolean {
-    const entries = this.#entries;
     for (let done = 0; done < length; ) {
       if (this.#dma.locate(address + done, length - done, isRead ? "write" : "read", segment) === 0) return false;
       const window = this.#window.numberOf(segment.bytes);
@@ -136,18 +254,24 @@ export class DirectIo {
       for (let at = 0; at < segment.length; ) {
         if (this.#copies === MAX_COPIES) return false;
         const size = disk.find(position + done, segment.length - at, isRead);
-        const entry = this.#copies++ * Copy.SIZE;
-        entries[entry + Copy.SOURCE] = isRead ? disk.number : window;
-        entries[entry + Copy.SOURCE_OFFSET] = isRead ? disk.offset : windowOffset + at;
-        entries[entry + Copy.TARGET] = isRead ? window : disk.number;
-        entries[entry + Copy.TARGET_OFFSET] = isRead ? windowOffset + at : disk.offset;
-        entries[entry + Copy.LENGTH] = size;
-        entries[entry + Copy.FILE_OFFSET_HIGH] = disk.offsetHigh;
+        if (isRead) this.#put(disk.number, disk.offset, window, windowOffset + at, size, disk.offsetHigh);
+        else this.#put(window, windowOffset + at, disk.number, disk.offset, size, disk.offsetHigh);
         at += size;
         done += size;
       }
     }
     return true;
+  }
+
+  #put(source: number, sourceOffset: number, target: number, targetOffset: number, length: number, high: number): void {
+    const entries = this.#entries;
+    const entry = this.#copies++ * Copy.SIZE;
+    entries[entry + Copy.SOURCE] = source;
+    entries[entry + Copy.SOURCE_OFFSET] = sourceOffset;
+    entries[entry + Copy.TARGET] = target;
+    entries[entry + Copy.TARGET_OFFSET] = targetOffset;
+    entries[entry + Copy.LENGTH] = length;
+    entries[entry + Copy.FILE_OFFSET_HIGH] = high;
   }
 }
 
@@ -156,6 +280,8 @@ class DirectDisk {
   /** Whether there are reads and writes that can be done at once. */
   reads: boolean;
   writes: boolean;
+  /** Whether holes can be punched at once. */
+  punches: boolean;
   /** There is no stable storage under it. */
   readonly isVolatile: boolean;
   /** What `find` found: a number of the list, and an offset, whose upper half is 0 for memory. */
@@ -167,6 +293,8 @@ class DirectDisk {
   /** Of a file, by what is done to it. */
   readonly #readNumber: number;
   readonly #writeNumber: number;
+  /** Of the file that holes are punched into. */
+  readonly #holeNumber: number;
   /** Of memory, by piece; added at their first use. */
   readonly #pieceNumbers: number[] = [];
 
@@ -180,6 +308,16 @@ class DirectDisk {
     this.reads = !isFile || this.#readNumber !== NONE;
     this.writes = !isFile || this.#writeNumber !== NONE;
     this.isVolatile = !isFile;
+    const holeFd = isFile && access.mayPunch !== true ? undefined : access.fd;
+    this.#holeNumber = holeFd === undefined ? NONE : list.addFile(holeFd, 0);
+    this.punches = this.#holeNumber !== NONE;
+  }
+
+  /** Finds `position` in the file that holes are punched into. */
+  findInFile(position: number): void {
+    this.number = this.#holeNumber;
+    this.offset = position >>> 0;
+    this.offsetHigh = Math.floor(position / 0x1_0000_0000);
   }
 
   /** Finds `position`; returns how many of `length` bytes are in one piece from there on. */
@@ -196,12 +334,5 @@ class DirectDisk {
     this.offset = position - piece * access.pieceSize;
     this.number = this.#pieceNumbers[piece] ??= this.#list.add(access.piece(piece));
     return Math.min(length, access.pieceSize - this.offset);
-  }
-
-  /** A copy failed: permanently, where the file system cannot do it. */
-  failed(isRead: boolean, errno: number): void {
-    if (errno !== EOPNOTSUPP) return;
-    if (isRead) this.reads = false;
-    else this.writes = false;
   }
 }

@@ -11,8 +11,6 @@ import {
   CopyDword12,
   CopyRange,
   DSM_DEALLOCATE,
-  DSM_NR_MASK,
-  DsmRange,
   NSID_ALL,
   NvmOpcode,
   RW_FUA,
@@ -20,11 +18,12 @@ import {
   WRITE_ZEROES_DEAC,
 } from "../spec.js";
 import { PIECE_SIZE } from "../storage/buffers.js";
-import type { Namespace } from "../storage/namespace.js";
+import type { Namespace, StatusDone } from "../storage/namespace.js";
 import type { Namespaces } from "../storage/namespaces.js";
+import { DatasetRanges, rangesSize } from "./dataset-ranges.js";
 import type { Features } from "./features.js";
 import type { Counters } from "./log-pages.js";
-import { compare, copy, copyData, type Extent, read, verify, write } from "./transfers.js";
+import { compare, copy, copyData, type Extent, fetchData, read, verify, write } from "./transfers.js";
 
 /** Bytes of one Copy, and of one of its ranges: what one buffer holds. */
 export const MAX_COPY_LENGTH = PIECE_SIZE;
@@ -77,7 +76,7 @@ export class IoCommands {
         namespace.sync(command.complete);
         return;
       case NvmOpcode.DATASET_MANAGEMENT:
-        void this.#manageDataset(command, namespace);
+        this.#manageDataset(command, namespace);
         return;
       case NvmOpcode.COPY:
         void this.#copy(command, namespace);
@@ -132,10 +131,11 @@ export class IoCommands {
   }
 
   /** With the write cache off, what was deallocated stays so. */
-  async #manageDataset(command: Command, namespace: Namespace): Promise<void> {
-    const status = await manageDataset(command, namespace);
-    if (status !== Status.SUCCESS || command.ended || this.#features.writeCache) command.complete(status);
-    else namespace.sync(command.complete);
+  #manageDataset(command: Command, namespace: Namespace): void {
+    manageDataset(command, namespace, (status) => {
+      if (status !== Status.SUCCESS || command.ended || this.#features.writeCache) command.complete(status);
+      else namespace.sync(command.complete);
+    });
   }
 
   /** Counts, and makes a write stable where that was asked for. */
@@ -179,29 +179,29 @@ function isWrite({ opcode, cdw11 }: Command): boolean {
 
 /**
  * 6.7: Deallocate gives space back to the storage; the other attributes are hints that nothing here could follow. All
- * ranges are checked before the first takes effect. Resolves to a status; never rejects.
+ * ranges are checked before the first takes effect. `done` gets a status.
  */
-async function manageDataset(command: Command, namespace: Namespace): Promise<number> {
-  const deallocate = (command.cdw11 & DSM_DEALLOCATE) !== 0;
-  const bytes = new Uint8Array(((command.cdw10 & DSM_NR_MASK) + 1) * DsmRange.size);
-  const copied = await copyData("read", command, bytes);
-  if (copied !== Status.SUCCESS) return copied;
-  const data = new DataView(bytes.buffer);
-  const range = DsmRange.view();
-  const extents: Extent[] = [];
-  for (let at = 0; at < bytes.length; at += DsmRange.size) {
-    const { LENGTH: blocks, LBA_LOW, LBA_HIGH } = range.at(data, at);
-    if (blocks === 0) continue;
-    const position = namespace.positionOf(LBA_LOW, LBA_HIGH, blocks);
-    if (position < 0) return Status.LBA_OUT_OF_RANGE;
-    extents.push({ position, length: blocks * namespace.blockSize });
-  }
-  if (!deallocate) return Status.SUCCESS;
-  for (const { position, length } of extents) {
-    const status = await new Promise<number>((done) => namespace.deallocate(position, length, command, done));
-    if (status !== Status.SUCCESS || command.ended) return status;
-  }
-  return Status.SUCCESS;
+function manageDataset(command: Command, namespace: Namespace, done: StatusDone): void {
+  const bytes = new Uint8Array(rangesSize(command.cdw10));
+  fetchData(command, bytes, (fetched) => {
+    if (fetched !== Status.SUCCESS || command.ended) {
+      done(fetched);
+      return;
+    }
+    const ranges = new DatasetRanges();
+    const status = ranges.take(new DataView(bytes.buffer), bytes.length, namespace);
+    const deallocates = (command.cdw11 & DSM_DEALLOCATE) !== 0;
+    const step = (n: number): void => {
+      if (n === ranges.count) done(Status.SUCCESS);
+      else {
+        namespace.deallocate(ranges.positions[n], ranges.lengths[n], command, (result) =>
+          result !== Status.SUCCESS || command.ended ? done(result) : step(n + 1),
+        );
+      }
+    };
+    if (status !== Status.SUCCESS || !deallocates) done(status);
+    else step(0);
+  });
 }
 
 /**

@@ -36,6 +36,18 @@ function asStatus(moved: Promise<void>): Promise<number> {
   );
 }
 
+/** The same from the memory that a command names: at once, where that is in the window. */
+export function fetchData(command: Command, bytes: Uint8Array, done: StatusDone): void {
+  command.length = bytes.length;
+  const fetch = (status: number): void => {
+    if (status !== Status.SUCCESS || command.ended) done(status);
+    else move("read", command, bytes, done);
+  };
+  const resolved = command.resolve(bytes.length);
+  if (typeof resolved === "number") fetch(resolved);
+  else void resolved.then(fetch);
+}
+
 // In all that follow `done` is called once, with a status; for a command that has ended that has no effect.
 
 export function read(command: Command, namespace: Namespace, done: StatusDone): void {

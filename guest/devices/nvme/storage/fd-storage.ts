@@ -77,7 +77,9 @@ export class FdStorage implements Storage {
     const mayWrite = !readOnly && (kind !== "file" || inMemory);
     const writeFlags = mayWrite ? flags : undefined;
     // What the page cache does not have would have to be waited for.
-    if (kind !== "memory" && directSize === undefined) this.direct = { kind: "file", fd, readFlags: flags, writeFlags };
+    if (kind !== "memory" && directSize === undefined) {
+      this.direct = { kind: "file", fd, readFlags: flags, writeFlags, mayPunch: inMemory && !readOnly };
+    }
     if (kind === "device") {
       const { logical, physical } = sectorSizes(fd);
       this.smallestBlock = logical;
@@ -188,7 +190,7 @@ export class MemoryStorage extends FdStorage {
     const reservation = new Reservation(mapped, PIECE_SIZE);
     reservation.map(0, mapped, fd, 0, PROT_READ | PROT_WRITE);
     this.#reservation = reservation;
-    this.direct = { kind: "memory", pieceSize: PIECE_SIZE, piece: (index) => reservation.piece(index) };
+    this.direct = { kind: "memory", pieceSize: PIECE_SIZE, fd, piece: (index) => reservation.piece(index) };
   }
 
   override async close(): Promise<void> {

@@ -8,6 +8,7 @@ import { getSystemErrorName } from "node:util";
 import { IO_OPERATION as Operation } from "../../../../native/index.js";
 import { BufferTable } from "../../../../shared/buffer-table.js";
 import { IoPoolClient } from "../../../../shared/io-pool.js";
+import { MiB } from "../../../../shared/limits.js";
 import { ioBatch } from "./io-batch.js";
 import { type Done, NO_PIECES, type Pieces, type StorageError } from "./storage.js";
 
@@ -17,6 +18,8 @@ const REQUESTS = 1024;
 const THREADS = 16;
 /** When nothing has been completed for so long, requests that wait behind others get threads of their own. */
 const STALL_MS = 10;
+/** Bytes of ranges that are put together. */
+const MAX_RANGE = 4 * MiB;
 const ENCODER = new TextEncoder();
 
 export class FileIo {
@@ -53,8 +56,18 @@ export class FileIo {
     this.#move(what === "all" ? Operation.SYNC_ALL : Operation.SYNC, NO_PIECES, 0, done);
   }
 
-  /** fallocate; ENOTSUP where the file system has no such mode. */
+  /**
+   * fallocate; ENOTSUP where the file system has no such mode. What follows on the range before, and was asked for in
+   * the same go, is done by the same call.
+   */
   allocate(mode: number, position: number, length: number, done: Done): void {
+    const join = (before: Done): Done => {
+      return (error) => {
+        before(error);
+        done(error);
+      };
+    };
+    if (this.#client.extendRange(mode, position, length, MAX_RANGE, join)) return;
     if (!this.#makeRoom(1)) {
       this.#waiting.push(() => this.allocate(mode, position, length, done));
       return;

@@ -23,7 +23,7 @@ export const LBA_FORMATS: readonly number[] = [512, 4096];
 const MAX_SIZE = Number.MAX_SAFE_INTEGER;
 
 /** One write of zeros moves this much at most, in bytes: a piece, and how many of it. */
-const ZEROS = pageAligned(256 * KiB);
+export const ZEROS = pageAligned(256 * KiB);
 const ZERO_PIECES = 4;
 /** What the storage makes zeros of in one go, in bytes: as much as takes about so long. */
 const MIN_ZERO_SIZE = 64 * KiB;
@@ -90,6 +90,8 @@ export class Namespace {
   #blockSize: number;
   #blockCount: number;
   #zeroSize = FIRST_ZERO_SIZE;
+  /** The storage has no such thing as zeros that are not written. */
+  #mustWriteZeros = false;
   /** I/O commands in flight. */
   #active = 0;
   #onIdle: (() => void) | undefined;
@@ -185,7 +187,12 @@ export class Namespace {
    */
   writeZeroes(position: number, length: number, deallocate: boolean, task: Task, done: StatusDone): void {
     const end = position + length;
+    if (!deallocate && this.#mustWriteZeros) {
+      this.#writeZeros(position, end, task, done);
+      return;
+    }
     this.#zero(position, end, deallocate, task, (error, at) => {
+      if (error?.code === "ENOTSUP" && !deallocate) this.#mustWriteZeros = true;
       if (error === null || task.ended) done(Status.SUCCESS);
       else if (error.code === "EIO") done(this.failed(error, "write"));
       else this.#writeZeros(at, end, task, done);

@@ -36,6 +36,8 @@ export type DirectAccess =
       readonly kind: "memory";
       /** Bytes of each piece but the last; a power of two. */
       readonly pieceSize: number;
+      /** The file that they are of, into which holes can be punched; undefined where there is none. */
+      readonly fd?: number;
       piece(index: number): ArrayBuffer;
     }
   | {
@@ -44,6 +46,8 @@ export type DirectAccess =
       /** Flags of preadv2 and pwritev2 with which they do not wait for a device; undefined where there are none. */
       readonly readFlags: number | undefined;
       readonly writeFlags: number | undefined;
+      /** Holes can be punched into it without waiting for a device. */
+      readonly mayPunch?: boolean;
     };
 
 /** Positions, offsets, sizes and lengths are bytes. */
