@@ -6,6 +6,7 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { close } from "../../native/index.js";
+import { isSystemError, UserError } from "../../shared/errors.js";
 import * as limits from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
 import { openFileLimit, peerFds } from "../../shared/peer-fds.js";
@@ -30,6 +31,8 @@ export interface Change {
   readonly added: number;
   readonly removed: number;
   readonly kept: number;
+  /** That cannot be served, and why; the other ones are. */
+  readonly failed: readonly { readonly session: string; readonly reason: string }[];
 }
 
 export class Bridge {
@@ -58,7 +61,7 @@ export class Bridge {
   /**
    * Serves these sessions in place of those of before, of which all that are among them are left alone. First come
    * those that are new altogether: when one of them cannot be had, nothing has changed. Then go those that are over;
-   * last comes what has a socket of theirs.
+   * last comes what has a socket of theirs. What of that fails does so alone: there is no way back then.
    * @throws UserError
    */
   async change(sessions: readonly SessionSettings[]): Promise<Change> {
@@ -70,21 +73,29 @@ export class Bridge {
     const wanted = sessions.filter((each) => !kept.some(({ settings }) => isSame(each, settings)));
     const taken = new Set(removed.flatMap(({ settings }) => socketsOf(settings)));
     const isFree = (settings: SessionSettings) => !socketsOf(settings).some((key) => taken.has(key));
-    this.#share(Math.max(before.length, sessions.length));
+    this.#shares = Math.max(1, before.length + wanted.length);
     const added: Running[] = [];
     try {
       for (const settings of wanted.filter(isFree)) added.push(await this.#start(settings));
     } catch (error) {
       await Promise.all(added.map(({ session }) => session.close()));
-      this.#share(before.length);
+      this.#shares = Math.max(1, before.length);
       throw error;
     }
     this.#running = [...kept, ...added];
     await Promise.all(removed.map(({ session }) => session.close()));
     for (const { settings } of removed) this.#log.info({ session: settings.name }, "no longer served");
     this.#share(sessions.length);
-    for (const settings of wanted.filter((each) => !isFree(each))) this.#running.push(await this.#start(settings));
-    return { added: wanted.length, removed: removed.length, kept: kept.length };
+    const failed: Change["failed"][number][] = [];
+    for (const settings of wanted.filter((each) => !isFree(each))) {
+      try {
+        this.#running.push(await this.#start(settings));
+      } catch (error) {
+        if (!(error instanceof UserError || isSystemError(error))) throw error;
+        failed.push({ session: settings.name, reason: error.message });
+      }
+    }
+    return { added: wanted.length - failed.length, removed: removed.length, kept: kept.length, failed };
   }
 
   /** Resolves when each session has had a client, and it has gone; false when `end` is aborted before. */

@@ -84,7 +84,8 @@ async function reloadSessions(bridge: Bridge, options: BridgeOptions, service: S
   if (sessions === "activation" || !("config" in sessions)) return;
   const { config } = sessions;
   try {
-    const change = await bridge.change(await readConfig(config, defaults));
+    const { failed, ...change } = await bridge.change(await readConfig(config, defaults));
+    for (const each of failed) log.error({ config, ...each }, "a session cannot be changed, and is not served");
     log.info({ config, ...change }, "the configuration was read again");
   } catch (error) {
     if (!(error instanceof UserError || isSystemError(error))) throw error;

@@ -116,6 +116,7 @@ export const TABLE: ProgramTable = {
           summary:
             "run under a small parent process that starts the bridge again when it died; not to be used under " +
             "systemd, which does so itself (Restart=on-failure)",
+          more: "Sockets cannot be handed down then. A pid file has the number of the bridge itself.",
         },
         ...SERVICE_ROWS,
         CAPABILITIES_ROW,
@@ -176,7 +177,12 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "capabili
     trustUnsealedMemory: given.has("trust-unsealed-memory"),
     access: service.access,
   };
-  return { sessions: parseSessions(given, defaults), defaults, supervised: given.has("supervised"), service };
+  const sessions = parseSessions(given, defaults);
+  const supervised = given.has("supervised");
+  if (supervised && (sessions === "activation" || given.has("fd") || given.has("vhost-user-fd"))) {
+    throw new UserError("--supervised makes its sockets itself: it needs --socket-path, or --config, for each", 2);
+  }
+  return { sessions, defaults, supervised, service };
 }
 
 function parseSessions(given: Given, defaults: SessionDefaults): BridgeOptions["sessions"] {

@@ -193,6 +193,25 @@ test("SIGHUP adds and removes sessions, and touches no other", async (t) => {
   t.is(await running.stop(), 0);
 });
 
+test("a session that cannot be changed fails alone, and is served again when it can be", async (t) => {
+  const { at, session, write, begin } = setUp(t);
+  write({ sessions: [session("a"), session("b")] });
+  const running = begin({ shell: `chown 1:1 ${at(".")}; exec setpriv --reuid 1 --regid 1 --clear-groups -- "$@"` });
+  await running.said(/"serving"/, 2);
+  write({ sessions: [session("a", { "socket-group": "0" }), session("b")] });
+  running.child.kill("SIGHUP");
+  await running.said(/"added":0,"removed":1,"kept":1/);
+  t.regex(
+    running.log,
+    /"session":"a","reason":"cannot set who .*"msg":"a session cannot be changed, and is not served"/,
+  );
+  t.deepEqual([fs.existsSync(at("a")), fs.existsSync(at("b"))], [false, true]);
+  write({ sessions: [session("a"), session("b")] });
+  running.child.kill("SIGHUP");
+  await running.said(/"added":1,"removed":0,"kept":1/);
+  t.is(await running.stop(), 0);
+});
+
 test("SIGHUP while it starts, and many, end nothing: the last file is what is served", async (t) => {
   const { at, session, write, begin } = setUp(t);
   write({ sessions: Array.from({ length: 24 }, (_, i) => session(`s${i}`)) });

@@ -38,7 +38,6 @@ test("several pairs, in order, with = too, paths and descriptors", (t) => {
     "--log-file=l",
     "--log-format=pretty",
     "--once",
-    "--supervised",
   ]);
   if (typeof options === "string") return t.fail();
   const access = { mode: 0o660, group: 0 };
@@ -48,7 +47,7 @@ test("several pairs, in order, with = too, paths and descriptors", (t) => {
     { name: "c", vfioUser: { path: "c" }, vhostUser: { fd: 7 }, ...defaults },
     { name: "fd-6", vfioUser: { fd: 6 }, vhostUser: { path: "d" }, ...defaults },
   ]);
-  t.true(options.supervised);
+  t.like(parseOptions([...pair, "--supervised"]), { supervised: true });
   t.deepEqual(options.service, {
     pidFile: "p",
     log: { level: "trace", format: "pretty", file: "l" },
@@ -80,6 +79,8 @@ test("the help text names every option and fits a terminal", (t) => {
 });
 
 const wrong: [string[], RegExp][] = [
+  [["--supervised"], /--supervised makes its sockets itself/],
+  [["--supervised", "--fd=3", "--vhost-user-socket-path=x"], /--supervised makes its sockets itself/],
   [[...pair, "--config", "x"], /--config has the sessions/],
   [["--config", ""], /not the path of a file/],
   [[...pair, "--fd", "3"], /--socket-path or --fd was given 2 times/],
