@@ -177,7 +177,9 @@ class ConfigFile {
       const place = key === undefined ? at : [...at, key];
       return { offset: this.#offset(place), place, error };
     });
-    const [{ place, error }] = found.sort((a, b) => a.offset - b.offset);
+    // A key that is misspelt is missing, too: what is there says more.
+    const isMissing = ({ error }: { error: ErrorObject }) => Number(error.keyword === "required");
+    const [{ place, error }] = found.sort((a, b) => isMissing(a) - isMissing(b) || a.offset - b.offset);
     return this.#wrong(place, complaint(error));
   }
 

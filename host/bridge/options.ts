@@ -116,7 +116,7 @@ export const TABLE: ProgramTable = {
           summary:
             "run under a small parent process that starts the bridge again when it died; not to be used under " +
             "systemd, which does so itself (Restart=on-failure)",
-          more: "Sockets cannot be handed down then. A pid file has the number of the bridge itself.",
+          more: "Sockets cannot be handed down then. SIGHUP goes to the bridge itself, whose number is in the pid file.",
         },
         ...SERVICE_ROWS,
         CAPABILITIES_ROW,

@@ -76,7 +76,7 @@ const WRONG: [string, string][] = [
     `{ "sessions": [ ${S},\n "windowsize": "1G" } ] }`,
     "line 2: sessions[0].windowsize: there is no such key; did you mean window-size",
   ],
-  ['{ "sesions": [] }', "line 1: "],
+  ['{\n "sesions": [] }', "line 2: sesions: there is no such key; did you mean sessions"],
   [`{ "sessions": [ ${S},\n "__proto__": 1 } ] }`, "line 2: sessions[0].__proto__: there is no such key"],
   [`{ "sessions": [ ${S},\n "window-size": 64 } ] }`, "line 2: sessions[0].window-size: it must be a string"],
   [

@@ -1,7 +1,7 @@
 /** The bridge under its own supervisor. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
@@ -57,4 +57,40 @@ test("a bridge that cannot serve ends its parent, with its exit code", async (t)
   const { parent, line } = start(t, "--supervised", "--socket-path", "/no/such/a", "--vhost-user-socket-path", "/no/b");
   await line("cannot listen on");
   t.is(await end(parent), 1);
+});
+
+test("the bridge below it reads its file again, and is started again with what it says then", async (t) => {
+  const dir = folder(t);
+  const at = (name: string) => join(dir, name);
+  const write = (...names: string[]) => {
+    const sessions = names.map((name) => ({ "socket-path": at(name), "vhost-user-socket-path": at(`${name}.vhost`) }));
+    writeFileSync(at("config"), JSON.stringify({ sessions }));
+  };
+  const pid = () => Number(readFileSync(at("pid"), "utf8"));
+  write("a");
+  const args = [MAIN, "--supervised", `--config=${at("config")}`, `--pid-file=${at("pid")}`, "--window-size=1G"];
+  const parent = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "pipe"] });
+  t.teardown(() => parent.kill("SIGKILL"));
+  const lines = createInterface({ input: parent.stderr })[Symbol.asyncIterator]();
+  const line = async (text: string): Promise<string> => {
+    for (let next = await lines.next(); !next.done; next = await lines.next())
+      if (next.value.includes(text)) return next.value;
+    throw new Error(`it never said ${text}`);
+  };
+  const first = (JSON.parse(await line('"serving"')) as { pid: number }).pid;
+  while (!existsSync(at("pid")) || pid() !== first) await new Promise((resolve) => setTimeout(resolve, 5));
+  write("a", "b");
+  process.kill(pid(), "SIGHUP");
+  await line("was read again");
+  process.kill(pid(), "SIGKILL");
+  const second = (JSON.parse(await line('"serving"')) as { pid: number }).pid;
+  await line('"serving"');
+  t.deepEqual(
+    ["a", "b"].map((name) => existsSync(at(name))),
+    [true, true],
+  );
+  while (pid() !== second) await new Promise((resolve) => setTimeout(resolve, 5));
+  process.kill(pid(), "SIGTERM");
+  t.is(await end(parent), 0);
+  t.deepEqual(readdirSync(dir), ["config"]);
 });
