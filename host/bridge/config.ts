@@ -157,7 +157,7 @@ class ConfigFile {
       if (key !== undefined) {
         const before = seen.get(key.value);
         if (before !== undefined) {
-          throw this.#wrongAt(key.offset, `"${key.value}" is there twice, first in line ${this.#line(before)}`);
+          throw this.#wrongAt(key.offset, `"${plain(key.value)}" is there twice, first in line ${this.#line(before)}`);
         }
         seen.set(key.value, key.offset);
       }
@@ -184,7 +184,7 @@ class ConfigFile {
   }
 
   #wrong(at: Path, what: string): UserError {
-    const key = at.map((part) => (typeof part === "number" ? `[${part}]` : `.${part}`)).join("");
+    const key = at.map((part) => (typeof part === "number" ? `[${part}]` : `.${plain(part)}`)).join("");
     return this.#wrongAt(this.#offset(at), `${key === "" ? "" : `${key.replace(/^\./, "")}: `}${what}`);
   }
 
@@ -202,6 +202,11 @@ class ConfigFile {
   #line(offset: number): number {
     return this.#text.slice(0, offset).split("\n").length;
   }
+}
+
+/** A key as it can be in a sentence, whatever it is. */
+function plain(key: string): string {
+  return JSON.stringify(key.slice(0, 64)).slice(1, -1);
 }
 
 /** What the schema's keyword means to a reader; the description of a value says what it has to look like. */

@@ -77,6 +77,8 @@ const WRONG: [string, string][] = [
     "line 2: sessions[0].windowsize: there is no such key; did you mean window-size",
   ],
   ['{\n "sesions": [] }', "line 2: sesions: there is no such key; did you mean sessions"],
+  ['{ "a\\n\\u001b[1m": 1, "sessions": [] }', "line 1: a\\n\\u001b[1m: there is no such key"],
+  [`{ "${"k".repeat(100_000)}": 1, "sessions": [] }`, `line 1: ${"k".repeat(64)}: there is no such key`],
   [`{ "sessions": [ ${S},\n "__proto__": 1 } ] }`, "line 2: sessions[0].__proto__: there is no such key"],
   [`{ "sessions": [ ${S},\n "window-size": 64 } ] }`, "line 2: sessions[0].window-size: it must be a string"],
   [
