@@ -199,9 +199,16 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
     int error = DropReceived(fd, length, fds);
     return error == 0 ? seen : -error;
   }
-  // What was looked at is here already, or there is none.
+  // What was looked at is here already, or there is none. But Linux also shows the descriptors of a message behind the
+  // bytes that were asked for: they are taken with that one.
   int32_t none;
-  return ReceiveOnce(fd, {bytes.data, length}, &none, 0, 0, &is_cut);
+  bool has_fds = false;
+  ssize_t received = ReceiveOnce(fd, {bytes.data, length}, &none, 0, 0, &has_fds);
+  if (!has_fds) {
+    for (int32_t n = fds[0]; n > 0; n--) close(fds[n]);
+    fds[0] = 0;
+  }
+  return received;
 }
 
 void InitMessages(Napi::Env env, Napi::Object exports) {

@@ -7,7 +7,7 @@ import path from "node:path";
 import type { Readable } from "node:stream";
 import test, { type ExecutionContext } from "ava";
 import * as native from "../../native/index.js";
-import { failure, fdsOfMemory, folder, owned, pair } from "./helpers.js";
+import { failure, fdsOfMemory, folder, owned, PAGE, pair } from "./helpers.js";
 
 const { errno } = constants;
 
@@ -204,6 +204,26 @@ test("paths that cannot be", (t) => {
   system(t, "ENOENT", "bind", () => native.listen("", 1));
   t.throws(() => native.listen("a\0b", 1), { instanceOf: TypeError });
   t.regex(t.throws(() => native.connect("/nonexistent/socket")).message, / '\/nonexistent\/socket'$/);
+});
+
+test("descriptors come with their own message, however little of the one before it is asked for", (t) => {
+  const [a, b] = pair(t);
+  const file = owned(t, native.createMemory("with-its-message", PAGE, false));
+  const fds = new Int32Array(9);
+  const bytes = new Uint8Array(32);
+  native.send(a, bytes, 0, 20);
+  native.send(a, bytes, 0, 10, new Array(7).fill(file));
+  for (const [length, expected] of [
+    [12, 0],
+    [8, 0],
+    [4, 7],
+    [6, 0],
+  ]) {
+    t.is(native.receive(b, bytes, 0, length!, fds), length);
+    t.is(fds[0], expected);
+    for (let n = 1; n <= expected!; n++) native.close(fds[n]!);
+  }
+  t.is(fdsOfMemory("with-its-message"), 1);
 });
 
 /** Runs Python, which can do what the addon cannot, with sockets as its descriptors from 3 on; resolves at its end. */

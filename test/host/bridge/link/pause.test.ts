@@ -43,6 +43,25 @@ test.serial("a link goes on where it was, as often as its VM is paused", async (
   t.notRegex(bridge.log, /the device process left|"level":40/);
 });
 
+test.serial("a table as large as it can be comes right behind the features when the rings go on", async (t) => {
+  const { bridge, frontEnd, connect } = await setUp(t);
+  const client = await connect();
+  const { fd } = memory(t, MiB);
+  // With two of the device VM's own.
+  const count = 6;
+  for (let n = 0; n < count; n++) {
+    await client.mapMemory({ address: 2 * n * MiB, size: MiB / 16, fd, fdOffset: (n * MiB) / 16 });
+  }
+  t.is(frontEnd.maps.length, count);
+  for (let pause = 1; pause <= 20; pause++) {
+    frontEnd.pause();
+    frontEnd.resume();
+    await client.regionWrite(Region.BAR0, 8, bytes(pause, 1, 2, 3));
+    t.deepEqual(await client.regionRead(Region.BAR0, 8, 4), bytes(pause, 1, 2, 3));
+  }
+  t.notRegex(bridge.log, /"level":40/);
+});
+
 test.serial("a doorbell that was rung right before the pause is relayed", async (t) => {
   const { frontEnd, device, connect } = await setUp(t);
   const client = await connect();
