@@ -44,13 +44,18 @@ interface Config extends Settings {
 
 type Path = readonly (string | number)[];
 
+/** Made once, for all times that the file is read. */
+let validator: ValidateFunction<Config> | undefined;
+
 /** Reads it. @throws UserError, with exit code 2 for what is wrong in it, and 1 for a file that cannot be read */
 export async function readConfig(path: string, defaults: SessionDefaults): Promise<SessionSettings[]> {
   // Loaded only where there is such a file: they take as long as the rest of the start.
   const [{ Ajv2020 }, jsonc] = await Promise.all([import("ajv/dist/2020.js"), import("jsonc-parser")]);
   const file = new ConfigFile(path, readText(path), jsonc);
-  const validate = new Ajv2020({ allErrors: true, verbose: true }).compile(JSON.parse(readFileSync(SCHEMA, "utf8")));
-  return file.sessions(validate as unknown as ValidateFunction<Config>, defaults);
+  validator ??= new Ajv2020({ allErrors: true, verbose: true }).compile<Config>(
+    JSON.parse(readFileSync(SCHEMA, "utf8")),
+  );
+  return file.sessions(validator, defaults);
 }
 
 class ConfigFile {

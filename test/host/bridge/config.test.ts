@@ -228,6 +228,36 @@ test("SIGHUP while it starts, and many, end nothing: the last file is what is se
   t.deepEqual(fs.readdirSync(at(".")), ["bridge.json"]);
 });
 
+test("reloads leave nothing behind: what is served is the file's, and descriptors are as before", async (t) => {
+  const { at, session, write, begin } = setUp(t);
+  const fds = (pid: number) => fs.readdirSync(`/proc/${pid}/fd`).length;
+  write({ sessions: [session("a"), session("b")] });
+  const running = begin({}, `--log-file=${at("log")}`);
+  const log = () => (fs.existsSync(at("log")) ? fs.readFileSync(at("log"), "utf8") : "");
+  const logged = async (text: string) => {
+    while (!log().includes(text)) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+  const reload = async (names: readonly string[]) => {
+    write({ sessions: names.map((name) => session(name)) });
+    fs.renameSync(at("log"), at("log.1"));
+    running.child.kill("SIGHUP");
+    await logged("was read again");
+    t.deepEqual(
+      fs.readdirSync(at(".")).filter((name) => name.length === 1),
+      [...names].sort(),
+    );
+  };
+  await logged('"session":"b"');
+  await reload(["a", "b"]);
+  const before = fds(running.child.pid!);
+  for (const names of ["", "cab", "d", "de", "abcdef", "fa", "b", "ba", "", "ab"]) await reload([...names]);
+  const deadline = Date.now() + 30_000;
+  while (fds(running.child.pid!) > before && Date.now() < deadline)
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  t.is(fds(running.child.pid!), before);
+  t.is(await running.stop(), 0);
+});
+
 test("a handed-down socket of a session that was removed is served again when it is back", async (t) => {
   const { at, write, begin } = setUp(t);
   const fds = ["x", "x.vhost"].map((name) => owned(t, listen(at(name), 4)));
