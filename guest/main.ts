@@ -22,21 +22,23 @@ import { DEVICES } from "./devices/index.js";
 import type { Link } from "./link/link.js";
 import { LocalLink } from "./link/local/local.js";
 import { createVirtioLink } from "./link/virtio/open.js";
-import { activatedSocket, isModulePath, type Place, parseOptions, type RunOptions, tableOf } from "./options.js";
+import {
+  activatedSocket,
+  isModulePath,
+  type Options,
+  type Place,
+  parseOptions,
+  type RunOptions,
+  tableOf,
+} from "./options.js";
 import { notSilently, runDevice, whenAborted } from "./run.js";
 import { VfioFunction } from "./vfio/vfio.js";
 
 const TABLE = tableOf(DEVICES);
-const TEXTS = {
-  capabilities: () => capabilitiesText(TABLE, { devices: Object.keys(DEVICES) }),
-  help: () => helpText(TABLE),
-  version: () => versionText(TABLE.name),
-};
-
 async function main(program: Program): Promise<number> {
   const options = parseOptions(process.argv.slice(2), DEVICES);
   if (options.action !== "run") {
-    process.stdout.write(TEXTS[options.action]());
+    process.stdout.write(textOf(options));
     return 0;
   }
   const inherited = new InheritedSockets();
@@ -58,6 +60,15 @@ async function main(program: Program): Promise<number> {
   });
   log.report();
   return wasStopped ? 0 : 1;
+}
+
+/** What is printed, and all that is done. */
+function textOf(options: Exclude<Options, RunOptions>): string {
+  if (options.action === "help") return helpText(TABLE);
+  if (options.action === "version") return versionText(TABLE.name);
+  const { device } = options;
+  if (device !== undefined) return capabilitiesText(tableOf({ [device]: DEVICES[device] }));
+  return capabilitiesText(TABLE, { devices: Object.keys(DEVICES) });
 }
 
 /** Where the driver VM is, with a socket that was handed down opened. */

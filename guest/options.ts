@@ -42,7 +42,12 @@ export interface RunOptions {
   readonly deviceLists: Readonly<Record<string, readonly string[]>>;
 }
 
-export type Options = { readonly action: "help" | "version" | "capabilities" } | RunOptions;
+export type Options =
+  | { readonly action: "help" }
+  | { readonly action: "version" }
+  /** Of one device alone, if it is named. */
+  | { readonly action: "capabilities"; readonly device?: string }
+  | RunOptions;
 
 type Devices = Readonly<Record<string, DeviceKind>>;
 
@@ -164,7 +169,10 @@ const PCI_ADDRESS = /^(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-1][0-9a-f])\.([0-7]
 
 /** @throws UserError with exit code 2 when the arguments are not right */
 export function parseOptions(argv: readonly string[], devices: Devices): Options {
-  if (argv.includes("--print-capabilities")) return { action: "capabilities" };
+  if (argv.includes("--print-capabilities")) {
+    const isNamed = argv[0] === "run" && Object.hasOwn(devices, argv[1] ?? "");
+    return isNamed ? { action: "capabilities", device: argv[1] } : { action: "capabilities" };
+  }
   if (argv.length === 0) throw usage("nothing to do");
   if (argv.includes("--help") || argv.includes("-h")) return { action: "help" };
   if (argv.includes("--version")) return { action: "version" };

@@ -46,6 +46,7 @@ test("an option of a device's that has no value is there or not", (t) => {
 test("without a place, it is a service manager's; --print-capabilities and --version, whatever else is given", (t) => {
   t.like(parse("run disk --file f"), { transport: "activation" });
   t.deepEqual(parse("run nothing --print-capabilities"), { action: "capabilities" });
+  t.deepEqual(parse("run disk --print-capabilities"), { action: "capabilities", device: "disk" });
   t.deepEqual(parse("run disk --version"), { action: "version" });
 });
 

@@ -191,6 +191,10 @@ test("each program and device has a description for management software", (t) =>
     t.true(validate?.(description), JSON.stringify(validate?.errors));
     const program = description.binary.replace("/usr/bin/", "");
     t.true(Object.hasOwn(bin, program));
+    const whole = [join(ROOT, bin[program]), ...(description.arguments ?? []), "--print-capabilities"];
+    const capabilities = JSON.parse(execFileSync(process.execPath, whole, { encoding: "utf8" }));
+    t.is(capabilities.features.includes("queues"), file.includes("nvme"));
+    t.is(capabilities.devices, undefined);
     // Management software adds --socket-path or --fd, as here one that cannot be.
     const args = [join(ROOT, bin[program]), ...(description.arguments ?? []), "--socket-path="];
     const { status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });
