@@ -117,6 +117,7 @@ export class NvmeController implements Device {
       {
         direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
         execute: (command) => this.#execute(command),
+        executePair: (first, second) => this.#executePair(first, second),
         onError: (command, status) => logPages.recordError(command, status),
         onInvalidDoorbell: () => this.#onInvalidDoorbell(ErrorEvent.INVALID_DOORBELL_VALUE),
         onAdminRoom: () => events.deliver(),
@@ -217,6 +218,14 @@ export class NvmeController implements Device {
       if (command.hasInvalidFlags || (isAdmin && command.psdt !== Psdt.PRP)) command.complete(Status.INVALID_FIELD);
       else if (isAdmin) admin.execute(command);
       else io.execute(command);
+    } catch (error) {
+      this.#onBug(error);
+    }
+  }
+
+  #executePair(first: Command, second: Command): void {
+    try {
+      this.#parts.io.executePair(first, second);
     } catch (error) {
       this.#onBug(error);
     }

@@ -39,6 +39,9 @@ export const Command = struct({
   CDW15: "u32",
 });
 
+/** FUSE: a pair of commands that is carried out as one. */
+export const Fuse = { MASK: 0x03, FIRST: 0x01, SECOND: 0x02 } as const;
+
 /**
  * PSDT: by PRPs, or by an SGL whose first descriptor replaces both PRPs; the others differ in metadata alone.
  */
@@ -141,6 +144,8 @@ export const Status = {
   INTERNAL_ERROR: 0x006,
   ABORT_REQUESTED: 0x007,
   ABORTED_SQ_DELETION: 0x008,
+  ABORTED_FAILED_FUSED: 0x009,
+  ABORTED_MISSING_FUSED: 0x00a,
   INVALID_NAMESPACE_OR_FORMAT: 0x00b,
   COMMAND_SEQUENCE_ERROR: 0x00c,
   INVALID_SGL_SEGMENT_DESCRIPTOR: 0x00d,
@@ -182,6 +187,7 @@ export function isFinal(status: number): boolean {
     case Status.INTERNAL_ERROR:
     case Status.ABORT_REQUESTED:
     case Status.ABORTED_SQ_DELETION:
+    case Status.ABORTED_FAILED_FUSED:
     case Status.FORMAT_IN_PROGRESS:
     case Status.WRITE_FAULT:
     case Status.UNRECOVERED_READ_ERROR:
@@ -263,6 +269,7 @@ export const Feature = {
   ASYNC_EVENT_CONFIGURATION: 0x0b,
   TIMESTAMP: 0x0e,
   KEEP_ALIVE_TIMER: 0x0f,
+  HOST_BEHAVIOR_SUPPORT: 0x16,
 } as const;
 
 /**
@@ -271,6 +278,9 @@ export const Feature = {
  */
 export const Timestamp = struct({ LOW: "u32", HIGH: "u16", ATTRIBUTES: "u8", reserved: 1 });
 export const TIMESTAMP_SET_BY_HOST = 1 << 1;
+
+/** 5.21.1.22: Host Behavior Support. ACRE: the host knows Command Retry Delay in a status. */
+export const HostBehavior = struct({ ACRE: "u8", reserved: 511 });
 
 /** OAES, and the same bit of Asynchronous Event Configuration: Namespace Attribute Notices. */
 export const OAES_NAMESPACE_ATTRIBUTE = 1 << 8;

@@ -11,7 +11,7 @@ import type { ControllerParts } from "../lifecycle.js";
 import type { Command } from "../queues/command.js";
 import { ShadowDoorbells } from "../queues/doorbell-words.js";
 import type { QueueEngine } from "../queues/engine.js";
-import { AdminOpcode, Feature, Format, NSID_ALL, Status, Timestamp } from "../spec.js";
+import { AdminOpcode, Feature, Format, NSID_ALL, Status } from "../spec.js";
 import { LBA_FORMATS } from "../storage/namespace.js";
 import { QueueCommands } from "./create-queues.js";
 import { type Identity, identify, Oacs } from "./identify.js";
@@ -150,17 +150,18 @@ export class AdminCommands {
     const { namespaceId } = command;
     const isThere = isAllOrNone(namespaceId) || namespaces.find(namespaceId) !== undefined;
     const status = isThere ? features.get(command.cdw10, command.cdw11) : Status.INVALID_NAMESPACE_OR_FORMAT;
-    if (status === Status.SUCCESS && features.isData(command.cdw10)) void this.#answer(command, features.clock.get());
+    const data = status === Status.SUCCESS ? features.getData(command.cdw10) : undefined;
+    if (data !== undefined) void this.#answer(command, data);
     else this.#finishFeature(command, status);
   }
 
-  /** 5.21.1.14: the value comes as data. */
-  async #setTimestamp(command: Command): Promise<void> {
-    const bytes = new Uint8Array(Timestamp.size);
+  /** The value comes as data. */
+  async #setFeatureData(command: Command, size: number): Promise<void> {
+    const bytes = new Uint8Array(size);
     const status = await copyData("read", command, bytes);
     // Of a driver that has reset the controller meanwhile nothing is left.
-    if (status === Status.SUCCESS && !command.ended) this.#sources.features.clock.set(bytes);
-    command.complete(status);
+    if (status !== Status.SUCCESS || command.ended) command.complete(status);
+    else command.complete(this.#sources.features.setData(command.cdw10, bytes));
   }
 
   /** 5.21: a write cache that is switched off is written out first. */
@@ -176,7 +177,8 @@ export class AdminCommands {
     const status = features.set(command.cdw10, command.cdw11, this.#queues.hasAny);
     const identifier = status === Status.SUCCESS ? command.cdw10 & 0xff : undefined;
     if (identifier === Feature.KEEP_ALIVE_TIMER) keepAlive.set(features.keepAliveMs);
-    if (identifier === Feature.TIMESTAMP) void this.#setTimestamp(command);
+    const dataSize = identifier === undefined ? 0 : features.dataSize(identifier);
+    if (dataSize > 0) void this.#setFeatureData(command, dataSize);
     else if (hadCache && !features.writeCache) namespaces.sync(command.complete);
     else this.#finishFeature(command, status);
     events.warn(logPages.criticalWarning & features.events);
@@ -187,14 +189,18 @@ export class AdminCommands {
     command.complete(status);
   }
 
-  /** 5.1: a command that is in flight ends now. Of one that was not fetched, or has ended, nothing can be said. */
+  /** 5.1: a command that is in flight ends now, and so does one that waits: for an event, or in its queue. */
   #abort(command: Command): void {
-    const { engine, namespaces } = this.#sources;
+    const { engine, events, namespaces } = this.#sources;
     const [queueId, commandId] = [command.cdw10 & 0xffff, command.cdw10 >>> 16];
     const isMeant = (other: Command) => other.queue.id === queueId && other.id === commandId && other !== command;
     const count = engine.commands.cancel(isMeant, Status.ABORT_REQUESTED);
     if (count > 0) namespaces.purge();
-    command.result = count > 0 ? 0 : NOT_ABORTED;
+    const isAborted =
+      count > 0 ||
+      (queueId === 0 && events.abort(commandId)) ||
+      (queueId !== 0 && engine.commands.abortWaiting(engine.submissionQueues[queueId], commandId));
+    command.result = isAborted ? 0 : NOT_ABORTED;
     command.complete(Status.SUCCESS);
   }
 

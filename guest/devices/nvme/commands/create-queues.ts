@@ -87,7 +87,7 @@ export class QueueCommands {
     const size = (command.cdw10 >>> 16) + 1;
     const completionId = command.cdw11 >>> 16;
     if (id === 0 || id > this.#sources.features.queues || submissionQueues[id]) return Status.INVALID_QUEUE_IDENTIFIER;
-    if (completionId === 0) return Status.INVALID_QUEUE_IDENTIFIER;
+    if (completionId === 0 || completionId > this.#sources.features.queues) return Status.INVALID_QUEUE_IDENTIFIER;
     const completionQueue = completionQueues[completionId];
     if (completionQueue === undefined) return Status.COMPLETION_QUEUE_INVALID;
     if (size < 2 || size > MAX_QUEUE_ENTRIES) return Status.INVALID_QUEUE_SIZE;

@@ -52,6 +52,16 @@ export class AsyncEvents {
     this.deliver();
   }
 
+  /** A request is not wanted any more. Returns whether there was such a one. */
+  abort(commandId: number): boolean {
+    const admin = this.#engine.submissionQueues[0];
+    const index = this.#requests.indexOf(commandId);
+    if (index < 0 || admin === undefined || admin.completionQueue.room === 0) return false;
+    this.#requests.splice(index, 1);
+    this.#engine.commands.post(admin, commandId, Status.ABORT_REQUESTED, 0);
+    return true;
+  }
+
   raise(type: number, information: number, logPage: number): void {
     if (this.#events.some((event) => event.type === type && event.information === information)) return;
     this.#events.push({ type, information, logPage });

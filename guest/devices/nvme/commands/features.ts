@@ -3,7 +3,7 @@
  * those that the controller only remembers are marked by nothing else reading them. None is saved over a reset. Left
  * out: features with data structures (LBA range type, autonomous power states, host memory buffer).
  */
-import { Feature, OAES_NAMESPACE_ATTRIBUTE, Status, TIMESTAMP_SET_BY_HOST, Timestamp } from "../spec.js";
+import { Feature, HostBehavior, OAES_NAMESPACE_ATTRIBUTE, Status, TIMESTAMP_SET_BY_HOST, Timestamp } from "../spec.js";
 
 /** CDW11 of a feature: its value after reset, and the bits that Set Features may change. */
 interface FeatureValue {
@@ -42,6 +42,8 @@ const FEATURES: ReadonlyMap<number, FeatureValue> = new Map([
   [Feature.TIMESTAMP, { reset: 0, mask: 0 }],
   // Milliseconds.
   [Feature.KEEP_ALIVE_TIMER, { reset: 0, mask: ALL }],
+  // Its value is data: `hostBehavior`.
+  [Feature.HOST_BEHAVIOR_SUPPORT, { reset: 0, mask: 0 }],
 ]);
 
 /** Get Features, SEL. */
@@ -101,6 +103,8 @@ export class Features {
   result = 0;
   readonly clock = new Clock();
   readonly #values = new Map<number, number>();
+  /** No status has a Command Retry Delay, so what the host knows of it is only remembered. */
+  #retryDelays = 0;
   readonly #coalescingDisabled: Uint8Array;
   #temperatureUnder = 0;
 
@@ -117,6 +121,7 @@ export class Features {
     for (const [identifier, { reset }] of FEATURES) this.#values.set(identifier, reset);
     this.#coalescingDisabled.fill(0);
     this.#temperatureUnder = 0;
+    this.#retryDelays = 0;
     this.clock.reset();
   }
 
@@ -134,9 +139,31 @@ export class Features {
     return this.#values.get(Feature.ASYNC_EVENT_CONFIGURATION) ?? 0;
   }
 
-  /** Whether Get Features with this CDW10 answers with data: the Timestamp's value. */
-  isData(cdw10: number): boolean {
-    return (cdw10 & 0xff) === Feature.TIMESTAMP && ((cdw10 >>> 8) & 0x7) !== SELECT_CAPABILITIES;
+  /** Bytes of the data that the value of a feature is; 0 where it is a number. */
+  dataSize(cdw10: number): number {
+    const identifier = cdw10 & 0xff;
+    if (identifier === Feature.TIMESTAMP) return Timestamp.size;
+    return identifier === Feature.HOST_BEHAVIOR_SUPPORT ? HostBehavior.size : 0;
+  }
+
+  /** Get Features' data, where it answers with data. */
+  getData(cdw10: number): Uint8Array | undefined {
+    const select = (cdw10 >>> 8) & 0x7;
+    if (this.dataSize(cdw10) === 0 || select === SELECT_CAPABILITIES) return undefined;
+    if ((cdw10 & 0xff) === Feature.TIMESTAMP) return this.clock.get();
+    return HostBehavior.encode({ ACRE: select === SELECT_CURRENT ? this.#retryDelays : 0 });
+  }
+
+  /** Set Features' data, as many bytes as `dataSize` says. Returns a status. */
+  setData(cdw10: number, bytes: Uint8Array): number {
+    if ((cdw10 & 0xff) === Feature.TIMESTAMP) {
+      this.clock.set(bytes);
+      return Status.SUCCESS;
+    }
+    const [acre] = bytes;
+    if (acre > 1) return Status.INVALID_FIELD;
+    this.#retryDelays = acre;
+    return Status.SUCCESS;
   }
 
   /** Get Features. Returns a status; the value is in `result`. */

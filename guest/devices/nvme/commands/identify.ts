@@ -5,6 +5,7 @@ import { createHash } from "node:crypto";
 import { PAGE_SIZE } from "../../../../shared/limits.js";
 import { struct } from "../../../../shared/struct/struct.js";
 import type { Command } from "../queues/command.js";
+import { MINIMUM_PAGE_SIZE } from "../registers.js";
 import { CQES, OAES_NAMESPACE_ATTRIBUTE, SQES, Status, VERSION } from "../spec.js";
 import { LBA_FORMATS, type Namespace } from "../storage/namespace.js";
 import type { Namespaces } from "../storage/namespaces.js";
@@ -132,6 +133,7 @@ const VWC_PRESENT = 0x7;
 /** LPA: Commands Supported and Effects log page; extended data (offset and 32-bit length) for Get Log Page. */
 const LPA = 0x6;
 const CNTRLTYPE_IO = 1;
+const FUSES_COMPARE_AND_WRITE = 1;
 /** OCFS: Copy takes source ranges in format 0. */
 const OCFS_FORMAT_0 = 1;
 /** SGLS: supported, addresses and lengths in dwords. */
@@ -279,6 +281,9 @@ function identifyController(identity: Identity, namespaces: readonly Namespace[]
     SQES: (SQES << 4) | SQES,
     CQES: (CQES << 4) | CQES,
     NN: namespaces.length,
+    FUSES: FUSES_COMPARE_AND_WRITE,
+    // 0's based, in blocks: all of what one command moves, whatever the size of its blocks.
+    ACWU: (MINIMUM_PAGE_SIZE * 2 ** identity.mdts) / Math.max(...LBA_FORMATS) - 1,
     ONCS: Object.values(Oncs).reduce((bits, bit) => bits | bit),
     VWC: VWC_PRESENT,
     OCFS: OCFS_FORMAT_0,

@@ -1,10 +1,10 @@
 /**
  * NVM Express 1.4, section 6: the NVM command set: Read, Write, Flush, Compare, Write Zeroes, Dataset Management,
  * Verify; and Copy (NVM command set 1.0, 3.2.2), of blocks of one namespace to others of the same, without the driver
- * VM's memory.
+ * VM's memory; and of the fused operations the one that there is, Compare and Write.
  *
  * Data that is not moved at once (direct-io.ts) goes through buffers (transfers.ts). Left out: Write Uncorrectable,
- * fused operations, reservations, protection information.
+ * reservations, protection information.
  */
 import type { Command } from "../queues/command.js";
 import {
@@ -14,6 +14,7 @@ import {
   NSID_ALL,
   NvmOpcode,
   RW_FUA,
+  RW_NLB_MASK,
   Status,
   WRITE_ZEROES_DEAC,
 } from "../spec.js";
@@ -23,7 +24,7 @@ import type { Namespaces } from "../storage/namespaces.js";
 import { DatasetRanges, rangesSize } from "./dataset-ranges.js";
 import type { Features } from "./features.js";
 import type { Counters } from "./log-pages.js";
-import { compare, copy, copyData, type Extent, fetchData, read, verify, write } from "./transfers.js";
+import { compare, compareAndWrite, copy, copyData, type Extent, fetchData, read, verify, write } from "./transfers.js";
 
 /** Bytes of one Copy, and of one of its ranges: what one buffer holds. */
 export const MAX_COPY_LENGTH = PIECE_SIZE;
@@ -56,6 +57,68 @@ export class IoCommands {
     else if (namespace.storage.readOnly && isWrite(command)) command.complete(Status.NAMESPACE_WRITE_PROTECTED);
     else if (namespace.formatting) command.complete(Status.FORMAT_IN_PROGRESS);
     else this.#begin(command, namespace);
+  }
+
+  /** A fused pair, of which there is one: Compare and Write of the same blocks. */
+  executePair(first: Command, second: Command): void {
+    const namespace = this.#namespaces.find(first.namespaceId);
+    const end = (status: number, other: number = Status.ABORTED_FAILED_FUSED): void => {
+      first.complete(status);
+      second.complete(other);
+    };
+    if (first.hasInvalidFlags || first.opcode !== NvmOpcode.COMPARE) end(Status.INVALID_FIELD);
+    else if (second.hasInvalidFlags || second.opcode !== NvmOpcode.WRITE || !areSameBlocks(first, second)) {
+      end(Status.INVALID_FIELD, Status.INVALID_FIELD);
+    } else if (namespace === undefined) end(Status.INVALID_NAMESPACE_OR_FORMAT);
+    else if (namespace.storage.readOnly) end(Status.ABORTED_FAILED_FUSED, Status.NAMESPACE_WRITE_PROTECTED);
+    else if (namespace.formatting) end(Status.FORMAT_IN_PROGRESS);
+    else {
+      for (const command of [first, second]) {
+        command.namespace = namespace;
+        namespace.begin();
+      }
+      void this.#compareAndWrite(first, second, namespace);
+    }
+  }
+
+  /** Never rejects. The Compare that went well is told so whatever became of the Write. */
+  async #compareAndWrite(first: Command, second: Command, namespace: Namespace): Promise<void> {
+    const fail = (status: number, other: number): void => {
+      if (first.ended) return;
+      first.complete(status);
+      second.complete(other);
+    };
+    const statusOfFirst = await this.#resolveHalf(first, namespace);
+    if (statusOfFirst !== Status.SUCCESS) {
+      fail(statusOfFirst, Status.ABORTED_FAILED_FUSED);
+      return;
+    }
+    const statusOfSecond = await this.#resolveHalf(second, namespace);
+    if (statusOfSecond !== Status.SUCCESS) {
+      fail(Status.ABORTED_FAILED_FUSED, statusOfSecond);
+      return;
+    }
+    if (first.ended) return;
+    compareAndWrite(first, second, namespace, (compared, written) => {
+      if (first.ended) return;
+      if (compared === Status.UNRECOVERED_READ_ERROR) this.#counters.mediaErrors++;
+      if (compared !== Status.SUCCESS) {
+        fail(compared, Status.ABORTED_FAILED_FUSED);
+        return;
+      }
+      this.#counters.reads++;
+      this.#counters.bytesRead += first.length;
+      first.complete(Status.SUCCESS);
+      this.#finish(second, namespace, written);
+    });
+  }
+
+  async #resolveHalf(command: Command, namespace: Namespace): Promise<number> {
+    const checked = command.setRange(namespace, this.#maxTransfer);
+    if (checked !== Status.SUCCESS) return checked;
+    if ((command.cdw12 & RW_FUA) === 0 || command.opcode !== NvmOpcode.COMPARE) return command.resolve(command.length);
+    const synced = await new Promise<number>((done) => namespace.sync(done));
+    return synced === Status.SUCCESS && !command.ended ? command.resolve(command.length) : synced;
   }
 
   #begin(command: Command, namespace: Namespace): void {
@@ -163,6 +226,11 @@ export class IoCommands {
     if (this.#features.writeCache && (command.cdw12 & RW_FUA) === 0) command.complete(Status.SUCCESS);
     else namespace.sync(command.complete);
   }
+}
+
+function areSameBlocks(a: Command, b: Command): boolean {
+  const isSameLength = ((a.cdw12 ^ b.cdw12) & RW_NLB_MASK) === 0;
+  return a.namespaceId === b.namespaceId && a.cdw10 === b.cdw10 && a.cdw11 === b.cdw11 && isSameLength;
 }
 
 /** Whether a command may change what is on the disk. */

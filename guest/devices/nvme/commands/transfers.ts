@@ -9,7 +9,7 @@ import type { Command } from "../queues/command.js";
 import { Status } from "../spec.js";
 import { type DiskBuffer, PIECE_SIZE } from "../storage/buffers.js";
 import type { Namespace, StatusDone } from "../storage/namespace.js";
-import type { Pieces } from "../storage/storage.js";
+import type { Done, Pieces } from "../storage/storage.js";
 
 /** A stretch of storage, in bytes. */
 export interface Extent {
@@ -84,6 +84,58 @@ export function compare(command: Command, namespace: Namespace, done: StatusDone
         const isEqual = moved !== Status.SUCCESS || Buffer.compare(buffer.bytes(length), theirs) === 0;
         give(isEqual ? moved : Status.COMPARE_FAILURE);
       });
+    });
+  });
+}
+
+/**
+ * Compare, and Write of the same blocks if it found them equal, with nothing in between. `done` gets the status of both;
+ * the second has none unless the first is SUCCESS.
+ */
+export function compareAndWrite(
+  first: Command,
+  second: Command,
+  namespace: Namespace,
+  done: (compared: number, written: number) => void,
+): void {
+  const { length, position } = first;
+  const { SUCCESS, INTERNAL_ERROR } = Status;
+  namespace.buffers.take(2 * length, first.dma, first, (buffer) => {
+    let compared: number = INTERNAL_ERROR;
+    let written: number = SUCCESS;
+    const use = (release: Done): void => {
+      const onDisk = buffer.pieces(length);
+      namespace.storage.read(onDisk, position, (error) => {
+        if (error !== null || first.ended) {
+          if (error !== null) compared = namespace.failed(error, "read");
+          release(null);
+          return;
+        }
+        const theirs = buffer.bytes(length, length);
+        move("read", first, theirs, (moved) => {
+          const isEqual = Buffer.compare(buffer.bytes(length), theirs) === 0;
+          compared = moved !== SUCCESS ? moved : isEqual ? SUCCESS : Status.COMPARE_FAILURE;
+          if (compared !== SUCCESS || first.ended) {
+            release(null);
+            return;
+          }
+          move("read", second, buffer.bytes(length), (fetched) => {
+            written = fetched;
+            if (fetched !== SUCCESS || first.ended) {
+              release(null);
+              return;
+            }
+            namespace.storage.write(buffer.pieces(length), position, (failure) => {
+              if (failure !== null) written = namespace.failed(failure, "write");
+              release(null);
+            });
+          });
+        });
+      });
+    };
+    namespace.io.hold(position, length, first, use, () => {
+      namespace.buffers.give(buffer);
+      done(compared, written);
     });
   });
 }

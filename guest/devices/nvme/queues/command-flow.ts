@@ -11,7 +11,7 @@ import { isLost } from "../../../../shared/lost-memory.js";
 import type { DeviceContext } from "../../../device.js";
 import type { DirectIo } from "../commands/direct-io.js";
 import { MINIMUM_PAGE_SIZE } from "../registers.js";
-import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
+import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, Fuse, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
 import { ioBatch } from "../storage/io-batch.js";
 import { Command } from "./command.js";
 import { InFlight } from "./in-flight.js";
@@ -36,6 +36,8 @@ export interface CommandFlowHooks {
   /** Commands that can be done at once. */
   readonly direct: DirectIo;
   execute(command: Command): void;
+  /** A fused pair, to be carried out as one; both complete together. */
+  executePair(first: Command, second: Command): void;
   /** A command ended with an error: for the log pages. */
   onError(command: Command, status: number): void;
   /** Queue memory cannot be reached. */
@@ -69,6 +71,8 @@ export class CommandFlow {
   readonly #pool: Command[] = [];
   /** Those that were not done at once. */
   readonly #active = new Set<Command>();
+  /** Of each queue, the first half of a pair, which waits for the second. It is not active. */
+  readonly #fused = new Map<SubmissionQueue, Command>();
   #adminCommands = 0;
   #adminBytes = 0;
   /** Turns so far, but for 0: where a ring was found in one is good in it. */
@@ -91,15 +95,50 @@ export class CommandFlow {
 
   /**
    * Ends commands before their time: those that are chosen. Their work, as far as it has begun, ends unnoticed. Returns
-   * how many.
+   * how many. With one half of a pair the other fails.
    */
   cancel(chosen: (command: Command) => boolean, status: number): number {
     const commands = [...this.#active].filter(chosen);
+    for (const [queue, first] of this.#fused) {
+      if (!chosen(first)) continue;
+      if (!first.ended) {
+        this.#activate(first);
+        commands.push(first);
+      }
+      // The second half of one that was aborted fails when it comes.
+      if (!queue.alive || status === Status.ABORTED_SQ_DELETION) this.#forgetHalfPair(queue, first, false);
+    }
     // All at once: what waits for the end of one may be another that ends.
     for (const command of commands) command.ended = true;
+    const others: Command[] = [];
+    for (const { partner } of commands) {
+      if (partner === undefined || partner.ended) continue;
+      partner.ended = true;
+      others.push(partner);
+    }
     // They are not used again: who still works for them has them.
     for (const command of commands) this.#end(command, status);
+    for (const command of others) this.#end(command, Status.ABORTED_FAILED_FUSED);
     return commands.length;
+  }
+
+  /**
+   * Ends a command that was not fetched yet. False where there is no such one in the window, or no room for its
+   * completion; pairs are left alone.
+   */
+  abortWaiting(queue: SubmissionQueue | undefined, id: number): boolean {
+    if (queue === undefined || queue.fetching || queue.completionQueue.room < 1) return false;
+    if (!queue.locate(this.#context.dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE)) return false;
+    const { data, offset } = queue.segment;
+    for (let index = queue.head; index !== queue.tail; index = queue.next(index)) {
+      const word = data.getUint32(offset + index * SUBMISSION_ENTRY_SIZE, true);
+      if (word >>> 16 !== id || queue.aborted.has(index)) continue;
+      if (((word >>> 8) & Fuse.MASK) !== 0) return false;
+      queue.aborted.add(index);
+      this.post(queue, id, Status.ABORT_REQUESTED, 0);
+      return true;
+    }
+    return false;
   }
 
   /** Control came from the event loop: what was found in the window before may not be there any more. */
@@ -125,6 +164,10 @@ export class CommandFlow {
     let count = 0;
     let byMessages = false;
     while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.isFull(queue)) {
+      if (this.#skipAborted(queue)) {
+        count++;
+        continue;
+      }
       const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
       byMessages =
         !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
@@ -136,11 +179,13 @@ export class CommandFlow {
         this.#hooks.onFatal(FILE_TRUNCATED);
         break;
       }
+      if (!this.#hasRoomFor(queue, command)) break;
       this.#start(queue, command);
       count++;
     }
     dma.account(count * SUBMISSION_ENTRY_SIZE, 0);
     this.#finishStarted(queue);
+    if (this.#fused.size > 0) this.#endHalfPair(queue);
     if (byMessages) void this.#fetchByMessages(queue);
     return count + (this.#copied >>> WORK_SHIFT);
   }
@@ -148,7 +193,7 @@ export class CommandFlow {
   /** Never rejects. */
   async #fetchByMessages(queue: SubmissionQueue): Promise<void> {
     const contiguous = (queue.tail > queue.head ? queue.tail : queue.size) - queue.head;
-    const count = Math.min(contiguous, queue.completionQueue.room, BURST);
+    const count = Math.min(contiguous, Math.max(queue.completionQueue.room, 1), BURST);
     const bytes = new Uint8Array(count * SUBMISSION_ENTRY_SIZE);
     const data = new DataView(bytes.buffer);
     const group = this.inFlight.begin();
@@ -159,9 +204,13 @@ export class CommandFlow {
       this.beginTurn();
       // What is no longer wanted stays in the queue and is read again.
       for (let n = 0; n < count && queue.servable; n++) {
-        this.#start(queue, this.#take(data, n * SUBMISSION_ENTRY_SIZE));
+        if (this.#skipAborted(queue)) continue;
+        const command = this.#take(data, n * SUBMISSION_ENTRY_SIZE);
+        if (!this.#hasRoomFor(queue, command)) break;
+        this.#start(queue, command);
         this.#finishStarted(queue);
       }
+      this.#endHalfPair(queue);
       this.#engine.serve(queue);
     } catch (error) {
       queue.fetching = false;
@@ -245,9 +294,11 @@ export class CommandFlow {
     command.queue = queue;
     command.pageSize = this.pageSize;
     queue.head = queue.next(queue.head);
+    if (queue.wanted > 1) queue.wanted = 1;
     queue.completionQueue.reserved++;
     this.count++;
     if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
+    if (queue.id !== 0 && (this.#fused.size > 0 || command.fuse !== 0) && this.#takeHalfPair(queue, command)) return;
     if (queue.id !== 0 && this.#hooks.direct.start(command)) {
       this.#started.push(command);
       return;
@@ -264,8 +315,7 @@ export class CommandFlow {
       command.queue.completionQueue.reserved--;
       return;
     }
-    command.waitGroup = this.inFlight.begin();
-    this.#active.add(command);
+    this.#activate(command);
     if (isAdmin) this.#adminCommands++;
     this.#hooks.execute(command);
     // What it moves, or is going to.
@@ -273,6 +323,73 @@ export class CommandFlow {
     if (!isAdmin || command.ended) return;
     command.adminBytes = command.length;
     this.#adminBytes += command.length;
+  }
+
+  #activate(command: Command): void {
+    command.waitGroup = this.inFlight.begin();
+    this.#active.add(command);
+  }
+
+  /** Whether the entry at a queue's head is that of a command that was aborted: it is fetched then. */
+  #skipAborted(queue: SubmissionQueue): boolean {
+    if (queue.aborted.size === 0 || !queue.aborted.delete(queue.head)) return false;
+    queue.head = queue.next(queue.head);
+    return true;
+  }
+
+  /** A pair begins when both of it can complete: no half waits for room that another half has. */
+  #hasRoomFor(queue: SubmissionQueue, command: Command): boolean {
+    const { completionQueue, wanted } = queue;
+    if (queue.id === 0 || command.fuse !== Fuse.FIRST || wanted === 0) return true;
+    if (completionQueue.room >= 2 || completionQueue.size === 2) return true;
+    queue.wanted = 2;
+    this.#pool.push(command);
+    return false;
+  }
+
+  /**
+   * NVM Express 2.0, section 3.4.2: both halves stand side by side in their queue, and are carried out when both are
+   * here. False for a command that is none of a pair.
+   */
+  #takeHalfPair(queue: SubmissionQueue, command: Command): boolean {
+    const first = this.#fused.get(queue);
+    const isPair = first !== undefined && command.fuse === Fuse.SECOND;
+    if (first !== undefined) this.#forgetHalfPair(queue, first, !isPair);
+    if (command.fuse !== Fuse.FIRST && command.fuse !== Fuse.SECOND) return false;
+    this.#finishStarted(queue);
+    if (!queue.alive) {
+      queue.completionQueue.reserved--;
+    } else if (command.fuse === Fuse.FIRST && queue.completionQueue.room > 0) {
+      queue.completionQueue.reserved++;
+      queue.wanted = 0;
+      this.#fused.set(queue, command);
+    } else if (!isPair || first.ended) {
+      this.#activate(command);
+      this.#complete(command, isPair ? Status.ABORTED_FAILED_FUSED : Status.ABORTED_MISSING_FUSED);
+    } else {
+      first.partner = command;
+      command.partner = first;
+      this.#activate(first);
+      this.#activate(command);
+      this.#hooks.executePair(first, command);
+      this.#copied += command.length;
+    }
+    return true;
+  }
+
+  /** Both come with one doorbell: what is not behind the first half does not come any more. */
+  #endHalfPair(queue: SubmissionQueue): void {
+    const first = this.#fused.get(queue);
+    if (first !== undefined && queue.head === queue.tail) this.#forgetHalfPair(queue, first, true);
+  }
+
+  #forgetHalfPair(queue: SubmissionQueue, first: Command, isMissing: boolean): void {
+    this.#fused.delete(queue);
+    queue.wanted = 1;
+    queue.completionQueue.reserved--;
+    if (!isMissing || first.ended) return;
+    this.#activate(first);
+    this.#complete(first, Status.ABORTED_MISSING_FUSED);
   }
 
   /**

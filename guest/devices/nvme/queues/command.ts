@@ -4,7 +4,7 @@
  */
 import type { Dma } from "../../../device.js";
 import { ScatterList } from "../../../scatter-list.js";
-import { Command as Entry, Psdt, RW_NLB_MASK, SGL_DESCRIPTOR_SIZE, Status } from "../spec.js";
+import { Command as Entry, Fuse, Psdt, RW_NLB_MASK, SGL_DESCRIPTOR_SIZE, Status } from "../spec.js";
 import type { Namespace } from "../storage/namespace.js";
 import type { Task } from "../storage/storage.js";
 import { NOT_IN_WINDOW, PrpReader, SglReader } from "./data-pointer.js";
@@ -18,6 +18,8 @@ export class Command implements Task {
   queue!: SubmissionQueue;
   ended = false;
   waitGroup!: WaitGroup;
+  /** The other half of a fused pair that is carried out. */
+  partner: Command | undefined;
   /** What an I/O command is about, once that is known. */
   namespace: Namespace | undefined;
   opcode = 0;
@@ -75,6 +77,7 @@ export class Command implements Task {
     this.result = 0;
     this.length = 0;
     this.ended = false;
+    this.partner = undefined;
     if (this.psdt === Psdt.PRP) return;
     const pointer = offset + Entry.offsets.PRP1;
     for (let at = 0; at < SGL_DESCRIPTOR_SIZE; at += 4) {
@@ -87,9 +90,15 @@ export class Command implements Task {
     return this.flags >>> 6;
   }
 
-  /** Fused operations, which are not supported, and reserved values. */
+  /** Which half of a fused pair it is, as one of Fuse, or 0. */
+  get fuse(): number {
+    return this.flags & Fuse.MASK;
+  }
+
+  /** Reserved values, and half of a pair where no pair is carried out. */
   get hasInvalidFlags(): boolean {
-    return (this.flags & 0x3f) !== 0 || this.psdt === Psdt.RESERVED;
+    const reserved = this.partner === undefined ? 0x3f : 0x3c;
+    return (this.flags & reserved) !== 0 || this.psdt === Psdt.RESERVED;
   }
 
   /** Sets position and length of a command whose CDW10 to CDW12 are SLBA and NLB. Returns a status. */

@@ -158,6 +158,10 @@ export class SubmissionQueue extends Ring {
   ready = false;
   /** Entries are being read by messages. */
   fetching = false;
+  /** Entries that the next command wants in the completion queue: two for a pair, none where they are reserved. */
+  wanted = 1;
+  /** Entries of commands that were aborted before they were fetched, by index. */
+  readonly aborted = new Set<number>();
 
   constructor(
     id: number,
@@ -171,7 +175,7 @@ export class SubmissionQueue extends Ring {
 
   /** Whether a command can be fetched now. */
   get servable(): boolean {
-    return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room > 0;
+    return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room >= this.wanted;
   }
 
   /** Doorbell SQyTDBL, 3.1.24: adds entries. False when the value is invalid. */

@@ -14,8 +14,9 @@ import { type Done, NO_PIECES, type Pieces, type Storage, type StorageError, typ
 
 const CANCELED: StorageError = Object.assign(new Error("the transfer was cancelled"), { code: "ECANCELED" });
 
-type Operation = "read" | "write" | "zero" | "deallocate";
+type Operation = "read" | "write" | "zero" | "deallocate" | "hold";
 
+const NOTHING = (): void => {};
 const NO_TASK: Task = { ended: false };
 
 /** One transfer, in flight or waiting for earlier ones; reused. */
@@ -25,7 +26,8 @@ class Transfer {
   end = 0;
   pieces = NO_PIECES;
   task = NO_TASK;
-  done: Done = () => {};
+  use: (release: Done) => void = NOTHING;
+  done: Done = NOTHING;
   /** Transfers that came before have smaller numbers. */
   number = 0;
   /** Earlier transfers that this one waits for. */
@@ -83,6 +85,14 @@ export class AtomicIo {
     this.#add(deallocate ? "deallocate" : "zero", NO_PIECES, position, length, task, done);
   }
 
+  /**
+   * Keeps all others off these bytes, as a write does, from when `use` is called, which has them for itself on the
+   * storage, until that calls what it was given. `done` follows; it alone gets ECANCELED.
+   */
+  hold(position: number, length: number, task: Task, use: (release: Done) => void, done: Done): void {
+    this.#add("hold", NO_PIECES, position, length, task, done, use);
+  }
+
   /** Tasks have ended: those of their transfers that wait for others end too. */
   purge(): void {
     const dead = this.#transfers.filter(({ blockers, task }) => blockers > 0 && task.ended);
@@ -107,7 +117,15 @@ export class AtomicIo {
     }
   }
 
-  #add(operation: Operation, pieces: Pieces, position: number, length: number, task: Task, done: Done): void {
+  #add(
+    operation: Operation,
+    pieces: Pieces,
+    position: number,
+    length: number,
+    task: Task,
+    done: Done,
+    use: (release: Done) => void = NOTHING,
+  ): void {
     const transfer = this.#unused.pop() ?? new Transfer(this.#onEnd);
     transfer.operation = operation;
     transfer.pieces = pieces;
@@ -115,6 +133,7 @@ export class AtomicIo {
     transfer.end = position + length;
     transfer.task = task;
     transfer.done = done;
+    transfer.use = use;
     transfer.number = this.#count++;
     transfer.blockers = 0;
     if (!this.isFree(position, length, operation === "read")) {
@@ -126,8 +145,11 @@ export class AtomicIo {
     else this.#begin(transfer);
   }
 
-  #begin({ operation, pieces, start, end, ended }: Transfer): void {
+  #begin({ operation, pieces, start, end, ended, use }: Transfer): void {
     switch (operation) {
+      case "hold":
+        use(ended);
+        return;
       case "read":
         this.#storage.read(pieces, start, ended);
         return;
@@ -148,6 +170,7 @@ export class AtomicIo {
     const { done } = ended;
     ended.pieces = NO_PIECES;
     ended.task = NO_TASK;
+    ended.use = NOTHING;
     this.#unused.push(ended);
     for (const resolve of this.#onProgress.splice(0)) resolve();
     try {

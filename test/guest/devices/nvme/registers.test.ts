@@ -99,7 +99,9 @@ test("Identify Controller, byte for byte", async (t) => {
   expected[513] = 0x44;
   expected.writeUInt32LE(1, 516); // NN
   expected.writeUInt16LE(0x1dd, 520); // ONCS
+  expected.writeUInt16LE(1, 522); // FUSES: Compare and Write
   expected[525] = 7; // VWC
+  expected.writeUInt16LE(255, 532); // ACWU: 1 MiB
   expected.writeUInt16LE(1, 534); // OCFS
   expected.writeUInt32LE(2, 536); // SGLS: in dwords
   const nqn = bytes.toString("ascii", 768, 768 + 68);

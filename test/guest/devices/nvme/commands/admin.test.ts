@@ -1,5 +1,6 @@
 /** The admin command set: queue management, features, log pages, events, and the status of each mistake. */
 import test from "ava";
+import { NvmeDriver } from "../../../../../scripts/drivers/nvme.js";
 import { QueuePair, writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
 import { bringUp, completed, disable, memoryDisk, scratch, settle, untilCompleted } from "../setup.js";
 
@@ -52,7 +53,7 @@ test("Create I/O Submission Queue refuses what is wrong", async (t) => {
     ["a queue above the number of queues", id(5, 16), withQueue, prp1, 0x101],
     ["the admin completion queue", id(2, 16), 1, prp1, 0x101],
     ["a completion queue that does not exist", id(2, 16), (2 << 16) | 1, prp1, 0x100],
-    ["completion queue 65535", id(2, 16), 0xffff0001, prp1, 0x100],
+    ["completion queue 65535, above the number of queues", id(2, 16), 0xffff0001, prp1, 0x101],
     ["one entry", id(2, 1), withQueue, prp1, 0x102],
     ["more entries than CAP.MQES", id(2, 1025), withQueue, prp1, 0x102],
     ["not contiguous", id(2, 16), 1 << 16, prp1, 0x02],
@@ -373,6 +374,87 @@ test("Abort ends a command that is in flight, and answers of others that it did 
   t.is(machine.memory.bytes[offset], 0);
   t.is((await driver.io({ opcode: 2, namespaceId: 1, prp1: address })).status, 0);
   t.is(machine.memory.bytes[offset], 7);
+});
+
+test("Abort ends what waits: an event request, and a command that was not fetched yet", async (t) => {
+  const { storage, machine, driver } = await bringUp(t, { entries: 1024, queues: 2 });
+  const { address } = scratch(machine);
+  const request = driver.admin({ opcode: EVENT_REQUEST });
+  await settle();
+  // The identifiers of the driver's commands are the lowest that are free.
+  t.like(await driver.admin({ opcode: ABORT, dwords: [1 << 16] }), { status: 0, result: 1 }, "another one's");
+  t.like(await driver.admin({ opcode: ABORT, dwords: [0] }), { status: 0, result: 0 });
+  t.like(await request, { status: 0x07 });
+
+  storage.hold();
+  const read = { opcode: 2, namespaceId: 1, prp1: address };
+  const others = Array.from({ length: 1000 }, () => driver.io(read, 0));
+  await storage.whenHeld(1000);
+  const reads = Array.from({ length: 30 }, () => driver.io(read, 1));
+  await storage.whenHeld(1024);
+  t.like(await driver.admin({ opcode: ABORT, dwords: [2 | (26 << 16)] }), { status: 0, result: 0 });
+  t.like(await reads[26], { status: 0x07 });
+  t.like(await driver.admin({ opcode: ABORT, dwords: [2 | (26 << 16)] }), { status: 0, result: 1 }, "once");
+  t.like(await driver.admin({ opcode: ABORT, dwords: [2 | (30 << 16)] }), { status: 0, result: 1 }, "not sent");
+  t.like(await driver.admin({ opcode: ABORT, dwords: [7] }), { status: 0, result: 1 });
+  storage.release();
+  for (const [n, { status }] of (await Promise.all(reads)).entries()) t.is(status, n === 26 ? 0x07 : 0, `${n}`);
+  await Promise.all(others);
+  t.is(storage.calls.length, 1029);
+  // The queue's places are reused, and that of the one that was aborted means nothing any more.
+  for (let n = 0; n < 1024; n++) t.is((await driver.io(read, 1)).status, 0);
+});
+
+test("a temperature threshold that is passed is a critical warning, and an event each time", async (t) => {
+  const { driver } = await bringUp(t);
+  const set = (feature: number, cdw11: number) => driver.checkAdmin({ opcode: SET_FEATURES, dwords: [feature, cdw11] });
+  const smart = async () => (await driver.adminRead({ opcode: GET_LOG_PAGE, dwords: [0x02 | (127 << 16)] }, 512))[0];
+  await set(0x0b, 0x02);
+  for (const [threshold, usual] of [
+    [300, 343],
+    [0x0010_0000 | 320, 0x0010_0000],
+  ]) {
+    const request = driver.admin({ opcode: EVENT_REQUEST });
+    await set(0x04, threshold);
+    t.like(await request, { status: 0, result: 0x02_01_01 });
+    t.is(await smart(), 2);
+    await set(0x04, usual);
+    t.is(await smart(), 0);
+  }
+});
+
+test("Host Behavior Support is remembered, and nothing after a reset", async (t) => {
+  const { machine, driver } = await bringUp(t);
+  const { address, offset } = scratch(machine);
+  const { bytes } = machine.memory;
+  const data = bytes.subarray(offset, offset + 512);
+  const set = async () => (await driver.admin({ opcode: SET_FEATURES, prp1: address, dwords: [0x16] })).status;
+  const get = async (select = 0, from = driver) => {
+    data.fill(0xee);
+    const { status } = await from.admin({ opcode: GET_FEATURES, prp1: address, dwords: [0x16 | (select << 8)] });
+    return status === 0 && data.subarray(1).every((byte) => byte === 0) ? data[0] : -1;
+  };
+  t.is(await get(), 0);
+  data.fill(0);
+  data[0] = 1;
+  t.is(await set(), 0);
+  t.is(await get(), 1);
+  t.is(await get(1), 0, "as after a reset");
+  t.like(await driver.admin({ opcode: GET_FEATURES, dwords: [0x16 | (3 << 8)] }), { status: 0, result: 4 });
+  data.fill(0);
+  data[0] = 2;
+  t.is(await set(), 0x02);
+  t.is(await get(), 1);
+  t.is((await driver.admin({ opcode: SET_FEATURES, prp1: 0x1000, dwords: [0x16] })).status, 0x04);
+  await machine.reset();
+  t.is(await get(0, await NvmeDriver.open(machine)), 0);
+});
+
+test("Identify: Compare and Write of all that one command moves", async (t) => {
+  const { driver } = await bringUp(t);
+  const data = Buffer.from(await driver.adminRead({ opcode: IDENTIFY, dwords: [1] }, 4096));
+  t.is(data.readUInt16LE(522), 1);
+  t.is(data.readUInt16LE(532), 255);
 });
 
 test("asynchronous events: one for a type until its log page is read, four requests at most", async (t) => {

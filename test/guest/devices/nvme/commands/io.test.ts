@@ -71,15 +71,24 @@ test("namespaces that are not there", async (t) => {
   t.deepEqual(storage.calls, ["sync"]);
 });
 
-test("other opcodes: Invalid Opcode; fused commands, pointers neither PRPs nor SGLs: Invalid Field", async (t) => {
+test("other opcodes: Invalid Opcode; halves of pairs, reserved flags, pointers neither PRPs nor SGLs", async (t) => {
   const { driver, storage } = await bringUp(t);
   const known = [FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET_MANAGEMENT, VERIFY, 0x19];
   for (let opcode = 0; opcode < 256; opcode++) {
     if (known.includes(opcode)) continue;
     t.like(await driver.io({ opcode, namespaceId: 1 }), { status: 0x01, doNotRetry: true }, `opcode ${opcode}`);
   }
-  for (const flags of [0x01, 0x02, 0x41, 0x84, 0xc0]) {
-    t.like(await driver.io({ opcode: READ, namespaceId: 1, flags }), { status: 0x02, doNotRetry: true });
+  for (const [flags, status] of [
+    // Halves of pairs, without the other.
+    [0x01, 0x0a],
+    [0x02, 0x0a],
+    [0x41, 0x0a],
+    [0x03, 0x02],
+    [0x04, 0x02],
+    [0x84, 0x02],
+    [0xc0, 0x02],
+  ]) {
+    t.like(await driver.io({ opcode: READ, namespaceId: 1, flags }), { status, doNotRetry: true }, `flags ${flags}`);
   }
   t.deepEqual(storage.calls, []);
 });
