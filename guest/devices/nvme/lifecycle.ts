@@ -40,6 +40,9 @@ export class Lifecycle {
   #generation = 0;
   /** A disable or reset waits for DMA: enabling waits too. */
   #stopping = false;
+  /** Shutdowns that the driver asked for; and a sync for some of them is in flight. */
+  #shutdowns = 0;
+  #isSyncing = false;
 
   constructor(parts: ControllerParts) {
     this.#parts = parts;
@@ -130,22 +133,36 @@ export class Lifecycle {
 
   /** 7.6.2: what was written goes to stable storage, then SHST says so, or CFS that it could not. */
   #shutDown(): void {
-    const { engine, namespaces, registers } = this.#parts;
+    this.#setShutdownStatus(Csts.SHST_OCCURRING);
+    this.#shutdowns++;
+    if (!this.#isSyncing) void this.#syncForShutdown();
+  }
+
+  /**
+   * One at a time, for all shutdowns that were asked for when it begins: a disk may hang, and a driver ask again and
+   * again.
+   */
+  async #syncForShutdown(): Promise<void> {
+    const { engine, namespaces } = this.#parts;
     const { inFlight } = engine.commands;
-    const generation = this.#generation;
-    const setStatus = (shst: number): void => {
-      registers.set("CSTS", (registers.get("CSTS") & ~Csts.SHST_MASK) | shst);
-    };
-    setStatus(Csts.SHST_OCCURRING);
-    void inFlight.drained().then(() => {
+    this.#isSyncing = true;
+    for (let done = 0; done !== this.#shutdowns; ) {
+      done = this.#shutdowns;
+      const generation = this.#generation;
+      await inFlight.drained();
       const group = inFlight.begin();
-      namespaces.sync((status) => {
-        inFlight.end(group);
-        if (generation !== this.#generation) return;
-        if (status === Status.SUCCESS) setStatus(Csts.SHST_COMPLETE);
-        else this.fail("the shutdown is not complete: a disk could not be synced");
-      });
-    });
+      const status = await new Promise<number>((resolve) => namespaces.sync(resolve));
+      inFlight.end(group);
+      if (generation !== this.#generation || done !== this.#shutdowns) continue;
+      if (status === Status.SUCCESS) this.#setShutdownStatus(Csts.SHST_COMPLETE);
+      else this.fail("the shutdown is not complete: a disk could not be synced");
+    }
+    this.#isSyncing = false;
+  }
+
+  #setShutdownStatus(shst: number): void {
+    const { registers } = this.#parts;
+    registers.set("CSTS", (registers.get("CSTS") & ~Csts.SHST_MASK) | shst);
   }
 
   #stop(): void {

@@ -65,6 +65,22 @@ for (const [name, shn] of [
   });
 }
 
+test("shutdowns that are asked for while a disk hangs do not pile up, and the last one is complete", async (t) => {
+  const { machine, storage } = await bringUp(t);
+  storage.hold();
+  for (let n = 0; n < 1000; n++) {
+    machine.write(CC, ENABLE);
+    machine.write(CC, ENABLE | (1 << 14));
+    if (n === 500) await storage.whenHeld(1);
+  }
+  await settle();
+  t.is(storage.held, 1);
+  t.is(machine.read(CSTS) & 0xc, 4, "shutdown processing is not at its end");
+  storage.release();
+  while ((machine.read(CSTS) & 0xc) !== 8) await settle();
+  t.deepEqual(storage.calls, ["sync", "sync"], "what was written between the first and the last is synced, too");
+});
+
 test("a shutdown after which a disk could not be synced is not complete", async (t) => {
   const { machine, storages, driver } = await bringUp(t, { moreSizes: [1024 * 1024] });
   storages[1].errors.sync = "EIO";
