@@ -39,7 +39,7 @@ export interface MemoryMap {
   readonly readable: boolean;
   readonly writable: boolean;
   /**
-   * The memory, if it may be mapped at all (checked: large enough, page-aligned), or -1. The server keeps and
+   * The memory, if it may be mapped at all (checked: page-aligned, and see `backed`), or -1. The server keeps and
    * closes it.
    */
   readonly fd: number;
@@ -60,6 +60,8 @@ export interface MemoryMap {
    */
   readonly isShareable: boolean;
   readonly fdOffset: number;
+  /** Bytes of the map that its file has: all, unless that is of huge pages. The rest can be had by messages alone. */
+  readonly backed: number;
   /** The size of the file's pages, which can only be mapped whole; and what of the map is whole pages. */
   readonly pageSize: number;
   readonly windowPart: WindowPart;

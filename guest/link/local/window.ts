@@ -89,7 +89,7 @@ export class LocalWindow implements Window {
     const { begin, end } = map.windowPart;
     this.#maps.set(map, undefined);
     if (map.fd !== -1 && begin !== end) this.#place(map, begin, end);
-    if (map.windowOffset < 0 || end - begin < map.size) this.#copied.put(map);
+    if (map.windowOffset < 0 || end - begin < map.backed) this.#copied.put(map);
     return mapParts(map, this.#copied.has(map));
   }
 

@@ -286,7 +286,7 @@ export class ClientMaps {
   async #put(map: MemoryMap): Promise<void> {
     if (!this.isolated) await this.#putIntoWindow(map);
     const { begin, end } = map.windowPart;
-    if (map.windowOffset >= 0 && end - begin === map.size) return;
+    if (map.windowOffset >= 0 && end - begin === map.backed) return;
     this.copied.put(map);
     if (this.isolated || map.isShareable || !map.writable || map.fd < 0 || this.#isUnsealed) return;
     this.#isUnsealed = true;

@@ -27,7 +27,7 @@ const OPENED_EARLY = 16;
 /** What has to be known of a map. */
 export type CopiedMap = Pick<
   MemoryMap,
-  "address" | "size" | "readable" | "writable" | "fd" | "fdOffset" | "device" | "inode"
+  "address" | "backed" | "readable" | "writable" | "fd" | "fdOffset" | "device" | "inode"
 >;
 
 interface Entry {
@@ -65,10 +65,10 @@ export class CopiedMemory {
   }
 
   /**
-   * Maps it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address
+   * Maps what its file has of it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address
    */
   put(map: CopiedMap): void {
-    const { address, size, readable, writable, fd, fdOffset } = map;
+    const { address, backed: size, readable, writable, fd, fdOffset } = map;
     if (fd < 0 || this.#entries.has(map)) return;
     const chunks: Chunk[] = [];
     const entry = { address, size, readable, writable, start: fdOffset % CHUNK_SIZE, chunks };

@@ -38,10 +38,12 @@ class Entry implements MemoryMap {
     readonly device = 0,
     readonly inode = 0,
     readonly isMemory = false,
+    /** Bytes of the map that its file has. */
+    readonly backed = size,
   ) {}
 
   get windowPart(): WindowPart {
-    return windowPart(this.fdOffset, this.size, this.pageSize);
+    return windowPart(this.fdOffset, this.backed, this.pageSize);
   }
 }
 
@@ -223,9 +225,22 @@ export class DmaMaps {
     if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
     frame.fds[0] = -1;
     const isShareable = use === Use.SHARED;
-    const [, , seals, pageSize, device, inode] = status;
-    const file = [pageSize, device, inode, seals !== -1] as const;
+    const [fileSize, , seals, pageSize, device, inode] = status;
+    const file = [pageSize, device, inode, seals !== -1, Math.min(size, fileSize - offset)] as const;
     return new Entry(address, size, readable, writable, fd, offset, isShareable, ...file);
+  }
+
+  /**
+   * Whether a map that is larger than its file is of huge pages. Clients that have each huge page in a
+   * file of its own (DPDK's) map a row of them by the first one's: what that has is mapped, and the rest goes by
+   * messages. To map more would make the client's file larger.
+   */
+  #hasHugePages(offset: number, size: number, fileSize: number): boolean {
+    const [, , , pageSize] = status;
+    if (pageSize === PAGE_SIZE || offset >= fileSize) return false;
+    const message = "a map of huge pages is larger than its file: what the file does not have goes by messages";
+    this.#options.log.warn({ size, offset, fileSize }, message);
+    return true;
   }
 
   /** What may be done with good memory. */
@@ -234,7 +249,9 @@ export class DmaMaps {
     const fileSize = status[0];
     if (fileSize < 0) refuse("the fd is not a file or a memfd");
     if (!isAligned(offset, PAGE_SIZE)) refuse(`offset ${offset} is not on a page`);
-    if (!inBounds(offset, size, fileSize)) refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
+    if (!inBounds(offset, size, fileSize) && !this.#hasHugePages(offset, size, fileSize)) {
+      refuse(`${size} bytes at ${offset} of a file of ${fileSize}`);
+    }
     if (writable && status[1] === 0) refuse("the fd is read-only, the map is not", Errno.EACCES);
     const seals = status[2];
     const isTrusted = this.#options.trustUnsealedMemory;

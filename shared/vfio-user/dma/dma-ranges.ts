@@ -106,16 +106,20 @@ export interface MapPart {
 
 /**
  * The parts of a map side by side: the one in the window, if it is there, and the rest, which `isCopied` or goes by
- * messages.
+ * messages; and what its file does not have, by messages.
  */
 export function mapParts(map: MemoryMap, isCopied: boolean): MapPart[] {
-  const { address, size, readable, writable, windowOffset } = map;
+  const { address, size, backed, readable, writable, windowOffset } = map;
   const { begin, end } = windowOffset < 0 ? NOTHING : map.windowPart;
   if (begin === 0 && end === size) return [{ address, size, readable, writable, windowOffset, isCopied: false }];
-  const part = (from: number, to: number, offset = -1): MapPart[] => {
-    const isEdge = offset === -1;
-    const access = { readable, writable, windowOffset: offset, isCopied: isEdge && isCopied };
+  const part = (from: number, to: number, offset: number, copied: boolean): MapPart[] => {
+    const access = { readable, writable, windowOffset: offset, isCopied: copied };
     return from < to ? [{ address: address + from, size: to - from, ...access }] : [];
   };
-  return [...part(0, begin), ...part(begin, end, windowOffset), ...part(end, size)];
+  return [
+    ...part(0, begin, -1, isCopied),
+    ...part(begin, end, windowOffset, false),
+    ...part(end, backed, -1, isCopied),
+    ...part(backed, size, -1, false),
+  ];
 }

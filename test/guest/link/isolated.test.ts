@@ -1,9 +1,10 @@
 /** Devices that have no driver-VM memory in their window: the real bridge copies for them. */
+import { fstatSync } from "node:fs";
 import test, { type ExecutionContext } from "ava";
 import { createEdu } from "../../../guest/devices/edu/index.js";
 import { ScatterList } from "../../../guest/scatter-list.js";
 import { addSeals, close, createMemory, F_SEAL_SHRINK } from "../../../native/index.js";
-import { KiB, LARGE_PAGE_SIZE, MiB, PAGE_SIZE } from "../../../shared/limits.js";
+import { GiB, KiB, LARGE_PAGE_SIZE, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { Commands, Statuses } from "../../fakes/copy-device.js";
 import { MigratableDevice } from "../../fakes/migratable-device.js";
 import { driver } from "../devices/serve.js";
@@ -125,6 +126,32 @@ over(["local", "virtio", "isolated"], "a part of a huge page is copied", async (
   t.true(status === Statuses.DONE || status === Statuses.DMA_ERROR);
   t.is(machine.endpoint.dma.bytesByMessage, 0);
   t.is(machine.endpoint.dma.bytesByCopy > 16, status === Statuses.DONE);
+});
+
+over(["local", "virtio", "isolated"], "a map that is larger than its file of huge pages", async (t, machine) => {
+  const { client, enable, bind, copy } = machine;
+  const fd = createMemory("huge", LARGE_PAGE_SIZE, true);
+  t.teardown(() => close(fd));
+  await client.mapMemory({ address: BASE, size: 2 * LARGE_PAGE_SIZE, fd });
+  const small = memory(t, MiB);
+  const tooLarge = client.mapMemory({ address: BASE + GiB, size: 2 * MiB, fd: small.fd });
+  await t.throwsAsync(tooLarge, undefined, "other memory: refused");
+  await client.mapMemory({ address: BASE + GiB, size: MiB, fd: small.fd });
+  await enable();
+  await bind();
+  // Without a huge page that is free, and beyond the file, where the client refuses it, it fails, and nobody dies of it.
+  const END = BASE + LARGE_PAGE_SIZE;
+  for (const [from, to] of [
+    [BASE, BASE + GiB],
+    [END - 8, BASE + GiB],
+    [END, BASE + GiB],
+    [BASE + GiB, END + PAGE_SIZE],
+  ]) {
+    t.not(await copy(from, to, 16), Statuses.IDLE);
+  }
+  t.is(await copy(BASE + GiB, BASE + GiB + PAGE_SIZE, 16), Statuses.DONE);
+  t.is(fstatSync(fd).size, LARGE_PAGE_SIZE, "the client's file is as it was");
+  await client.unmapMemory(BASE, 2 * LARGE_PAGE_SIZE);
 });
 
 test.serial("isolated: what copies wrote is in the log of written pages", async (t) => {

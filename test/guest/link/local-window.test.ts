@@ -33,7 +33,18 @@ function makeMap({ fd }: File, address: number, fdOffset: number, size: number, 
   const part = windowPart(fdOffset, size, PAGE_SIZE);
   const access = { readable: true, writable, isShareable: writable };
   return {
-    ...{ address, size, fd, device, inode, fdOffset, pageSize: PAGE_SIZE, windowPart: part, windowOffset: -1 },
+    ...{
+      address,
+      size,
+      backed: size,
+      fd,
+      device,
+      inode,
+      fdOffset,
+      pageSize: PAGE_SIZE,
+      windowPart: part,
+      windowOffset: -1,
+    },
     ...access,
     isHeld: false,
     isMemory: true,

@@ -44,7 +44,7 @@ function session(t: ExecutionContext, ringSize = RING) {
   const copied = new CopiedMemory(quietLog);
   const map: CopiedMap = {
     address: DRIVER,
-    size: DRIVER_SIZE,
+    backed: DRIVER_SIZE,
     readable: true,
     writable: true,
     fd: driver.fd,

@@ -80,6 +80,33 @@ test.serial("a map from the middle of a huge page: the edges are for copies, the
   t.is(frontEnd.maps.length, 0);
 });
 
+test.serial("a map that is larger than its file of huge pages: what there is is in the window", async (t) => {
+  const { frontEnd, device, connect } = await setUp(t);
+  const client = await connect();
+  const fd = native.createMemory("huge", 2 * MiB, true);
+  t.teardown(() => native.close(fd));
+  native.addSeals(fd, native.F_SEAL_SHRINK);
+  await client.mapMemory({ address: 0x10_0000, size: 4 * MiB, fd });
+  const maps = device.received
+    .filter(({ command }) => command === Command.DMA_MAP)
+    .map(({ data }) => {
+      const { address, size, flags } = DmaMap.view(data);
+      return [address / MiB, size / MiB, flags];
+    });
+  const { READ, WRITE, MMAP } = DmaMapFlags;
+  t.deepEqual(maps, [
+    [1, 2, READ | WRITE | MMAP],
+    [3, 2, READ | WRITE],
+  ]);
+  t.deepEqual(
+    frontEnd.maps.map(({ length, fdOffset }) => [length, fdOffset]),
+    [[2 * MiB, 0]],
+  );
+  await client.unmapMemory(0x10_0000, 4 * MiB);
+  t.is(frontEnd.maps.length, 0);
+  t.is(native.fileStatus(fd).size, 2 * MiB);
+});
+
 test.serial("what the front-end refuses is for copies", async (t) => {
   const { frontEnd, device, connect } = await setUp(t);
   const client = await connect();

@@ -21,7 +21,7 @@ function file(t: ExecutionContext, size: number, hugePages = false): number {
 
 function map(fd: number, address: number, size: number, fdOffset = 0, writable = true): CopiedMap {
   const { dev, ino } = fs.fstatSync(fd);
-  return { address, size, fd, fdOffset, writable, readable: true, device: dev, inode: ino };
+  return { address, backed: size, fd, fdOffset, writable, readable: true, device: dev, inode: ino };
 }
 
 /** The byte at a driver-VM address. */

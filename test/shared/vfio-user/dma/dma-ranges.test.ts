@@ -6,10 +6,11 @@ import { mapParts, windowPart } from "../../../../shared/vfio-user/dma/dma-range
 
 const BASE = 0x1_0000_0000;
 
-function parts(fdOffset: number, size: number, pageSize: number, windowOffset: number, isCopied = true) {
+function parts(fdOffset: number, size: number, pageSize: number, windowOffset: number, isCopied = true, backed = size) {
   const map: MemoryMap = {
     address: BASE,
     size,
+    backed,
     readable: true,
     writable: true,
     fd: 3,
@@ -20,7 +21,7 @@ function parts(fdOffset: number, size: number, pageSize: number, windowOffset: n
     isShareable: true,
     fdOffset,
     pageSize,
-    windowPart: windowPart(fdOffset, size, pageSize),
+    windowPart: windowPart(fdOffset, backed, pageSize),
     windowOffset,
   };
   return mapParts(map, isCopied).map((part) => [part.address - BASE, part.size, part.windowOffset, part.isCopied]);
@@ -59,4 +60,20 @@ test("without a whole page, or without a place in the window, all of it is copie
   t.deepEqual(parts(0, PAGE_SIZE, 2 * MiB, -1), [[0, PAGE_SIZE, -1, true]]);
   t.deepEqual(parts(MiB, 8 * MiB, 2 * MiB, -1), [[0, 8 * MiB, -1, true]]);
   t.deepEqual(parts(0, MiB, PAGE_SIZE, -1, false), [[0, MiB, -1, false]]);
+});
+
+test("what the file of huge pages does not have goes by messages", (t) => {
+  t.deepEqual(parts(0, 4 * MiB, 2 * MiB, 6 * MiB, true, 2 * MiB), [
+    [0, 2 * MiB, 6 * MiB, false],
+    [2 * MiB, 2 * MiB, -1, false],
+  ]);
+  t.deepEqual(parts(MiB, 4 * MiB, 2 * MiB, -1, true, MiB), [
+    [0, MiB, -1, true],
+    [MiB, 3 * MiB, -1, false],
+  ]);
+  t.deepEqual(parts(MiB, 6 * MiB, 2 * MiB, 0, true, 3 * MiB), [
+    [0, MiB, -1, true],
+    [MiB, 2 * MiB, 0, false],
+    [3 * MiB, 3 * MiB, -1, false],
+  ]);
 });
