@@ -49,8 +49,8 @@ export class ServiceProcess {
   constructor(t: ExecutionContext, args: readonly string[], { fds = [], env = {}, shell, python }: Start = {}) {
     const exec = `import os, socket, sys\n${python}\nos.execvp(sys.argv[1], sys.argv[1:])`;
     const prefix = python !== undefined ? ["python3", "-c", exec] : ["bash", "-c", shell ?? 'exec "$@"', "bash"];
-    const [command, ...rest] = [...prefix, process.execPath, ...args];
-    this.child = spawn(command, rest, {
+    // A test that does not come to its end leaves none behind.
+    this.child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...prefix, process.execPath, ...args], {
       stdio: ["ignore", "pipe", "pipe", ...fds],
       env: { ...process.env, NOTIFY_SOCKET: undefined, ...env },
     });
