@@ -108,7 +108,6 @@ int Copy(const Entry& entry, const Place& source, const Place& target, FileEnd& 
 
 // Returns 0 or an errno.
 int PunchHole(const Entry& entry, const Place& target) {
-  if (!target.is_file()) return EINVAL;
   off_t start = off_t{entry.file_offset_high} << 32 | entry.target_offset;
   int result;
   do {
@@ -133,8 +132,10 @@ napi_value Run(napi_env env, napi_callback_info info) {
   for (uint32_t n = 0; n < count; n++) {
     const Entry entry = list.entries[n];
     bool is_hole = entry.source == kHole;
-    if ((!is_hole && !Within(list, entry.source, entry.source_offset, entry.length)) ||
-        !Within(list, entry.target, entry.target_offset, entry.length)) {
+    bool is_within = Within(list, entry.target, entry.target_offset, entry.length) &&
+                     (is_hole ? list.places[entry.target].is_file()
+                              : Within(list, entry.source, entry.source_offset, entry.length));
+    if (!is_within) {
       napi_throw_range_error(env, nullptr, "a copy is not within its buffers");
       return nullptr;
     }
