@@ -9,14 +9,14 @@ import { TABLE as CHECK } from "../host/check/options.js";
 import { manPage } from "../shared/command-line/man-page.js";
 import { packageVersion } from "../shared/command-line/parse.js";
 
-/** Pages by the name of their file in man/. */
+/** Pages by the name of their file in docs/man/. */
 export function manPages(): Readonly<Record<string, string>> {
   const tables = [BRIDGE, tableOf(DEVICES), CHECK];
   return Object.fromEntries(tables.map((table) => [`${table.name}.1`, manPage(table, packageVersion())]));
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const directory = new URL("../../man/", import.meta.url);
+  const directory = new URL("../../docs/man/", import.meta.url);
   mkdirSync(directory, { recursive: true });
   for (const [name, text] of Object.entries(manPages())) writeFileSync(new URL(name, directory), text);
 }

@@ -108,7 +108,7 @@ test("the manual pages are current (npm run man)", (t) => {
   t.deepEqual(
     man,
     Object.keys(pages)
-      .map((name) => `man/${name}`)
+      .map((name) => `docs/man/${name}`)
       .sort(),
   );
 });

@@ -178,7 +178,7 @@ for (const name of NAMES) {
 }
 
 test("each program and device has a description for management software", (t) => {
-  const directory = join(ROOT, "share/vfio-user");
+  const directory = join(ROOT, "docs/vfio-user");
   const validate = ajv.getSchema("schema#/$defs/VfioUserBackend");
   const files = fs.readdirSync(directory).sort();
   t.deepEqual(
