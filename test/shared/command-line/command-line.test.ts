@@ -102,8 +102,9 @@ test("a manual page has every word as it is", (t) => {
 
 test("the manual pages are current (npm run man)", (t) => {
   const pages = manPages();
-  t.deepEqual(readdirSync(join(ROOT, "man")).sort(), Object.keys(pages).sort());
-  for (const [name, text] of Object.entries(pages)) t.is(readFileSync(join(ROOT, "man", name), "utf8"), text, name);
+  t.deepEqual(readdirSync(join(ROOT, "docs/man")).sort(), Object.keys(pages).sort());
+  for (const [name, text] of Object.entries(pages))
+    t.is(readFileSync(join(ROOT, "docs/man", name), "utf8"), text, name);
   const { man } = JSON.parse(readFileSync(join(ROOT, "package.json"), "utf8"));
   t.deepEqual(
     man,
@@ -114,8 +115,8 @@ test("the manual pages are current (npm run man)", (t) => {
 });
 
 test("man renders them without a warning, and groff by its strictest", (t) => {
-  for (const name of readdirSync(join(ROOT, "man"))) {
-    const path = join(ROOT, "man", name);
+  for (const name of readdirSync(join(ROOT, "docs/man"))) {
+    const path = join(ROOT, "docs/man", name);
     const env = { ...process.env, MANWIDTH: "100", LC_ALL: "C.UTF-8", MANPAGER: "cat" };
     const man = spawnSync("man", ["--warnings", "-l", path], { encoding: "utf8", env });
     t.deepEqual([man.status, man.stderr], [0, ""], name);
