@@ -65,7 +65,8 @@ export class CopiedMemory {
   }
 
   /**
-   * Maps what its file has of it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is another at that address
+   * Maps what its file has of it, where it has an fd and there is room. @throws ProtocolError EEXIST when there is
+   * another at that address
    */
   put(map: CopiedMap): void {
     const { address, backed: size, readable, writable, fd, fdOffset } = map;

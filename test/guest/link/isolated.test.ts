@@ -139,7 +139,7 @@ over(["local", "virtio", "isolated"], "a map that is larger than its file of hug
   await client.mapMemory({ address: BASE + GiB, size: MiB, fd: small.fd });
   await enable();
   await bind();
-  // Without a huge page that is free, and beyond the file, where the client refuses it, it fails, and nobody dies of it.
+  // Without a free huge page, and beyond the file, where the client refuses it, it fails, and nobody dies of it.
   const END = BASE + LARGE_PAGE_SIZE;
   for (const [from, to] of [
     [BASE, BASE + GiB],

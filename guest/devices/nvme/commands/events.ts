@@ -58,7 +58,7 @@ export class AsyncEvents {
     const index = this.#requests.indexOf(commandId);
     if (index < 0 || admin === undefined || admin.completionQueue.room === 0) return false;
     this.#requests.splice(index, 1);
-    this.#engine.commands.post(admin, commandId, Status.ABORT_REQUESTED, 0);
+    this.#engine.commands.completions.post(admin, commandId, Status.ABORT_REQUESTED, 0);
     return true;
   }
 
@@ -97,7 +97,7 @@ export class AsyncEvents {
       this.#events = this.#events.filter((other) => other !== event);
       const commandId = this.#requests.shift() as number;
       const result = event.type | (event.information << 8) | (event.logPage << 16);
-      this.#engine.commands.post(admin, commandId, Status.SUCCESS, result);
+      this.#engine.commands.completions.post(admin, commandId, Status.SUCCESS, result);
     }
   }
 

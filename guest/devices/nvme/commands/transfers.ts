@@ -89,7 +89,7 @@ export function compare(command: Command, namespace: Namespace, done: StatusDone
 }
 
 /**
- * Compare, and Write of the same blocks if it found them equal, with nothing in between. `done` gets the status of both;
+ * Compare, and Write of the same blocks if it found them equal, nothing in between. `done` gets the status of both;
  * the second has none unless the first is SUCCESS.
  */
 export function compareAndWrite(

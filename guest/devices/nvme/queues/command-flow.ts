@@ -11,9 +11,10 @@ import { isLost } from "../../../../shared/lost-memory.js";
 import type { DeviceContext } from "../../../device.js";
 import type { DirectIo } from "../commands/direct-io.js";
 import { MINIMUM_PAGE_SIZE } from "../registers.js";
-import { COMPLETION_ENTRY_SIZE, DO_NOT_RETRY, Fuse, isFinal, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
+import { Fuse, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
 import { ioBatch } from "../storage/io-batch.js";
 import { Command } from "./command.js";
+import { Completions, FILE_TRUNCATED } from "./completions.js";
 import { InFlight } from "./in-flight.js";
 import type { CompletionQueue, SubmissionQueue } from "./queues.js";
 import { newSegment } from "./segments.js";
@@ -54,13 +55,11 @@ export interface CommandEngine {
   interrupt(queue: CompletionQueue): void;
 }
 
-/** Memory in the window that reads as zeros and swallows writes. */
-const FILE_TRUNCATED = "its file was made smaller";
-
 const segment = newSegment();
 
 export class CommandFlow {
   readonly inFlight = new InFlight();
+  readonly completions: Completions;
   /** CC.MPS in bytes, as it was when the controller was enabled. */
   pageSize = MINIMUM_PAGE_SIZE;
   /** Commands so far. */
@@ -85,6 +84,7 @@ export class CommandFlow {
     this.#context = context;
     this.#hooks = hooks;
     this.#engine = engine;
+    this.completions = new Completions(context.dma, this.inFlight, hooks, engine);
   }
 
   /** Whether no further command of a queue may begin. The end of one serves its queue again. */
@@ -135,7 +135,7 @@ export class CommandFlow {
       if (word >>> 16 !== id || queue.aborted.has(index)) continue;
       if (((word >>> 8) & Fuse.MASK) !== 0) return false;
       queue.aborted.add(index);
-      this.post(queue, id, Status.ABORT_REQUESTED, 0);
+      this.completions.post(queue, id, Status.ABORT_REQUESTED, 0);
       return true;
     }
     return false;
@@ -164,7 +164,7 @@ export class CommandFlow {
     let count = 0;
     let byMessages = false;
     while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.isFull(queue)) {
-      if (this.#skipAborted(queue)) {
+      if (queue.skipAborted()) {
         count++;
         continue;
       }
@@ -204,7 +204,7 @@ export class CommandFlow {
       this.beginTurn();
       // What is no longer wanted stays in the queue and is read again.
       for (let n = 0; n < count && queue.servable; n++) {
-        if (this.#skipAborted(queue)) continue;
+        if (queue.skipAborted()) continue;
         const command = this.#take(data, n * SUBMISSION_ENTRY_SIZE);
         if (!this.#hasRoomFor(queue, command)) break;
         this.#start(queue, command);
@@ -220,43 +220,11 @@ export class CommandFlow {
     }
   }
 
-  /** Writes all `unwritten` entries; the word with the phase after the rest of its entry. Never rejects. */
-  async #writeByMessages(queue: CompletionQueue): Promise<void> {
-    const { dma } = this.#context;
-    const group = this.inFlight.begin();
-    try {
-      while (queue.alive && queue.unwritten.length > 0) {
-        const { address, bytes } = queue.unwritten[0];
-        const last = bytes.length - 4;
-        await dma.write(address, bytes.subarray(0, last));
-        if (!queue.alive) return;
-        await dma.write(address + last, bytes.subarray(last));
-        queue.unwritten.shift();
-        if (queue.alive) this.#engine.interrupt(queue);
-      }
-    } catch (error) {
-      if (queue.alive) this.#hooks.onFatal(error);
-    } finally {
-      this.inFlight.end(group);
-    }
-  }
-
   /** Ends a command whose completion comes later, by `post` (Asynchronous Event Request). */
   detach(command: Command): void {
     command.ended = true;
     this.#release(command);
     this.#pool.push(command);
-  }
-
-  /** Posts a completion; the queue has room for it. */
-  post(queue: SubmissionQueue, commandId: number, status: number, result: number): void {
-    const { completionQueue } = queue;
-    const field = isFinal(status) ? status | DO_NOT_RETRY : status;
-    if (completionQueue.post(this.#context.dma, result, queue.id, queue.head, commandId, field)) {
-      this.#engine.interrupt(completionQueue);
-    } else if (completionQueue.unwritten.length === 1) {
-      void this.#writeByMessages(completionQueue);
-    }
   }
 
   /** Completes a command, unless it has ended. It must not be used afterwards. */
@@ -275,7 +243,7 @@ export class CommandFlow {
     const { queue } = command;
     command.ended = true;
     if (queue.alive && status !== Status.SUCCESS) this.#hooks.onError(command, status);
-    if (queue.alive && queue.completionQueue.alive) this.post(queue, command.id, status, command.result);
+    if (queue.alive && queue.completionQueue.alive) this.completions.post(queue, command.id, status, command.result);
     this.#release(command);
   }
 
@@ -328,13 +296,6 @@ export class CommandFlow {
   #activate(command: Command): void {
     command.waitGroup = this.inFlight.begin();
     this.#active.add(command);
-  }
-
-  /** Whether the entry at a queue's head is that of a command that was aborted: it is fetched then. */
-  #skipAborted(queue: SubmissionQueue): boolean {
-    if (queue.aborted.size === 0 || !queue.aborted.delete(queue.head)) return false;
-    queue.head = queue.next(queue.head);
-    return true;
   }
 
   /** A pair begins when both of it can complete: no half waits for room that another half has. */
@@ -408,34 +369,11 @@ export class CommandFlow {
         this.#execute(command);
         continue;
       }
-      if (this.#postSuccess(queue, command.id)) posted++;
+      if (this.completions.postSuccess(queue, command.id, this.#turn)) posted++;
       this.#pool.push(command);
     }
     started.length = 0;
-    if (posted === 0) return;
-    const { bytes, offset, length } = queue.completionQueue.segment;
-    if (isLost(bytes, offset, length)) this.#hooks.onFatal(FILE_TRUNCATED);
-    this.#context.dma.account(0, posted * COMPLETION_ENTRY_SIZE);
-    this.#engine.interrupt(queue.completionQueue);
-  }
-
-  /**
-   * Posts a completion to where the ring is known to be. False when that was not possible, and it took the other way.
-   */
-  #postSuccess(queue: SubmissionQueue, commandId: number): boolean {
-    const { completionQueue } = queue;
-    completionQueue.reserved--;
-    if (!queue.alive || !completionQueue.alive) return false;
-    const { dma } = this.#context;
-    if (
-      completionQueue.unwritten.length > 0 ||
-      !completionQueue.locate(dma, this.#turn, "write", COMPLETION_ENTRY_SIZE)
-    ) {
-      this.post(queue, commandId, Status.SUCCESS, 0);
-      return false;
-    }
-    completionQueue.postSuccess(queue.id, queue.head, commandId);
-    return true;
+    if (posted > 0) this.completions.posted(queue.completionQueue, posted);
   }
 
   #release(command: Command): void {

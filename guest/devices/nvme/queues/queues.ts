@@ -178,6 +178,13 @@ export class SubmissionQueue extends Ring {
     return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room >= this.wanted;
   }
 
+  /** Whether the entry at the head is that of a command that was aborted: it is fetched then. */
+  skipAborted(): boolean {
+    if (this.aborted.size === 0 || !this.aborted.delete(this.head)) return false;
+    this.head = this.next(this.head);
+    return true;
+  }
+
   /** Doorbell SQyTDBL, 3.1.24: adds entries. False when the value is invalid. */
   ring(tail: number): boolean {
     if (tail >= this.size || tail === this.tail) return false;

@@ -165,7 +165,7 @@ test("half a pair is missing the other", async (t) => {
 });
 
 for (const inWindow of [true, false]) {
-  test(`a pair at the end of its queue and at the beginning, ${inWindow ? "in the window" : "by messages"}`, async (t) => {
+  test(`a pair at the end and the beginning of its queue, ${inWindow ? "in the window" : "by messages"}`, async (t) => {
     const { machine, driver, pair } = await setUp(t, { entries: 5 });
     if (!inWindow) machine.leaveWindow();
     for (let n = 0; n < 7; n++) {
@@ -175,7 +175,7 @@ for (const inWindow of [true, false]) {
   });
 }
 
-test("a completion queue that has no room for both keeps a pair waiting, and one of two entries never has", async (t) => {
+test("a completion queue without room for both keeps a pair waiting; one of two entries never has", async (t) => {
   const { machine, pair } = await setUp(t, { entries: 3 });
   for (let n = 0; n < 4; n++) t.deepEqual(await pair(), n === 0 ? [0, 0] : [COMPARE_FAILURE, FAILED]);
   await machine.reset();
