@@ -8,8 +8,8 @@
  *
  * Of this folder's files, in the order in which a command meets them: doorbell-words.ts and doorbell-poll.ts, doorbells
  * in memory; queues.ts, the rings; command-flow.ts, out of a submission queue; command.ts, one command;
- * data-pointer.ts, where its data is, and segments.ts, where that is in the window; in-flight.ts, what has to end first;
- * completions.ts, into a completion queue; queue-interrupts.ts.
+ * data-pointer.ts, where its data is, and segments.ts, where that is in the window; in-flight.ts, what has to end
+ * first; completions.ts, into a completion queue; queue-interrupts.ts.
  */
 import type { DeviceContext } from "../../../device.js";
 import { ErrorEvent, Status } from "../spec.js";
