@@ -60,6 +60,8 @@ int64_t started_at = 0;
 int quick_deaths = 0;
 bool was_ready = false;
 bool is_ending = false;
+// SIGHUP has the program read its files again, and does not mean that the terminal is gone.
+bool reads_again = false;
 // The last that is to end it.
 uint32_t last_signal = 0;
 int64_t last_signal_at = 0;
@@ -316,7 +318,8 @@ void TakeSignals(int signals) {
   signalfd_siginfo info;
   while (read(signals, &info, sizeof info) == sizeof info) {
     if (info.ssi_signo == SIGCHLD) continue;
-    if (info.ssi_signo != SIGUSR1) {
+    bool ends = info.ssi_signo != SIGUSR1 && !(info.ssi_signo == SIGHUP && reads_again);
+    if (ends) {
       is_ending = true;
       bool is_same = info.ssi_signo == last_signal && Now() - last_signal_at < kSameSignalMs;
       last_signal = info.ssi_signo;
@@ -358,6 +361,10 @@ int main(int count, char** arguments) {
   if (count < 2) {
     Say("usage: vfio-user-holder PROGRAM ARGUMENT...");
     return 2;
+  }
+  for (int i = 2; i < count; i++) {
+    bool is_file = strncmp(arguments[i], "--config", 8) == 0 || strncmp(arguments[i], "--log-file", 10) == 0;
+    reads_again = reads_again || is_file;
   }
   manager = getenv("NOTIFY_SOCKET");
   if (manager != nullptr) manager = strdup(manager);

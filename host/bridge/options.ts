@@ -116,7 +116,7 @@ export const TABLE: ProgramTable = {
           summary:
             "run under a small parent process that starts the bridge again when it died; not to be used under " +
             "systemd, which does so itself (Restart=on-failure)",
-          more: "Sockets cannot be handed down then. SIGHUP goes to the bridge itself, by its pid file.",
+          more: "Sockets cannot be handed down then.",
         },
         ...SERVICE_ROWS,
         CAPABILITIES_ROW,

@@ -59,7 +59,7 @@ test("a bridge that cannot serve ends its parent, with its exit code", async (t)
   t.is(await end(parent), 1);
 });
 
-test("the bridge below it reads its file again, and is started again with what it says then", async (t) => {
+test("SIGHUP has the bridge below read its file again; it is started again with what that says", async (t) => {
   const dir = folder(t);
   const at = (name: string) => join(dir, name);
   const write = (...names: string[]) => {
@@ -80,7 +80,7 @@ test("the bridge below it reads its file again, and is started again with what i
   const first = (JSON.parse(await line('"serving"')) as { pid: number }).pid;
   while (!existsSync(at("pid")) || pid() !== first) await new Promise((resolve) => setTimeout(resolve, 5));
   write("a", "b");
-  process.kill(pid(), "SIGHUP");
+  parent.kill("SIGHUP");
   await line("was read again");
   process.kill(pid(), "SIGKILL");
   const second = (JSON.parse(await line('"serving"')) as { pid: number }).pid;
