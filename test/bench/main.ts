@@ -19,7 +19,7 @@ import { floods } from "./topics/floods.js";
 import { heap } from "./topics/heap.js";
 import { lookup } from "./topics/lookup.js";
 import { maps } from "./topics/maps.js";
-import { nvme } from "./topics/nvme.js";
+import { holes, nvme } from "./topics/nvme.js";
 import { sessions } from "./topics/sessions.js";
 import { vm } from "./topics/vm.js";
 
@@ -79,6 +79,7 @@ async function main(): Promise<void> {
       await measure(lookup);
       await measure(maps);
       await measure(nvme);
+      await measure(holes);
       await measure(sessions);
       await measure(floods);
       await measure(heap);
