@@ -46,21 +46,6 @@ const uint32_t kLayout[] = {
     kFirstId,
 };
 
-template <typename Word>
-Word* TypedWords(Napi::Value value, napi_typedarray_type wanted, const char* name, size_t least,
-                 Napi::ObjectReference* kept) {
-  Napi::Env env = value.Env();
-  napi_typedarray_type type;
-  size_t length;
-  void* data;
-  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || type != wanted) {
-    throw Napi::TypeError::New(env, std::string(name) + " is another kind of array");
-  }
-  if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");
-  if (kept != nullptr) *kept = Napi::Persistent(value.As<Napi::Object>());
-  return static_cast<Word*>(data);
-}
-
 }  // namespace
 
 void AccessPath::Init(Napi::Env env, Napi::Object exports) {
@@ -70,6 +55,7 @@ void AccessPath::Init(Napi::Env env, Napi::Object exports) {
                                             InstanceMethod<&AccessPath::Memory>("memory"),
                                             InstanceMethod<&AccessPath::Registers>("registers"),
                                             InstanceMethod<&AccessPath::Deliver>("deliver"),
+                                            InstanceMethod<&AccessPath::Measure>("measure"),
                                         }));
 }
 
@@ -166,6 +152,16 @@ Napi::Value AccessPath::Deliver(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), true);
 }
 
+// The words of shared/histogram.ts; undefined: nobody looks.
+Napi::Value AccessPath::Measure(const Napi::CallbackInfo& info) {
+  latencies_.words = nullptr;
+  latencies_kept_.Reset();
+  if (info[0].IsUndefined()) return info.Env().Undefined();
+  constexpr size_t kLeast = Latencies::kCommands * Latencies::kWords;
+  latencies_.words = TypedWords<uint32_t>(info[0], napi_uint32_array, "latencies", kLeast, &latencies_kept_);
+  return info.Env().Undefined();
+}
+
 // The state's words come from TypeScript, and are believed; but a rest is the whole session's.
 bool AccessPath::MayRun() const {
   return state_->stopped == 0 && state_->unsent_length == 0 && own_share_[kRests] == 0 && client_ != nullptr;
@@ -224,6 +220,7 @@ bool AccessPath::PassOn(const uint8_t* message, const MessageHeader& header, con
     entry->command = header.command;
     entry->flags = header.flags;
     entry->started_at = state_->ticks;
+    entry->measured_at = latencies_.Now();
     entry->access = access;
     entry->state = PendingAccess::kWaits;
     state_->active = static_cast<uint32_t>(number + 1);
@@ -328,6 +325,7 @@ bool AccessPath::TakeReply(const uint8_t* message, size_t length, const DeviceRi
     std::memcpy(out, &answer, sizeof answer);
     if ((entry.flags & kNoReply) == 0) sent = answer.size;
     state_->active = 0;
+    latencies_.Record(entry.command, entry.measured_at);
   }
   state_->unsent_from = 0;
   state_->unsent_length = static_cast<uint32_t>(sent);

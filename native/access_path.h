@@ -10,6 +10,7 @@
 
 #include "access_check.h"
 #include "arguments.h"
+#include "latency.h"
 #include "poll_task.h"
 #include "register_memory.h"
 #include "ring.h"
@@ -40,7 +41,8 @@ struct PendingAccess {
   uint32_t flags;
   // In TypeScript's ticks.
   uint32_t started_at;
-  uint32_t reserved;
+  // Where latencies are measured, in nanoseconds; else 0.
+  uint32_t measured_at;
   RegionAccess access;
 };
 static_assert(sizeof(PendingAccess) == 40);
@@ -113,6 +115,7 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   Napi::Value Memory(const Napi::CallbackInfo& info);
   Napi::Value Registers(const Napi::CallbackInfo& info);
   Napi::Value Deliver(const Napi::CallbackInfo& info);
+  Napi::Value Measure(const Napi::CallbackInfo& info);
 
   bool MayRun() const;
   bool PassOn(const uint8_t* message, const MessageHeader& header, const RegionAccess& access, bool is_posted);
@@ -133,6 +136,7 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   GuestMemory memory_;
   // The count of writes that were passed on, in register memory; null where there is none.
   uint32_t* writes_sent_ = nullptr;
+  Latencies latencies_;
   // What JavaScript owns.
   Napi::ObjectReference state_kept_;
   Napi::ObjectReference all_turns_kept_;
@@ -140,6 +144,7 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   Napi::ObjectReference rings_kept_;
   Napi::ObjectReference memory_kept_;
   Napi::ObjectReference registers_kept_;
+  Napi::ObjectReference latencies_kept_;
 };
 
 // The task of a Poll on the kick of the ring that replies come by: takes its count first.

@@ -75,6 +75,22 @@ inline Bytes Slice(Napi::Value bytes, Napi::Value offset, Napi::Value length) {
   return {all.data + start, count};
 }
 
+// The same as a pointer, of an array that is kept alive by `kept`, unless that is null.
+template <typename Word>
+Word* TypedWords(Napi::Value value, napi_typedarray_type wanted, const char* name, size_t least,
+                 Napi::ObjectReference* kept) {
+  Napi::Env env = value.Env();
+  napi_typedarray_type type;
+  size_t length;
+  void* data;
+  if (napi_get_typedarray_info(env, value, &type, &length, &data, nullptr, nullptr) != napi_ok || type != wanted) {
+    throw Napi::TypeError::New(env, std::string(name) + " is another kind of array");
+  }
+  if (length < least) throw Napi::RangeError::New(env, std::string(name) + " is too short");
+  if (kept != nullptr) *kept = Napi::Persistent(value.As<Napi::Object>());
+  return static_cast<Word*>(data);
+}
+
 inline std::string Text(Napi::Value value, const char* name) {
   if (!value.IsString()) throw Napi::TypeError::New(value.Env(), std::string(name) + " must be a string");
   std::string text = value.As<Napi::String>().Utf8Value();

@@ -65,4 +65,6 @@ export interface AccessPath {
    * access of the path's.
    */
   deliver(bytes: Uint8Array, offset: number, length: number): boolean;
+  /** The words of shared/histogram.ts, in which latencies are counted from now on; undefined: nobody looks. */
+  measure(latencies: Uint32Array | undefined): void;
 }

@@ -4,6 +4,7 @@
  */
 
 import { randomUUID } from "node:crypto";
+import type { Latencies } from "../../shared/histogram.js";
 import { DEVICE_VM_FDS } from "../../shared/limits.js";
 import { Listener } from "../../shared/listener.js";
 import type { Log } from "../../shared/log.js";
@@ -102,6 +103,12 @@ export class Session {
     this.#backEnd = undefined;
     this.#link.close();
     this.#log.report();
+  }
+
+  /** Latencies of the client's commands are noted there from now on, or nowhere any more. */
+  measure(latencies: Latencies | undefined): void {
+    this.#server.measure(latencies);
+    this.#link.path.measure(latencies);
   }
 
   #connected(fd: number): void {

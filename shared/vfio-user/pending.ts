@@ -9,6 +9,7 @@ import { Errno } from "../errors.js";
 import { KiB, MAX_MESSAGE_SIZE } from "../limits.js";
 import { Header, HeaderFlags } from "../spec/vfio-user.js";
 import type { PendingCommand } from "./backend.js";
+import type { SessionStats } from "./session-stats.js";
 import { type Connection, type Frame, putHeader } from "./socket/connection.js";
 
 const INITIAL_REPLY_SIZE = 4 * KiB;
@@ -29,10 +30,15 @@ export class Pending implements PendingCommand {
   active = false;
   /** False when no reply is wanted, or when it was sent early. */
   wantsReply = false;
+  /** When it began, in milliseconds; 0 where latencies are not measured. */
+  #measuredAt = 0;
   readonly #connection: Connection;
+  readonly #stats: SessionStats;
 
-  constructor(connection: Connection) {
+  /** `stats`: where the latency of each command is noted, if anybody looks. */
+  constructor(connection: Connection, stats: SessionStats) {
     this.#connection = connection;
+    this.#stats = stats;
     this.bytes = this.replyBytes;
     this.data = this.replyData;
   }
@@ -45,8 +51,14 @@ export class Pending implements PendingCommand {
     this.offset = frame.offset;
     this.length = frame.length;
     this.startedAt = now;
+    this.#measuredAt = this.#stats.latencies === undefined ? 0 : performance.now();
     this.wantsReply = (frame.flags & HeaderFlags.NO_REPLY) === 0;
     this.active = true;
+  }
+
+  /** It goes on for another one, which came long ago. */
+  leaveUnmeasured(): void {
+    this.#measuredAt = 0;
   }
 
   reserve(length: number): void {
@@ -77,6 +89,7 @@ export class Pending implements PendingCommand {
   /** The reply's size with its header. */
   #putHeader(length: number): number {
     this.wantsReply = false;
+    if (this.#measuredAt !== 0) this.#measure();
     const size = this.replyOffset + length;
     if (size > this.replyBytes.length) throw new RangeError(`a reply of ${length} bytes that were not reserved`);
     putHeader(this.replyData, 0, this.id, this.command, size, HeaderFlags.TYPE_REPLY);
@@ -93,9 +106,16 @@ export class Pending implements PendingCommand {
 
   fail(errno: number): void {
     if (!this.active) return;
-    if (this.wantsReply) this.#connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
+    if (this.wantsReply) {
+      this.#connection.sendError(this.id, this.command, errno > 0 ? errno : Errno.EIO);
+      if (this.#measuredAt !== 0) this.#measure();
+    }
     this.wantsReply = false;
     this.active = false;
     this.#connection.finish();
+  }
+
+  #measure(): void {
+    this.#stats.latencies?.record(this.command, performance.now() - this.#measuredAt);
   }
 }

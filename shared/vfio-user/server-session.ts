@@ -19,22 +19,12 @@ import { DmaMessages } from "./dma/dma-messages.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
+import type { SessionStats } from "./session-stats.js";
 import type { AccessPath } from "./socket/access-path.js";
 import { Connection, type ConnectionHandler, type Frame } from "./socket/connection.js";
 import { LOST } from "./socket/receive-buffer.js";
 import { TwinSocket } from "./socket/twin-socket.js";
 import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
-
-export interface SessionStats {
-  clients: number;
-  commands: number;
-  reads: number;
-  /** How many of these the device knows nothing of. */
-  readsFromMemory: number;
-  writes: number;
-  errors: number;
-  timeouts: number;
-}
 
 interface ServerSessionOptions {
   readonly backend: Backend;
@@ -80,7 +70,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
     });
-    this.#pending = new Pending(this.#connection);
+    this.#pending = new Pending(this.#connection, options.stats);
     // Nobody else is served while this one says nothing, or no more than the half of a message.
     this.#stopWaiting = startDeadline(options.versionWaitMs, () =>
       this.close("the client did not say VERSION in time"),
@@ -101,15 +91,10 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   count(): void {
     const served = this.#connection.takeServed();
     const { stats } = this.#options;
-    stats.commands += served;
-    stats.reads += served;
-    stats.readsFromMemory += served;
+    if (served > 0) stats.countAccesses(0, served, 0, 0);
     if (this.#path === undefined) return;
     const { reads, readsFromMemory, writes, sent } = this.#path.takeCounts();
-    stats.commands += sent + readsFromMemory;
-    stats.reads += reads + readsFromMemory;
-    stats.readsFromMemory += readsFromMemory;
-    stats.writes += writes;
+    stats.countAccesses(reads, readsFromMemory, writes, sent - reads - writes);
   }
 
   close(reason: string): void {
@@ -143,14 +128,15 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   take(): PendingCommand | undefined {
     const frame = this.#path?.take();
     if (frame === undefined) return undefined;
-    const pending = new Pending(this.#connection);
+    const pending = new Pending(this.#connection, this.#options.stats);
     pending.begin(frame, this.#now);
+    pending.leaveUnmeasured();
     return pending;
   }
 
   command(frame: Frame): void {
     const pending = this.#pending;
-    this.#options.stats.commands++;
+    this.#options.stats.count(frame.command);
     pending.begin(frame, this.#now);
     if (frame.fds === LOST) {
       this.#options.stats.errors++;
@@ -357,11 +343,12 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   /** The backend did not answer in time. It keeps the pending object; the next command gets a fresh one. */
   #expire(late: Pending): void {
     this.#noteLate(late.command);
-    const pending = new Pending(this.#connection);
+    const pending = new Pending(this.#connection, this.#options.stats);
     this.#pending = pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
     const { id, command, bytes, data, offset, length } = late;
     pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.#now);
+    pending.leaveUnmeasured();
     late.active = false;
     this.#connection.leaveBody();
     if (command === Command.REGION_READ) replyAllOnes(pending);

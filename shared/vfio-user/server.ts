@@ -9,7 +9,7 @@
  *   twin-socket.ts, a second connection for the server's own requests; access-path.ts, register accesses that go to a
  *   device VM's ring without any of the rest.
  * - server-session.ts: a client from VERSION (version.ts) to its end; checks.ts, what each command must look like;
- *   pending.ts, the command in flight and its reply.
+ *   pending.ts, the command in flight and its reply; session-stats.ts, what is counted.
  * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link; absent-device.ts:
  *   how it is answered for when nothing does.
  * - dma/: dma-maps.ts (DMA_MAP and DMA_UNMAP) over dma-table.ts and dma-ranges.ts; dma-messages.ts (DMA_READ and
@@ -19,13 +19,15 @@
  * - client/: the other side.
  */
 import { startTicks } from "../deadline.js";
+import type { Latencies } from "../histogram.js";
 import { DEVICE_WAIT_MS, REPLY_DEADLINE_MS, VERSION_WAIT_MS } from "../limits.js";
 import { Listener } from "../listener.js";
 import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend } from "./backend.js";
-import { ServerSession, type SessionStats } from "./server-session.js";
+import { ServerSession } from "./server-session.js";
+import { SessionStats } from "./session-stats.js";
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -48,25 +50,21 @@ export interface ServerOptions {
   readonly fds?: FdShare;
 }
 
-interface ServerStats extends Readonly<SessionStats> {
+interface ServerStats extends Pick<SessionStats, Counted> {
   /** Whether a client is connected now, and its DMA maps. */
   readonly connected: boolean;
   readonly maps: number;
 }
 
+type Counted = "clients" | "commands" | "reads" | "readsFromMemory" | "writes" | "errors" | "timeouts";
+
 export class Server {
   readonly #log: Log;
   readonly #share: Share;
   readonly #fds: FdShare;
-  readonly #counts: SessionStats = {
-    clients: 0,
-    commands: 0,
-    reads: 0,
-    readsFromMemory: 0,
-    writes: 0,
-    errors: 0,
-    timeouts: 0,
-  };
+  readonly #counts = new SessionStats();
+  /** No client is taken any more. */
+  isDraining = false;
   #listener: Listener | undefined;
   #session: ServerSession | undefined;
   #serving: Promise<void> = Promise.resolve();
@@ -81,7 +79,30 @@ export class Server {
 
   get stats(): ServerStats {
     this.#session?.count();
-    return { ...this.#counts, connected: this.#session !== undefined, maps: this.#session?.mapCount ?? 0 };
+    const { clients, commands, reads, readsFromMemory, writes, errors, timeouts } = this.#counts;
+    const session = this.#session;
+    return {
+      ...{ clients, commands, reads, readsFromMemory, writes, errors, timeouts },
+      connected: session !== undefined,
+      maps: session?.mapCount ?? 0,
+    };
+  }
+
+  /** How many commands of each number came. */
+  get commands(): Readonly<Float64Array> {
+    this.#session?.count();
+    return this.#counts.byCommand;
+  }
+
+  /** Latencies are noted there from now on, or nowhere any more. */
+  measure(latencies: Latencies | undefined): void {
+    this.#counts.latencies = latencies;
+  }
+
+  /** Ends the client's connection, as if it had gone. False when there is none. */
+  disconnect(reason: string): boolean {
+    this.#session?.close(reason);
+    return this.#session !== undefined;
   }
 
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
@@ -107,6 +128,11 @@ export class Server {
   #connected(fd: number): void {
     if (this.#session !== undefined) {
       this.#log.warn("refused a second client: one at a time");
+      closePeerSocket(fd, this.#fds);
+      return;
+    }
+    if (this.isDraining) {
+      this.#log.info("refused a client: no more are taken");
       closePeerSocket(fd, this.#fds);
       return;
     }

@@ -82,6 +82,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   readonly #relay: CommandRelay;
   readonly #introduction: Introduction;
   readonly #config: ConfigSpace;
+  readonly path: AccessPath;
   #backEnd: BackEnd | undefined;
   #stopGrace = () => {};
   #retry: NodeJS.Timeout | undefined;
@@ -102,6 +103,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     const interrupts = new ClientInterrupts(state, changes, requests, doorbells, log);
     const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
     const relay = new CommandRelay(state, requests, process, path);
+    this.path = path;
     this.#changes = changes;
     this.#requests = requests;
     this.#maps = maps;

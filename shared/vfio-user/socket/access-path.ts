@@ -10,6 +10,7 @@
  */
 import * as native from "../../../native/index.js";
 import { TICKS_PER_DEADLINE } from "../../deadline.js";
+import type { Latencies } from "../../histogram.js";
 import { MAX_REGIONS } from "../../limits.js";
 import { RegionAccess } from "../../spec/vfio-user.js";
 import { setU64, struct } from "../../struct/struct.js";
@@ -35,7 +36,7 @@ const PendingAccess = struct({
   flags: "u32",
   /** In ticks. */
   startedAt: "u32",
-  reserved: 4,
+  measuredAt: "u32",
   access: RegionAccess.size,
 });
 
@@ -159,6 +160,11 @@ export class AccessPath {
       return;
     }
     this.native.rings([to.state, ...to.parts, to.eventIndex], [from.state, ...from.parts, from.eventIndex]);
+  }
+
+  /** Latencies are noted there from now on, or nowhere any more. */
+  measure(latencies: Latencies | undefined): void {
+    this.native.measure(latencies?.words);
   }
 
   stop(reasons: number): void {
