@@ -52,6 +52,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/spec": ["shared/struct", "shared/bits.ts"],
   shared: COMMON,
   "shared/command-line": ["shared"],
+  "shared/capture": COMMON,
   "shared/notify": COMMON,
   "shared/service": [...COMMON, "shared/notify"],
   "shared/vfio-user": COMMON,

@@ -89,6 +89,30 @@ export async function prepareExtras(): Promise<Extras> {
   return { root: join(tree, "root"), kernels: await Promise.all(suites.map((suite) => kernelIn(kernels, suite))) };
 }
 
+/** What the tests of docs/protocol/ run. */
+export interface ProtocolTools {
+  readonly tshark: Command;
+  /** With Kaitai Struct's library. */
+  readonly python: Command;
+}
+
+/** As prepareVmEnvironment, for the tests of docs/protocol/. Throws a UserError. */
+export async function prepareProtocolTools(): Promise<ProtocolTools> {
+  const { tree } = await runSetup("setup-protocol.sh");
+  if (tree === undefined) throw new UserError("scripts/vm/setup-protocol.sh did not say where it put the programs.");
+  const root = join(tree, "root");
+  const command = (program: string, environment: Record<string, string>): Command => ({
+    program: treeLoader(root),
+    args: ["--library-path", treeLibraryPath(root), join(root, "usr/bin", program)],
+    environment,
+  });
+  const PYTHONPATH = join(root, "usr/lib/python3/dist-packages");
+  return {
+    tshark: command("tshark", {}),
+    python: command("python3", { PYTHONHOME: join(root, "usr"), PYTHONPATH }),
+  };
+}
+
 async function kernelIn(kernels: string, suite: string): Promise<GuestKernel> {
   const directory = join(kernels, suite);
   const version = (await readFile(join(directory, "version"), "utf8")).trim();

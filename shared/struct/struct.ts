@@ -11,8 +11,8 @@
  */
 
 /** Width of each scalar field type in bytes. */
-const WIDTH = { u8: 1, u16: 2, u32: 4, u64: 8, i64: 8, u64big: 8 } as const;
-type Scalar = keyof typeof WIDTH;
+export const WIDTH = { u8: 1, u16: 2, u32: 4, u64: 8, i64: 8, u64big: 8 } as const;
+export type Scalar = keyof typeof WIDTH;
 
 /** A field: a scalar, or a run of n bytes that stays uninterpreted (padding, names, nested structures). */
 type FieldType = Scalar | number;
@@ -30,6 +30,8 @@ interface View {
 }
 
 export interface Struct<T extends Table> {
+  /** The fields in wire order, for whoever describes them elsewhere. */
+  readonly table: T;
   /** Size in bytes, with no padding that the table does not name. */
   readonly size: number;
   /** Byte offset of each field from the start. */
@@ -172,6 +174,7 @@ export function struct<const T extends Table>(table: T): Struct<T> {
   const view = (data = new DataView(new ArrayBuffer(size)), offset = 0) =>
     new StructView(data, offset) as unknown as View & Fields<T>;
   return {
+    table,
     size,
     offsets: offsets as Struct<T>["offsets"],
     view,
