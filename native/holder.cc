@@ -27,15 +27,12 @@
 #include <cstring>
 
 #include "fd_store.h"
+#include "restarts.h"
 
 namespace {
 
 constexpr const char* kName = "vfio-user-bridge";
 constexpr int kSignals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD};
-// A program that ran for so long is started again at once when it dies; others wait, twice as long each time.
-constexpr int64_t kStableMs = 10'000;
-constexpr int64_t kFirstDelayMs = 100;
-constexpr int64_t kMostDelayMs = 5'000;
 // What systemd takes in one message.
 constexpr size_t kMostText = 4096;
 constexpr size_t kMostMessageFds = 253;
@@ -56,8 +53,6 @@ const char* manager = nullptr;
 
 pid_t program = -1;
 int64_t started_at = 0;
-// Deaths in a row of a program that did not run for long.
-int quick_deaths = 0;
 bool was_ready = false;
 bool is_ending = false;
 // SIGHUP has the program read its files again, and does not mean that the terminal is gone.
@@ -281,13 +276,8 @@ bool IsFinal(int status) {
 
 int ExitCode(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
 
-// After its death: how long to wait before the next start.
-int64_t NextDelay(int status) {
-  bool was_stable = Now() - started_at >= kStableMs;
-  quick_deaths = was_stable ? 0 : quick_deaths + 1;
-  int64_t delay = 0;
-  if (quick_deaths > 1) delay = kFirstDelayMs << (quick_deaths - 2 < 6 ? quick_deaths - 2 : 6);
-  if (delay > kMostDelayMs) delay = kMostDelayMs;
+// Says how it ended, and when it is started again.
+void SayDeath(int status, int64_t delay) {
   char how[48];
   if (WIFEXITED(status)) {
     snprintf(how, sizeof how, "ended with code %d", WEXITSTATUS(status));
@@ -298,11 +288,9 @@ int64_t NextDelay(int status) {
   if (delay == 0) {
     Say("the bridge, process %d, %s: it is started again, with %zu file descriptors", program, how, store.count());
   } else {
-    Say("the bridge, process %d, %s, %d times in a row within %d s of its start: it is started again in %d ms, with "
-        "%zu file descriptors",
-        program, how, quick_deaths, static_cast<int>(kStableMs / 1000), static_cast<int>(delay), store.count());
+    Say("the bridge, process %d, %s, again and again: it is started again in %d ms, with %zu file descriptors", program,
+        how, static_cast<int>(delay), store.count());
   }
-  return delay;
 }
 
 // Whether the program is dead. All that it sent is dealt with before its number can become another process's.
@@ -331,6 +319,7 @@ void TakeSignals(int signals) {
 }
 
 int Run(int signals, char** arguments) {
+  Restarts restarts(Now());
   int status = 0;
   int64_t start_at = Now();
   for (;;) {
@@ -339,7 +328,7 @@ int Run(int signals, char** arguments) {
       if (is_ending) return ExitCode(status);
       wait = start_at - Now();
       if (wait <= 0) {
-        if (!Start(arguments)) start_at = Now() + kMostDelayMs;
+        if (!Start(arguments)) start_at = Now() + Restarts::kMostDelayMs;
         continue;
       }
     }
@@ -349,7 +338,9 @@ int Run(int signals, char** arguments) {
     TakeSignals(signals);
     if (program > 0 && IsDead(&status)) {
       if (IsFinal(status)) return ExitCode(status);
-      start_at = Now() + NextDelay(status);
+      int64_t delay = restarts.DelayAfter(started_at, Now());
+      SayDeath(status, delay);
+      start_at = Now() + delay;
       program = -1;
     }
   }
