@@ -14,6 +14,9 @@ export interface BridgeProcessOptions {
   readonly args?: readonly string[];
   /** RLIMIT_NOFILE. */
   readonly maxFds?: number;
+  readonly env?: NodeJS.ProcessEnv;
+  /** Another program than the bridge's main file. */
+  readonly main?: string;
 }
 
 export class BridgeProcess {
@@ -44,7 +47,7 @@ export class BridgeProcess {
         `${limit}exec "$@"`,
         "bash",
         process.execPath,
-        MAIN,
+        options.main ?? MAIN,
         ...pairs.flat(),
         "--window-size",
         size,
@@ -52,7 +55,7 @@ export class BridgeProcess {
         "debug",
         ...(options.args ?? []),
       ],
-      { stdio: ["ignore", "ignore", "pipe"] },
+      { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, ...options.env } },
     );
     this.process.stderr?.setEncoding("utf8").on("data", (text: string) => {
       this.#log += text;

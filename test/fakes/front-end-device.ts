@@ -58,6 +58,8 @@ export class TestDevice {
   readonly bar = new Uint8Array(BAR_SIZE);
   /** All that came, in order. */
   readonly received: LinkMessage[] = [];
+  /** Replies that nobody waited for: none from a bridge that answers each command once. */
+  readonly strays: LinkMessage[] = [];
   /** Returns true when it dealt with a command itself. */
   onCommand: ((message: LinkMessage) => boolean) | undefined;
   readonly rings: TestRing[] = [];
@@ -257,8 +259,10 @@ export class TestDevice {
 
   #handle(received: LinkMessage): void {
     if ((received.flags & HeaderFlags.TYPE_MASK) === HeaderFlags.TYPE_REPLY) {
-      this.#replies.get(received.id)?.(received);
+      const resolve = this.#replies.get(received.id);
       this.#replies.delete(received.id);
+      if (resolve === undefined) this.strays.push(received);
+      else resolve(received);
       return;
     }
     this.received.push(received);

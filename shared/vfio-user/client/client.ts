@@ -142,6 +142,11 @@ export class Client {
     return this.#twin !== undefined && !this.#twin.closed;
   }
 
+  /** How many replies came that nobody waited for: too late, or twice. */
+  get strayReplies(): number {
+    return this.#requests.strays;
+  }
+
   close(): void {
     this.#connection.close(new PeerGone("the client closed the connection"));
   }

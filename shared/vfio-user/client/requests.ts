@@ -56,6 +56,8 @@ export class ClientRequests {
   #out = new Uint8Array(4 * KiB);
   #outData = new DataView(this.#out.buffer);
   #gone: PeerGone | undefined;
+  /** Replies that nobody waited for. */
+  strays = 0;
 
   constructor(connection: Connection, timeoutMs: number) {
     this.#connection = connection;
@@ -90,7 +92,10 @@ export class ClientRequests {
   handleReply(frame: Frame): void {
     const request = this.#table.waiterOf(frame.id);
     this.#table.free(frame.id);
-    if (request === undefined) return;
+    if (request === undefined) {
+      this.strays++;
+      return;
+    }
     const { command } = request;
     if (frame.flags & HeaderFlags.ERROR) {
       const errno = frame.errno || Errno.EIO;
