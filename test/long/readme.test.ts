@@ -10,6 +10,8 @@ import { readmeBlocks } from "./readme-blocks.js";
 import { Terminal } from "./terminal.js";
 
 const STEP_MS = 2 * 60_000;
+/** Building, and unpacking QEMU and a kernel where they are not yet. */
+const SET_UP_MS = 15 * 60_000;
 const TERMINALS = { bridge: 1, deviceVm: 2, driverVm: 3 } as const;
 const PROMPTS: Readonly<Record<string, string>> = {
   "in the device VM": "device-vm# ",
@@ -49,7 +51,7 @@ test("its lines lead from a clone to a disk in the driver VM", async (t) => {
     if (where === "on the host") {
       terminal = new Terminal(commands, options);
       terminals.set(number ?? 0, terminal);
-      if (number === undefined) t.is(await terminal.ended, 0, terminal.output);
+      if (number === undefined) t.is(await terminal.end(SET_UP_MS), 0, terminal.output);
     } else {
       if (number === undefined) throw new Error(`"${where}" without a terminal`);
       terminal = open(number);
@@ -65,16 +67,16 @@ test("its lines lead from a clone to a disk in the driver VM", async (t) => {
 
   const driverVm = open(TERMINALS.driverVm);
   driverVm.type("poweroff -f\n");
-  t.is(await driverVm.ended, 0, driverVm.output);
+  t.is(await driverVm.end(STEP_MS), 0, driverVm.output);
   const deviceVm = open(TERMINALS.deviceVm);
   await deviceVm.waitFor("served so far", 0, STEP_MS);
   deviceVm.type("\x03");
   const prompt = await deviceVm.waitFor(PROMPTS["in the device VM"], deviceVm.output.length, STEP_MS);
   t.notRegex(deviceVm.output, /\b(WARN|ERROR|FATAL)\b|"level":[4-6]0/);
   deviceVm.type("poweroff -f\n");
-  t.is(await deviceVm.ended, 0, deviceVm.output.slice(prompt));
+  t.is(await deviceVm.end(STEP_MS), 0, deviceVm.output.slice(prompt));
   const bridge = open(TERMINALS.bridge);
   bridge.interrupt();
-  t.is(await bridge.ended, 0, bridge.output);
+  t.is(await bridge.end(STEP_MS), 0, bridge.output);
   t.notRegex(bridge.output, /"level":[4-6]0/);
 });

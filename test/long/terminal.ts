@@ -14,7 +14,7 @@ const STOP_DEADLINE_MS = 5000;
 
 export class Terminal {
   output = "";
-  readonly ended: Promise<number | null>;
+  readonly #ended: Promise<number | null>;
   readonly #child: ChildProcess;
   readonly #wakeUps = new WakeUps();
   #isEnded = false;
@@ -28,8 +28,8 @@ export class Terminal {
         this.output += text.replaceAll("\r", "");
         this.#wakeUps.wake();
       });
-    this.#child.stdin?.on("error", () => {}); // seen by `ended`
-    this.ended = once(this.#child, "close").then(() => {
+    this.#child.stdin?.on("error", () => {}); // seen by #ended
+    this.#ended = once(this.#child, "close").then(() => {
       this.#isEnded = true;
       this.#wakeUps.wake();
       return this.#child.exitCode;
@@ -59,11 +59,22 @@ export class Terminal {
     }
   }
 
+  /** Waits for its end, and gives its exit code. */
+  async end(timeoutMs: number): Promise<number | null> {
+    const deadline = performance.now() + timeoutMs;
+    while (!this.#isEnded) {
+      const left = deadline - performance.now();
+      if (left <= 0) throw new Error(`the terminal did not end; it said:\n${this.output}`);
+      await this.#wakeUps.wait(left);
+    }
+    return this.#ended;
+  }
+
   async stop(): Promise<void> {
     if (this.#isEnded) return;
     this.#child.kill("SIGTERM");
     const timer = setTimeout(() => this.#child.kill("SIGKILL"), STOP_DEADLINE_MS);
-    await this.ended;
+    await this.#ended;
     clearTimeout(timer);
   }
 }

@@ -6,7 +6,8 @@ import { join } from "node:path";
 import anyTest, { type ExecutionContext, type TestFn } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
 import type { Vm } from "../../scripts/vm/qemu.js";
-import { COMMAND_MS, exerciseDisk, nvmeMaps, nvmeState, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { exerciseDisk, nvmeMaps, nvmeState, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { kernelLog } from "../vm/kernel-log.js";
 import { mapsOf, startLocalDevice } from "../vm/local-device.js";
 import { type Reset, surviveResets, VIOMMU } from "../vm/viommu.js";
 import { driverVmChoices, driverVmOf, type LongSetUp, startLong } from "./driver-vms.js";
@@ -59,7 +60,7 @@ for (const [what, iommu, high] of HIGH) {
     t.is(await waitForDisk(vm), DISK_MIB * 2 ** 20);
     t.regex(await state(), high);
     t.regex(await exerciseDisk(vm, 4), /^[0-9a-f]{64}$/);
-    t.notRegex(await vm.check("dmesg", COMMAND_MS), /nvme.*(error|timeout|abort)|I\/O error/i);
+    t.notRegex(await kernelLog(vm), /nvme.*(error|timeout|abort)|I\/O error/i);
     t.notRegex(vm.log, /\[qemu\]/, "QEMU complains of nothing");
   };
 

@@ -20,3 +20,8 @@ export async function moveVectors(vm: Vm): Promise<() => Promise<number>> {
   await vm.check(MOVE, COMMAND_MS);
   return async () => Number(await vm.check("rm /tmp/move; wc -l </tmp/moves", COMMAND_MS));
 }
+
+/** Waits until more than so many moves were made. */
+export async function movesMade(vm: Vm, count: number, timeoutMs: number): Promise<void> {
+  await vm.check(`until [ $(wc -l </tmp/moves) -gt ${count} ]; do sleep 0.5; done`, timeoutMs);
+}

@@ -5,6 +5,7 @@
 import type { ExecutionContext } from "ava";
 import type { Vm } from "../../scripts/vm/qemu.js";
 import { booted, COMMAND_MS, type DriverVmChoices, waitForDisk } from "../../scripts/vm/two-vms.js";
+import { kernelLog } from "./kernel-log.js";
 
 export const VIOMMU: DriverVmChoices = { iommu: "intel", reboots: true };
 
@@ -48,7 +49,7 @@ export async function surviveResets(
     t.is(await waitForDisk(vm), size, what);
     t.is(await countMaps(), atFirst, what);
     t.is(await vm.check(READ, COMMAND_MS), sum, what);
-    t.notRegex(await vm.check("dmesg", COMMAND_MS), /nvme.*(error|timeout|abort)|I\/O error|DMAR:.*fault/i, what);
+    t.notRegex(await kernelLog(vm), /nvme.*(error|timeout|abort)|I\/O error|DMAR:.*fault/i, what);
   }
   t.notRegex(vm.log, /\[qemu\]/, "QEMU complains of nothing");
 }
