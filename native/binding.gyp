@@ -32,7 +32,7 @@
       "cflags!": ["-fno-exceptions"],
       "cflags_cc!": ["-fno-exceptions", "-fno-rtti"],
       "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"],
-      "ldflags": ["-Wl,-z,nodelete"]
+      "ldflags": ["-Wl,-z,nodelete", "-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"]
     },
     {
       "target_name": "vfio-user-holder",
@@ -41,7 +41,7 @@
       "cflags_cc!": ["-std=gnu++17"],
       "cflags_cc": ["-std=c++20", "-O2", "-Wall", "-Wextra"],
       "ldflags!": ["-rdynamic"],
-      "ldflags": ["-Wl,--as-needed"]
+      "ldflags": ["-Wl,--as-needed", "-static-libstdc++", "-static-libgcc"]
     }
   ]
 }

@@ -7,14 +7,14 @@
  * environments, so every worker thread may load the addon. Offsets and lengths are bytes and are checked against the
  * buffers they go with (RangeError).
  */
-import { createRequire } from "node:module";
+import { loadAddon } from "./platform.js";
 import type * as tasks from "./stream.js";
 
 export { STREAM_WORDS, StreamWord } from "./stream.js";
 export type Stream = tasks.Stream;
 export type AccessPath = tasks.AccessPath;
 
-const addon = createRequire(import.meta.url)("./addon.node") as Addon;
+const addon = loadAddon() as Addon;
 
 /** Which conditions a Poll waits for, as bits. */
 export const POLL_READABLE = 1;

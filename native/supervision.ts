@@ -1,9 +1,8 @@
 /** The addon's exports for a process that somebody supervises; index.ts has the rest, and the conventions. */
-import { createRequire } from "node:module";
-import { fileURLToPath } from "node:url";
+import { loadAddon, platformFile } from "./platform.js";
 
 /** The program that supervises where no service manager does (holder.cc). */
-export const HOLDER = fileURLToPath(new URL("./vfio-user-holder", import.meta.url));
+export const HOLDER = platformFile("vfio-user-holder");
 
 interface Supervision {
   /** A datagram socket, for `send`, that is connected to a path, or to an abstract name if it begins with "@". */
@@ -15,6 +14,6 @@ interface Supervision {
   execute(path: string, args: readonly string[]): never;
 }
 
-const addon = createRequire(import.meta.url)("./addon.node") as Supervision;
+const addon = loadAddon() as Supervision;
 
 export const { connectDatagrams, execute } = addon;

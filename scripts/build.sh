@@ -35,13 +35,18 @@ if [[ ! -f native/build/Makefile || native/binding.gyp -nt native/build/Makefile
   say "configuring the addon"
   node_modules/.bin/node-gyp configure -C native "${gyp_options[@]}" --loglevel=error >&2
 fi
-addon=build/native/addon.node
+compiled=build/native/$(node -p 'process.platform + "-" + process.arch')
+addon=$compiled/addon.node
 newer() { find native -maxdepth 1 -type f -name '*.*' -newer $addon ! -name '*.ts' ! -name '*.json'; }
 if [[ ! -f $addon || $(newer) ]]; then
   say "compiling the addon"
   node_modules/.bin/node-gyp build -C native "${gyp_options[@]}" --loglevel=error >/dev/null
-  mkdir -p build/native
-  cp -f native/build/Release/{addon.node,vfio-user-holder} build/native/
+  mkdir -p "$compiled"
+  # Under other names first: a process that runs has the old ones open.
+  for file in addon.node vfio-user-holder; do
+    cp "native/build/Release/$file" "$compiled/.$file"
+    mv "$compiled/.$file" "$compiled/$file"
+  done
 fi
 
 # The compiler leaves what it made of files that are gone, and a test that is gone must not run.

@@ -102,7 +102,7 @@ export async function projectEntries(): Promise<Entry[]> {
     entries.push(
       ...(await directoryEntries(join(PROJECT_ROOT, "node_modules", name), `${GUEST_PROJECT}/node_modules/${name}`)),
     );
-  const addon = join(build, "native/addon.node");
+  const addon = join(build, "native/linux-x64/addon.node");
   if (existsSync(addon)) {
     const present = new Set(await sharedLibraries(await realpath(process.execPath)));
     const extra = (await sharedLibraries(addon)).filter((path) => !present.has(path));
