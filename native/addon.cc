@@ -10,7 +10,8 @@
 // - Threads for what waits: io_pool.cc over io_threads.cc, line_writer.cc.
 // - Supervision: supervision.cc (a supervised process; typed by supervision.ts), and the program that supervises:
 //   holder.cc over fd_store.cc, which is no part of the addon.
-// - ioctl.cc, and platform.ts, which finds the compiled files. Headers for all: addon.h, arguments.h, error.h, file_status.h, file_end.h, huge_pages.h.
+// - ioctl.cc. platform.ts finds the compiled files. Headers for all: addon.h, arguments.h, error.h,
+//   file_status.h, file_end.h, huge_pages.h.
 #include "addon.h"
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {

@@ -15,6 +15,7 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const read = (path: string) => readFileSync(join(ROOT, path), "utf8");
 const directory = mkdtempSync(join(tmpdir(), "package-"));
 const installed = join(directory, "node_modules");
+let tarball = "";
 test.after.always(() => rmSync(directory, { recursive: true }));
 
 interface Manifest {
@@ -41,7 +42,8 @@ test.before(() => {
     cwd: ROOT,
     encoding: "utf8",
   });
-  execFileSync("tar", ["-xzf", packed.trim()], { cwd: directory });
+  tarball = join(directory, packed.trim());
+  execFileSync("tar", ["-xzf", tarball], { cwd: directory });
   mkdirSync(installed);
   cpSync(join(directory, "package"), join(installed, "virtio-vfio-user"), { recursive: true });
   const { dependencies = {} }: Manifest = JSON.parse(read("package.json"));
@@ -102,7 +104,7 @@ test("the README's device compiles against the package's types, with nothing els
 test("the guide's code is edu's, and compiles, or uses the client, and runs; so does docs/client.md's", async (t) => {
   const source = read(EDU);
   const rest = guide.filter((code) => !source.includes(code));
-  t.is(rest.length, 1, rest.join("\n"));
+  t.is(rest.length, 2, rest.join("\n"));
   const edu = source.replace(/^import .* from "(\.\.\/)+.*;\n/gm, "");
   const imports = 'import { type Device, type DeviceContext, inBounds, pair, RegisterFile } from "virtio-vfio-user";\n';
   const made = "export default () => createEdu();\n";
@@ -110,7 +112,10 @@ test("the guide's code is edu's, and compiles, or uses the client, and runs; so 
   t.true(rest[0].includes("/run/edu.sock"));
   link("@types/node");
   const test = rest[0].replace("/run/edu.sock", socket);
-  const out = compile("guide", { "edu.ts": imports + edu + made, "test.ts": test }, ["node"]);
+  const served = `import create from "./edu.js";\n${rest[1]}console.log(await test(create()));\n`;
+  const files = { "edu.ts": imports + edu + made, "test.ts": test, "served.ts": served };
+  const out = compile("guide", files, ["node"]);
+  t.regex(execFileSync(process.execPath, [join(out, "served.js")], { encoding: "utf8" }), /\[ 52, 18, 232, 17 \]/);
   const program = join(installed, "virtio-vfio-user/build/guest/main.js");
   const child = spawn(process.execPath, [program, "run", join(out, "edu.js"), "--socket-path", socket], {
     stdio: ["ignore", "ignore", "pipe"],
@@ -148,6 +153,26 @@ test("the guide's declarations compile, and what else the package exports", (t) 
       return new ProtocolError("", Errno.EINVAL).errno;
     }`;
   t.notThrows(() => compile("rest", { "rest.ts": source }));
+});
+
+test("publint and attw find nothing wrong with it", (t) => {
+  const bin = (name: string, ...args: string[]) =>
+    execFileSync(join(ROOT, "node_modules/.bin", name), [tarball, ...args], { encoding: "utf8" });
+  t.regex(bin("publint", "--strict"), /All good!/);
+  // Only require() of a CommonJS module and TypeScript's oldest resolution cannot: they cannot with any ES module.
+  t.notThrows(() => bin("attw", "--profile", "esm-only"));
+});
+
+test("on a platform for which nothing was compiled it says so, in one sentence", (t) => {
+  const script = `
+    Object.defineProperty(process, "arch", { value: "riscv64" });
+    await import("virtio-vfio-user/client").catch((error) => console.log(error.message));`;
+  const said = execFileSync(process.execPath, ["--input-type=module", "-e", script], {
+    cwd: directory,
+    encoding: "utf8",
+  });
+  const where = "virtio-vfio-user's addon cannot be loaded on linux-riscv64";
+  t.regex(said, new RegExp(`^${where}: it was built for (linux-arm64 and )?linux-x64\\. Build`));
 });
 
 test("each program of the package says what it is for, from where it is installed", (t) => {

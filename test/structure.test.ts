@@ -82,6 +82,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
     ...["guest/devices", "guest/function", "guest/device.ts", "guest/scatter-list.ts"],
     ...["guest/link", "guest/pci", "guest/vfio"],
   ],
+  "guest/testing.ts": ["shared", "shared/vfio-user/client", "guest/device.ts", "guest/function", "guest/link"],
   scripts: [...COMMON, "shared/vfio-user/client", "guest/devices"],
   "scripts/man.ts": [...COMMON, "host/bridge", "host/check", "guest", "guest/devices"],
 };

@@ -13,7 +13,8 @@ declare -A packages=([x64]=g++-x86-64-linux-gnu [arm64]=g++-aarch64-linux-gnu)
 
 node_headers=$(dirname "$(dirname "$(readlink -f "$(command -v node)")")")/include/node
 if [[ ! -f $node_headers/node_api.h ]]; then
-  node_headers=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/node-gyp" -path '*/include/node' -print -quit 2>/dev/null || true)
+  # Where node-gyp has put those that it fetched.
+  node_headers=$(find "${XDG_CACHE_HOME:-$HOME/.cache}/node-gyp" -path '*/include/node' -print -quit 2>/dev/null) || :
 fi
 [[ -f $node_headers/node_api.h ]] || { say "error: node's headers are missing: run npm run build first"; exit 1; }
 
@@ -39,8 +40,9 @@ link() {
 for arch in x64 arm64; do
   [[ $arch != "$(node -p process.arch)" ]] || continue
   folder=$PWD/build/native/linux-$arch
-  if [[ -f $folder/addon.node && ! $(find native -maxdepth 1 -type f -newer "$folder/addon.node" ! -name '*.ts') ]]; then
-    continue
+  if [[ -f $folder/addon.node ]]; then
+    newer=$(find native -maxdepth 1 -type f -newer "$folder/addon.node" ! -name '*.ts')
+    [[ $newer ]] || continue
   fi
   if ! command -v "${compilers[$arch]}" >/dev/null; then
     say "installing Debian's ${packages[$arch]}"
