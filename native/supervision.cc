@@ -1,11 +1,15 @@
 // What a process needs that somebody supervises (shared/notify): a socket for its messages, and the means to become
 // another program.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -35,6 +39,43 @@ Napi::Value ConnectDatagrams(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, fd);
 }
 
+Napi::Value SendDatagram(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  int to = Fd(info[0]);
+  Bytes bytes = ByteArray(info[1], "bytes");
+  int fd = static_cast<int>(Integer(info[2], "fd", -1, INT32_MAX));
+  int wait = static_cast<int>(Integer(info[3], "milliseconds", 0, 60'000));
+  union {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    cmsghdr header;
+  } control{};
+  iovec vector{bytes.data, bytes.length};
+  msghdr message{};
+  message.msg_iov = &vector;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+    message.msg_control = control.bytes;
+    message.msg_controllen = sizeof control.bytes;
+  }
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  auto milliseconds = [](const timespec& time) { return time.tv_sec * 1000 + time.tv_nsec / 1'000'000; };
+  long until = milliseconds(now) + wait;
+  for (;;) {
+    if (sendmsg(to, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return Napi::Boolean::New(env, true);
+    if (errno != EAGAIN && errno != EINTR) throw SystemError(env, errno, "sendmsg");
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long left = until - milliseconds(now);
+    if (left <= 0) return Napi::Boolean::New(env, false);
+    pollfd event{to, POLLOUT, 0};
+    poll(&event, 1, static_cast<int>(left));
+  }
+}
+
 Napi::Value Execute(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   std::string path = Text(info[0], "path");
@@ -55,5 +96,6 @@ Napi::Value Execute(const Napi::CallbackInfo& info) {
 
 void InitSupervision(Napi::Env env, Napi::Object exports) {
   Export<ConnectDatagrams>(env, exports, "connectDatagrams");
+  Export<SendDatagram>(env, exports, "sendDatagram");
   Export<Execute>(env, exports, "execute");
 }

@@ -8,6 +8,11 @@ interface Supervision {
   /** A datagram socket, for `send`, that is connected to a path, or to an abstract name if it begins with "@". */
   connectDatagrams(path: string): number;
   /**
+   * Sends a datagram over such a socket, with a descriptor unless it is -1, and waits so long for room. False when
+   * there was none.
+   */
+  sendDatagram(socket: number, bytes: Uint8Array, fd: number, milliseconds: number): boolean;
+  /**
    * execv: the process becomes another program, and keeps its environment and its standard files. Returns only by
    * throwing.
    */
@@ -16,4 +21,4 @@ interface Supervision {
 
 const addon = loadAddon() as Supervision;
 
-export const { connectDatagrams, execute } = addon;
+export const { connectDatagrams, execute, sendDatagram } = addon;

@@ -52,6 +52,19 @@ export class FdShare {
 /** Of those that threads close, how many are not looked for at most. */
 const SETTLED_EVERY = 64;
 
+/** Who has to know of a descriptor's end. */
+export interface FdWatcher {
+  forget(fd: number): void;
+}
+
+/** By fd. */
+const watchers: (FdWatcher | undefined)[] = [];
+
+/** `watcher` hears of an fd before it is closed here; undefined: nobody does any more. */
+export function watchClose(fd: number, watcher: FdWatcher | undefined): void {
+  watchers[fd] = watcher;
+}
+
 /** By fd. */
 const owners: (FdShare | undefined)[] = [];
 /** Of those that a thread closes, by the number that it has there. */
@@ -62,6 +75,7 @@ const closing = new Map<number, FdShare>();
  * otherwise, too, so that closing frees nothing.
  */
 export function closePeerFd(fd: number, isHeld = false): void {
+  watchers[fd]?.forget(fd);
   if (!isHeld) {
     end(fd, false);
     return;
@@ -83,6 +97,7 @@ export function duplicatePeerFd(fd: number): number {
 
 /** The same for a connection of a peer's, in which fds may wait; it is charged to `share` for as long as that takes. */
 export function closePeerSocket(fd: number, share: FdShare): void {
+  watchers[fd]?.forget(fd);
   if (owners[fd] === undefined) share.adopt(fd);
   end(fd, true);
 }

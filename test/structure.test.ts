@@ -57,7 +57,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/service": [...COMMON, "shared/notify"],
   "shared/vfio-user": COMMON,
   "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
-  "host/bridge/state": COMMON,
+  "host/bridge/state": [...COMMON, "shared/notify"],
   "host/bridge/vhost-user": [...COMMON, "shared/vfio-user"],
   "host/bridge/link": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user"],
   "host/bridge": [...COMMON, ...SERVICE, "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/link"],

@@ -36,8 +36,8 @@ export class Notifier {
 
   /** The one of this process; undefined when nobody supervises it. */
   static ofProcess(env: NodeJS.ProcessEnv = process.env): Notifier | undefined {
-    const { NOTIFY_SOCKET } = env;
-    return NOTIFY_SOCKET?.startsWith("/") || NOTIFY_SOCKET?.startsWith("@") ? new Notifier(NOTIFY_SOCKET) : undefined;
+    const path = managerAddress(env);
+    return path === undefined ? undefined : new Notifier(path);
   }
 
   /** How often `watchdog` is to be called at least, in milliseconds; undefined when nobody waits for it. */
@@ -137,6 +137,11 @@ export class Notifier {
   }
 }
 
-function checkName(name: string): void {
+/** $NOTIFY_SOCKET: a path, or an abstract name behind "@"; undefined when nobody supervises the process. */
+export function managerAddress({ NOTIFY_SOCKET }: NodeJS.ProcessEnv): string | undefined {
+  return NOTIFY_SOCKET?.startsWith("/") || NOTIFY_SOCKET?.startsWith("@") ? NOTIFY_SOCKET : undefined;
+}
+
+export function checkName(name: string): void {
   assert(NAME.test(name), "a name for a stored descriptor");
 }

@@ -2,24 +2,11 @@
  * What is asked of the records of a session that was saved, beyond that each is whole: numbers within their bounds,
  * keys that occur once, ranges that do not overlap, and file descriptors that came and are of the kind that each needs.
  */
-import {
-  MAX_DATA_XFER_SIZE,
-  MAX_IRQ_VECTORS,
-  MAX_QUEUE_SIZE,
-  MAX_QUEUES,
-  MAX_REGIONS,
-} from "../../../shared/limits.js";
+import { MAX_DATA_XFER_SIZE, MAX_REGIONS } from "../../../shared/limits.js";
 import { type FdDescription, kindName } from "./fd-kinds.js";
-import { FD_KIND, fdName, IRQ_FLAG, MAP_FLAG, SLOTS, type SlotsName, VRING_FLAG } from "./layout.js";
-import type { SlotValues } from "./state-memory.js";
-
-/** The state of another bridge cannot be taken; the message ends the sentence "the saved state is refused: ...". */
-export class StateError extends Error {
-  override readonly name = "StateError";
-  constructor(reason: string) {
-    super(`the saved state is refused: ${reason}`);
-  }
-}
+import { FD_KIND, MAP_FLAG, SLOTS, type SlotsName } from "./layout.js";
+import { StateError } from "./state-bytes.js";
+import type { SlotValues } from "./tables.js";
 
 /** A record in a slot. */
 export interface Saved<Name extends SlotsName> {
@@ -31,48 +18,40 @@ export interface Saved<Name extends SlotsName> {
 
 export type SavedSlots = { readonly [Name in SlotsName]: readonly Saved<Name>[] };
 
-/** VFIO_PCI_NUM_IRQS. */
-const IRQ_INDEXES = 5;
 const COMMAND_MAX = 0xffff;
+const ALL_MAP_FLAGS = Object.values(MAP_FLAG).reduce((all, flag) => all | flag, 0);
 
 /**
  * Checks all tables, and leaves in each one record for a key: where there are two, the later one, which was to take the
  * other's place. @throws StateError
  */
 export function checkSlots(
-  session: number,
   slots: { -readonly [Name in SlotsName]: readonly Saved<Name>[] },
   windowSize: number,
   kept: ReadonlyMap<string, FdDescription>,
 ): void {
-  const check = new SlotCheck(session, windowSize, kept);
+  const check = new SlotCheck(windowSize, kept);
   slots.fds = check.unique("fds", slots.fds, ({ id }) => id);
-  slots.maps = check.unique("maps", slots.maps, ({ address }) => address);
-  slots.irqs = check.unique(
-    "irqs",
-    slots.irqs,
-    ({ index, vector, flags }) => `${index} ${vector} ${flags & IRQ_FLAG.UNMASK}`,
+  // One that its client gave up may be followed by another at the same address.
+  slots.maps = check.unique(
+    "maps",
+    slots.maps,
+    ({ address, flags, windowOffset, position }) =>
+      `${address} ${flags & MAP_FLAG.UNRELEASED ? `${windowOffset} ${position}` : ""}`,
   );
   slots.commands = check.unique("commands", slots.commands, ({ id }) => id);
-  slots.vrings = check.unique("vrings", slots.vrings, ({ index }) => index);
-  slots.memory = check.unique("memory", slots.memory, ({ guestAddress }) => guestAddress);
   check.fds(slots.fds);
   check.maps(slots.maps);
-  check.irqs(slots.irqs);
   check.commands(slots.commands);
-  check.vrings(slots.vrings);
-  check.memory(slots.memory);
 }
 
 class SlotCheck {
-  readonly #session: number;
   readonly #windowSize: number;
   readonly #kept: ReadonlyMap<string, FdDescription>;
   /** Kinds of the live ones, by number. */
   readonly #kinds = new Map<number, number>();
 
-  constructor(session: number, windowSize: number, kept: ReadonlyMap<string, FdDescription>) {
-    this.#session = session;
+  constructor(windowSize: number, kept: ReadonlyMap<string, FdDescription>) {
     this.#windowSize = windowSize;
     this.#kept = kept;
   }
@@ -97,7 +76,7 @@ class SlotCheck {
   fds(records: SavedSlots["fds"]): void {
     for (const { values, isPending } of records) {
       const { id, kind, device, inode } = values;
-      const name = fdName(this.#session, id);
+      const name = String(id);
       const came = this.#kept.get(name);
       if (!came) {
         // Between the record and the message to the store, or between that and the record's end.
@@ -115,28 +94,21 @@ class SlotCheck {
   }
 
   maps(records: SavedSlots["maps"]): void {
-    const { READ, WRITE, IN_WINDOW } = MAP_FLAG;
+    const { IN_WINDOW } = MAP_FLAG;
     for (const record of records) {
-      const { flags, address, size, fdOffset, windowOffset, fd } = record.values;
-      this.#flags("maps", record, flags, READ | WRITE | IN_WINDOW);
+      const { flags, address, size, fdOffset, windowOffset, backed, fd } = record.values;
+      this.#flags("maps", record, flags, ALL_MAP_FLAGS);
       this.#range("maps", record, size, fdOffset);
+      if (backed > size) this.#refuse("maps", record, "has more in its file than there is of it");
       if (!(address + size > address) || address + size > 2 ** 63) this.#refuse("maps", record, "is no range");
       this.#fd("maps", record, fd, FD_KIND.MEMORY, true);
       if (!(flags & IN_WINDOW)) continue;
       if (windowOffset + size > this.#windowSize) this.#refuse("maps", record, "lies outside of the window");
     }
-    this.#apart("maps", records, ({ address, size }) => [address, size]);
+    const there = records.filter(({ values }) => !(values.flags & MAP_FLAG.UNRELEASED));
+    this.#apart("maps", there, ({ address, size }) => [address, size]);
     const inWindow = records.filter(({ values }) => values.flags & IN_WINDOW);
     this.#apart("maps", inWindow, ({ windowOffset, size }) => [windowOffset, size]);
-  }
-
-  irqs(records: SavedSlots["irqs"]): void {
-    for (const record of records) {
-      const { index, vector, fd, flags } = record.values;
-      this.#flags("irqs", record, flags, IRQ_FLAG.MASKED | IRQ_FLAG.UNMASK);
-      if (index >= IRQ_INDEXES || vector >= MAX_IRQ_VECTORS) this.#refuse("irqs", record, "is no vector");
-      this.#fd("irqs", record, fd, FD_KIND.EVENTFD, false);
-    }
   }
 
   commands(records: SavedSlots["commands"]): void {
@@ -147,25 +119,6 @@ class SlotCheck {
         this.#refuse("commands", record, "is no command");
       }
     }
-  }
-
-  vrings(records: SavedSlots["vrings"]): void {
-    for (const record of records) {
-      const { index, size, flags, kick, call, error } = record.values;
-      this.#flags("vrings", record, flags, VRING_FLAG.ENABLED | VRING_FLAG.STARTED | VRING_FLAG.EVENT_INDEX);
-      const isSize = size <= MAX_QUEUE_SIZE && (size & (size - 1)) === 0;
-      if (index >= MAX_QUEUES || !isSize) this.#refuse("vrings", record, "is no queue");
-      for (const fd of [kick, call, error]) this.#fd("vrings", record, fd, FD_KIND.EVENTFD, true);
-    }
-  }
-
-  memory(records: SavedSlots["memory"]): void {
-    for (const record of records) {
-      const { size, fdOffset, fd } = record.values;
-      this.#range("memory", record, size, fdOffset);
-      this.#fd("memory", record, fd, FD_KIND.MEMORY, false);
-    }
-    this.#apart("memory", records, ({ guestAddress, size }) => [guestAddress, size]);
   }
 
   #flags<Name extends SlotsName>(name: Name, record: Saved<Name>, flags: number, known: number): void {
@@ -201,6 +154,6 @@ class SlotCheck {
   }
 
   #refuse<Name extends SlotsName>(name: Name, { slot }: Saved<Name>, reason: string): never {
-    throw new StateError(`session ${this.#session}: ${name}, slot ${slot} of ${SLOTS[name].count}, ${reason}`);
+    throw new StateError(`${name}, slot ${slot} of ${SLOTS[name].count}, ${reason}`);
   }
 }

@@ -1,14 +1,20 @@
 /**
- * What outlives the bridge: a memfd whose bytes are laid out by the tables below, so that the next bridge goes on where
- * this one was killed. This file says what is where; state-memory.ts writes it; read-state.ts reads it, and refuses
- * what is damaged; check-slots.ts has what is asked of the records; fd-kinds.ts, what of the file descriptors.
+ * What outlives the bridge: for each session a memfd whose bytes are laid out by the tables below, so that the next
+ * bridge goes on where this one was killed; and file descriptors. Sessions are apart: what is damaged of one costs that
+ * one alone, and they are added and removed without the others.
  *
- * A bridge may be killed between any two of its instructions, so what belongs together has to change at once. Four
+ * In this folder: this file says what is where; state-bytes.ts and tables.ts write it; state-memory.ts is all of a
+ * session, control-state.ts the control state, which is one snapshot; fd-keeper.ts keeps descriptors, of the kinds in
+ * fd-kinds.ts; read-state.ts reads what another bridge left, and refuses what is damaged; check-slots.ts has what is
+ * asked of the records.
+ *
+ * A bridge may be killed between any two of its instructions, so what belongs together has to change at once. Five
  * forms of it do, each by the one store that comes last:
  *
  * - a *word*: 32 bits, and their complement in the upper half of the same 64. For what changes often.
  * - a *pair*: two copies of a record, and a word that says which of them holds. The other one is written, then the
  *   word.
+ * - the *control state*: the same with two copies of a text.
  * - *slots*: a table of records, each with a word in front of it: free, pending or live. A record that is changed is
  *   put into another slot with a higher serial number, and then the old one is freed.
  * - a *call*: a `struct mmsghdr`, where the kernel itself stores the result of recvmmsg() or sendmmsg() before the
@@ -21,21 +27,21 @@
 import assert from "node:assert/strict";
 import {
   MAX_DMA_MAPS,
-  MAX_IRQ_VECTORS,
   MAX_MESSAGE_SIZE,
   MAX_PENDING_COMMANDS,
   MAX_QUEUES,
   MAX_SEND_BACKLOG,
   MAX_VHOST_USER_MESSAGE_SIZE,
-  MAX_VHOST_USER_REGIONS,
+  MiB,
   PAGE_SIZE,
 } from "../../../shared/limits.js";
 import { struct } from "../../../shared/struct/struct.js";
+import { hashText } from "./state-bytes.js";
 
 /** "VVUSTATE". */
 export const MAGIC_LOW = 0x53555656;
 export const MAGIC_HIGH = 0x45544154;
-export const VERSION = 1;
+export const VERSION = 2;
 
 export const Header = struct({
   magicLow: "u32",
@@ -43,18 +49,25 @@ export const Header = struct({
   version: "u32",
   /** A number that every change of a table changes: a bridge of another build is of another version. */
   layout: "u32",
-  sessions: "u32",
-  sessionSize: "u32",
   size: "u64",
   check: "u32",
   padding: 4,
 });
-/** Behind the header: how many bridges in a row have started with this state and not come to serve. */
-export const ATTEMPTS_AT = Header.size;
+
+/** Lone words. */
+export const WORDS = [
+  /** How many bridges in a row have started with this state and not come to serve. */
+  "attempts",
+  /** The last number of a file descriptor. */
+  "lastFd",
+  /** Descriptors that could not be kept, and that the next bridge would need. */
+  "unkept",
+] as const;
+export type WordName = (typeof WORDS)[number];
 
 /** What a session is, once and for all; its sockets as the command line has them, by a hash. */
 export const Identity = struct({
-  index: "u32",
+  number: "u32",
   sockets: "u32",
   windowSize: "u64",
   uuidA: "u32",
@@ -88,13 +101,28 @@ const DmaMaps = struct({
   size: "u64",
   fdOffset: "u64",
   windowOffset: "u64",
+  /** What of it its file has, from its start. */
+  backed: "u64",
   fd: "u32",
+  /** Of the DMA_MAP in the client's stream. */
+  position: "u32",
+  pad: 4,
   check: "u32",
 });
-export const MAP_FLAG = { READ: 1, WRITE: 2, IN_WINDOW: 4 } as const;
-
-const Irqs = struct({ serial: "u32", index: "u32", vector: "u32", fd: "u32", flags: "u32", check: "u32" });
-export const IRQ_FLAG = { MASKED: 1, UNMASK: 2 } as const;
+export const MAP_FLAG = {
+  READ: 1,
+  WRITE: 2,
+  /** Space of the window is taken for it; it is mapped there, or about to be. */
+  IN_WINDOW: 4,
+  /** It may be mapped for a device. */
+  SHAREABLE: 8,
+  /** The device process was told of a part of it, at least. */
+  TOLD: 16,
+  /** The device process has all of it. */
+  ANNOUNCED: 32,
+  /** Its client has given it up, and it is still in the window, or known to the device process. */
+  UNRELEASED: 64,
+} as const;
 
 /** Commands that went to the device process, and were not answered. */
 const Commands = struct({
@@ -112,77 +140,34 @@ const Commands = struct({
   check: "u32",
 });
 
-const Vrings = struct({
-  serial: "u32",
-  index: "u32",
-  size: "u32",
-  flags: "u32",
-  descriptors: "u64",
-  available: "u64",
-  used: "u64",
-  kick: "u32",
-  call: "u32",
-  error: "u32",
-  check: "u32",
-});
-export const VRING_FLAG = { ENABLED: 1, STARTED: 2, EVENT_INDEX: 4 } as const;
-
-/** Memory of the device VM. */
-const Memory = struct({
-  serial: "u32",
-  fd: "u32",
-  guestAddress: "u64",
-  userAddress: "u64",
-  size: "u64",
-  fdOffset: "u64",
-  reserved: 4,
-  check: "u32",
-});
-
 /** Slots, each table with its number, which checks cover, and how many there are. */
 export const SLOTS = {
   fds: { number: 1, record: Fds, count: 8192 },
   maps: { number: 2, record: DmaMaps, count: MAX_DMA_MAPS + 1 },
-  irqs: { number: 3, record: Irqs, count: 2 * MAX_IRQ_VECTORS },
   commands: { number: 4, record: Commands, count: 2 * MAX_PENDING_COMMANDS },
-  vrings: { number: 5, record: Vrings, count: 2 * MAX_QUEUES },
-  memory: { number: 6, record: Memory, count: 8 * MAX_VHOST_USER_REGIONS },
 } as const;
 export type SlotsName = keyof typeof SLOTS;
 /** A slot: its state, and the record. */
 export const SLOT_HEAD = 4;
 export const slotSize = (name: SlotsName) => SLOT_HEAD + SLOTS[name].record.size;
 
-/** The driver VM's side as it was negotiated. */
-const Client = struct({
+/** The request for the window that is in flight: one at a time. */
+const WindowRequest = struct({
   sequence: "u32",
-  generation: "u32",
-  /** 0 when nobody is connected. */
-  socket: "u32",
-  twinSocket: "u32",
-  major: "u32",
-  minor: "u32",
-  maxFds: "u32",
-  maxTransfer: "u32",
-  maxMaps: "u32",
-  flags: "u32",
-  pageSizes: "u64",
+  /** One of WINDOW_REQUEST. */
+  state: "u32",
+  request: "u32",
+  pad: 4,
+  fdOffset: "u64",
+  offset: "u64",
+  size: "u64",
   reserved: 4,
   check: "u32",
 });
+export const WINDOW_REQUEST = { NONE: 0, SENT: 1, COMMITTING: 2 } as const;
 
-/** The device VM's side. */
-const Device = struct({
-  sequence: "u32",
-  generation: "u32",
-  socket: "u32",
-  /** A state of DeviceState. */
-  state: "u32",
-  features: "u64big",
-  protocolFeatures: "u64big",
-  linkFeatures: "u32",
-  check: "u32",
-});
+/** What the last DMA_UNMAP did: its place in the client's stream, and the bytes that it unmapped. */
+const Unmapped = struct({ sequence: "u32", position: "u32", size: "u64", pad: 4, check: "u32" });
 
 /**
  * Positions in the two directions of a socket, modulo 2^32: what came from it, what of that is dealt with, what is to
@@ -198,8 +183,8 @@ const Stream = struct({
 });
 
 export const PAIRS = {
-  client: { number: 16, record: Client },
-  device: { number: 17, record: Device },
+  windowRequest: { number: 16, record: WindowRequest },
+  unmapped: { number: 17, record: Unmapped },
   clientStream: { number: 18, record: Stream },
   twinStream: { number: 19, record: Stream },
   frontEndStream: { number: 20, record: Stream },
@@ -253,7 +238,12 @@ assert(STREAMS.frontEnd.received >= MAX_VHOST_USER_MESSAGE_SIZE);
 /** A ring's two words: the next entry of the available ring, and of the used ring. */
 export const RING_POSITIONS_SIZE = 16;
 
+/** The control state: how long a text is, and its check; the text follows. */
+export const Control = struct({ length: "u32", check: "u32" });
+export const MAX_CONTROL_SIZE = 1 * MiB - Control.size;
+
 interface SessionLayout {
+  readonly words: Readonly<Record<WordName, number>>;
   readonly identity: number;
   /** A word for each table: no slot from that number on was ever used. */
   readonly used: Readonly<Record<SlotsName, number>>;
@@ -261,17 +251,20 @@ interface SessionLayout {
   readonly calls: Readonly<Record<StreamName, Readonly<Record<CallName, number>>>>;
   /** RING_POSITIONS_SIZE for each queue. */
   readonly rings: number;
+  /** The word that says which text holds, and both texts. */
+  readonly control: number;
+  readonly controlCopies: readonly [number, number];
   readonly slots: Readonly<Record<SlotsName, number>>;
   readonly received: Readonly<Record<StreamName, number>>;
   readonly unsent: Readonly<Record<StreamName, number>>;
   readonly size: number;
 }
 
-/** Where in a session's part everything is. Large tables and rings come last; pages that nobody needs are not there. */
+/** Where everything is, behind the header. Large tables and rings come last; pages that nobody needs are not there. */
 export const LAYOUT: SessionLayout = layOut();
 
 function layOut(): SessionLayout {
-  let end = 0;
+  let end = Header.size;
   const take = (size: number, alignment = 8) => {
     const at = Math.ceil(end / alignment) * alignment;
     end = at + size;
@@ -283,11 +276,14 @@ function layOut(): SessionLayout {
   const pairs = Object.keys(PAIRS) as PairName[];
   const streams = Object.keys(STREAMS) as StreamName[];
   return {
+    words: map(WORDS, () => take(8)),
     identity: take(Identity.size),
     used: map(slots, () => take(8)),
     pairs: map(pairs, (name) => take(PAIR_HEAD + 2 * PAIRS[name].record.size)),
     calls: map(streams, () => map(CALLS, () => take(Call.size))),
     rings: take(RING_POSITIONS_SIZE * MAX_QUEUES),
+    control: take(8),
+    controlCopies: [take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE), take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE)],
     slots: map(slots, (name) => take(slotSize(name) * SLOTS[name].count, PAGE_SIZE)),
     received: map(streams, (name) => take(STREAMS[name].received, PAGE_SIZE)),
     unsent: map(streams, (name) => take(STREAMS[name].unsent, PAGE_SIZE)),
@@ -295,13 +291,10 @@ function layOut(): SessionLayout {
   };
 }
 
-/** Where a session's part begins. */
-export const sessionAt = (index: number) => PAGE_SIZE + index * LAYOUT.size;
-export const stateSize = (sessions: number) => sessionAt(sessions);
-
-/** Names in the store. */
-export const STATE_NAME = "state";
+/** Names in the store, of a session's state and of its descriptors. */
+export const stateName = (session: number) => `${session}.state`;
 export const fdName = (session: number, id: number) => `${session}.${id}`;
+export const KEPT_NAME = /^(\d{1,6})\.(state|[1-9]\d{0,9})$/;
 
 /** The number for `Header.layout`. */
 export const LAYOUT_NUMBER = hashText(
@@ -309,27 +302,6 @@ export const LAYOUT_NUMBER = hashText(
     LAYOUT,
     ...Object.values(SLOTS).map(({ record, count }) => [record.offsets, count]),
     ...Object.values(PAIRS).map(({ record }) => record.offsets),
-    [Header.offsets, Identity.offsets, Call.offsets],
+    [Header.offsets, Identity.offsets, Call.offsets, Control.offsets],
   ]),
 );
-
-/**
- * The check over the words of bytes[offset, offset + size), both multiples of 4. Each step can be undone, so that no
- * change of one word is without effect.
- */
-export function checkOf(words: Uint32Array, offset: number, size: number, table: number, place: number): number {
-  let check = step(step(0x811c9dc5, table), place);
-  for (let i = offset / 4; i < (offset + size) / 4; i++) check = step(check, words[i]);
-  return check >>> 0;
-}
-
-export function hashText(text: string): number {
-  let hash = 0x811c9dc5;
-  for (const byte of Buffer.from(text)) hash = step(hash, byte);
-  return hash >>> 0;
-}
-
-function step(check: number, word: number): number {
-  const next = Math.imul(check ^ word, 0x01000193);
-  return next ^ (next >>> 15);
-}

@@ -1,24 +1,24 @@
 /**
- * Reads the state that another bridge left, and refuses it in one sentence when anything of it is not as a bridge
- * leaves it: truncated, damaged, of another version, or not fitting the file descriptors that came with it. Whoever
- * takes it then need not check an index, a number of a descriptor or a range again. check-slots.ts has what is asked of
- * each table's records.
+ * Reads the state of a session that another bridge left, and refuses it in one sentence when anything of it is not as a
+ * bridge leaves it: truncated, damaged, of another version, or not fitting the file descriptors that came with it.
+ * Whoever takes it then need not check an index, a number of a descriptor or a range again, but for what is in the
+ * control state. check-slots.ts has what is asked of each table's records.
  */
-import { MAX_QUEUES } from "../../../shared/limits.js";
-import { checkSlots, type Saved, type SavedSlots, StateError } from "./check-slots.js";
+import { MAX_QUEUES, PAGE_SIZE } from "../../../shared/limits.js";
+import { checkSlots, type Saved, type SavedSlots } from "./check-slots.js";
+import { controlCheck } from "./control-state.js";
 import type { FdDescription } from "./fd-kinds.js";
 import {
-  ATTEMPTS_AT,
   Call,
   type CallName,
-  checkOf,
-  fdName,
+  Control,
   Header,
   Identity,
   LAYOUT,
   LAYOUT_NUMBER,
   MAGIC_HIGH,
   MAGIC_LOW,
+  MAX_CONTROL_SIZE,
   NO_RESULT,
   PAIRS,
   type PairName,
@@ -27,28 +27,30 @@ import {
   SLOT_HEAD,
   SLOTS,
   type SlotsName,
-  STATE_NAME,
   STREAMS,
   type StreamName,
-  sessionAt,
   slotSize,
-  stateSize,
   VERSION,
+  WINDOW_REQUEST,
 } from "./layout.js";
-import {
-  callAt,
-  copyAt,
-  identityValues,
-  type PairValues,
-  type SessionIdentity,
-  type SlotValues,
-  type StateBytes,
-} from "./state-memory.js";
+import { type Checked, checkOf, hashText, type StateBytes, StateError } from "./state-bytes.js";
+import { copyAt, type PairValues, type SlotValues } from "./tables.js";
 
-export interface SavedSession {
+/** What a session is that a state has to be of. */
+export interface ExpectedIdentity {
+  readonly sockets: readonly string[];
+  readonly windowSize: number;
+}
+
+export interface SavedState {
+  /** How many bridges in a row started with it and never served. */
+  readonly attempts: number;
+  readonly uuid: Uint8Array;
+  /** The control state, as JSON has it; undefined: never written. */
+  readonly control: unknown;
   /** Undefined: never written. */
-  readonly client: PairValues<"client"> | undefined;
-  readonly device: PairValues<"device"> | undefined;
+  readonly windowRequest: PairValues<"windowRequest"> | undefined;
+  readonly unmapped: PairValues<"unmapped"> | undefined;
   /** Live and pending records, one for each key, in no order. */
   readonly slots: SavedSlots;
   readonly streams: Readonly<Record<StreamName, SavedStream>>;
@@ -69,87 +71,86 @@ export interface SavedStream {
   readonly tookFds: boolean;
 }
 
-export interface SavedState {
-  /** How many bridges in a row started with it and never served. */
-  readonly attempts: number;
-  readonly sessions: readonly SavedSession[];
-}
-
 /**
- * @param fileSize of the memfd, all of which `bytes` has
- * @param kept the descriptors that came with it, by name
+ * @param bytes what there is of the memfd, which has `fileSize`
+ * @param kept the descriptors that came with it, by what is behind the session's number in their names
  * @throws StateError
  */
 export function readState(
   bytes: StateBytes,
   fileSize: number,
-  identities: readonly SessionIdentity[],
+  number: number,
+  identity: ExpectedIdentity,
   kept: ReadonlyMap<string, FdDescription>,
 ): SavedState {
-  checkHeader(bytes, fileSize, identities.length);
-  const attempts = wordAt(bytes, ATTEMPTS_AT, "the count of attempts");
-  const sessions = identities.map((identity, index) => readSession(bytes, index, identity, kept));
-  const known = new Set(
-    sessions.flatMap(({ slots }, index) => slots.fds.map(({ values }) => fdName(index, values.id))),
-  );
-  const stranger = [...kept.keys()].find((name) => name !== STATE_NAME && !known.has(name));
+  checkHeader(bytes, fileSize);
+  const { uuid } = readIdentity(bytes, number, identity);
+  const attempts = wordAt(bytes, LAYOUT.words.attempts, "the count of attempts");
+  wordAt(bytes, LAYOUT.words.lastFd, "the last number of a descriptor");
+  const unkept = wordAt(bytes, LAYOUT.words.unkept, "the count of descriptors");
+  if (unkept > 0) throw new StateError(`${unkept} file descriptors could not be kept`);
+  const slots = Object.fromEntries(
+    (Object.keys(SLOTS) as SlotsName[]).map((table) => [table, readSlots(bytes, table)]),
+  ) as unknown as SavedSlots;
+  checkSlots(slots, identity.windowSize, kept);
+  const known = new Set(slots.fds.map(({ values }) => String(values.id)));
+  const stranger = [...kept.keys()].find((name) => name !== "state" && !known.has(name));
   if (stranger !== undefined) throw new StateError(`it knows nothing of the file descriptor ${stranger} that came`);
-  return { attempts, sessions };
+  const windowRequest = readPair(bytes, "windowRequest");
+  if (windowRequest && windowRequest.state > WINDOW_REQUEST.COMMITTING) throw damaged("windowRequest");
+  const unmapped = readPair(bytes, "unmapped");
+  const streams = Object.fromEntries(
+    (Object.keys(STREAMS) as StreamName[]).map((stream) => [stream, readStream(bytes, stream)]),
+  ) as Record<StreamName, SavedStream>;
+  const control = readControl(bytes);
+  return { attempts, uuid, control, windowRequest, unmapped, slots, streams, rings: readRings(bytes) };
 }
 
-function checkHeader(bytes: StateBytes, fileSize: number, sessions: number): void {
-  if (fileSize < sessionAt(0)) throw new StateError(`it is truncated to ${fileSize} bytes`);
+function checkHeader(bytes: StateBytes, fileSize: number): void {
+  if (fileSize < PAGE_SIZE) throw new StateError(`it is truncated to ${fileSize} bytes`);
   const header = Header.view(bytes.data);
   if (header.magicLow !== MAGIC_LOW || header.magicHigh !== MAGIC_HIGH) throw new StateError("it has no magic number");
   if (header.version !== VERSION) throw new StateError(`it is of version ${header.version}, and not ${VERSION}`);
   if (header.check !== checkOf(bytes.words, 0, Header.offsets.check, 0, 0)) throw damaged("the header");
   if (header.layout !== LAYOUT_NUMBER) throw new StateError("it is of another build of the bridge");
-  if (header.sessions !== sessions) {
-    throw new StateError(`it is of ${header.sessions} sessions, and the command line has ${sessions}`);
-  }
-  if (header.size !== stateSize(sessions) || header.sessionSize !== LAYOUT.size) throw damaged("the header");
+  if (header.size !== LAYOUT.size) throw damaged("the header");
   if (fileSize !== header.size) throw new StateError(`it is truncated to ${fileSize} of ${header.size} bytes`);
 }
 
-function readSession(
-  bytes: StateBytes,
-  index: number,
-  identity: SessionIdentity,
-  kept: ReadonlyMap<string, FdDescription>,
-): SavedSession {
-  const name = `session ${index}`;
-  const at = sessionAt(index) + LAYOUT.identity;
+function readIdentity(bytes: StateBytes, number: number, { sockets, windowSize }: ExpectedIdentity) {
+  const at = LAYOUT.identity;
   const saved = Identity.view(bytes.data, at);
-  if (saved.check !== checkOf(bytes.words, at, Identity.offsets.check, 0, index))
-    throw damaged(`${name}: its identity`);
-  const { sockets, windowSize } = identityValues(identity);
-  if (saved.sockets !== sockets) throw new StateError(`${name} has other sockets than the command line says`);
+  const check = checkOf(bytes.words, at, Identity.offsets.check, 0, number);
+  if (saved.check !== check || saved.number !== number) throw damaged("its identity");
+  if (saved.sockets !== hashText(sockets.join("\0"))) throw new StateError("it is of other sockets");
   if (saved.windowSize !== windowSize) {
-    throw new StateError(`${name} has a window of ${saved.windowSize} bytes, and the command line says ${windowSize}`);
+    throw new StateError(
+      `it has a window of ${saved.windowSize} bytes, and the session is to have one of ${windowSize}`,
+    );
   }
-  const slots = Object.fromEntries(
-    (Object.keys(SLOTS) as SlotsName[]).map((table) => [table, readSlots(bytes, index, table)]),
-  ) as unknown as SavedSlots;
-  checkSlots(index, slots, windowSize, kept);
-  const client = readPair(bytes, index, "client");
-  const device = readPair(bytes, index, "device");
-  const fds = new Set(slots.fds.map(({ values }) => values.id));
-  for (const socket of [client?.socket, client?.twinSocket, device?.socket]) {
-    if (socket && !fds.has(socket)) throw new StateError(`${name}: a connection has the unknown descriptor ${socket}`);
+  return { uuid: bytes.bytes.slice(at + Identity.offsets.uuidA, at + Identity.offsets.uuidA + 16) };
+}
+
+function readControl(bytes: StateBytes): unknown {
+  const which = wordAt(bytes, LAYOUT.control, "control");
+  if (which === 0) return undefined;
+  if (which > 2) throw damaged("control");
+  const at = LAYOUT.controlCopies[which - 1];
+  const { length, check } = Control.view(bytes.data, at);
+  if (length > MAX_CONTROL_SIZE || check !== controlCheck(bytes, at, length, which)) throw damaged("control");
+  try {
+    return JSON.parse(Buffer.from(bytes.buffer, at + Control.size, length).toString());
+  } catch {
+    throw damaged("control");
   }
-  const streams = Object.fromEntries(
-    (Object.keys(STREAMS) as StreamName[]).map((stream) => [stream, readStream(bytes, index, stream)]),
-  ) as Record<StreamName, SavedStream>;
-  return { client, device, slots, streams, rings: readRings(bytes, index) };
 }
 
 function readPair<Name extends PairName>(
   bytes: StateBytes,
-  session: number,
   name: Name,
 ): (Required<PairValues<Name>> & { sequence: number }) | undefined {
-  const what = `session ${session}: ${name}`;
-  const pair = sessionAt(session) + LAYOUT.pairs[name];
+  const what = name;
+  const pair = LAYOUT.pairs[name];
   const which = wordAt(bytes, pair, what);
   if (which === 0) return undefined;
   if (which > 2) throw damaged(what);
@@ -158,14 +159,14 @@ function readPair<Name extends PairName>(
   return recordAt(bytes, record, at, number, which, what) as Required<PairValues<Name>> & { sequence: number };
 }
 
-function readSlots<Name extends SlotsName>(bytes: StateBytes, session: number, name: Name): Saved<Name>[] {
+function readSlots<Name extends SlotsName>(bytes: StateBytes, name: Name): Saved<Name>[] {
   const { record, number, count } = SLOTS[name];
-  const used = wordAt(bytes, sessionAt(session) + LAYOUT.used[name], `session ${session}: ${name}`);
-  if (used > count) throw damaged(`session ${session}: ${name}`);
+  const used = wordAt(bytes, LAYOUT.used[name], name);
+  if (used > count) throw damaged(name);
   const found: Saved<Name>[] = [];
   for (let slot = 0; slot < used; slot++) {
-    const what = `session ${session}: ${name}, slot ${slot}`;
-    const at = sessionAt(session) + LAYOUT.slots[name] + slot * slotSize(name);
+    const what = `${name}, slot ${slot}`;
+    const at = LAYOUT.slots[name] + slot * slotSize(name);
     const state = bytes.words[at / 4];
     if (state === SLOT.FREE) continue;
     if (state !== SLOT.PENDING && state !== SLOT.LIVE) throw damaged(what);
@@ -176,38 +177,30 @@ function readSlots<Name extends SlotsName>(bytes: StateBytes, session: number, n
   return found;
 }
 
-function readStream(bytes: StateBytes, session: number, name: StreamName): SavedStream {
+function readStream(bytes: StateBytes, name: StreamName): SavedStream {
   const sizes = STREAMS[name];
-  const stream = readPair(bytes, session, sizes.pair);
+  const stream = readPair(bytes, sizes.pair);
   const { handled = 0, queued = 0, sequence = 0 } = stream ?? {};
   let { received = 0, sent = 0 } = stream ?? {};
   const waiting = (received - handled) >>> 0;
   const unsent = (queued - sent) >>> 0;
-  if (waiting > sizes.received || unsent > sizes.unsent) throw damaged(`session ${session}: ${sizes.pair}`);
-  const came = resultOf(bytes, session, name, "receive", sequence, sizes.received - waiting);
+  if (waiting > sizes.received || unsent > sizes.unsent) throw damaged(sizes.pair);
+  const came = resultOf(bytes, name, "receive", sequence, sizes.received - waiting);
   received = (received + came) >>> 0;
-  sent = (sent + resultOf(bytes, session, name, "send", sequence, unsent)) >>> 0;
-  const receive = Call.view(bytes.data, callAt(session, name, "receive"));
-  const at = sessionAt(session);
+  sent = (sent + resultOf(bytes, name, "send", sequence, unsent)) >>> 0;
+  const receive = Call.view(bytes.data, LAYOUT.calls[name].receive);
   return {
     positions: { received, handled, queued, sent },
     tookFds: came > 0 && receive.controlLength > 0,
-    received: ringBytes(bytes, at + LAYOUT.received[name], sizes.received, handled, received),
-    unsent: ringBytes(bytes, at + LAYOUT.unsent[name], sizes.unsent, sent, queued),
+    received: ringBytes(bytes, LAYOUT.received[name], sizes.received, handled, received),
+    unsent: ringBytes(bytes, LAYOUT.unsent[name], sizes.unsent, sent, queued),
   };
 }
 
 /** What the call moved that was made when the stream's sequence was this; 0 when there was none, or it did nothing. */
-function resultOf(
-  bytes: StateBytes,
-  session: number,
-  stream: StreamName,
-  name: CallName,
-  sequence: number,
-  most: number,
-): number {
-  const what = `session ${session}: ${stream} ${name}`;
-  const at = callAt(session, stream, name);
+function resultOf(bytes: StateBytes, stream: StreamName, name: CallName, sequence: number, most: number): number {
+  const what = `${stream} ${name}`;
+  const at = LAYOUT.calls[stream][name];
   const madeAt = wordAt(bytes, at, what);
   const result = bytes.words[(at + Call.offsets.result) / 4];
   if (madeAt !== sequence || result === NO_RESULT) return 0;
@@ -225,10 +218,10 @@ function ringBytes(bytes: StateBytes, ring: number, size: number, from: number, 
   return copy;
 }
 
-function readRings(bytes: StateBytes, session: number) {
+function readRings(bytes: StateBytes) {
   return Array.from({ length: MAX_QUEUES }, (_, queue) => {
-    const what = `session ${session}: queue ${queue}`;
-    const at = sessionAt(session) + LAYOUT.rings + queue * RING_POSITIONS_SIZE;
+    const what = `queue ${queue}`;
+    const at = LAYOUT.rings + queue * RING_POSITIONS_SIZE;
     const [available, used] = [wordAt(bytes, at, what), wordAt(bytes, at + 8, what)];
     if (available > 0xffff || used > 0xffff) throw damaged(what);
     return { available, used };
@@ -239,11 +232,6 @@ function wordAt(bytes: StateBytes, offset: number, what: string): number {
   const value = bytes.word(offset);
   if (value === undefined) throw damaged(what);
   return value;
-}
-
-interface Checked {
-  readonly offsets: Readonly<Record<string, number>>;
-  view(data?: DataView, offset?: number): object;
 }
 
 /** A record's numbers by name, once its check was found to be right. */
