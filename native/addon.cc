@@ -9,7 +9,7 @@
 // - Signals: eventfd.cc, relay.cc over relay_thread.cc.
 // - Threads for what waits: io_pool.cc over io_threads.cc, line_writer.cc.
 // - Supervision: supervision.cc (a supervised process; typed by supervision.ts), and the program that supervises:
-//   holder.cc over fd_store.cc, which is no part of the addon.
+//   holder.cc over fd_store.cc and restarts.h, which is no part of the addon. crash_point.cc: where a test has it die.
 // - ioctl.cc. platform.ts finds the compiled files. Headers for all: addon.h, arguments.h, error.h,
 //   file_status.h, file_end.h, huge_pages.h.
 #include "addon.h"
@@ -32,6 +32,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitIoPool(env, exports);
   InitLineWriter(env, exports);
   InitSupervision(env, exports);
+  InitCrashPoint(env, exports);
   return exports;
 }
 

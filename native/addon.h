@@ -21,6 +21,7 @@ void InitCopy(Napi::Env env, Napi::Object exports);
 void InitIoPool(Napi::Env env, Napi::Object exports);
 void InitLineWriter(Napi::Env env, Napi::Object exports);
 void InitSupervision(Napi::Env env, Napi::Object exports);
+void InitCrashPoint(Napi::Env env, Napi::Object exports);
 
 // The name that shows in JavaScript's stack traces is the export's.
 template <Napi::Value (*function)(const Napi::CallbackInfo&)>

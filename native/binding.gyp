@@ -25,7 +25,8 @@
         "io_threads.cc",
         "io_pool.cc",
         "line_writer.cc",
-        "supervision.cc"
+        "supervision.cc",
+        "crash_point.cc"
       ],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
       "defines": ["NAPI_VERSION=8", "NAPI_CPP_EXCEPTIONS"],

@@ -17,8 +17,10 @@ interface Supervision {
    * throwing.
    */
   execute(path: string, args: readonly string[]): never;
+  /** A place at which a test has the process die (crash_point.h); undefined when nobody tests. */
+  readonly crashPoint: (() => void) | undefined;
 }
 
 const addon = loadAddon() as Supervision;
 
-export const { connectDatagrams, execute, sendDatagram } = addon;
+export const { connectDatagrams, crashPoint, execute, sendDatagram } = addon;
