@@ -6,4 +6,9 @@ cd "$(dirname "$0")/../.."
 
 bash scripts/package/prebuild.sh
 mkdir -p build/package
+# The bridge is in one file there, and in many again afterwards.
+main=build/host/bridge/main.js
+cp -p $main build/package/main.js
+trap 'mv build/package/main.js $main' EXIT
+node build/scripts/package/bundle-main.js
 echo "build/package/$(npm pack --silent --pack-destination build/package)"

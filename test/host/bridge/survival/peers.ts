@@ -20,7 +20,6 @@ import {
 } from "../../../../shared/spec/vfio-user.js";
 import { Client } from "../../../../shared/vfio-user/client/client.js";
 import { FrontEnd } from "../../../fakes/front-end.js";
-import type { BridgeProcess } from "../../../fakes/front-end-bridge.js";
 import { WINDOW_BAR } from "../../../fakes/front-end-config.js";
 import { type LinkMessage, TestDevice } from "../../../fakes/front-end-device.js";
 import { allocated, allocateEvents, allocateMemory, answer, PARTS, registersBody } from "../link/sharing-set-up.js";
@@ -99,6 +98,11 @@ export interface Shared {
   readonly registers: DataView;
 }
 
+/** A bridge, wherever it runs. */
+export interface BridgeSockets {
+  path(kind: "vfio-user" | "vhost-user", session: number): string;
+}
+
 export interface PeersOptions {
   /** The device process wants no memory of the driver VM's in its window. */
   readonly isolated?: boolean;
@@ -110,7 +114,7 @@ export class Peers {
   readonly signals = [new Signal(), new Signal(), new Signal()] as const;
   readonly frontEnd: FrontEnd;
   readonly device: TestDevice;
-  readonly #bridge: BridgeProcess;
+  readonly #bridge: BridgeSockets;
   readonly #session: number;
   #client: Client | undefined;
   readonly #clients: Client[] = [];
@@ -120,7 +124,7 @@ export class Peers {
   readonly #seen: string[] = [];
 
   /** Connects a front-end and starts a device process. */
-  constructor(bridge: BridgeProcess, { isolated = false, session = 0 }: PeersOptions = {}) {
+  constructor(bridge: BridgeSockets, { isolated = false, session = 0 }: PeersOptions = {}) {
     this.#bridge = bridge;
     this.#session = session;
     this.frontEnd = new FrontEnd(bridge.path("vhost-user", session), { queues: 3 + 8 });

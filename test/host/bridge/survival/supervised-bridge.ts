@@ -1,5 +1,5 @@
 /**
- * The bridge with its supervisor, as `--supervised` starts both, and what a test needs to have it die at a chosen
+ * The bridge with its supervisor, as `--supervised` starts both, in one file as it is in the package, and what a test needs to have it die at a chosen
  * place: words of memory that all lives of the bridge count in (native/crash_point.h).
  */
 import {
@@ -13,8 +13,9 @@ import {
   rmSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import * as native from "../../../../native/index.js";
+import { BRIDGE_MAIN, bundle } from "../../../../scripts/package/bundle.js";
 import { PAGE_SIZE } from "../../../../shared/limits.js";
 import { BridgeProcess, type BridgeProcessOptions } from "../../../fakes/front-end-bridge.js";
 
@@ -26,12 +27,13 @@ const PASSED = 2;
 const DEATH = /was killed by signal 9/;
 
 export class SupervisedBridge {
-  readonly #folder: string;
+  /** What goes with it. */
+  readonly #paths: readonly string[];
   readonly #words: Uint32Array;
   readonly bridge: BridgeProcess;
 
-  private constructor(folder: string, words: Uint32Array, bridge: BridgeProcess) {
-    this.#folder = folder;
+  private constructor(paths: readonly string[], words: Uint32Array, bridge: BridgeProcess) {
+    this.#paths = paths;
     this.#words = words;
     this.bridge = bridge;
   }
@@ -40,6 +42,7 @@ export class SupervisedBridge {
   static async start(options: BridgeProcessOptions = {}): Promise<SupervisedBridge> {
     const folder = mkdtempSync(join(tmpdir(), "survival-"));
     const file = join(folder, "words");
+    const main = BRIDGE_MAIN.replace(/main\.js$/, `${basename(folder)}.mjs`);
     const fd = openSync(file, "w+");
     ftruncateSync(fd, PAGE_SIZE);
     const words = new Uint32Array(native.mapFile(fd, 0, PAGE_SIZE, native.PROT_READ | native.PROT_WRITE));
@@ -47,9 +50,10 @@ export class SupervisedBridge {
     const env = { RUNTIME_DIRECTORY: folder, VFIO_USER_CRASH_AT: file, VFIO_USER_STARTS: "1000000", ...options.env };
     const args = ["--supervised", ...(options.args ?? [])];
     try {
-      return new SupervisedBridge(folder, words, await BridgeProcess.start({ ...options, args, env }));
+      await bundle(BRIDGE_MAIN, main);
+      return new SupervisedBridge([folder, main], words, await BridgeProcess.start({ ...options, main, args, env }));
     } catch (error) {
-      rmSync(folder, { recursive: true, force: true });
+      for (const path of [folder, main]) rmSync(path, { recursive: true, force: true });
       throw error;
     }
   }
@@ -103,7 +107,7 @@ export class SupervisedBridge {
     } finally {
       // A supervisor that was killed leaves the bridge alone.
       if (pid !== undefined && this.bridge.process.signalCode !== null) tryKill(pid);
-      rmSync(this.#folder, { recursive: true, force: true });
+      for (const path of this.#paths) rmSync(path, { recursive: true, force: true });
     }
   }
 }
