@@ -1,13 +1,15 @@
 #!/usr/bin/env node
 /**
  * vfio-user-device: runs a PCI device, in a device VM or straight on a vfio-user socket. In this folder: options.ts is
- * its command line, run.ts the life of a device and its link, author-module.ts and author-error.ts are about devices of
- * a user's own; device.ts is what such a device is (scatter-list.ts belongs to it), and index.ts what its author
- * imports.
+ * its command line, run.ts the life of a device and its link, shown-device.ts what is shown of it, author-module.ts and
+ * author-error.ts are about devices of a user's own; device.ts is what such a device is (scatter-list.ts belongs to
+ * it), and index.ts what its author imports.
  */
 import "../shared/no-debugger.js";
 import { helpText } from "../shared/command-line/help.js";
 import { versionText } from "../shared/command-line/parse.js";
+import { Control } from "../shared/control/control.js";
+import type { ShownSession } from "../shared/control/sessions.js";
 import { UserError } from "../shared/errors.js";
 import type { Log } from "../shared/log.js";
 import { LimitedLog } from "../shared/log.js";
@@ -32,6 +34,7 @@ import {
   tableOf,
 } from "./options.js";
 import { notSilently, runDevice, whenAborted } from "./run.js";
+import { showDevice } from "./shown-device.js";
 import { VfioFunction } from "./vfio/vfio.js";
 
 const TABLE = tableOf(DEVICES);
@@ -43,21 +46,29 @@ async function main(program: Program): Promise<number> {
   }
   const inherited = new InheritedSockets();
   const transport = findTransport(options, inherited);
-  const log = LimitedLog.of(await program.openLog(options.service.log));
+  const { recent } = program;
+  const root = await program.openLog(options.service.log);
+  const log = LimitedLog.of(root);
   const end = program.endSignal();
   const service = new Service(options.service, log);
   const made = await Promise.race([createDevice(options, log), whenAborted(end)]);
   if (made === true) return 0;
   const link = await createLink(transport, options, log);
+  let shown: readonly ShownSession[] = [];
+  const { control: controlOptions, device } = options;
+  const control = new Control({ name: TABLE.name, sessions: () => shown, log: root, recent }, controlOptions);
   const wasStopped = await runDevice(made, link, log, end, {
-    showState: (inspect) => program.showState(log, inspect),
+    show: (endpoint) => {
+      shown = [showDevice(device, endpoint, link, [whereIs(transport)])];
+      return program.showState(log, () => endpoint.inspect());
+    },
     once: options.service.once,
     ready: () => {
       if ("socketPath" in transport) setSocketAccess(transport.socketPath, options.service.access);
       service.ready(`serving ${options.device}`);
     },
     ending: () => service.stopping(),
-  });
+  }).finally(() => control.close());
   log.report();
   return wasStopped ? 0 : 1;
 }
@@ -80,6 +91,11 @@ function findTransport({ transport }: RunOptions, inherited: InheritedSockets): 
     throw new UserError(`${what}: leave out the one or the other`, 2);
   }
   return transport;
+}
+
+function whereIs(transport: Place): string {
+  if ("pci" in transport) return transport.pci;
+  return "fd" in transport ? `fd ${transport.fd}` : transport.socketPath;
 }
 
 function createDevice({ device, deviceOptions, deviceLists }: RunOptions, log: Log): Promise<Device> {

@@ -4,6 +4,7 @@
 import { type Given, parseByTable } from "../shared/command-line/parse.js";
 import { didYouMean } from "../shared/command-line/suggest.js";
 import { COMMON_ROWS, type OptionGroup, type OptionRow, type ProgramTable } from "../shared/command-line/table.js";
+import { CONTROL_ROWS, type ControlOptions, parseControlOptions } from "../shared/control/options.js";
 import { UserError } from "../shared/errors.js";
 import { checkSocketPath } from "../shared/listener.js";
 import { type InheritedSockets, parseFd, VFIO_USER_NAME } from "../shared/service/inherited-sockets.js";
@@ -32,6 +33,7 @@ export interface RunOptions {
   readonly device: string;
   readonly transport: Transport;
   readonly service: ServiceOptions;
+  readonly control: ControlOptions;
   readonly trustUnsealedMemory: boolean;
   /** The bridge copies, and puts no driver-VM memory into the window. */
   readonly isolated: boolean;
@@ -94,6 +96,7 @@ const OWN: readonly OptionGroup[] = [
       { name: "trust-unsealed-memory", summary: "with a socket: map also files of a disk, which may be slow or hang" },
       { name: "once", summary: "end when the first driver VM has come and gone" },
       ...SERVICE_ROWS,
+      ...CONTROL_ROWS,
       CAPABILITIES_ROW,
       ...COMMON_ROWS,
     ],
@@ -206,6 +209,7 @@ export function parseOptions(argv: readonly string[], devices: Devices): Options
     isolated: parseDma(given.value("dma") ?? "window", transport),
     linkPolling: parseLinkPolling(given.value("link-poll") ?? "adaptive"),
     service: parseServiceOptions(given),
+    control: parseControlOptions(given),
     trustUnsealedMemory: given.has("trust-unsealed-memory"),
     deviceOptions,
     deviceLists,

@@ -17,8 +17,8 @@ const SLOW_START_MS = 5000;
 
 /** What a process does in the life of its device. */
 export interface Life {
-  /** Has the state shown, whenever somebody asks for it, until what it returns is called. */
-  showState(inspect: () => unknown): () => void;
+  /** Has the device shown, whenever somebody asks for it, until what it returns is called. */
+  show(endpoint: DeviceEndpoint): () => void;
   /** Ends when the first client has gone. */
   readonly once: boolean;
   /** Clients can connect. */
@@ -33,7 +33,7 @@ export interface Life {
  */
 export async function runDevice(device: Device, link: Link, log: Log, stop: AbortSignal, life: Life): Promise<boolean> {
   const endpoint = createEndpoint(device, link, log);
-  const hideState = life.showState(() => endpoint.inspect());
+  const hide = life.show(endpoint);
   const stopped = whenAborted(stop);
   let isReady = false;
   try {
@@ -45,7 +45,7 @@ export async function runDevice(device: Device, link: Link, log: Log, stop: Abor
     if (life.once) ends.push(endpoint.served.then(() => true));
     return await Promise.race(ends);
   } finally {
-    hideState();
+    hide();
     life.ending();
     await link.close();
     await endpoint.close();

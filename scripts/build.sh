@@ -57,6 +57,6 @@ done < <(find build -name '*.js' 2>/dev/null)
 
 say "compiling TypeScript"
 node_modules/.bin/tsc -b
-for program in build/host/bridge/main.js build/host/check/main.js build/guest/main.js; do
+for program in build/host/{bridge,check,ctl}/main.js build/guest/main.js; do
   if [[ -f $program ]]; then chmod +x "$program"; fi
 done

@@ -32,9 +32,59 @@ export interface Log {
   child(fields: Readonly<Record<string, unknown>>): Log;
 }
 
-/** The process's root logger; parts take child loggers that carry {session, queue}. `output` is given whole lines. */
-export function createLog(name: string, level: Level, output: { write(line: string): void }): Log {
-  return pino({ name, level }, output);
+/** What of a log is written, however many children it has; it can change while they log. */
+interface LogLevel {
+  /** An index of LEVELS: levels up to it are written. */
+  most: number;
+}
+
+/**
+ * The process's root logger, and its children, of which parts take one that carries {session, queue}. pino's children
+ * each have a level of their own; these have one level, which can change.
+ */
+export class ProgramLog implements Log {
+  readonly #log: Log;
+  readonly #level: LogLevel;
+  readonly error = this.#method("error");
+  readonly warn = this.#method("warn");
+  readonly info = this.#method("info");
+  readonly debug = this.#method("debug");
+  readonly trace = this.#method("trace");
+
+  private constructor(log: Log, level: LogLevel) {
+    this.#log = log;
+    this.#level = level;
+  }
+
+  /** `output` is given whole lines. */
+  static create(name: string, level: Level, output: { write(line: string): void }): ProgramLog {
+    return new ProgramLog(pino({ name, level: "trace" }, output), { most: LEVELS.indexOf(level) });
+  }
+
+  get level(): Level {
+    return LEVELS[this.#level.most];
+  }
+
+  set level(level: Level) {
+    this.#level.most = LEVELS.indexOf(level);
+  }
+
+  isLevelEnabled(level: Level): boolean {
+    return LEVELS.indexOf(level) <= this.#level.most;
+  }
+
+  child(fields: Readonly<Record<string, unknown>>): Log {
+    return new ProgramLog(this.#log.child(fields), this.#level);
+  }
+
+  #method(level: Exclude<Level, "silent">): LogMethod {
+    const number = LEVELS.indexOf(level);
+    return (details: object | string, message?: string): void => {
+      if (number > this.#level.most) return;
+      if (typeof details === "string") this.#log[level](details);
+      else this.#log[level](details, message ?? "");
+    };
+  }
 }
 
 /** A log that says nothing, for tests and embedding. */

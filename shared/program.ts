@@ -7,8 +7,9 @@ import { hostname } from "node:os";
 import { LineWriter } from "../native/index.js";
 import { isSystemError, UserError } from "./errors.js";
 import { LOG_FLUSH_MS, MAX_LOG_BACKLOG } from "./limits.js";
-import { createLog, type Log } from "./log.js";
+import { type Log, ProgramLog } from "./log.js";
 import { type LogOptions, LogOutput } from "./log-output.js";
+import { RecentLines } from "./recent-lines.js";
 
 const STDERR = 2;
 /** As long as a timer can be. */
@@ -22,7 +23,9 @@ export class Program {
   readonly #name: string;
   readonly #stderr: LineWriter;
   readonly #output: LogOutput;
-  #log: Log | undefined;
+  /** The log's last warnings and errors. */
+  readonly recent = new RecentLines();
+  #log: ProgramLog | undefined;
 
   private constructor(name: string) {
     this.#name = name;
@@ -57,9 +60,13 @@ export class Program {
   }
 
   /** @throws UserError when the log's file cannot be had */
-  async openLog(options: LogOptions): Promise<Log> {
+  async openLog(options: LogOptions): Promise<ProgramLog> {
     await this.#output.open(options);
-    this.#log = createLog(this.#name, options.level, this.#output);
+    const write = (line: string) => {
+      this.recent.note(line);
+      this.#output.write(line);
+    };
+    this.#log = ProgramLog.create(this.#name, options.level, { write });
     return this.#log;
   }
 

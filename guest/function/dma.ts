@@ -266,7 +266,7 @@ export class WindowDma implements Dma {
     this.bytesWritten += written;
   }
 
-  inspect(): unknown {
+  inspect() {
     const maps = Array.from(this.#maps, (map) => ({ ...map, address: formatAddress(map.address) }));
     const { bytesRead, bytesWritten, bytesByCopy, bytesByMessage } = this;
     return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };

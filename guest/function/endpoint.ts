@@ -82,7 +82,7 @@ export class DeviceEndpoint implements Endpoint {
   #tail: Promise<void> = Promise.resolve();
 
   /** A client is there, or was and its memory is not released. */
-  #isServing = false;
+  isServing = false;
   #wasServed = () => {};
   /** Resolves when the first client has gone. */
   readonly served = new Promise<void>((resolve) => {
@@ -156,7 +156,7 @@ export class DeviceEndpoint implements Endpoint {
   /** A device that has not released the client before gets no other. */
   async connected(maxDataXferSize: number, maxMessageFds: number): Promise<void> {
     await this.callbacks.lateWork();
-    this.#isServing = true;
+    this.isServing = true;
     this.dma.maxMessageData = maxDataXferSize;
     this.#sharing.maxDescriptors = maxMessageFds;
     this.#features.maxDataXferSize = maxDataXferSize;
@@ -167,9 +167,9 @@ export class DeviceEndpoint implements Endpoint {
     this.#features.disconnected();
     this.interrupts.reset();
     await this.#reset();
-    if (!this.#isServing) return;
+    if (!this.isServing) return;
     this.#log.info(this.statistics(), "served so far");
-    this.#isServing = false;
+    this.isServing = false;
     this.#wasServed();
   }
 

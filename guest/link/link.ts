@@ -7,6 +7,7 @@ import type { Area } from "../../shared/memory-file.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
 import type { MapPart } from "../../shared/vfio-user/dma/dma-ranges.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
+import type { Server } from "../../shared/vfio-user/server.js";
 
 /** The address range that holds the driver VM's mapped memory, as a row of ArrayBuffers that never go away. */
 export interface Window {
@@ -99,6 +100,8 @@ export interface Endpoint {
 
 export interface Link {
   readonly window: Window;
+  /** What the client is connected to, where that is in this process. */
+  readonly server?: Server;
   /**
    * Makes memory for areas of a region, in ascending order, or for NO_REGION. Only before `open`, once for each region.
    * Rejects with ProtocolError, PeerGone or SystemError.

@@ -1,11 +1,12 @@
 /**
  * The bridge: any number of sessions in one process, which can be added and removed while the others go on. In this
  * folder: options.ts, the command line, and config.ts, the file that can stand for a part of it; session-settings.ts,
- * what both say of a session; session.ts, a session itself, over vhost-user/ and link/; state/, what will outlive the
- * process; main.ts, the process.
+ * what both say of a session; session.ts, a session itself, over vhost-user/ and link/; shown-session.ts, what is shown
+ * of it; state/, what will outlive the process; main.ts, the process.
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { close } from "../../native/index.js";
+import type { ShownSession } from "../../shared/control/sessions.js";
 import { isSystemError, UserError } from "../../shared/errors.js";
 import * as limits from "../../shared/limits.js";
 import type { Log } from "../../shared/log.js";
@@ -15,6 +16,7 @@ import { setSocketAccess } from "../../shared/service/socket-access.js";
 import { startCopyThreads } from "./link/copy-threads.js";
 import { Session } from "./session.js";
 import { isSame, type SessionSettings } from "./session-settings.js";
+import { showSession } from "./shown-session.js";
 
 /** A device of some queues, vectors and maps takes as many. */
 const FEW_FDS = 256;
@@ -24,6 +26,7 @@ const ONCE_MS = 100;
 interface Running {
   readonly settings: SessionSettings;
   readonly session: Session;
+  readonly shown: ShownSession;
 }
 
 /** How many sessions a change concerned. */
@@ -107,6 +110,11 @@ export class Bridge {
     return false;
   }
 
+  /** All sessions, for whoever looks at them. */
+  get shown(): readonly ShownSession[] {
+    return this.#running.map(({ shown }) => shown);
+  }
+
   /** All sessions' state, and what bounds them, for diagnostics. */
   inspect(): object {
     const sessions = this.#running.map(({ settings, session }) => ({ ...described(settings), ...session.inspect() }));
@@ -156,7 +164,7 @@ export class Bridge {
       throw error;
     }
     this.#log.info({ session: name, ...described(settings), windowSize }, "serving");
-    return { settings, session };
+    return { settings, session, shown: showSession(name, session, described(settings)) };
   }
 }
 

@@ -5,6 +5,8 @@ import { once } from "node:events";
 import { execute, HOLDER } from "../../native/supervision.js";
 import { helpText } from "../../shared/command-line/help.js";
 import { versionText } from "../../shared/command-line/parse.js";
+import { Control } from "../../shared/control/control.js";
+import { bridgeMethods } from "../../shared/control/generic-methods.js";
 import { isSystemError, UserError } from "../../shared/errors.js";
 import type { Log } from "../../shared/log.js";
 import { Program } from "../../shared/program.js";
@@ -43,12 +45,17 @@ async function main(program: Program): Promise<number> {
   };
   const end = program.endSignal(isReloadable(options) ? reload : undefined);
   program.showState(log, () => bridge.inspect());
+  const shown = { name: TABLE.name, sessions: () => bridge.shown, log, recent: program.recent };
+  const control = new Control(shown, options.control, bridgeMethods(shown));
   const start = open(bridge, options, inherited);
   changes = start.then(
     () => {},
     () => {},
   );
-  await start;
+  await start.catch((error) => {
+    control.close();
+    throw error;
+  });
   service.ready(statusOf(bridge));
   const served = options.service.once ? bridge.servedOnce(end) : new Promise<false>(() => {});
   const ended = end.aborted ? Promise.resolve() : once(end, "abort");
@@ -56,6 +63,7 @@ async function main(program: Program): Promise<number> {
   service.stopping();
   log.info(isServed ? { reason: "--once" } : { signal: end.reason }, "ending");
   await changes;
+  control.close();
   await bridge.close();
   return 0;
 }

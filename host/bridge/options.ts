@@ -1,6 +1,7 @@
 /** The command line of vfio-user-bridge. */
 import { type Given, parseByTable } from "../../shared/command-line/parse.js";
 import { COMMON_ROWS, type ProgramTable } from "../../shared/command-line/table.js";
+import { CONTROL_ROWS, type ControlOptions, parseControlOptions } from "../../shared/control/options.js";
 import { UserError } from "../../shared/errors.js";
 import { WINDOW_SIZE } from "../../shared/limits.js";
 import { checkSocketPath } from "../../shared/listener.js";
@@ -36,6 +37,7 @@ export interface BridgeOptions {
   /** By a parent process that starts the bridge again when it died. */
   readonly supervised: boolean;
   readonly service: ServiceOptions;
+  readonly control: ControlOptions;
 }
 
 export const TABLE: ProgramTable = {
@@ -119,6 +121,7 @@ export const TABLE: ProgramTable = {
           more: "Sockets cannot be handed down then.",
         },
         ...SERVICE_ROWS,
+        ...CONTROL_ROWS,
         CAPABILITIES_ROW,
         ...COMMON_ROWS,
       ],
@@ -182,7 +185,7 @@ export function parseOptions(args: readonly string[]): BridgeOptions | "capabili
   if (supervised && (sessions === "activation" || given.has("fd") || given.has("vhost-user-fd"))) {
     throw new UserError("--supervised makes its sockets itself: it needs --socket-path, or --config, for each", 2);
   }
-  return { sessions, defaults, supervised, service };
+  return { sessions, defaults, supervised, service, control: parseControlOptions(given) };
 }
 
 function parseSessions(given: Given, defaults: SessionDefaults): BridgeOptions["sessions"] {

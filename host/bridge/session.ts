@@ -143,6 +143,11 @@ export class Session {
     return clients > 0 && !connected;
   }
 
+  /** What it is made of, for whoever looks at it. */
+  get parts() {
+    return { server: this.#server, link: this.#link, window: this.#window, backEnd: this.#backEnd };
+  }
+
   /** The session's state, for diagnostics. */
   inspect(): object {
     return {
@@ -150,16 +155,17 @@ export class Session {
       link: this.#link.inspect(),
       window: this.#window.inspect(),
       frontEnd: this.#backEnd?.inspect(),
-      statistics: this.#statistics(),
+      statistics: this.statistics(),
     };
   }
 
   /** What the session did so far, in one line of the log. */
   #report(): void {
-    this.#log.info(this.#statistics(), "statistics");
+    this.#log.info(this.statistics(), "statistics");
   }
 
-  #statistics(): object {
+  /** What it did so far. */
+  statistics() {
     const { clients, reads, readsFromMemory, writes, timeouts } = this.#server.stats;
     const { maps, unmaps } = this.#window;
     return { clients, reads, readsFromMemory, writes, timeouts, maps, unmaps, ...this.#link.statistics };

@@ -125,6 +125,9 @@ download() {
 
 unpack() { dpkg-deb -x "$1" "$2" 2>>"$work/apt/log" || apt_failed "cannot unpack ${1##*/}"; }
 
+# What of /usr/share a tree keeps.
+kept_share=(qemu seabios)
+
 # unpack_packages SUITE PACKAGE...: these and all they need, into the tree's root; others than programs, libraries,
 # firmware and boot loaders are left out of it.
 unpack_packages() {
@@ -137,7 +140,9 @@ unpack_packages() {
     count=$((count + 1))
     ((count % 25)) || say "  $count packages so far"
   done
-  find "$root/usr/share" -mindepth 1 -maxdepth 1 ! -name qemu ! -name seabios -exec rm -rf {} +
+  local name kept=()
+  for name in "${kept_share[@]}"; do kept+=(! -name "$name"); done
+  find "$root/usr/share" -mindepth 1 -maxdepth 1 "${kept[@]}" -exec rm -rf {} +
   rm -rf "$root"/usr/bin/qemu-system-{i386,x86_64-microvm}
   rm -rf "$root"/usr/lib/x86_64-linux-gnu/{perl-base,gconv} "$root/var"
 }

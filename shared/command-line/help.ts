@@ -1,14 +1,17 @@
 /** What --help prints. */
-import type { OptionRow, ProgramTable } from "./table.js";
+import type { CommandRow, OptionRow, ProgramTable } from "./table.js";
 
 const COLUMNS = 120;
 /** Where summaries begin; an option that is longer has a line for itself. */
 const SUMMARY_AT = 33;
 
 export function helpText(table: ProgramTable): string {
-  const { name, synopsis, description, groups, signals, exitCodes } = table;
+  const { name, synopsis, description, groups, commands = [], signals, exitCodes } = table;
   const usage = synopsis.map((line, i) => `${i === 0 ? "Usage:" : "      "} ${name} ${line}\n`).join("");
-  const options = groups.map(({ title, options }) => `${title}:\n${options.map(helpLine).join("")}`).join("\n");
+  const all = [
+    ...(commands.length === 0 ? [] : [`Commands:\n${commands.map(commandLine).join("")}`]),
+    ...groups.map(({ title, options }) => `${title}:\n${options.map(helpLine).join("")}`),
+  ];
   const entries = [
     ...signals.map(([signal, text]) => entry(`${signal}:`, text)),
     entry("Exit codes:", `${exitCodes.map(([code, text]) => `${code} ${text}`).join("; ")}.`),
@@ -16,15 +19,27 @@ export function helpText(table: ProgramTable): string {
   ];
   return `${usage}\n${wrap(description[0], COLUMNS)
     .map((line) => `${line}\n`)
-    .join("")}\n${options}\n${entries.join("")}`;
+    .join("")}\n${all.join("\n")}\n${entries.join("")}`;
+}
+
+/** With the options that must be given; all of them are in the command's own help. */
+function commandLine({ name, summary, options }: CommandRow): string {
+  const marks = options.map(({ name, value, required }) => {
+    const text = `--${name}${value === undefined ? "" : ` ${value}`}`;
+    return required === true ? text : `[${text}]`;
+  });
+  return lineOf(`  ${[name, ...marks].join(" ")}`, summary);
 }
 
 function helpLine({ name, value, summary, short }: OptionRow): string {
   const letter = short === undefined ? "" : `-${short}, `;
-  const option = `  ${letter}--${name}${value === undefined ? "" : ` ${value}`}`;
+  return lineOf(`  ${letter}--${name}${value === undefined ? "" : ` ${value}`}`, summary);
+}
+
+function lineOf(term: string, summary: string): string {
   const [first, ...others] = wrap(summary, COLUMNS - SUMMARY_AT);
-  const isLong = option.length > SUMMARY_AT - 2;
-  const head = isLong ? `${option}\n${" ".repeat(SUMMARY_AT)}${first}` : option.padEnd(SUMMARY_AT) + first;
+  const isLong = term.length > SUMMARY_AT - 2;
+  const head = isLong ? `${term}\n${" ".repeat(SUMMARY_AT)}${first}` : term.padEnd(SUMMARY_AT) + first;
   return [head, ...others.map((line) => " ".repeat(SUMMARY_AT) + line)].map((line) => `${line}\n`).join("");
 }
 

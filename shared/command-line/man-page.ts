@@ -1,8 +1,9 @@
 /** A program's manual page, in section 1, as troff with man(7)'s macros. */
-import type { Entry, OptionRow, ProgramTable } from "./table.js";
+import type { CommandRow, Entry, OptionRow, ProgramTable } from "./table.js";
 
 export function manPage(table: ProgramTable, version: string): string {
-  const { name, title, synopsis, description, groups, exitCodes, signals, environment, files, examples } = table;
+  const { name, title, synopsis, description, groups, commands = [] } = table;
+  const { exitCodes, signals, environment, files, examples } = table;
   const parts = [
     `.\\" Made from the program's table of options by "npm run man": to be changed there.`,
     `.TH ${name.toUpperCase()} 1 "" "virtio\\-vfio\\-user ${version}" "User Commands"`,
@@ -12,6 +13,7 @@ export function manPage(table: ProgramTable, version: string): string {
       synopsis.flatMap((line, i) => [...(i === 0 ? [] : [".br"]), `.B ${literal(name)}`, italicValues(line)]),
     ),
     section("DESCRIPTION", description.map(literal).join("\n.PP\n").split("\n")),
+    section("COMMANDS", commands.flatMap(command)),
     section(
       "OPTIONS",
       groups.flatMap(({ title, options }) => [`.SS ${literal(title)}`, ...options.flatMap(option)]),
@@ -30,6 +32,12 @@ export function manPage(table: ProgramTable, version: string): string {
 
 function section(title: string, lines: readonly string[]): string {
   return lines.length === 0 || lines[0] === "" ? "" : `.SH ${title}\n${lines.join("\n")}`;
+}
+
+function command({ name, summary, options }: CommandRow): string[] {
+  const own = options.flatMap(option);
+  const indented = own.length === 0 ? [] : [".RS", ...own, ".RE"];
+  return [".TP", `.B ${literal(name)}`, literal(asSentence(summary)), ...indented];
 }
 
 function option({ name, value, summary, more, short, repeatable }: OptionRow): string[] {

@@ -14,6 +14,8 @@ export interface OptionRow {
   readonly more?: string;
   /** It may be given several times. */
   readonly repeatable?: boolean;
+  /** It has to be given; said in a command's line. */
+  readonly required?: boolean;
   /** One letter that stands for it. */
   readonly short?: string;
 }
@@ -26,6 +28,13 @@ export interface OptionGroup {
 /** A term and what is said of it: an exit code, a signal, a variable, a file. */
 export type Entry = readonly [term: string, text: string];
 
+/** A word that says what is to be done, and what goes with it. */
+export interface CommandRow {
+  readonly name: string;
+  readonly summary: string;
+  readonly options: readonly OptionRow[];
+}
+
 export interface ProgramTable {
   readonly name: string;
   /** What it is, for whatis(1): half a sentence. */
@@ -35,6 +44,7 @@ export interface ProgramTable {
   /** The first paragraph is `--help`'s, too. */
   readonly description: readonly string[];
   readonly groups: readonly OptionGroup[];
+  readonly commands?: readonly CommandRow[];
   readonly exitCodes: readonly Entry[];
   readonly signals: readonly Entry[];
   readonly environment: readonly Entry[];

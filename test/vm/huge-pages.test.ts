@@ -8,7 +8,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import test, { type ExecutionContext } from "ava";
 import { createNvme } from "../../guest/devices/nvme/index.js";
-import type { DmaMapping } from "../../guest/link/link.js";
 import * as native from "../../native/index.js";
 import { COMMAND_MS, disk, exerciseDisk, nvmeLog, waitForDisk } from "../../scripts/vm/two-vms.js";
 import { type HugePageSize, hugeFolder, reserveHugePages, withoutFreePages } from "./huge-pages.js";
@@ -31,7 +30,7 @@ async function useLocalDisk(t: ExecutionContext, memoryBackend: string, memoryMi
     const { movedByMessage, movedByCopy, readThroughWindow, writtenThroughWindow } = endpoint.statistics();
     t.is(movedByMessage, 0);
     t.true(movedByCopy + readThroughWindow + writtenThroughWindow > 8 * MiB);
-    const { maps } = endpoint.dma.inspect() as { maps: readonly DmaMapping[] };
+    const { maps } = endpoint.dma.inspect();
     const ram = maps.filter(({ size }) => size >= (memoryMiB / 4) * MiB);
     t.true(
       ram.some(({ windowOffset }) => windowOffset >= 0),

@@ -46,7 +46,7 @@ export class LocalLink implements Link, Backend {
   /** Never resolves: a socket of one's own does not get lost. */
   readonly closed = new Promise<void>(() => {});
   doorbellsRung = 0;
-  readonly #server: Server;
+  readonly server: Server;
   readonly #window: LocalWindow;
   readonly #sharing: LocalSharing;
   /** By interrupt index, the eventfd of each vector, or UNBOUND. */
@@ -66,7 +66,7 @@ export class LocalLink implements Link, Backend {
     this.#window = new LocalWindow(windowSize, log);
     this.#sharing = new LocalSharing(this.#window, log);
     const most = peerFds(openFileLimit(), 1);
-    this.#server = new Server({
+    this.server = new Server({
       backend: this,
       socket,
       log,
@@ -97,11 +97,11 @@ export class LocalLink implements Link, Backend {
   async open(endpoint: Endpoint): Promise<void> {
     this.#endpoint = endpoint;
     this.#eventfds = endpoint.summary.irqCounts.map((count) => new Int32Array(count).fill(UNBOUND));
-    this.#server.open();
+    this.server.open();
   }
 
   async close(): Promise<void> {
-    await this.#server.close();
+    await this.server.close();
     this.#sharing.close();
     this.#window.close();
   }

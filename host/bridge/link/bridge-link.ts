@@ -121,7 +121,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   }
 
   /** For diagnostics. */
-  inspect(): object {
+  inspect() {
     const { client, isAnnounced } = this.#introduction;
     return {
       state: this.#state.name,

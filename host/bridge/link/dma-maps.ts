@@ -65,10 +65,11 @@ export class ClientMaps {
   }
 
   /** For diagnostics; of many maps the first ones. */
-  inspect(): object {
+  inspect() {
     const maps = [...this.#maps];
     return {
       maps: maps.length,
+      mappedBytes: maps.reduce((sum, { size }) => sum + size, 0),
       mapsInWindow: maps.filter(({ windowOffset }) => windowOffset >= 0).length,
       firstMaps: maps.slice(0, MAX_MAPS_INSPECTED).map(({ address, size, readable, writable, windowOffset }) => {
         return { address: `0x${address.toString(16)}`, size, readable, writable, windowOffset };

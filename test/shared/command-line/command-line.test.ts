@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import test from "ava";
-import { manPages } from "../../../scripts/man.js";
+import { manPages, schemaText } from "../../../scripts/man.js";
 import { helpText } from "../../../shared/command-line/help.js";
 import { manPage } from "../../../shared/command-line/man-page.js";
 import { parseByTable } from "../../../shared/command-line/parse.js";
@@ -98,6 +98,10 @@ test("a manual page has every word as it is", (t) => {
   }
   t.true(words.includes("a-program --file='x y' \\ --quiet"));
   t.regex(words, /-q, --quiet No noise\. /);
+});
+
+test("the control socket's JSON Schema is the one of its table: `npm run man` makes it", (t) => {
+  t.is(readFileSync(new URL("../../../../docs/vfio-user-control.schema.json", import.meta.url), "utf8"), schemaText());
 });
 
 test("the manual pages are current (npm run man)", (t) => {

@@ -1,0 +1,34 @@
+/** A session of the bridge, as the control socket and metrics show it. */
+import type { ShownSession } from "../../shared/control/sessions.js";
+import type { Session } from "./session.js";
+
+/** `sockets`: how the session is reached, as the command line has it. */
+export function showSession(name: string, session: Session, sockets: object): ShownSession {
+  const { server, link, window } = session.parts;
+  return {
+    name,
+    overview() {
+      const { state, client } = link.inspect();
+      return {
+        client: server.stats.connected,
+        device: state,
+        draining: server.isDraining,
+        maps: client?.maps ?? 0,
+        mappedBytes: client?.mappedBytes ?? 0,
+        windowMaps: client?.mapsInWindow ?? 0,
+        sockets: Object.values(sockets).map(String),
+      };
+    },
+    maps: () => link.inspect().client?.firstMaps ?? [],
+    counts: () => session.statistics(),
+    commands: () => server.commands,
+    measure: (latencies) => session.measure(latencies),
+    inspect: async () => ({ ...sockets, ...session.inspect() }),
+    disconnect: () => server.disconnect("disconnected by the operator"),
+    drain: (isDraining) => {
+      server.isDraining = isDraining;
+    },
+    doorbells: () => link.inspect().doorbells,
+    rings: () => ({ window: window.inspect(), frontEnd: session.parts.backEnd?.inspect() ?? null }),
+  };
+}
