@@ -17,6 +17,8 @@
         "stream.cc",
         "register_memory.cc",
         "access_path.cc",
+        "device_access.cc",
+        "device_doorbells.cc",
         "relay.cc",
         "relay_thread.cc",
         "ioctl.cc",

@@ -13,6 +13,7 @@ import type * as tasks from "./stream.js";
 export { STREAM_WORDS, StreamWord } from "./stream.js";
 export type Stream = tasks.Stream;
 export type AccessPath = tasks.AccessPath;
+export type DeviceAccess = tasks.DeviceAccess;
 
 const addon = loadAddon() as Addon;
 
@@ -21,7 +22,7 @@ export const POLL_READABLE = 1;
 export const POLL_WRITABLE = 2;
 /** Reported along with the others when the peer hung up. */
 export const POLL_DISCONNECT = 4;
-/** Reported, alone, for a Stream: the reply was not sent whole, StreamWord.REPLIED tells how far. */
+/** Reported, alone, for a Stream: the reply, or an answer of `ANSWERED` bytes, was not sent whole: see REPLIED. */
 export const POLL_UNSENT = 8;
 /** Reported by an AccessPath, alone or along with the others: its state has something for TypeScript. */
 export const POLL_PATH = 16;
@@ -344,6 +345,7 @@ interface Addon {
   eventsWait(except: number): boolean;
   Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
   AccessPath: new (state: Uint8Array, layout: Uint32Array, turns: Int32Array, share: Int32Array) => AccessPath;
+  DeviceAccess: new (state: Uint8Array, layout: Uint32Array, device: object) => DeviceAccess;
   Relay: new () => Relay;
   /** Room for `capacity` copies, at most 65536. */
   createCopyList(capacity: number): CopyList;
@@ -369,6 +371,6 @@ export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, i
 export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
 export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
 export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream } = addon;
-export const { AccessPath, Relay } = addon;
+export const { AccessPath, DeviceAccess, Relay } = addon;
 export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;
 export const { load8, load16, load32, store8, store16, store32 } = addon;

@@ -108,8 +108,11 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
     if (handle_ != nullptr) {
       Close();
       callback_.Reset();
-      task_object_.Reset();
-      Unref();
+      // Who is called may close this; it is not to be collected before the end.
+      if (!is_called_) {
+        task_object_.Reset();
+        Unref();
+      }
     }
     return info.Env().Undefined();
   }
@@ -168,16 +171,27 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
   }
 
   bool Ready(int events) override {
-    if (task_ != nullptr && events > 0) events = task_->Before(events);
-    if (events == 0) return false;
-    Napi::HandleScope scope(Env());
-    // The callback may close this; the value keeps it from being collected before the end.
-    Napi::Object self = Value();
-    while (events != 0) {
-      Call(self, events);
-      events = task_ != nullptr && handle_ != nullptr ? task_->After() : 0;
+    bool ran = false;
+    is_called_ = true;
+    if (task_ != nullptr && events > 0) {
+      events = task_->Before(events);
+      ran = task_->TakeRan();
     }
-    return true;
+    if (events != 0 && handle_ != nullptr) {
+      ran = true;
+      Napi::HandleScope scope(Env());
+      Napi::Object self = Value();
+      while (events != 0) {
+        Call(self, events);
+        events = task_ != nullptr && handle_ != nullptr ? task_->After() : 0;
+      }
+    }
+    is_called_ = false;
+    if (handle_ == nullptr) {
+      task_object_.Reset();
+      Unref();
+    }
+    return ran;
   }
 
   void Call(Napi::Object self, int events) {
@@ -194,6 +208,8 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
   }
 
   Handle* handle_ = nullptr;
+  // Events are being dealt with.
+  bool is_called_ = false;
   std::optional<Napi::AsyncContext> context_;
   Napi::FunctionReference callback_;
   PollTask* task_ = nullptr;

@@ -13,6 +13,9 @@ class PollTask {
 
   // After a call, unless the Poll was closed in it. Returns the events of a further call, 0 for none.
   virtual int After() { return 0; }
+
+  // Whether Before has called JavaScript, which may have closed the Poll; asked once after it.
+  virtual bool TakeRan() { return false; }
 };
 
 // The task of a Poll on an eventfd: takes its count.

@@ -6,22 +6,12 @@
 
 namespace {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "messages and registers are little-endian");
-
 struct Message {
-  uint16_t id;
-  uint16_t command;
-  uint32_t size;
-  uint32_t flags;
-  uint32_t error;
-  uint64_t offset;
-  uint32_t region;
-  uint32_t count;
+  MessageHeader header;
+  RegionAccess access;
 };
 static_assert(sizeof(Message) == 32);
 
-constexpr uint16_t kRegionRead = 9;
-constexpr uint32_t kReply = 1;
 constexpr uint32_t kMostBytes = 8;
 static_assert(sizeof(Message) + kMostBytes == RegisterMemory::kMostReply);
 
@@ -86,26 +76,36 @@ size_t RegisterMemory::Answer(const uint8_t* bytes, size_t length, uint8_t* repl
   if (count_ == 0 || length != sizeof(Message)) return 0;
   Message message;
   std::memcpy(&message, bytes, sizeof message);
-  uint32_t count = message.count;
+  uint32_t count = message.access.count;
   // No flag is set: it is a command, and wants a reply.
-  if (message.command != kRegionRead || message.size != sizeof(Message) || message.flags != 0) return 0;
+  const MessageHeader& header = message.header;
+  if (header.command != kRegionRead || header.size != sizeof message || header.flags != 0) return 0;
   if (count == 0 || count > kMostBytes || (count & (count - 1)) != 0) return 0;
-  const uint8_t* found = Find(message.region, message.offset, count);
+  const uint8_t* found = Find(message.access.region, message.access.offset, count);
   if (found == nullptr) return 0;
-  const uint32_t* head = reinterpret_cast<const uint32_t*>(memory_.data);
   // Acquire: values that the device stored before it said so are seen.
-  uint32_t done = __atomic_load_n(head + kWritesDone, __ATOMIC_ACQUIRE);
-  if (__atomic_load_n(head + kValid, __ATOMIC_ACQUIRE) != 1 ||
-      done != __atomic_load_n(head + kWritesSent, __ATOMIC_RELAXED)) {
-    return 0;
-  }
-  message.size = static_cast<uint32_t>(sizeof(Message) + count);
-  message.flags = kReply;
-  message.error = 0;
+  uint32_t done = __atomic_load_n(head() + kWritesDone, __ATOMIC_ACQUIRE);
+  if (!IsValid() || done != __atomic_load_n(head() + kWritesSent, __ATOMIC_RELAXED)) return 0;
+  message.header.size = static_cast<uint32_t>(sizeof(Message) + count);
+  message.header.flags = kReply;
+  message.header.error = 0;
   std::memcpy(reply, &message, sizeof message);
   Load(found, count, reply + sizeof message);
   return sizeof message + count;
 }
+
+size_t RegisterMemory::Copy(const RegionAccess& access, uint8_t* to) const {
+  const uint8_t* found = count_ == 0 ? nullptr : Find(access.region, access.offset, access.count);
+  if (found == nullptr || !IsValid()) return 0;
+  Load(found, access.count, to);
+  return access.count;
+}
+
+bool RegisterMemory::IsValid() const {
+  return memory_.data != nullptr && __atomic_load_n(head() + kValid, __ATOMIC_ACQUIRE) == 1;
+}
+
+uint32_t* RegisterMemory::WritesDone() const { return memory_.data == nullptr ? nullptr : head() + kWritesDone; }
 
 const uint8_t* RegisterMemory::Find(uint32_t region, uint64_t offset, uint32_t count) const {
   for (size_t n = 0; n < count_; n++) {

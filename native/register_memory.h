@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "access_check.h"
 #include "arguments.h"
 
 class RegisterMemory {
@@ -22,7 +23,18 @@ class RegisterMemory {
   // here.
   size_t Answer(const uint8_t* message, size_t length, uint8_t* reply) const;
 
+  // For the device's own process, when all that came before is done: writes what an access reads to `to`, and returns
+  // its size; 0 when it is not here.
+  size_t Copy(const RegionAccess& access, uint8_t* to) const;
+
+  // There is such memory, and its values count.
+  bool IsValid() const;
+
+  // The word in which the device counts the writes that it has dealt with; null when there is no memory.
+  uint32_t* WritesDone() const;
+
  private:
+  uint32_t* head() const { return reinterpret_cast<uint32_t*>(memory_.data); }
   const uint8_t* Find(uint32_t region, uint64_t offset, uint32_t count) const;
 
   Bytes memory_{};

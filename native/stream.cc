@@ -12,6 +12,7 @@
 #include "access_path.h"
 #include "addon.h"
 #include "arguments.h"
+#include "device_access.h"
 #include "error.h"
 #include "fd_messages.h"
 #include "poll_task.h"
@@ -21,11 +22,12 @@
 namespace {
 
 // The control words; native/index.ts has the same.
-enum Word : size_t { kOffset, kRoom, kReceived, kReply, kReplied, kReads, kServed, kMostFds, kWords };
+enum Word : size_t { kOffset, kRoom, kReceived, kReply, kReplied, kReads, kServed, kMostFds, kAnswered, kWords };
 
 // In kReceived: nothing was received. Others are byte counts, 0 for the end, or negative errnos.
 constexpr int32_t kNothing = INT32_MIN;
-// The event of a reply that was not sent whole; kReplied tells how much was, or a negative errno.
+// The event of a reply that was not sent whole; kReplied tells how much was, or a negative errno. kAnswered is the
+// length of one that the device gave at once, 0 for others.
 constexpr int kUnsent = 8;
 constexpr napi_type_tag kStreamTag = {0x6b1d7c0f94be4a51, 0x9d2f51c3a7e84460};
 
@@ -38,6 +40,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
                                           InstanceMethod<&Stream::ReplyFrom>("replyFrom"),
                                           InstanceMethod<&Stream::ReadsFrom>("readsFrom"),
                                           InstanceMethod<&Stream::AccessesBy>("accessesBy"),
+                                          InstanceMethod<&Stream::AnswersBy>("answersBy"),
                                       }));
   }
 
@@ -73,6 +76,7 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
         ssize_t sent = AnswerFromMemory(length);
         if (sent > 0) return 0;
         if (sent < 0) received = sent;
+        else if (device_ != nullptr && AnswerByDevice(length, &more)) return more;
       }
     }
     words_[kReceived] = static_cast<int32_t>(received);
@@ -124,6 +128,42 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
     return static_cast<size_t>(sent) == length ? sent : -EIO;
   }
 
+  // Whether the device has dealt with what was received.
+  bool AnswerByDevice(size_t length, int* events) {
+    MessageHeader header;
+    RegionAccess access;
+    if (length < sizeof header) return false;
+    std::memcpy(&header, receive_.data, sizeof header);
+    if (header.size != length || !device_->Takes(receive_.data, header, &access)) return false;
+    size_t answer = device_->Carry(receive_.data, header, access, answers_.data, true);
+    if (answer == 0) return true;
+    // The device may have sent something that waits now: the answer comes behind it. Or it has ended the connection.
+    int32_t sent = words_[kReads] == 0 ? 0 : Send(answers_.data, answer);
+    if (static_cast<size_t>(sent) == answer) return true;
+    words_[kReplied] = sent;
+    words_[kAnswered] = static_cast<int32_t>(answer);
+    *events = kUnsent;
+    return true;
+  }
+
+  bool TakeRan() override { return device_ != nullptr && device_->TakeRan(); }
+
+  // Undefined: none. `bytes` has the answers.
+  Napi::Value AnswersBy(const Napi::CallbackInfo& info) {
+    device_ = nullptr;
+    device_kept_.Reset();
+    answers_kept_.Reset();
+    if (info[0].IsUndefined()) return info.Env().Undefined();
+    DeviceAccess* device = DeviceAccess::Of(info.Env(), info[0]);
+    if (device == nullptr) throw Napi::TypeError::New(info.Env(), "device must be a DeviceAccess");
+    answers_ = ByteArray(info[1], "bytes");
+    if (answers_.length < DeviceAccess::kMostReply) throw Napi::RangeError::New(info.Env(), "bytes is too short");
+    device_ = device;
+    device_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+    answers_kept_ = Napi::Persistent(info[1].As<Napi::Object>());
+    return info.Env().Undefined();
+  }
+
   Napi::Value ReceiveInto(const Napi::CallbackInfo& info) {
     receive_ = ByteArray(info[0], "bytes");
     receive_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
@@ -159,17 +199,21 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
   int fd_;
   RegisterMemory registers_;
   AccessPath* path_ = nullptr;
+  DeviceAccess* device_ = nullptr;
   // Addresses of what JavaScript owns: kept alive here, and never transferred by our own code. Asking V8 for an address
   // also moves a small array out of its heap, where it would not stay put.
   int32_t* words_;
   Elements<int32_t> fds_;
   Bytes receive_{};
   Bytes reply_{};
+  Bytes answers_{};
   Napi::ObjectReference words_kept_;
   Napi::ObjectReference fds_kept_;
   Napi::ObjectReference receive_kept_;
   Napi::ObjectReference reply_kept_;
   Napi::ObjectReference path_kept_;
+  Napi::ObjectReference device_kept_;
+  Napi::ObjectReference answers_kept_;
 };
 
 }  // namespace

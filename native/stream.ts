@@ -16,8 +16,10 @@ export const StreamWord = {
   SERVED: 6,
   /** The owner: how many fds may come with the next bytes. */
   MOST_FDS: 7,
+  /** The Stream: how long an answer of `answersBy` is that was not sent whole, which the owner sets back to 0. */
+  ANSWERED: 8,
 } as const;
-export const STREAM_WORDS = 8;
+export const STREAM_WORDS = 9;
 
 /**
  * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one,
@@ -37,6 +39,27 @@ export interface Stream {
   readsFrom(memory: Uint8Array | undefined, areas?: Uint32Array): void;
   /** Register accesses go by this path from now on, as far as its state lets them; undefined: no longer. */
   accessesBy(path: AccessPath | undefined): void;
+  /**
+   * Accesses that this deals with are answered by it from now on, where READS allows it; undefined: no longer. `bytes`
+   * has room for an answer.
+   */
+  answersBy(device: DeviceAccess | undefined, bytes?: Uint8Array): void;
+}
+
+/** Plain register accesses at the device's end; shared/vfio-user/device-access.ts has the rest. */
+export interface DeviceAccess {
+  /**
+   * Reads are answered from `memory`, as Stream.readsFrom has it, but that all that came before is done. `counts`:
+   * writes that are done are counted there.
+   */
+  registers(memory: Uint8Array | undefined, areas?: Uint32Array, counts?: boolean): void;
+  /**
+   * Writes of 4 bytes to words of a region, `stride` apart, are written to `target`, an object of the addon's that has
+   * as many doorbells. Only where there is register memory, and while it is valid.
+   */
+  doorbells(region: number, offset: number, stride: number, count: number, target: object): void;
+  /** Deals with a whole message: the length of its reply, 0 where none is wanted; -1 when it does not. */
+  answer(message: Uint8Array, reply: Uint8Array): number;
 }
 
 /** A ring, with the memory of its three parts: shared/virtqueue/device.ts has the table of its state. */

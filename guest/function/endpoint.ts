@@ -25,6 +25,7 @@ import {
   WriteMulti,
 } from "../../shared/spec/vfio-user.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { WordAccesses } from "../../shared/vfio-user/device-access.js";
 import { isWrite } from "../../shared/vfio-user/register-memory.js";
 import type { Device } from "../device.js";
 import type { DmaMapping, Endpoint, IrqChange, Link } from "../link/link.js";
@@ -171,6 +172,10 @@ export class DeviceEndpoint implements Endpoint {
     this.#log.info(this.statistics(), "served so far");
     this.isServing = false;
     this.#wasServed();
+  }
+
+  get words(): WordAccesses {
+    return this.#accesses;
   }
 
   map(mapping: DmaMapping): void {

@@ -14,8 +14,12 @@ import {
   WriteMultiEntry,
 } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { WordAccesses } from "../../shared/vfio-user/device-access.js";
 import { type DeviceRegion, FIRST_DEVICE_REGION } from "../pci/identity.js";
 import type { Regions } from "./regions.js";
+
+/** What a read gives that the device does not answer; of fewer bytes the lower ones count. */
+const ALL_ONES = 0xffff_ffff;
 
 /** Whether the device can be reached. */
 export interface RunState {
@@ -38,8 +42,13 @@ export function accessFlags(sizes: readonly number[], own: readonly DeviceRegion
   });
 }
 
-/** Each method returns 0, or the errno of the refusal. */
-export class RegionAccesses {
+/**
+ * Each method returns 0, or the errno of the refusal; those for words, which C++ calls and has checked bounds for, what
+ * WordAccesses says.
+ */
+export class RegionAccesses implements WordAccesses {
+  readonly readable: number;
+  readonly writable: number;
   readonly #sizes: readonly number[];
   readonly #flags: readonly number[];
   readonly #regions: Regions;
@@ -56,6 +65,36 @@ export class RegionAccesses {
     this.#regions = regions;
     this.#state = state;
     this.#log = log;
+    const bits = (may: (region: number) => boolean) =>
+      flags.reduce((bits, _, region) => bits | (may(region) ? 1 << region : 0), 0);
+    this.readable = bits((region) => (flags[region] & RegionInfoFlags.READ) !== 0);
+    // A write to config space may begin what its reply waits for.
+    this.writable = bits((region) => {
+      return region !== Region.CONFIG && (flags[region] & RegionInfoFlags.WRITE) !== 0 && !regions.hasEvents(region);
+    });
+  }
+
+  readWord(region: number, offset: number, size: number): number {
+    if (!this.#mayReach(region, offset, size)) return -Errno.EINVAL;
+    if (this.#isDead(region, offset, size)) return ALL_ONES;
+    try {
+      return this.#regions.readWord(region, offset, size) >>> 0;
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count: size }, "the device threw in a register read");
+      return ALL_ONES;
+    }
+  }
+
+  writeWord(region: number, offset: number, size: number, value: number): number {
+    if (!this.#mayReach(region, offset, size)) return -Errno.EINVAL;
+    if (this.#isDead(region, offset, size)) return 0;
+    try {
+      this.#regions.writeWord(region, offset, size, value);
+      return 0;
+    } catch (error) {
+      this.#log.error({ err: error, region, offset, count: size }, "the device threw in a register write");
+      return -Errno.EIO;
+    }
   }
 
   /** Replies. */
@@ -131,6 +170,11 @@ export class RegionAccesses {
   #mayAccess(region: number, offset: number, count: number, kind: number): boolean {
     if (!inBounds(offset, count, this.#sizes[region] ?? 0)) return false;
     if (region >= FIRST_DEVICE_REGION && (this.#flags[region] & kind) === 0) return false;
+    return this.#mayReach(region, offset, count);
+  }
+
+  /** A device that stands still is not reached. */
+  #mayReach(region: number, offset: number, count: number): boolean {
     return !this.#state.isStopped || !this.#regions.reachesDevice(region, offset, count);
   }
 

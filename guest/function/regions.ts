@@ -125,6 +125,21 @@ export class Regions {
     }
   }
 
+  /** The `size` bytes at `offset`, a multiple of it, which lie within the region; size is 1, 2 or 4. */
+  readWord(region: number, offset: number, size: number): number {
+    return this.#readPiece(region, offset, size);
+  }
+
+  /** The same; not for regions with ioeventfds, which a write may be meant for. */
+  writeWord(region: number, offset: number, size: number, value: number): void {
+    this.#writePiece(region, offset, size, value);
+  }
+
+  /** Whether a write to a region may be meant for an ioeventfd. */
+  hasEvents(region: number): boolean {
+    return this.sharing.hasEvents(region);
+  }
+
   /** Whether an access concerns the device itself, and not only what is answered for it here. */
   reachesDevice(region: number, offset: number, count: number): boolean {
     if (region === Region.CONFIG || region === Region.ROM || count === 0) return false;

@@ -178,6 +178,10 @@ export class Sharing {
     return undefined;
   }
 
+  hasEvents(region: number): boolean {
+    return (this.#regions[region]?.events.length ?? 0) > 0;
+  }
+
   /** A write by message. True when an ioeventfd matched it: the device was notified, and the write is done. */
   write(region: number, offset: number, count: number, data: DataView, from: number): boolean {
     const shared = this.#regions[region];

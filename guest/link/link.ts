@@ -5,6 +5,7 @@
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import type { Area } from "../../shared/memory-file.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { WordAccesses } from "../../shared/vfio-user/device-access.js";
 import type { MapPart } from "../../shared/vfio-user/dma/dma-ranges.js";
 import type { RegisterArea } from "../../shared/vfio-user/register-memory.js";
 import type { Server } from "../../shared/vfio-user/server.js";
@@ -94,6 +95,8 @@ export interface Endpoint {
    */
   unmap(address: number, size: number, dirty?: DirtyRequest): Promise<void> | undefined;
   setIrqs(change: IrqChange): void;
+  /** Plain register accesses, for whoever has no command for them. They count as dealt with by the device. */
+  readonly words: WordAccesses;
   /** Any other command; see PendingCommand for the duties. */
   handle(command: PendingCommand): void;
 }

@@ -4,6 +4,7 @@
  * fds and lengths, and the order of commands; a backend owns everything that has to do with the device.
  */
 
+import type { DeviceAccess } from "./device-access.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { AccessPath } from "./socket/access-path.js";
 
@@ -160,6 +161,8 @@ export interface ClientMemory {
 export interface DirectAccesses {
   /** Reads are answered from this memory, from now on; undefined: from none. */
   readFrom(memory: RegisterMemory | undefined): void;
+  /** Accesses that it deals with are answered by a device of this process from now on, and are counted there. */
+  answerBy(device: DeviceAccess): void;
   /** Accesses go by this path from now on, as far as it takes them. */
   passBy(path: AccessPath): void;
   /** The access that the path asked the device for, which the caller answers now; undefined when there is none. */

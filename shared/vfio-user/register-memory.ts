@@ -31,7 +31,7 @@ export function isWrite(command: number): boolean {
 
 /** The server's side. */
 export class RegisterMemory {
-  /** Four numbers for each area, as native `Stream.readsFrom` takes them. */
+  /** Four numbers for each area, as native Stream and DeviceAccess take them. */
   readonly areas: Uint32Array;
   readonly #head: Int32Array;
   readonly #registers: readonly RegisterArea[];

@@ -14,6 +14,7 @@ import { copyBytes } from "../virtqueue/memory.js";
 import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
 import { type Backend, type DirectAccesses, isPosted, type PendingCommand } from "./backend.js";
 import { checkBody, checkRequest } from "./checks.js";
+import type { DeviceAccess } from "./device-access.js";
 import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
 import { DmaMessages } from "./dma/dma-messages.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
@@ -50,6 +51,9 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   readonly #maps: DmaMaps;
   #pending: Pending;
   #path: AccessPath | undefined;
+  #device: DeviceAccess | undefined;
+  /** The same, while it answers. */
+  #answering: DeviceAccess | undefined;
   #memory: DmaMessages | undefined;
   #twin: TwinSocket | undefined;
   #state: "new" | "connecting" | "ready" | "gone" = "new";
@@ -92,6 +96,10 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     const served = this.#connection.takeServed();
     const { stats } = this.#options;
     if (served > 0) stats.countAccesses(0, served, 0, 0);
+    if (this.#device !== undefined) {
+      const { reads, readsFromMemory, writes, writesMulti } = this.#device.takeCounts();
+      stats.countAccesses(reads, readsFromMemory, writes, writesMulti);
+    }
     if (this.#path === undefined) return;
     const { reads, readsFromMemory, writes, sent } = this.#path.takeCounts();
     stats.countAccesses(reads, readsFromMemory, writes, sent - reads - writes);
@@ -116,6 +124,21 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   /** See DirectAccesses. */
   readFrom(memory: RegisterMemory | undefined): void {
     this.#connection.readsFrom(memory);
+  }
+
+  /** See DirectAccesses. */
+  answerBy(device: DeviceAccess): void {
+    this.#device = device;
+    device.takeCounts();
+    this.latenciesChanged();
+  }
+
+  /** While latencies are measured, accesses come here, as other commands do. */
+  latenciesChanged(): void {
+    const device = this.#options.stats.latencies === undefined ? this.#device : undefined;
+    if (device === this.#answering) return;
+    this.#answering = device;
+    this.#connection.answersBy(device);
   }
 
   /** See DirectAccesses. */

@@ -97,6 +97,7 @@ export class Server {
   /** Latencies are noted there from now on, or nowhere any more. */
   measure(latencies: Latencies | undefined): void {
     this.#counts.latencies = latencies;
+    this.#session?.latenciesChanged();
   }
 
   /** Ends the client's connection, as if it had gone. False when there is none. */

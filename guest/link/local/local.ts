@@ -22,6 +22,7 @@ import type {
   PendingCommand,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
+import { DeviceAccess } from "../../../shared/vfio-user/device-access.js";
 import { IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
 import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 import { isWrite, type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
@@ -58,6 +59,7 @@ export class LocalLink implements Link, Backend {
   });
   #endpoint: Endpoint | undefined;
   #registers: RegisterMemory | undefined;
+  #accesses: DeviceAccess | undefined;
   #memory: ClientMemory | undefined;
 
   /** @throws UserError when there is no address space */
@@ -96,6 +98,8 @@ export class LocalLink implements Link, Backend {
   /** @throws UserError when the socket cannot be had */
   async open(endpoint: Endpoint): Promise<void> {
     this.#endpoint = endpoint;
+    this.#accesses = new DeviceAccess(endpoint.words, endpoint.summary, true);
+    this.#accesses.shareRegisters(this.#registers, false);
     this.#eventfds = endpoint.summary.irqCounts.map((count) => new Int32Array(count).fill(UNBOUND));
     this.server.open();
   }
@@ -144,6 +148,7 @@ export class LocalLink implements Link, Backend {
     await this.#open().connected(version.maxDataXferSize, version.maxMessageFds);
     this.#registers?.begin();
     accesses.readFrom(this.#registers);
+    if (this.#accesses !== undefined) accesses.answerBy(this.#accesses);
   }
 
   async disconnect(): Promise<void> {

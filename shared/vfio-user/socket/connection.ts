@@ -16,6 +16,7 @@ import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../../limits.js";
 import { FdShare } from "../../peer-fds.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../../turn.js";
+import type { DeviceAccess } from "../device-access.js";
 import type { RegisterMemory } from "../register-memory.js";
 import type { AccessPath } from "./access-path.js";
 import type { SocketIo } from "./message-socket.js";
@@ -164,6 +165,11 @@ export class Connection {
     this.#socket.accessesBy(path?.native);
   }
 
+  /** Plain register accesses are answered by the device, without telling the handler; undefined: no longer. */
+  answersBy(device: DeviceAccess | undefined): void {
+    if (!this.#isClosed) this.#socket.answersBy(device);
+  }
+
   /** See PathClient. */
   resume(): void {
     this.#run();
@@ -249,8 +255,10 @@ export class Connection {
   }
 
   #unsent(): void {
+    const answer = this.#socket.takeAnswer();
     try {
-      this.#sendQueue.unsent(this.#socket.answered());
+      if (answer === undefined) this.#sendQueue.unsent(this.#socket.answered());
+      else this.#sendQueue.send(answer, 0, answer.length);
     } catch (error) {
       this.#failWith(error);
       return;

@@ -21,6 +21,7 @@ import {
 import { systemError } from "../../errors.js";
 import { MAX_MESSAGE_FDS } from "../../limits.js";
 import { closePeerFd, closePeerSocket, type FdShare } from "../../peer-fds.js";
+import type { DeviceAccess } from "../device-access.js";
 import type { RegisterMemory } from "../register-memory.js";
 
 export interface Syscalls {
@@ -59,6 +60,10 @@ export interface SocketIo {
   readsFrom(memory: RegisterMemory | undefined): void;
   /** Register accesses go by this path from now on; undefined: no longer. */
   accessesBy(path: AccessPath | undefined): void;
+  /** Accesses that it deals with are answered by a device where `mayRead` allows it; undefined: no longer. */
+  answersBy(device: DeviceAccess | undefined): void;
+  /** In a callback with POLL_UNSENT, if it is about such an answer: what of it was not sent. */
+  takeAnswer(): Uint8Array | undefined;
   /** Whether nothing that came before is in flight, or waits to be sent. */
   mayRead(may: boolean): void;
   /** Reads that were answered so since this was asked last. */
@@ -70,6 +75,8 @@ export interface SocketIo {
 }
 
 const NO_BYTES = new Uint8Array(0);
+/** Room for what a device answers to a plain access. */
+const MAX_ANSWER = 64;
 
 export class MessageSocket implements SocketIo {
   readonly fds = new Int32Array(1 + MAX_MESSAGE_FDS);
@@ -79,6 +86,7 @@ export class MessageSocket implements SocketIo {
   /** The buffers that the stream has. */
   #receiveBytes = NO_BYTES;
   #replyBytes = NO_BYTES;
+  readonly #answer = new Uint8Array(MAX_ANSWER);
   /** In the callback, after which the stream sends. */
   #isCalled = false;
   readonly #fd: number;
@@ -149,6 +157,17 @@ export class MessageSocket implements SocketIo {
     this.#stream.accessesBy(path);
   }
 
+  answersBy(device: DeviceAccess | undefined): void {
+    this.#stream.answersBy(device?.native, this.#answer);
+  }
+
+  takeAnswer(): Uint8Array | undefined {
+    const length = this.#words[StreamWord.ANSWERED];
+    if (length === 0) return undefined;
+    this.#words[StreamWord.ANSWERED] = 0;
+    return this.#answer.subarray(Math.max(0, this.#words[StreamWord.REPLIED]), length);
+  }
+
   mayRead(may: boolean): void {
     this.#words[StreamWord.READS] = may ? 1 : 0;
   }
@@ -164,7 +183,9 @@ export class MessageSocket implements SocketIo {
   }
 
   close(): void {
+    this.#words[StreamWord.READS] = 0;
     this.#stream.accessesBy(undefined);
+    this.#stream.answersBy(undefined);
     this.#pollHandle.close();
   }
 

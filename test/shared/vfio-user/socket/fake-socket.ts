@@ -77,6 +77,8 @@ export class FakeSocket {
     answered: () => this.#answered,
     readsFrom: () => {},
     accessesBy: () => {},
+    answersBy: () => {},
+    takeAnswer: () => undefined,
     mayRead: () => {},
     takeServed: () => 0,
     poll: (events) => {
