@@ -21,3 +21,11 @@ export {
 } from "./device.js";
 export { bytesAsRegisters, pair, type Register, RegisterFile, type RegisterTable } from "./pci/registers.js";
 export { ScatterList } from "./scatter-list.js";
+export {
+  type Chain,
+  type QueueDeclaration,
+  type VirtioContext,
+  type VirtioDevice,
+  type Virtqueue,
+  virtioDevice,
+} from "./virtio/index.js";

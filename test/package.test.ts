@@ -129,6 +129,15 @@ test("the guide's code is edu's, and compiles, or uses the client, and runs; so 
   t.is(execFileSync(process.execPath, [join(driver, "client.js")], { encoding: "utf8" }), "there and back 1\n");
 });
 
+test("the guide to virtio devices has virtio-rng as it is, and it compiles", (t) => {
+  const [code, ...others] = blocks("docs/writing-a-virtio-device.md", "ts");
+  t.deepEqual(others, []);
+  const source = read("guest/devices/rng/index.ts").replace("DeviceId.ENTROPY", "4");
+  const strip = (text: string) => text.replace(/^import .*;$\n/gm, "").replace(/^\/\*\*\n( \*.*\n)+ \*\/\n/, "");
+  t.is(strip(code).trim(), strip(source).trim());
+  t.notThrows(() => compile("virtio", { "rng.ts": code }, ["node"]));
+});
+
 test("the guide's declarations compile, and what else the package exports", (t) => {
   const parts = blocks("docs/writing-a-device.md", "js");
   t.is(parts.length, 2);

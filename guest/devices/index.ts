@@ -5,6 +5,7 @@ import { createEdu } from "./edu/index.js";
 import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
 import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nvme/index.js";
 import { CACHES } from "./nvme/storage/open-storage.js";
+import { createRng } from "./rng/index.js";
 
 /** A command-line option of a device. */
 export interface DeviceOption {
@@ -129,5 +130,10 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
     },
     create: async (values) =>
       createGpio(given({ inputs: values.inputs, periodMs: integer("period-ms", values["period-ms"]) })),
+  },
+  rng: {
+    summary: "virtio-rng: random numbers",
+    options: {},
+    create: async () => createRng(),
   },
 };

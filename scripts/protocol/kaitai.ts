@@ -67,7 +67,7 @@ export function kaitai(protocol: Protocol): string {
 export function kaitaiCapture(): string {
   return print({
     meta: meta("vfio_user_capture", "A recorded message of vfio-user or of virtio-vfio-user"),
-    doc: "What is in each packet of a file that --pcap wrote; the link type of its interface says whose the message is.",
+    doc: "A packet of a file that --pcap wrote. The link type of its interface says whose the message is.",
     seq: [
       { id: "head", type: "capture_head" },
       { id: "message", "size-eos": true },

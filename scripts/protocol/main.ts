@@ -1,4 +1,6 @@
-/** `npm run protocol`: what other programs read of the protocol, from the tables in shared/spec, into docs/protocol/. */
+/**
+ * `npm run protocol`: what other programs read of the protocol, from the tables in shared/spec, into docs/protocol/.
+ */
 import "../../shared/no-debugger.js";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";

@@ -1,6 +1,6 @@
 /**
- * A recorded message (`--pcap`): what stands in front of it in each packet of a pcapng file. The interface that a packet
- * belongs to says which session it is of, and by its link type, which protocol.
+ * A recorded message (`--pcap`): what stands in front of it in each packet of a pcapng file. The interface that a
+ * packet belongs to says which session it is of, and by its link type, which protocol.
  */
 import { struct } from "../struct/struct.js";
 

@@ -19,7 +19,14 @@ export const Feature = {
   RING_EVENT_IDX: 1n << 29n,
   VERSION_1: 1n << 32n,
   ACCESS_PLATFORM: 1n << 33n,
+  IN_ORDER: 1n << 35n,
+  RING_RESET: 1n << 40n,
 } as const;
+/** Bits that are a device's own: 0 to 23, and 50 to 127. */
+export const isDeviceFeature = (bit: number) => (bit >= 0 && bit < 24) || (bit >= 50 && bit < 64);
+
+/** 5 "Device Types". */
+export const DeviceId = { NET: 1, BLOCK: 2, CONSOLE: 3, ENTROPY: 4, FILE_SYSTEM: 26 } as const;
 
 /** 2.7.5 "The Virtqueue Descriptor Table". */
 export const Descriptor = struct({ address: "u64", length: "u32", flags: "u16", next: "u16" });
@@ -87,4 +94,13 @@ export const CommonCfg = struct({
   queueDriver: "u64",
   queueDevice: "u64",
 });
+/** 4.1.4.3 of version 1.2 adds these. */
+export const CommonCfgMore = struct({ common: CommonCfg.size, queueNotifyData: "u16", queueReset: "u16" });
 export const NO_VECTOR = 0xffff;
+/** 4.1.4.5 "ISR status capability". */
+export const Isr = { QUEUE: 1, CONFIG: 2 } as const;
+/** 4.1.4.9 "PCI configuration access capability": behind a PciCap, 4 bytes of data. */
+export const PciCfgCap = struct({ cap: PciCap.size, data: "u32" });
+/** 2.7 and 2.7.5: the largest queue, and what its parts are multiples of. */
+export const MAX_QUEUE_SIZE = 32768;
+export const RING_ALIGNMENT = { descriptors: 16, available: 2, used: 4 } as const;

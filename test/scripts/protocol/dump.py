@@ -1,5 +1,5 @@
-"""Parses messages, a line of JSON each with a protocol and its bytes in hexadecimal, by the parsers that Kaitai's compiler
-made, and prints what they say, a line of JSON each; null for one that is refused."""
+"""Parses messages, a line of JSON each with a protocol and its bytes in hexadecimal, by the parsers that Kaitai's
+compiler made, and prints what they say, a line of JSON each; null for one that is refused."""
 import enum
 import importlib
 import json
