@@ -56,7 +56,8 @@ async function main(program: Program): Promise<number> {
   const link = await createLink(transport, options, log);
   let shown: readonly ShownSession[] = [];
   const { control: controlOptions, device } = options;
-  const control = new Control({ name: TABLE.name, sessions: () => shown, log: root, recent }, controlOptions);
+  const own = { name: TABLE.name, sessions: () => shown, log: root, recent };
+  const control = await Control.open(own, controlOptions);
   const wasStopped = await runDevice(made, link, log, end, {
     show: (endpoint) => {
       shown = [showDevice(device, endpoint, link, [whereIs(transport)])];

@@ -57,6 +57,7 @@ done < <(find build -name '*.js' 2>/dev/null)
 
 say "compiling TypeScript"
 node_modules/.bin/tsc -b
+cp -u shared/control/page/*.{html,css,svg} build/shared/control/page/
 for program in build/host/{bridge,check,ctl}/main.js build/guest/main.js; do
   if [[ -f $program ]]; then chmod +x "$program"; fi
 done

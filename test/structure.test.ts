@@ -56,6 +56,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/notify": COMMON,
   "shared/service": [...COMMON, "shared/notify"],
   "shared/control": [...COMMON, "shared/service"],
+  "shared/control/page": [],
   "shared/vfio-user": COMMON,
   "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
   "host/bridge/state": [...COMMON, "shared/notify"],

@@ -46,7 +46,7 @@ async function main(program: Program): Promise<number> {
   const end = program.endSignal(isReloadable(options) ? reload : undefined);
   program.showState(log, () => bridge.inspect());
   const shown = { name: TABLE.name, sessions: () => bridge.shown, log, recent: program.recent };
-  const control = new Control(shown, options.control, bridgeMethods(shown));
+  const control = await Control.open(shown, options.control, bridgeMethods(shown));
   const start = open(bridge, options, inherited);
   changes = start.then(
     () => {},

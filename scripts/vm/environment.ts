@@ -89,6 +89,24 @@ export async function prepareExtras(): Promise<Extras> {
   return { root: join(tree, "root"), kernels: await Promise.all(suites.map((suite) => kernelIn(kernels, suite))) };
 }
 
+/** What looks at the status page and at metrics. */
+export interface BrowserTools {
+  readonly chromium: Command;
+  readonly promtool: string;
+}
+
+/** As prepareVmEnvironment, for tests of the status page. Throws a UserError. */
+export async function prepareBrowser(): Promise<BrowserTools> {
+  const { tree } = await runSetup("setup-browser.sh");
+  if (tree === undefined) throw new UserError("scripts/vm/setup-browser.sh did not say where it put the programs.");
+  const root = join(tree, "root");
+  // It starts itself, so it needs the machine's own loader.
+  const libraries = [treeLibraryPath(root), join(root, "usr/lib/x86_64-linux-gnu/pulseaudio")];
+  const environment = { LD_LIBRARY_PATH: libraries.join(":"), FONTCONFIG_FILE: join(tree, "fonts.conf") };
+  const program = join(root, "usr/lib/chromium/chromium-headless-shell");
+  return { chromium: { program, args: ["--no-sandbox"], environment }, promtool: join(root, "usr/bin/promtool") };
+}
+
 /** What the tests of docs/protocol/ run. */
 export interface ProtocolTools {
   readonly tshark: Command;

@@ -4,6 +4,7 @@ import { Share } from "../turn.js";
 import { ControlServer } from "./control-server.js";
 import { Dispatcher, type Handlers } from "./dispatcher.js";
 import { genericMethods, type ShownProgram } from "./generic-methods.js";
+import { Metrics } from "./metrics/metrics.js";
 import type { ControlOptions } from "./options.js";
 import { Measuring } from "./sessions.js";
 
@@ -11,8 +12,22 @@ export class Control {
   readonly #servers: ControlServer[] = [];
   readonly #measuring: Measuring;
 
-  /** @throws UserError when a socket cannot be had; nothing is left open then */
-  constructor(program: ShownProgram, options: ControlOptions, own: Handlers = {}) {
+  #metrics: Metrics | undefined;
+
+  /** Rejects with UserError when a socket or an address cannot be had; nothing is left open then. */
+  static async open(program: ShownProgram, options: ControlOptions, own: Handlers = {}): Promise<Control> {
+    const control = new Control(program, options, own);
+    try {
+      const { metrics } = options;
+      if (metrics !== undefined) control.#metrics = await Metrics.open(program, control.#measuring, metrics);
+      return control;
+    } catch (error) {
+      control.close();
+      throw error;
+    }
+  }
+
+  private constructor(program: ShownProgram, options: ControlOptions, own: Handlers) {
     this.#measuring = new Measuring(
       () => program.sessions(),
       () => new Latencies(),
@@ -35,6 +50,7 @@ export class Control {
 
   close(): void {
     for (const server of this.#servers.splice(0)) server.close();
+    this.#metrics?.close();
     this.#measuring.end();
   }
 

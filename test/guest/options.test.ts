@@ -28,7 +28,12 @@ test("a device by name, in a device VM", (t) => {
       once: false,
       access: { mode: undefined, group: undefined },
     },
-    control: { path: undefined, access: { mode: undefined, group: undefined }, adminPath: undefined },
+    control: {
+      path: undefined,
+      access: { mode: undefined, group: undefined },
+      adminPath: undefined,
+      metrics: undefined,
+    },
     trustUnsealedMemory: false,
     isolated: false,
     linkPolling: "adaptive",

@@ -19,7 +19,7 @@ test("one pair of sockets and the defaults", (t) => {
       once: false,
       access,
     },
-    control: { path: undefined, access, adminPath: undefined },
+    control: { path: undefined, access, adminPath: undefined, metrics: undefined },
   });
 });
 

@@ -12,46 +12,14 @@ import { Dispatcher } from "../../../shared/control/dispatcher.js";
 import { bridgeMethods, genericMethods } from "../../../shared/control/generic-methods.js";
 import { RpcError } from "../../../shared/control/json-rpc.js";
 import { controlSchema, METHODS } from "../../../shared/control/methods.js";
-import { Measuring, type ShownSession } from "../../../shared/control/sessions.js";
+import { Measuring } from "../../../shared/control/sessions.js";
 import type { Params } from "../../../shared/control/table.js";
 import { UserError } from "../../../shared/errors.js";
 import { Latencies } from "../../../shared/histogram.js";
 import { ProgramLog } from "../../../shared/log.js";
 import { RecentLines } from "../../../shared/recent-lines.js";
-import { Command } from "../../../shared/spec/vfio-user.js";
 import { Share } from "../../../shared/turn.js";
-
-const MIB = 1024 * 1024;
-
-/** A session whose state is what the test says. */
-function fakeSession(name: string) {
-  const commands = new Float64Array(32);
-  commands[Command.REGION_READ] = 3;
-  let latencies: Latencies | undefined;
-  const state = { client: true, draining: false };
-  const session: ShownSession = {
-    name,
-    overview: () => ({ ...state, device: "connected", maps: 1, mappedBytes: MIB, windowMaps: 1, sockets: ["/x"] }),
-    maps: () => [{ address: "0x1000", size: MIB, readable: true, writable: false, windowOffset: -1 }],
-    counts: () => ({ reads: 3 }),
-    commands: () => commands,
-    measure: (to) => {
-      latencies = to;
-    },
-    inspect: async () => ({ big: 2n ** 60n, name }),
-    disconnect: () => {
-      const was = state.client;
-      state.client = false;
-      return was;
-    },
-    drain: (isDraining) => {
-      state.draining = isDraining;
-    },
-    doorbells: () => ({ free: 3 }),
-    rings: () => [],
-  };
-  return { session, record: (us: number) => latencies?.record(Command.REGION_READ, us / 1000), state };
-}
+import { fakeSession, MIB } from "./fake-session.js";
 
 function setUp(t: ExecutionContext, options: { silentMs?: number; slowMs?: number; inspect?: () => unknown } = {}) {
   const directory = mkdtempSync(join(tmpdir(), "control-"));
