@@ -81,7 +81,8 @@ export function drawCurve(values: readonly number[], most: number): SVGElement {
   const x = (n: number) => width - ((values.length - 1 - n) * width) / (most - 1);
   const y = (value: number) => height - 16 - ((height - 16 - top) * value) / largest;
   const points = values.map((value, n) => `${x(n).toFixed(1)},${y(value).toFixed(1)}`);
-  const words = `${number(values.at(-1) ?? 0)} commands a second now, ${number(Math.max(0, ...values))} at most in the last minute`;
+  const now = number(values.at(-1) ?? 0);
+  const words = `${now} commands a second now, ${number(Math.max(0, ...values))} at most in the last minute`;
   return picture(
     ...([width, height, words] as const),
     element("path", { class: "axis", d: `M0 ${height - 16}H${width}` }),
@@ -115,7 +116,8 @@ export function drawBars(latency: Latency | undefined, bounds: readonly number[]
   const ticks = bounds.flatMap((bound, n) =>
     n % 6 === 0 ? [text((n + 1) * step, height - 3, time(bound), "quiet")] : [],
   );
-  const words = `${latency.command}: half of ${number(summary.count)} took up to ${time(summary.p50)}, 99 % up to ${time(summary.p99)}`;
+  const half = `half of ${number(summary.count)} took up to ${time(summary.p50)}`;
+  const words = `${latency.command}: ${half}, 99 % up to ${time(summary.p99)}`;
   return picture(
     width,
     height,
