@@ -1,6 +1,6 @@
 /**
- * The bridge with its supervisor, as `--supervised` starts both, in one file as it is in the package, and what a test needs to have it die at a chosen
- * place: words of memory that all lives of the bridge count in (native/crash_point.h).
+ * The bridge with its supervisor, as `--supervised` starts both, in one file as it is in the package, and what a test
+ * needs to have it die at a chosen place: words of memory that all lives of the bridge count in (native/crash_point.h).
  */
 import {
   closeSync,
