@@ -3,8 +3,6 @@ import type { ShownSession } from "../shared/control/sessions.js";
 import type { DeviceEndpoint } from "./function/endpoint.js";
 import type { Link } from "./link/link.js";
 
-/** Of many maps, the first ones. */
-const MAX_MAPS_SHOWN = 64;
 const NO_COMMANDS = new Float64Array(0);
 
 /** `sockets`: how the driver VM comes to it. */
@@ -13,20 +11,20 @@ export function showDevice(name: string, endpoint: DeviceEndpoint, link: Link, s
   return {
     name,
     overview() {
-      const { maps } = endpoint.dma.inspect();
+      const { mapCount, mappedBytes, mapsInWindow } = endpoint.dma.inspect();
       return {
         client: server?.stats.connected ?? endpoint.isServing,
         device: server === undefined ? "linked" : "local",
         draining: server?.isDraining ?? false,
-        maps: maps.length,
-        mappedBytes: maps.reduce((sum, { size }) => sum + size, 0),
-        windowMaps: maps.filter(({ windowOffset }) => windowOffset >= 0).length,
+        maps: mapCount,
+        mappedBytes,
+        windowMaps: mapsInWindow,
         sockets,
       };
     },
     maps: () => {
       const { maps } = endpoint.dma.inspect();
-      return maps.slice(0, MAX_MAPS_SHOWN).map(({ address, size, readable, writable, windowOffset }) => {
+      return maps.map(({ address, size, readable, writable, windowOffset }) => {
         return { address, size, readable, writable, windowOffset };
       });
     },

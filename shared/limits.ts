@@ -62,6 +62,9 @@ export const DRIVER_VM_MEMORY_SIZE = 1024 * GiB;
 export const MAX_WINDOW_MAPS = 512;
 /** DMA messages that may wait to be sent. */
 export const MAX_DMA_REQUESTS = 64 * KiB;
+/** What a device process may say of itself when it is inspected, and how long that may take. */
+export const MAX_INSPECTION_SIZE = 128 * KiB;
+export const INSPECT_DEADLINE_MS = 4000;
 /** vhost-user: messages are small; the memory table of 8 regions is the largest. */
 export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 /** vhost-user without CONFIGURE_MEM_SLOTS: regions of SET_MEM_TABLE, VHOST_MEMORY_BASELINE_NREGIONS. */

@@ -6,6 +6,7 @@ import { writeSync } from "node:fs";
 import { hostname } from "node:os";
 import { LineWriter } from "../native/index.js";
 import { isSystemError, UserError } from "./errors.js";
+import { toJson } from "./json.js";
 import { LOG_FLUSH_MS, MAX_LOG_BACKLOG } from "./limits.js";
 import { type Log, ProgramLog } from "./log.js";
 import { type LogOptions, LogOutput } from "./log-output.js";
@@ -97,10 +98,7 @@ export class Program {
     const show = () => {
       try {
         const line = { level: INFO_LEVEL, time: Date.now(), msg: "state", state: inspect() };
-        const text = JSON.stringify(line, (_, value) =>
-          typeof value === "bigint" ? `0x${value.toString(16)}` : value,
-        );
-        this.#output.write(`${text}\n`);
+        this.#output.write(`${toJson(line)}\n`);
       } catch (error) {
         log.error({ err: error }, "the state cannot be written");
       }

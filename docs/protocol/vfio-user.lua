@@ -609,6 +609,7 @@ protocols[#protocols + 1] = {
             [262] = "allocate_events",
             [263] = "io_event",
             [264] = "share_registers",
+            [265] = "inspect",
           },
         },
         { name = "size", size = 4 },
@@ -897,6 +898,7 @@ protocols[#protocols + 1] = {
         { name = "place", size = 4 },
       },
     },
+    inspect = { size = 8, fields = { { name = "max_size", size = 4 }, { name = "reserved", bytes = 4 } } },
   },
   messages = {
     [2] = {
@@ -1248,6 +1250,11 @@ protocols[#protocols + 1] = {
         },
       },
       reply = { parts = {} },
+    },
+    [265] = {
+      name = "inspect",
+      request = { parts = { { kind = "struct", name = "wanted", struct = "inspect" } } },
+      reply = { parts = { { kind = "bytes", name = "json", count = "rest" } } },
     },
   },
 }

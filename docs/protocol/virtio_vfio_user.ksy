@@ -63,6 +63,8 @@ seq:
         "527": empty
         "528": share_registers_request
         "529": empty
+        "530": inspect_request
+        "531": inspect_reply
         "131072": empty
         _: unknown_data
   - id: handles
@@ -391,6 +393,12 @@ types:
         type: u4
       - id: place
         type: u4
+  inspect:
+    seq:
+      - id: max_size
+        type: u4
+      - id: reserved
+        size: 4
   unknown_data:
     seq:
       - id: data
@@ -904,6 +912,22 @@ types:
         size: 0
         valid:
           expr: _io.eof
+  inspect_request:
+    seq:
+      - id: wanted
+        type: inspect
+      - id: end
+        size: 0
+        valid:
+          expr: _io.eof
+  inspect_reply:
+    seq:
+      - id: json
+        size-eos: true
+      - id: end
+        size: 0
+        valid:
+          expr: _io.eof
 enums:
   command:
     "2": dma_map
@@ -930,6 +954,7 @@ enums:
     "262": allocate_events
     "263": io_event
     "264": share_registers
+    "265": inspect
   region_info_index:
     "0": bar0
     "1": bar1

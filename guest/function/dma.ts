@@ -16,6 +16,9 @@ import type { ScatterList } from "../scatter-list.js";
 import type { DirtyLog } from "./dirty-log.js";
 import { ListCopies, MEMORY_GONE } from "./list-copies.js";
 
+/** A driver VM may have many thousands. */
+const MAX_MAPS_INSPECTED = 64;
+
 type Access = "read" | "write";
 
 /** A read or write that is not done at once, and what it concerns. */
@@ -266,10 +269,24 @@ export class WindowDma implements Dma {
     this.bytesWritten += written;
   }
 
+  /** For diagnostics; of many maps the first ones. */
   inspect() {
-    const maps = Array.from(this.#maps, (map) => ({ ...map, address: formatAddress(map.address) }));
+    const all = Array.from(this.#maps);
+    const maps = all.slice(0, MAX_MAPS_INSPECTED).map((map) => ({ ...map, address: formatAddress(map.address) }));
     const { bytesRead, bytesWritten, bytesByCopy, bytesByMessage } = this;
-    return { maps, busMaster: this.#busMaster(), bytesRead, bytesWritten, bytesByCopy, bytesByMessage };
+    const mappedBytes = all.reduce((sum, { size }) => sum + size, 0);
+    const mapsInWindow = all.filter(({ windowOffset }) => windowOffset >= 0).length;
+    return {
+      mapCount: all.length,
+      mapsInWindow,
+      mappedBytes,
+      maps,
+      busMaster: this.#busMaster(),
+      bytesRead,
+      bytesWritten,
+      bytesByCopy,
+      bytesByMessage,
+    };
   }
 
   /**

@@ -97,6 +97,8 @@ export interface Endpoint {
   setIrqs(change: IrqChange): void;
   /** Plain register accesses, for whoever has no command for them. They count as dealt with by the device. */
   readonly words: WordAccesses;
+  /** The whole function's state as plain data, for diagnostics. */
+  inspect(): unknown;
   /** Any other command; see PendingCommand for the duties. */
   handle(command: PendingCommand): void;
 }

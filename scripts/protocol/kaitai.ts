@@ -4,15 +4,8 @@
  */
 import { stringify } from "yaml";
 import { CaptureDirection, CaptureHead } from "../../shared/spec/capture.js";
-import {
-  type AnyStruct,
-  type Body,
-  type Count,
-  MESSAGE_TYPES,
-  NAMES,
-  type Part,
-  type Protocol,
-} from "../../shared/spec/messages.js";
+import { MESSAGE_TYPES, NAMES } from "../../shared/spec/field-names.js";
+import type { AnyStruct, Body, Count, Part, Protocol } from "../../shared/spec/messages.js";
 import { Header, HeaderFlags } from "../../shared/spec/vfio-user.js";
 import type { Scalar } from "../../shared/struct/struct.js";
 import { SIZES, snake } from "./names.js";

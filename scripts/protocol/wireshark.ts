@@ -2,7 +2,8 @@
  * The Wireshark dissector: dissector.lua, which knows how a message is taken apart, with the tables of shared/spec as
  * tables of Lua's in it.
  */
-import { type AnyStruct, type Body, type Count, NAMES, type Part, type Protocol } from "../../shared/spec/messages.js";
+import { NAMES } from "../../shared/spec/field-names.js";
+import type { AnyStruct, Body, Count, Part, Protocol } from "../../shared/spec/messages.js";
 import { Header } from "../../shared/spec/vfio-user.js";
 import type { Scalar } from "../../shared/struct/struct.js";
 import { SIZES, snake } from "./names.js";

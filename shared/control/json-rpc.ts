@@ -1,4 +1,5 @@
 /** JSON-RPC 2.0, one document a line: requests of a client's, checked, and what it is sent. No batches. */
+import { toJson } from "../json.js";
 import { ErrorCode } from "./methods.js";
 
 export type RequestId = string | number | null;
@@ -56,9 +57,4 @@ export function encodeResult(id: RequestId, result: unknown): string {
 
 export function encodeError({ code, message, id }: RpcError): string {
   return `${JSON.stringify({ jsonrpc: "2.0", id, error: { code, message } })}\n`;
-}
-
-/** JSON of what may have numbers of 64 bits in it: they are texts, in hexadecimal. */
-export function toJson(value: unknown): string {
-  return JSON.stringify(value, (_, each) => (typeof each === "bigint" ? `0x${each.toString(16)}` : each));
 }

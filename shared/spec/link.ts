@@ -45,6 +45,9 @@ export const Queue = {
   FIRST_DOORBELL: 3,
 } as const;
 
+/** Feature bits of the device's own. */
+export const LinkFeature = { INSPECT: 1n << 0n } as const;
+
 /** The id of the shared memory region that is the window. */
 export const WINDOW_SHMID = 0;
 
@@ -68,6 +71,8 @@ export const LinkCommand = {
   IO_EVENT: 0x107,
   /** Device process to bridge, before HELLO: memory with its registers' values, by which the bridge answers reads. */
   SHARE_REGISTERS: 0x108,
+  /** Bridge to device process, with LinkFeature.INSPECT: the reply is the function's state, as JSON. */
+  INSPECT: 0x109,
 } as const;
 
 /**
@@ -127,3 +132,6 @@ export const CopyRequest = struct({ address: "i64", length: "u32", flags: "u32" 
 export const CopyFlags = { WRITE: 1 } as const;
 /** 0, or an errno: EINVAL for an invalid request, EFAULT for memory that is not reached so, or is gone. */
 export const CopyStatus = struct({ errno: "u32" });
+
+/** INSPECT: how many bytes the reply may have. */
+export const Inspect = struct({ maxSize: "u32", reserved: 4 });

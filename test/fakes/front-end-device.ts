@@ -3,7 +3,7 @@
  * from one BAR's worth of bytes. Tests replace what it does with `onCommand`, and send garbage with `sendRaw`.
  */
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
-import { ABI_VERSION, Hello, HelloFlags, LinkCommand, Queue } from "../../shared/spec/link.js";
+import { ABI_VERSION, Hello, HelloFlags, LinkCommand, LinkFeature, Queue } from "../../shared/spec/link.js";
 import {
   Command,
   DeviceInfo,
@@ -44,6 +44,8 @@ export interface DeviceOptions {
   readonly isolated?: boolean;
   /** Negotiates VIRTIO_F_EVENT_IDX. */
   readonly eventIndex?: boolean;
+  /** Negotiates INSPECT, which `onCommand` answers. */
+  readonly inspectable?: boolean;
 }
 
 const RING_SIZE = 64;
@@ -84,6 +86,7 @@ export class TestDevice {
       ownRegions: [],
       isolated: false,
       eventIndex: false,
+      inspectable: false,
     };
     this.#options = { ...defaults, ...options };
     this.#registers = pci.registers(REGISTER_BAR);
@@ -99,8 +102,9 @@ export class TestDevice {
     registers.write32(offsets.driverFeatureSelect, 1);
     registers.write32(offsets.driverFeature, Number(Feature.VERSION_1 >> 32n));
     registers.write32(offsets.driverFeatureSelect, 0);
-    const { eventIndex } = this.#options;
-    registers.write32(offsets.driverFeature, eventIndex ? Number(Feature.RING_EVENT_IDX) : 0);
+    const { eventIndex, inspectable } = this.#options;
+    const features = (eventIndex ? Feature.RING_EVENT_IDX : 0n) | (inspectable ? LinkFeature.INSPECT : 0n);
+    registers.write32(offsets.driverFeature, Number(features));
     status |= Status.FEATURES_OK;
     registers.write8(offsets.deviceStatus, status);
     if (!(registers.read8(offsets.deviceStatus) & Status.FEATURES_OK)) throw new Error("no FEATURES_OK");

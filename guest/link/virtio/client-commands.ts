@@ -4,9 +4,10 @@
  */
 import { inBounds } from "../../../shared/bits.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { toJson } from "../../../shared/json.js";
 import { MAX_DIRTY_BITMAP_SIZE, MAX_MESSAGE_FDS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { ClientConnected, IoEvent, LinkCommand, NO_DOORBELL } from "../../../shared/spec/link.js";
+import { ClientConnected, Inspect, IoEvent, LinkCommand, NO_DOORBELL } from "../../../shared/spec/link.js";
 import {
   Bitmap,
   Command,
@@ -89,6 +90,9 @@ export class ClientCommands {
         this.#setUp.signalled(this.#ioEvent.at(command.data, command.offset).handle);
         command.reply(0);
         break;
+      case LinkCommand.INSPECT:
+        this.#inspect(command);
+        break;
       default:
         endpoint.handle(command);
     }
@@ -158,6 +162,18 @@ export class ClientCommands {
     this.doorbells.unbindAll();
     this.#requests.abandonDma(new PeerGone("the client is gone"));
     this.#answer(command, this.#endpoint.disconnected());
+  }
+
+  #inspect(command: LinkPendingCommand): void {
+    needLength(command, Inspect.size);
+    const most = Inspect.view(command.data, command.offset).maxSize;
+    const text = Buffer.from(toJson(this.#endpoint.inspect() ?? null));
+    if (text.length > Math.min(most, this.#maxMessageSize - Header.size)) {
+      throw new ProtocolError(`a state of ${text.length} bytes`, Errno.E2BIG, LinkCommand.INSPECT);
+    }
+    command.reserve(text.length);
+    command.replyBytes.set(text, command.replyOffset);
+    command.reply(text.length);
   }
 
   #setIrqs(command: LinkPendingCommand): void {

@@ -3,7 +3,7 @@ import { inBounds } from "../../../shared/bits.js";
 import { UserError } from "../../../shared/errors.js";
 import { KiB, MAX_MESSAGE_SIZE, MAX_QUEUES, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { ABI_VERSION, Config, MAGIC, Queue, WINDOW_SHMID } from "../../../shared/spec/link.js";
+import { ABI_VERSION, Config, LinkFeature, MAGIC, Queue, WINDOW_SHMID } from "../../../shared/spec/link.js";
 import { Feature } from "../../../shared/spec/virtio.js";
 import type { PciFunction } from "../../vfio/pci-function.js";
 import type { Structure } from "../../virtio-pci/capabilities.js";
@@ -31,7 +31,7 @@ export async function createVirtioLink(
 ): Promise<VirtioLink> {
   const transport = new VirtioPci(pci);
   await transport.reset();
-  const features = transport.negotiate(Feature.VERSION_1, Feature.RING_EVENT_IDX);
+  const features = transport.negotiate(Feature.VERSION_1, Feature.RING_EVENT_IDX | LinkFeature.INSPECT);
   const config = Config.view(new DataView(transport.readConfig(Config.size).buffer));
   const { magic, abiVersion, windowSize, maxMessageSize, doorbells } = config;
   if (magic !== MAGIC) throw new UserError("it is a VIRTIO device, but no virtio-vfio-user device");

@@ -8,8 +8,8 @@
  * - introduction.ts: clients and device processes come and go, and each device process is made to know of the client,
  *   one step after the other (changes.ts). So the driver VM lives on whatever becomes of the device process.
  * - channel.ts, request-channel.ts: rings, messages, commands and replies. bodies.ts and replies.ts: what is in them.
- * - command-relay.ts: the client's commands. device-process.ts: the device process's. dma-relay.ts: its DMA by
- *   messages.
+ * - command-relay.ts: the client's commands. device-process.ts, inspection.ts: the device process's. dma-relay.ts: its
+ *   DMA by messages.
  * - dma-maps.ts, window-allocation.ts: the client's memory. copies.ts, copy-threads.ts: what of it is copied.
  * - interrupts.ts, doorbells.ts: the client's interrupts.
  * - sharing.ts, region-memory.ts, io-events.ts, handle-table.ts: the device's memory and eventfds that the client has.
@@ -83,6 +83,8 @@ export class BridgeLink implements Backend, BackEndDevice {
   readonly #introduction: Introduction;
   readonly #config: ConfigSpace;
   readonly path: AccessPath;
+  /** What the device process says of itself. Rejects with UserError. */
+  readonly inspectDevice = () => this.#process.inspection.ask(this.#backEnd?.features ?? 0n);
   #backEnd: BackEnd | undefined;
   #stopGrace = () => {};
   #retry: NodeJS.Timeout | undefined;
@@ -135,13 +137,12 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   /** What the link did so far. */
   get statistics() {
-    const { channel } = this.#requests;
     return {
       hellos: this.#process.hellos,
       ...this.#relay.statistics,
       doorbells: this.#doorbells.relayed,
       ioEvents: this.#sharing.events.forwarded,
-      ...channel.statistics,
+      ...this.#requests.channel.statistics,
       dmaMessages: this.#dma.transfers,
       copies: this.#copies.copies,
       copiedBytes: this.#copies.bytes,

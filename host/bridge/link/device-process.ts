@@ -15,6 +15,7 @@ import type { Changes } from "./changes.js";
 import type { DeviceState } from "./device-state.js";
 import type { ClientMaps } from "./dma-maps.js";
 import type { DmaRelay } from "./dma-relay.js";
+import { Inspection } from "./inspection.js";
 import type { DeviceMessages, RequestChannel } from "./request-channel.js";
 import type { Sharing } from "./sharing.js";
 import type { WindowAllocation } from "./window-allocation.js";
@@ -50,6 +51,8 @@ export class DeviceProcess implements DeviceMessages {
   readonly #parts: DeviceProcessParts;
   readonly #state: DeviceState;
   readonly #requests: RequestChannel;
+  /** What it says of itself. */
+  readonly inspection: Inspection;
   /** The generation whose ALLOCATE_* is not answered yet. */
   #allocating = -1;
 
@@ -57,6 +60,7 @@ export class DeviceProcess implements DeviceMessages {
     this.#parts = parts;
     this.#state = parts.state;
     this.#requests = parts.requests;
+    this.inspection = new Inspection(parts.state, parts.requests);
     parts.requests.listen(this);
   }
 

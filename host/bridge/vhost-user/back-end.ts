@@ -17,6 +17,7 @@ import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUES } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { closePeerFd, type FdShare } from "../../../shared/peer-fds.js";
+import { LinkFeature } from "../../../shared/spec/link.js";
 import {
   DeviceConfig,
   F_PROTOCOL_FEATURES,
@@ -38,7 +39,7 @@ import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
 
-const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | F_PROTOCOL_FEATURES;
+const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | LinkFeature.INSPECT | F_PROTOCOL_FEATURES;
 const PROTOCOL_FEATURES =
   ProtocolFeature.MQ |
   ProtocolFeature.REPLY_ACK |
@@ -108,6 +109,8 @@ export class BackEnd {
   #started = false;
   /** Takes back the deadline for the memory table of a start. */
   #tableCame = () => {};
+  /** VIRTIO's, and the device's own, that the driver has taken. */
+  features = 0n;
   #replyAck = false;
   readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
   readonly #outView = new DataView(this.#out.buffer);
@@ -237,6 +240,7 @@ export class BackEnd {
   #setFeatures(message: Message): void {
     const { value } = Features.view(message.data);
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
+    this.features = value;
     this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
     this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
     if (!this.#vrings.stopped) return;

@@ -106,8 +106,8 @@ serial("answers of known bytes", async (t) => {
   };
   t.deepEqual(
     await bytes(Request.GET_FEATURES),
-    [0, 0, 0, 0x60, 1, 0, 0, 0],
-    "VERSION_1, event indices, protocol features",
+    [1, 0, 0, 0x60, 1, 0, 0, 0],
+    "INSPECT, VERSION_1, event indices, protocol features",
   );
   t.deepEqual(
     await bytes(Request.GET_PROTOCOL_FEATURES),
