@@ -1,5 +1,6 @@
 /**
- * What the VM tests run: QEMU 11.1, guest kernels and guest programs, as setup.sh and setup-extra.sh provide them.
+ * What the VM tests run: QEMU 11.1, guest kernels and guest programs, and Debian systems, as setup.sh, setup-extra.sh and
+ * setup-debian.sh provide them.
  */
 import { execFile, spawn } from "node:child_process";
 import { readdir, readFile } from "node:fs/promises";
@@ -129,6 +130,13 @@ export async function prepareProtocolTools(): Promise<ProtocolTools> {
     tshark: command("tshark", {}),
     python: command("python3", { PYTHONHOME: join(root, "usr"), PYTHONPATH }),
   };
+}
+
+/** Systems of Debian 12 as tar files, for tests of what is installed there; minutes the first time. Throws a UserError. */
+export async function prepareDebian(): Promise<{ readonly fresh: string; readonly system: string }> {
+  const { tree } = await runSetup("setup-debian.sh");
+  if (tree === undefined) throw new UserError("scripts/vm/setup-debian.sh did not say where it put the systems.");
+  return { fresh: join(tree, "fresh.tar"), system: join(tree, "system.tar") };
 }
 
 async function kernelIn(kernels: string, suite: string): Promise<GuestKernel> {

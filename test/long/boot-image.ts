@@ -24,7 +24,7 @@ const NEW_FEATURES = "^metadata_csum_seed,^orphan_file";
 const run = promisify(execFile);
 
 /** Runs a program of an unpacked tree. */
-async function runTool(root: string, program: string, ...args: string[]): Promise<void> {
+export async function runTool(root: string, program: string, ...args: string[]): Promise<void> {
   await run(treeLoader(root), ["--library-path", treeLibraryPath(root), join(root, program), ...args], {
     env: { ...process.env, MKE2FS_CONFIG: join(root, "etc/mke2fs.conf") },
   });
