@@ -3,7 +3,7 @@
  * virtio-vfio-user-node, the Node.js that runs this, for systems whose own is too old (Debian 12). Made by dpkg-deb
  * alone; `--arch arm64` makes the former for another platform that prebuild.sh has compiled for.
  *
- * debian-files.ts has what is written rather than copied. Left out: a source package, which Debian itself would want.
+ * debian-files.ts has what is written rather than copied, bundle.ts makes the bridge one file. Left out: a source package, which Debian itself would want.
  */
 import "../../shared/no-debugger.js";
 import { execFileSync } from "node:child_process";
@@ -24,6 +24,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
+import { BRIDGE_MAIN, bundle } from "./bundle.js";
 import * as files from "./debian-files.js";
 
 const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
@@ -116,12 +117,16 @@ const isCode = (path: string) =>
   !/\.(test|min)\.js$|(^|\/)(bin|bench[^/]*)\.[cm]?js$|(^|\/)(tsconfig|\.[^/]*)/.test(path);
 
 /** The one package. */
-function programs(arch: string): string {
+async function programs(arch: string): Promise<string> {
   const stage = new Stage();
   stage.copy(join(ROOT, "package.json"), join(LIB, "package.json"));
   for (const part of ["guest", "host", "native", "shared"]) {
     stage.copyTree(join(ROOT, "build", part), join(LIB, "build", part), (path) => path.endsWith(".js"));
   }
+  const bundled = join(dirname(BRIDGE_MAIN), "bundled.js");
+  await bundle(BRIDGE_MAIN, bundled);
+  stage.copy(bundled, join(LIB, "build/host/bridge/main.js"));
+  rmSync(bundled);
   const compiled = `build/native/linux-${arch}`;
   if (!existsSync(join(ROOT, compiled)))
     throw new Error(`nothing is compiled for ${arch}: run scripts/package/prebuild.sh`);
@@ -154,7 +159,7 @@ function programs(arch: string): string {
   stage.write("usr/share/lintian/overrides/virtio-vfio-user", files.OVERRIDES);
   stage.write("DEBIAN/postinst", files.POSTINST, 0o755);
   stage.write("DEBIAN/prerm", files.PRERM, 0o755);
-  stage.write("DEBIAN/postrm", files.POSTINST, 0o755);
+  stage.write("DEBIAN/postrm", files.POSTRM, 0o755);
   const { version } = manifest;
   return stage.build({ ...files.PROGRAMS, version, arch: DEBIAN_ARCH[arch] });
 }
@@ -186,5 +191,5 @@ function document(stage: Stage, name: string, copyright: string): void {
 const at = process.argv.indexOf("--arch");
 const arch = at < 0 ? process.arch : process.argv[at + 1];
 if (!(arch in DEBIAN_ARCH)) throw new Error(`--arch is one of ${Object.keys(DEBIAN_ARCH).join(", ")}`);
-for (const made of [programs(arch), arch === process.arch ? node() : undefined])
+for (const made of [await programs(arch), arch === process.arch ? node() : undefined])
   if (made !== undefined) console.log(made);

@@ -23,7 +23,7 @@ export const PROGRAMS: Fixed = {
   name: "virtio-vfio-user",
   section: "admin",
   // The addon is built against the C library of Debian 12.
-  depends: "libc6 (>= 2.34), nodejs (>= 20.19) | virtio-vfio-user-node",
+  depends: "libc6 (>= 2.34), passwd, nodejs (>= 20.19) | virtio-vfio-user-node",
   more: ["Suggests: qemu-system-x86 (>= 1:11.1)"],
   synopsis: "PCI devices in VMs of their own, with stock QEMU on both sides",
   description: [
@@ -90,12 +90,20 @@ exec "$node" ${lib}/${main} "$@"
 }
 
 /** systemd finds new units by itself, but not that one has changed or is gone. Services go on: VMs hang by them. */
-export const POSTINST = `#!/bin/sh
+export const POSTRM = `#!/bin/sh
 set -e
 if [ -d /run/systemd/system ]; then
   systemctl --system daemon-reload >/dev/null || :
 fi
 `;
+
+/** The bridge's user stays when the package goes, as its files may. */
+export const POSTINST = `#!/bin/sh
+set -e
+if ! getent passwd vfio-user >/dev/null; then
+  useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vfio-user
+fi
+${POSTRM.slice(POSTRM.indexOf("if"))}`;
 
 export const PRERM = `#!/bin/sh
 set -e
@@ -133,6 +141,8 @@ export function changelog(root: string, name: string, version: string): string {
 
 const FORMAT = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/";
 
+const APACHE = [" On Debian systems the text is in /usr/share/common-licenses/Apache-2.0."];
+
 /** Ours, and that of each package that comes along, with the text of its licence as it has it. */
 export function copyright(dependencies: ReadonlyMap<string, string>): string {
   const ours = [
@@ -144,7 +154,7 @@ export function copyright(dependencies: ReadonlyMap<string, string>): string {
     "License: Apache-2.0",
     "",
     "License: Apache-2.0",
-    " On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.",
+    ...APACHE,
   ];
   const theirs = [...dependencies].flatMap(([name, path]) => {
     const { license } = JSON.parse(readFileSync(join(path, "package.json"), "utf8")) as { license: string };
@@ -157,7 +167,7 @@ export function copyright(dependencies: ReadonlyMap<string, string>): string {
       `Files: usr/lib/virtio-vfio-user/node_modules/${name}/*`,
       `Copyright: ${holder}`,
       `License: ${short}`,
-      ...paragraph(text === "" ? `As its package.json says: ${license}.` : text),
+      ...(license === "Apache-2.0" ? APACHE : paragraph(text === "" ? `As its package.json says: ${license}.` : text)),
     ];
   });
   return `${[...ours, ...theirs].join("\n")}\n`;

@@ -103,6 +103,10 @@ test.serial("a device on this host: its socket starts it, all that can be checke
   await vm.check("systemctl start vfio-user-device@disk1.socket", COMMAND_MS);
   t.is(await vm.check("stat -c '%a %G' /run/vfio-user/disk1.sock", COMMAND_MS), "660 kvm");
   t.is((await vm.run("systemctl is-active vfio-user-device@disk1.service", COMMAND_MS)).output, "inactive");
+  // Its first client may be gone before it has started.
+  await vm.run("vfio-user-check --socket-path /run/vfio-user/disk1.sock", COMMAND_MS);
+  const active = "systemctl is-active vfio-user-device@disk1.service";
+  await vm.check(`until [ "$(${active})" != activating ]; do sleep 0.2; done; ${active}`, COMMAND_MS);
   const checked = await vm.run("vfio-user-check --destructive --socket-path /run/vfio-user/disk1.sock", 5 * 60_000);
   t.is(
     checked.status,
@@ -135,18 +139,19 @@ test.serial("a bridge with many sessions, and a reload", async (t) => {
   const write = (...names: string[]) => {
     const sessions = names.map((name) => ({
       name,
-      "socket-path": `/run/vfio-user/${name}.sock`,
-      "vhost-user-socket-path": `/run/vfio-user/${name}-device.sock`,
+      "socket-path": `/run/vfio-user-bridge/${name}.sock`,
+      "vhost-user-socket-path": `/run/vfio-user-bridge/${name}-device.sock`,
     }));
     const config = JSON.stringify({ "socket-mode": "660", "socket-group": "kvm", sessions });
     return vm.check(`mkdir -p /etc/vfio-user && echo '${config}' >/etc/vfio-user/bridge.json`, COMMAND_MS);
   };
   await write("a");
-  await vm.check("systemctl start vfio-user-bridge.service", COMMAND_MS);
-  t.is(await vm.check("stat -c '%a %G' /run/vfio-user/a.sock", COMMAND_MS), "660 kvm");
+  const started = await vm.run("systemctl start vfio-user-bridge.service", COMMAND_MS);
+  t.is(started.status, 0, await vm.check("journalctl -u vfio-user-bridge --no-pager | tail -n 30", COMMAND_MS));
+  t.is(await vm.check("stat -c '%a %G' /run/vfio-user-bridge/a.sock", COMMAND_MS), "660 kvm");
   await write("a", "b");
   await vm.check("systemctl reload vfio-user-bridge.service", COMMAND_MS);
-  await vm.check("until [ -S /run/vfio-user/b.sock ]; do sleep 0.2; done", COMMAND_MS);
+  await vm.check("until [ -S /run/vfio-user-bridge/b.sock ]; do sleep 0.2; done", COMMAND_MS);
   t.regex(await vm.check("systemctl show -P StatusText vfio-user-bridge.service", COMMAND_MS), /\S/);
   await vm.check("systemctl stop vfio-user-bridge.service", COMMAND_MS);
 });
@@ -156,7 +161,14 @@ test.serial("in a device VM: the device behind a bridge, under all that the unit
   const { vm, bridge } = t.context;
   const unit = `vfio-user-device-pci@${PCI}.service`;
   const started = await vm.run(`systemctl start ${unit}`, COMMAND_MS);
-  t.is(started.status, 0, await vm.check(`journalctl -u ${unit} --no-pager | tail -n 30`, COMMAND_MS));
+  t.is(
+    started.status,
+    0,
+    await vm.check(
+      `journalctl -u ${unit} --no-pager | tail -n 30; lsmod; ls -la /dev/vfio; modprobe -v vfio_iommu_type1; find /lib/modules; ls -la /dev/vfio`,
+      COMMAND_MS,
+    ),
+  );
   const check = join(PROJECT_ROOT, "build/host/check/main.js");
   t.notThrows(() =>
     execFileSync(process.execPath, [check, "--socket-path", bridge.vfioUserSocket], { encoding: "utf8" }),
