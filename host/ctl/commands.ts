@@ -6,6 +6,7 @@ import type { CommandRow, OptionRow } from "../../shared/command-line/table.js";
 import { METHODS } from "../../shared/control/methods.js";
 import type { MethodRow, Parameter, Params } from "../../shared/control/table.js";
 import { UserError } from "../../shared/errors.js";
+import { PLUG, UNPLUG } from "./qmp.js";
 
 /** A method by its name. */
 const METHOD_COMMANDS: readonly CommandRow[] = METHODS.map((row) => ({
@@ -23,7 +24,10 @@ const TOP: CommandRow = {
   ],
 };
 
-export const COMMANDS: readonly CommandRow[] = [TOP, ...METHOD_COMMANDS];
+export const COMMANDS: readonly CommandRow[] = [TOP, PLUG, UNPLUG, ...METHOD_COMMANDS];
+
+/** Whether it asks a VM's QEMU, and none of our programs. */
+export const isForQemu = (command: CommandRow) => command === PLUG || command === UNPLUG;
 
 export function findMethod(name: string): MethodRow | undefined {
   return METHODS.find((each) => each.name === name);

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /**
  * vfio-user-ctl: asks a running program by its control socket. In this folder: commands.ts, what it can be told;
- * options.ts, the command line; format.ts, answers for people; top.ts, the live table, over screen.ts.
+ * options.ts, the command line; format.ts, answers for people; top.ts, the live table, over screen.ts; qmp.ts, what is
+ * asked of a VM's QEMU.
  */
 import "../../shared/no-debugger.js";
 import { helpText } from "../../shared/command-line/help.js";
@@ -10,8 +11,10 @@ import { ControlClient } from "../../shared/control/control-client.js";
 import { RpcError } from "../../shared/control/json-rpc.js";
 import { UserError } from "../../shared/errors.js";
 import { Program } from "../../shared/program.js";
+import { isForQemu } from "./commands.js";
 import { formatAnswer } from "./format.js";
 import { type Options, paramsOf, parseOptions, TABLE, tableOf, usage } from "./options.js";
+import { plugOrUnplug } from "./qmp.js";
 import { top } from "./top.js";
 
 async function main(): Promise<number> {
@@ -25,6 +28,10 @@ async function main(): Promise<number> {
 
 async function run(options: Options): Promise<void> {
   const { socket, command, given, json } = options;
+  if (isForQemu(command)) {
+    process.stdout.write(await plugOrUnplug(command, given));
+    return;
+  }
   const params = paramsOf(options);
   const interval = number(given.value("interval"), "--interval", 1, 0.2, 3600);
   const count = given.value("count") === undefined ? undefined : number(given.value("count"), "--count", 1, 1, 1e9);

@@ -5,9 +5,10 @@ import { COMMON_ROWS, type CommandRow, type OptionRow, type ProgramTable } from 
 import type { Params } from "../../shared/control/table.js";
 import { UserError } from "../../shared/errors.js";
 import { checkSocketPath } from "../../shared/listener.js";
-import { COMMANDS, findMethod, parsedValue } from "./commands.js";
+import { COMMANDS, findMethod, isForQemu, parsedValue } from "./commands.js";
 
 export interface Options {
+  /** Empty for a command that is for a VM's QEMU. */
   readonly socket: string;
   readonly command: CommandRow;
   readonly given: Given;
@@ -54,6 +55,10 @@ export const TABLE: ProgramTable = {
     ["What is connected:", "vfio-user-ctl --control=/run/vms/control.sock sessions"],
     ["How long register accesses take, every ten seconds:", "vfio-user-ctl top --interval=10"],
     [
+      "A running VM is to have the disk of a bridge:",
+      "vfio-user-ctl plug --qmp=/run/vms/qmp.sock --socket-path=/run/vms/disk.sock",
+    ],
+    [
       "A host is to be maintained: no new driver VMs, until the last one has gone.",
       "vfio-user-ctl --control=/run/vms/admin.sock drain",
     ],
@@ -79,6 +84,7 @@ export function parseOptions(args: readonly string[]): Options | "help" | "versi
   if (given.has("version")) return "version";
   if (given.has("help")) return command ?? "help";
   if (command === undefined) throw usage("nothing to do");
+  if (isForQemu(command)) return { socket: "", command, given, json: given.has("json") };
   const socket = given.value("control") ?? process.env[VARIABLE] ?? "";
   if (socket === "") throw usage(`--control PATH is needed, or ${VARIABLE}`);
   checkSocketPath(socket);

@@ -3,7 +3,8 @@
  * virtio-vfio-user-node, the Node.js that runs this, for systems whose own is too old (Debian 12). Made by dpkg-deb
  * alone; `--arch arm64` makes the former for another platform that prebuild.sh has compiled for.
  *
- * debian-files.ts has what is written rather than copied, bundle.ts makes the bridge one file. Left out: a source package, which Debian itself would want.
+ * debian-files.ts has what is written rather than copied, bundle.ts makes the bridge one file.
+ * Left out: a source package, which Debian itself would want.
  */
 import "../../shared/no-debugger.js";
 import { execFileSync } from "node:child_process";

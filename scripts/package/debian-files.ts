@@ -27,8 +27,8 @@ export const PROGRAMS: Fixed = {
   more: ["Suggests: qemu-system-x86 (>= 1:11.1)"],
   synopsis: "PCI devices in VMs of their own, with stock QEMU on both sides",
   description: [
-    "A PCI device (a disk, a NIC, an accelerator model) in a VM of its own, apart from the VM that uses it: the bridge " +
-      "speaks vfio-user to the QEMU of the one and vhost-user to the QEMU of the other, and a library runs the " +
+    "A PCI device (a disk, a NIC, an accelerator model) in a VM of its own, apart from the VM that uses it: the " +
+      "bridge speaks vfio-user to the QEMU of the one and vhost-user to the QEMU of the other, and a library runs the " +
       "device's logic as an ordinary process. An NVMe controller comes with it.",
     "This has the bridge (vfio-user-bridge), the devices (vfio-user-device), a checker for vfio-user servers " +
       "(vfio-user-check), units for systemd, and descriptions for management software.",
@@ -42,8 +42,8 @@ export const NODE: Fixed = {
   more: ["Enhances: virtio-vfio-user"],
   synopsis: "Node.js for virtio-vfio-user where the system's own is too old",
   description: [
-    "virtio-vfio-user needs Node.js 20.19 or newer, which Debian has from version 13 on. This is one for its programs " +
-      "alone, on systems without: nothing else uses it, and it is not in PATH.",
+    "virtio-vfio-user needs Node.js 20.19 or newer, which Debian has from version 13 on. This is one for its " +
+      "programs alone, on systems without: nothing else uses it, and it is not in PATH.",
   ],
 };
 

@@ -1,6 +1,6 @@
 /**
- * What the VM tests run: QEMU 11.1, guest kernels and guest programs, and Debian systems, as setup.sh, setup-extra.sh and
- * setup-debian.sh provide them.
+ * What the VM tests run: QEMU 11.1, guest kernels and guest programs, and Debian systems, as setup.sh, setup-extra.sh
+ * and setup-debian.sh provide them.
  */
 import { execFile, spawn } from "node:child_process";
 import { readdir, readFile } from "node:fs/promises";
@@ -132,7 +132,7 @@ export async function prepareProtocolTools(): Promise<ProtocolTools> {
   };
 }
 
-/** Systems of Debian 12 as tar files, for tests of what is installed there; minutes the first time. Throws a UserError. */
+/** Debian 12 as tar files, for tests of what is installed there; minutes the first time. Throws a UserError. */
 export async function prepareDebian(): Promise<{ readonly fresh: string; readonly system: string }> {
   const { tree } = await runSetup("setup-debian.sh");
   if (tree === undefined) throw new UserError("scripts/vm/setup-debian.sh did not say where it put the systems.");

@@ -7,8 +7,8 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import type { Duplex } from "node:stream";
+import { QmpClient } from "../../shared/qmp.js";
 import type { VmEnvironment } from "./environment.js";
-import { QmpClient } from "./qmp.js";
 import { WakeUps } from "./wake-ups.js";
 
 const MAX_LOG_LINES = 5000;

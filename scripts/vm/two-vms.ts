@@ -3,8 +3,9 @@
  * file, and a driver VM whose kernel drives it. Behind `npm start` and the tests alike.
  *
  * The folder, from the ground up: setup.sh and setup-extra.sh unpack QEMU, kernels and programs by packages.sh, and
- * setup-debian.sh makes systems; environment finds them; cpio, libraries and init make a VM's file system, which initramfs puts together; arguments
- * has QEMU's command lines, qemu runs it, with qmp and wake-ups below; bridge-process runs the bridge.
+ * setup-debian.sh makes systems; environment finds them; cpio, libraries and init make a VM's file
+ * system, which initramfs puts together; arguments
+ * has QEMU's command lines, qemu runs it, with wake-ups below; bridge-process runs the bridge.
  */
 import { join } from "node:path";
 import { type Drive, deviceVmArguments, driverVmArguments, type Iommu } from "./arguments.js";

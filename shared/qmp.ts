@@ -6,6 +6,9 @@ import type { Duplex } from "node:stream";
 
 type Json = Record<string, unknown>;
 
+/** Of characters: what is longer is no QMP. */
+const MAX_LINE = 16 * 2 ** 20;
+
 interface Waiter {
   readonly resolve: (value: Json) => void;
   readonly reject: (error: Error) => void;
@@ -79,10 +82,22 @@ export class QmpClient {
     });
   }
 
+  /** Ends the connection; what still waits rejects. */
+  close(): void {
+    this.#stream.destroy();
+    this.#end();
+  }
+
   #receive(text: string): void {
     const lines = (this.#rest + text).split("\n");
     this.#rest = lines.pop() ?? "";
-    for (const line of lines) if (line.trim() !== "") this.#dispatch(JSON.parse(line) as Json);
+    try {
+      if (this.#rest.length > MAX_LINE) throw new RangeError(`a line of ${this.#rest.length} characters`);
+      for (const line of lines) if (line.trim() !== "") this.#dispatch(JSON.parse(line) as Json);
+    } catch (error) {
+      this.#stream.destroy(error as Error);
+      this.#end();
+    }
   }
 
   #dispatch(message: Json): void {
