@@ -4,8 +4,8 @@
  *
  * - A driver VM: device_add of vfio-user-pci. device_del of one that has MSI-X aborts QEMU 11, which takes the
  *   function's BARs apart before its MSI-X table; QMP does not say what has, so each is refused.
- * - A device VM: chardev-add, device_add of vhost-user-test-device-pci; then device_del, DEVICE_DELETED, which the guest
- *   allows when no process has the device open, and chardev-remove, with which QEMU closes the socket.
+ * - A device VM: chardev-add, device_add of vhost-user-test-device-pci; then device_del, DEVICE_DELETED, which the
+ *   guest allows when no process has the device open, and chardev-remove, with which QEMU closes the socket.
  *
  * Left out: VMs of libvirt, which has their QMP for itself (virsh qemu-monitor-command), and devices behind a bus that
  * has no hot-plug.
@@ -61,7 +61,7 @@ export async function plugOrUnplug(command: CommandRow, given: Given): Promise<s
   const id = given.value("id") ?? "vfio-user";
   if (path === "") throw wrong(`${command.name} needs --qmp PATH`);
   if (!/^[a-z][\w.-]*$/i.test(id))
-    throw wrong(`--id ${id}: it must begin with a letter, and have no more than those of a name`);
+    throw wrong(`--id ${id}: it must begin with a letter, and be made of letters, digits, dots, dashes`);
   const qmp = await connect(path);
   try {
     return command.name === PLUG.name ? await plug(qmp, given, id) : await unplug(qmp, given, id);

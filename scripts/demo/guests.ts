@@ -1,5 +1,5 @@
 /**
- * `npm run guests -- DIRECTORY`: what the README's "Serve a disk from a VM" starts by hand: QEMU, a kernel, and for
+ * `npm run guests -- DIRECTORY`: what docs/getting-started.md starts by hand: QEMU, a kernel, and for
  * each of the two VMs an initramfs with a shell on the console. All that is in it is what the tests run, too.
  */
 import "../../shared/no-debugger.js";
@@ -13,7 +13,7 @@ import { failed, table } from "./report.js";
 
 const USAGE = `Usage: npm run guests -- DIRECTORY
 
-Makes DIRECTORY with qemu, vmlinuz, device.cpio and driver.cpio: see "Serve a disk from a VM" in the README.
+Makes DIRECTORY with qemu, vmlinuz, device.cpio and driver.cpio: see docs/getting-started.md.
 `;
 
 async function main(args: readonly string[]): Promise<void> {

@@ -28,8 +28,8 @@ export const PROGRAMS: Fixed = {
   synopsis: "PCI devices in VMs of their own, with stock QEMU on both sides",
   description: [
     "A PCI device (a disk, a NIC, an accelerator model) in a VM of its own, apart from the VM that uses it: the " +
-      "bridge speaks vfio-user to the QEMU of the one and vhost-user to the QEMU of the other, and a library runs the " +
-      "device's logic as an ordinary process. An NVMe controller comes with it.",
+      "bridge speaks vfio-user to the QEMU of the one and vhost-user to the QEMU of the other, and a library runs " +
+      "the device's logic as an ordinary process. An NVMe controller comes with it.",
     "This has the bridge (vfio-user-bridge), the devices (vfio-user-device), a checker for vfio-user servers " +
       "(vfio-user-check), units for systemd, and descriptions for management software.",
   ],

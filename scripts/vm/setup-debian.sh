@@ -2,7 +2,8 @@
 # Two systems of Debian 12, for tests of what is installed there, in a tree of their own beside setup.sh's.
 #
 # The tree is $VVU_PREFIX/debian-N. stdout has the result as one line: tree=DIR. In it fresh.tar is the least system
-# that has apt, and system.tar one that boots by systemd and has what looks at packages and at libvirt's domains. Wants root.
+# that has apt, and system.tar one that boots by systemd and has what looks at packages and at libvirt's domains.
+# Wants root.
 set -euo pipefail
 shopt -s inherit_errexit
 source "$(dirname "$0")/packages.sh"

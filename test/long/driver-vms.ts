@@ -1,8 +1,8 @@
 /**
  * The product with a driver VM of any of the long tests' kernels, in which their tools are.
  *
- * Other helpers here: verified-io (fio in the background of a driver VM), boot-image (a disk that boots), chroot (Debian
- * in a folder), terminal and readme-blocks (what a person types).
+ * Other helpers here: verified-io (fio in the background of a driver VM), boot-image (a disk that boots), chroot
+ * (Debian in a folder), terminal and page-blocks (what a person types).
  */
 import type { ExecutionContext } from "ava";
 import { type Extras, type GuestKernel, prepareExtras } from "../../scripts/vm/environment.js";

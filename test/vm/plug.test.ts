@@ -1,4 +1,4 @@
-/** `vfio-user-ctl plug` and `unplug`: running VMs get their device by QMP, and lose it in an order that QEMU survives. */
+/** `vfio-user-ctl plug` and `unplug`: running VMs get a device by QMP, and lose it in an order that QEMU survives. */
 import { execFile } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

@@ -1,12 +1,12 @@
 /**
- * The README's "Serve a disk from a VM", line by line as it stands there, from the build to a file in the driver VM.
+ * docs/getting-started.md, line by line as it stands there, from the build to a file in the driver VM.
  */
 import { mkdtemp, rm } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import test from "ava";
 import { PROJECT_ROOT } from "../../scripts/vm/environment.js";
-import { readmeBlocks } from "./readme-blocks.js";
+import { pageBlocks } from "./page-blocks.js";
 import { Terminal } from "./terminal.js";
 
 const STEP_MS = 2 * 60_000;
@@ -44,7 +44,7 @@ test("its lines lead from a clone to a disk in the driver VM", async (t) => {
     return terminal;
   };
 
-  for (const { where, terminal: number, commands, expected } of await readmeBlocks("Serve a disk from a VM")) {
+  for (const { where, terminal: number, commands, expected } of await pageBlocks("getting-started.md")) {
     t.log(where, commands[0]);
     let terminal: Terminal;
     let from = 0;

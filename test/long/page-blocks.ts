@@ -1,5 +1,5 @@
 /**
- * The commands of a section of the README, with what is to come of them. A block of commands (```sh) begins with a
+ * The commands of a page, with what is to come of them. A block of commands (```sh) begins with a
  * comment that says where they are typed: "# on the host, terminal 2" starts what stays in that terminal, "# in the
  * device VM, terminal 2" is typed into it, and without a number the commands come to an end. The block of text behind
  * it (```text) has lines that must come, in that order.
@@ -21,12 +21,11 @@ export interface Block {
 const BLOCK = /^```(sh|text)\n(.*?)^```$/gms;
 const WHERE = /^# ((?:on|in) the [^,\n]+)(?:, terminal (\d))?/;
 
-export async function readmeBlocks(title: string): Promise<Block[]> {
-  const text = await readFile(join(PROJECT_ROOT, "README.md"), "utf8");
-  const [, section] = text.split(`\n## ${title}\n`);
-  if (section === undefined) throw new Error(`the README has no section "${title}"`);
+/** Of a page in docs/. */
+export async function pageBlocks(name: string): Promise<Block[]> {
+  const text = await readFile(join(PROJECT_ROOT, "docs", name), "utf8");
   const blocks: Block[] = [];
-  for (const [, kind, content] of section.split("\n## ")[0].matchAll(BLOCK)) {
+  for (const [, kind, content] of text.matchAll(BLOCK)) {
     const lines = content.trim().split("\n");
     const last = blocks.at(-1);
     if (kind === "text" && last !== undefined) blocks[blocks.length - 1] = { ...last, expected: lines };
