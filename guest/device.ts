@@ -200,10 +200,19 @@ export interface Device {
    */
   inspect?(): unknown;
   /**
+   * What the control socket can have the device do, by the names of shared/control/methods.ts, which has their
+   * parameters; they were checked. What they throw as a UserError is the caller's answer.
+   */
+  readonly methods?: DeviceMethods;
+  /**
    * A device with it can be moved, with its driver VM or without, to another process that runs the same kind of device.
    */
   readonly migration?: Migration;
 }
+
+export type DeviceMethods = Readonly<
+  Record<string, (params: Readonly<Record<string, string | number | boolean | undefined>>) => unknown>
+>;
 
 /**
  * How a device's state moves to another process (<linux/vfio.h>, migration version 2). Config space, the MSI-X table,

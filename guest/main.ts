@@ -57,7 +57,7 @@ async function main(program: Program): Promise<number> {
   let shown: readonly ShownSession[] = [];
   const { control: controlOptions, device } = options;
   const own = { name: TABLE.name, sessions: () => shown, log: root, recent };
-  const control = await Control.open(own, controlOptions);
+  const control = await Control.open(own, controlOptions, made.methods);
   const wasStopped = await runDevice(made, link, log, end, {
     show: (endpoint) => {
       shown = [showDevice(device, endpoint, link, [whereIs(transport)])];

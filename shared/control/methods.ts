@@ -11,7 +11,7 @@ import { type MethodRow, type Parameter, schemaOfParameters } from "./table.js";
 const ONE_SESSION: Parameter = { name: "session", type: "string", summary: "the session's name", required: true };
 const SESSION: Parameter = { name: "session", type: "string", summary: "one session alone, by its name" };
 
-export const METHODS: readonly MethodRow[] = [
+const GENERIC: readonly MethodRow[] = [
   { name: "version", summary: "which program this is", parameters: [], result: schemas.VERSION },
   { name: "methods", summary: "what can be asked, and what may be", parameters: [], result: schemas.METHODS },
   { name: "sessions", summary: "sessions, and who is connected to them", parameters: [], result: schemas.SESSIONS },
@@ -77,6 +77,59 @@ export const METHODS: readonly MethodRow[] = [
     changes: true,
   },
 ];
+
+/** Of an NVMe controller. */
+const NVME: readonly MethodRow[] = [
+  { name: "namespaces", summary: "an NVMe controller's disks", parameters: [], result: schemas.NAMESPACES },
+  {
+    name: "namespace-resize",
+    summary: "make an NVMe disk's file larger; the driver VM is told",
+    parameters: [
+      { name: "namespace", type: "integer", summary: "its NSID", required: true, least: 1 },
+      { name: "size", type: "integer", summary: "bytes of the file", required: true, least: 1, isSize: true },
+    ],
+    result: schemas.NAMESPACE,
+    changes: true,
+  },
+  { name: "faults", summary: "what was injected, and how often it was met", parameters: [], result: schemas.FAULTS },
+  {
+    name: "inject",
+    summary: "have NVMe I/O commands fail, or be late; those that fit all that is given",
+    parameters: [
+      {
+        name: "error",
+        type: "string",
+        summary: "how they fail",
+        words: [
+          ...["internal-error", "write-fault", "unrecovered-read-error", "capacity-exceeded", "write-protected"],
+          "lba-out-of-range",
+        ],
+      },
+      { name: "delay", type: "integer", summary: "milliseconds that they wait before", least: 1, most: 600_000 },
+      {
+        name: "opcode",
+        type: "string",
+        summary: "of this kind",
+        words: ["flush", "write", "read", "compare", "write-zeroes", "dataset-management", "verify", "copy"],
+      },
+      { name: "namespace", type: "integer", summary: "to this NSID", least: 1 },
+      { name: "first", type: "integer", summary: "to blocks from this one on", least: 0 },
+      { name: "last", type: "integer", summary: "to blocks up to this one", least: 0 },
+      { name: "once", type: "boolean", summary: "the first that comes, and no other" },
+    ],
+    result: schemas.FAULT,
+    changes: true,
+  },
+  {
+    name: "clear-faults",
+    summary: "take back what was injected",
+    parameters: [{ name: "fault", type: "integer", summary: "one alone, by its id", least: 1 }],
+    result: schemas.CLEARED,
+    changes: true,
+  },
+].map((row): MethodRow => ({ ...row, program: "device" }) as MethodRow);
+
+export const METHODS: readonly MethodRow[] = [...GENERIC, ...NVME];
 
 /** Errors of our own, beside JSON-RPC's. */
 export const ErrorCode = {

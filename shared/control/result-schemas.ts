@@ -78,3 +78,15 @@ export const WARNINGS = listOf(
 export const LEVEL = record({ level: text });
 export const DONE = record({ session: text, done: flag });
 export const DRAIN = listOf(record({ session: text, draining: flag, client: flag }));
+
+export const NAMESPACE = record({ id: number, blocks: number, blockSize: number, bytes: number, readOnly: flag });
+export const NAMESPACES = listOf(NAMESPACE);
+export const FAULT = record(
+  {
+    ...{ id: number, hits: number, once: flag },
+    ...{ opcode: text, namespace: number, first: number, last: number, error: text, delay: number },
+  },
+  ["opcode", "namespace", "first", "last", "error", "delay"],
+);
+export const FAULTS = listOf(FAULT);
+export const CLEARED = record({ cleared: number });

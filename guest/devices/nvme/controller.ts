@@ -1,7 +1,7 @@
 /**
  * An NVM Express 1.4 controller as a PCI device: what it is made of, its registers and doorbells, and what it logs.
  */
-import type { Device, DeviceContext, PciIdentity } from "../../device.js";
+import type { Device, DeviceContext, DeviceMethods, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
 import { AdminCommands, adminOpcodes } from "./commands/admin.js";
 import { DirectIo } from "./commands/direct-io.js";
@@ -10,6 +10,7 @@ import { Features } from "./commands/features.js";
 import type { Identity } from "./commands/identify.js";
 import { IoCommands } from "./commands/io.js";
 import { type Counters, LogPages } from "./commands/log-pages.js";
+import { controlMethods } from "./control-methods.js";
 import { type ControllerParts, KeepAlive, Lifecycle } from "./lifecycle.js";
 import type { Command } from "./queues/command.js";
 import type { Polling } from "./queues/doorbell-poll.js";
@@ -51,6 +52,7 @@ export interface ControllerOptions extends Identity {
 const CLASS_CODE = 0x01_08_02;
 
 export class NvmeController implements Device {
+  readonly methods: DeviceMethods;
   readonly identity: PciIdentity;
   readonly #options: ControllerOptions;
   readonly #layout: BarLayout;
@@ -83,13 +85,15 @@ export class NvmeController implements Device {
     const events: NamespaceEvents = {
       onSyncFailed: ({ id }, error) => this.#onSyncFailed(id, error),
       onFailed: ({ id }, error, direction) => this.#onDiskFailed(id, error, direction),
-      onResized: (namespace) => this.#onResized(namespace),
-      onRemoved: ({ id }) => this.#onRemoved(id),
+      // Before the start there is nobody to be told.
+      onResized: (namespace) => this.#started && this.#onResized(namespace),
+      onRemoved: ({ id }) => this.#started && this.#onRemoved(id),
       onBug: (error) => this.#onBug(error),
     };
     this.#namespaces = new Namespaces(
       options.disks.map(({ storage, blockSize }, n) => new Namespace(n + 1, storage, blockSize, events)),
     );
+    this.methods = controlMethods(this.#namespaces);
     const table = registerTable(layout, {
       onMaskSet: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask | bits),
       onMaskClear: (bits) => this.#parts.engine.setInterruptMask(this.#parts.engine.interrupts.mask & ~bits),
@@ -210,10 +214,13 @@ export class NvmeController implements Device {
   }
 
   /** Checks what all commands have in common, and hands the command on. */
-  #execute(command: Command): void {
+  #execute(command: Command, isLate = false): void {
     const { admin, io } = this.#parts;
+    const { faults } = this.#namespaces;
     try {
       const isAdmin = command.queue.id === 0;
+      const mayFail = faults.isActive && !isAdmin && !isLate;
+      if (mayFail && faults.intercept(command, () => this.#execute(command, true))) return;
       // 4.4: admin commands have no SGLs over PCI Express.
       if (command.hasInvalidFlags || (isAdmin && command.psdt !== Psdt.PRP)) command.complete(Status.INVALID_FIELD);
       else if (isAdmin) admin.execute(command);

@@ -4,7 +4,7 @@
  * To be read in this order: this file, what a controller may be made of; controller.ts, its parts, registers.ts, its
  * data sheet, and lifecycle.ts, its states. Then queues/ (from engine.ts on), how commands come and go; commands/
  * (admin.ts, io.ts), what they do; and storage/ (storage.ts), the disks. spec.ts has the specification's numbers and
- * layouts.
+ * layouts. control-methods.ts is what an operator can have it do while it runs, faults.ts among it.
  */
 import { createHash, randomBytes } from "node:crypto";
 import { realpath, stat } from "node:fs/promises";

@@ -69,7 +69,7 @@ export class DirectIo {
 
   /** Notes a command's copies. False when it is none for here; nothing has happened then. */
   start(command: Command): boolean {
-    if (command.hasInvalidFlags) return false;
+    if (command.hasInvalidFlags || this.#namespaces.faults.isActive) return false;
     const namespace = this.#namespaces.find(command.namespaceId);
     if (namespace === undefined || namespace.formatting) return false;
     const disk = this.#disks[namespace.id];

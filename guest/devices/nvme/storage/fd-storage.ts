@@ -18,6 +18,7 @@ import {
   unlockFile,
 } from "../../../../native/index.js";
 import { alignUp, isPowerOfTwo } from "../../../../shared/bits.js";
+import { UserError } from "../../../../shared/errors.js";
 import { GiB, MiB, PAGE_SIZE } from "../../../../shared/limits.js";
 import { getU64 } from "../../../../shared/struct/struct.js";
 import { FileIo } from "./file-io.js";
@@ -59,6 +60,7 @@ export class FdStorage implements Storage {
   readonly kind: Kind;
   readonly readOnly: boolean;
   readonly direct: DirectAccess | undefined;
+  readonly grow: ((size: number) => Promise<void>) | undefined;
   readonly #io: FileIo;
   /** Kept when no thread asks for the file's size any more. */
   #refreshed: Promise<void> | undefined;
@@ -95,6 +97,7 @@ export class FdStorage implements Storage {
     const kept = kind === "file" ? Number(getAttribute(fd, BLOCK_SIZE_ATTRIBUTE)) : Number.NaN;
     if (Number.isInteger(kept)) this.blockSize = kept;
     this.#io = new FileIo(fd);
+    if (kind === "file" && !readOnly) this.grow = (size) => growFile(fd, size);
   }
 
   read(pieces: Pieces, position: number, done: Done): void {
@@ -197,6 +200,13 @@ export class MemoryStorage extends FdStorage {
     this.#reservation.release();
     await super.close();
   }
+}
+
+/** Never smaller: what a driver VM has there would be gone, and it would not hear of it in time. */
+async function growFile(fd: number, size: number): Promise<void> {
+  const { size: before } = await promisify(fs.fstat)(fd);
+  if (size < before) throw new UserError(`its file has ${before} bytes already: a disk can only become larger`);
+  await promisify(fs.ftruncate)(fd, size);
 }
 
 // What Linux says of a block device, by <linux/fs.h>'s ioctls. All of them throw SystemError.

@@ -2,6 +2,7 @@
  * The controller's namespaces: NSID 1 to n, all active, for as long as the controller lives. Their sizes are asked for
  * while a driver is there, so that a file that grows is noticed. Left out: namespace management and attachment.
  */
+import { Faults } from "../faults.js";
 import { Status } from "../spec.js";
 import type { Namespace, StatusDone } from "./namespace.js";
 
@@ -15,6 +16,8 @@ export class Namespaces {
   readonly all: readonly Namespace[];
   /** Those whose size has changed since the driver last read the Changed Namespace List. */
   readonly changed = new Set<number>();
+  /** That an operator has injected into commands to them. */
+  readonly faults = new Faults();
   #timer: NodeJS.Timeout | undefined;
 
   constructor(all: readonly Namespace[]) {

@@ -90,5 +90,7 @@ export interface Storage {
   refresh(done: Done): void;
   /** Remembers a block size; after the next `sync` over a restart too. ENOTSUP where there is no place for it. */
   setBlockSize(bytes: number, done: Done): void;
+  /** Makes it larger. Left out by what has the size that it has. Rejects with UserError or SystemError. */
+  readonly grow?: ((size: number) => Promise<void>) | undefined;
   close(): Promise<void>;
 }
