@@ -18,7 +18,7 @@ import {
   SOCKET_ROWS,
 } from "../shared/service/options.js";
 import type { DeviceKind, DeviceOption } from "./devices/index.js";
-import type { LinkPolling } from "./link/virtio/busy-polling.js";
+import type { LinkPolling } from "./link/virtio/device-path.js";
 
 /**
  * Where the driver VM is: behind the virtio-vfio-user device at a PCI address, or behind a socket; "activation": one

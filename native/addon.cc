@@ -4,7 +4,8 @@
 //   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc;
 //   system_call.h. stream.ts types the last of them, and the next.
 // - Register accesses without JavaScript: access_path.cc over access_check.h, ring.h (a virtqueue) and turn.h.
-// - The same at the device's end: device_access.cc, with device_doorbells.h.
+// - The same at the device's end: device_access.cc, with device_doorbells.h; device_path.cc, over device_ring.h (a
+//   virtqueue from the driver's side) and device_polling.h.
 // - Descriptors and files: file.cc (what a peer handed over), discard.cc (closing it), disk.cc (a disk's file).
 // - Memory: memory.cc (mapping) over guard.cc (surviving what is gone), mmio.cc (registers), copy.cc (lists of copies).
 // - Signals: eventfd.cc, relay.cc over relay_thread.cc.
@@ -27,6 +28,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitStream(env, exports);
   InitAccessPath(env, exports);
   InitDeviceAccess(env, exports);
+  InitDevicePath(env, exports);
   InitRelay(env, exports);
   InitIoctl(env, exports);
   InitMmio(env, exports);

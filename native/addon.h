@@ -15,6 +15,7 @@ void InitPoll(Napi::Env env, Napi::Object exports);
 void InitStream(Napi::Env env, Napi::Object exports);
 void InitAccessPath(Napi::Env env, Napi::Object exports);
 void InitDeviceAccess(Napi::Env env, Napi::Object exports);
+void InitDevicePath(Napi::Env env, Napi::Object exports);
 void InitRelay(Napi::Env env, Napi::Object exports);
 void InitIoctl(Napi::Env env, Napi::Object exports);
 void InitMmio(Napi::Env env, Napi::Object exports);

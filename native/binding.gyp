@@ -19,6 +19,7 @@
         "access_path.cc",
         "device_access.cc",
         "device_doorbells.cc",
+        "device_path.cc",
         "relay.cc",
         "relay_thread.cc",
         "ioctl.cc",

@@ -148,7 +148,9 @@ uint32_t DeviceAccess::Write(const RegionAccess& access, const uint8_t* data, bo
 }
 
 // The writes behind one that failed are not done.
-uint32_t DeviceAccess::WriteMulti(const uint8_t* entries, size_t length, bool from_loop) {
+uint32_t DeviceAccess::WriteMulti(const uint8_t* message, size_t length, bool from_loop) {
+  uint8_t entries[kMostMessage];
+  std::memcpy(entries, message, length);
   for (size_t at = 0; at < length; at += sizeof(WriteMultiEntry)) {
     WriteMultiEntry entry;
     std::memcpy(&entry, entries + at, sizeof entry);
@@ -176,6 +178,8 @@ bool DeviceAccess::RingDoorbell(const RegionAccess& access, uint32_t value) {
 double DeviceAccess::Call(const RegionAccess& access, const uint32_t* value, bool from_loop) {
   napi_env env = Env();
   Napi::HandleScope scope(env);
+  // Not to be collected, whoever drops it in the call.
+  [[maybe_unused]] Napi::Object self = Value();
   ran_ = true;
   napi_value arguments[4];
   size_t count = value == nullptr ? 3 : 4;

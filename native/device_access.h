@@ -46,8 +46,9 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
   // is its first bytes.
   bool Takes(const uint8_t* message, const MessageHeader& header, RegionAccess* access) const;
 
-  // Deals with one that is. The length of its reply, which goes to `reply`; 0 where none is wanted. `from_loop`: not
-  // by JavaScript, but by the event loop. All that this belongs to may be closed afterwards.
+  // Deals with one that is; JavaScript that is called may drop the message meanwhile. The length of its reply, which
+  // goes to `reply`; 0 where none is wanted. `from_loop`: called by the event loop, not by JavaScript. All that this
+  // belongs to may be closed afterwards.
   size_t Carry(const uint8_t* message, const MessageHeader& header, const RegionAccess& access, uint8_t* reply,
                bool from_loop);
 
@@ -74,7 +75,7 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
 
   bool IsWord(const RegionAccess& access, uint32_t regions) const;
   uint32_t Write(const RegionAccess& access, const uint8_t* data, bool from_loop);
-  uint32_t WriteMulti(const uint8_t* entries, size_t length, bool from_loop);
+  uint32_t WriteMulti(const uint8_t* message, size_t length, bool from_loop);
   bool RingDoorbell(const RegionAccess& access, uint32_t value);
   double Call(const RegionAccess& access, const uint32_t* value, bool from_loop);
 

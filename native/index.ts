@@ -14,6 +14,9 @@ export { STREAM_WORDS, StreamWord } from "./stream.js";
 export type Stream = tasks.Stream;
 export type AccessPath = tasks.AccessPath;
 export type DeviceAccess = tasks.DeviceAccess;
+export type DevicePath = tasks.DevicePath;
+export type DeviceQueueParts = tasks.DeviceQueueParts;
+export type DriverRing = tasks.DriverRing;
 
 const addon = loadAddon() as Addon;
 
@@ -247,6 +250,9 @@ export interface FileStatus {
   readonly kind: "memory" | "file" | "socket" | "other";
 }
 
+/** What a Poll does around its callback. */
+export type PollTask = "eventfd" | Stream | AccessPath | DevicePath;
+
 /** The addon's exports, each made available below by its name. */
 interface Addon {
   /**
@@ -340,11 +346,17 @@ interface Addon {
   eventfdSignalled(fd: number): boolean;
   /** Adds 1. A full counter is no error: the reader has a signal waiting. Never waits, as eventfdRead. */
   eventfdWrite(fd: number): void;
-  Poll: new (fd: number, callback: (events: number) => void, task?: "eventfd" | Stream | AccessPath) => Poll;
+  Poll: new (fd: number, callback: (events: number) => void, task?: PollTask) => Poll;
   /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
   eventsWait(except: number): boolean;
   Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
   AccessPath: new (state: Uint8Array, layout: Uint32Array, turns: Int32Array, share: Int32Array) => AccessPath;
+  /** `polling`: 0 as long as it pays, 1 always, 2 never. */
+  DevicePath: new (
+    state: Uint8Array,
+    layout: Uint32Array,
+    polling: number,
+  ) => DevicePath;
   DeviceAccess: new (state: Uint8Array, layout: Uint32Array, device: object) => DeviceAccess;
   Relay: new () => Relay;
   /** Room for `capacity` copies, at most 65536. */
@@ -371,6 +383,6 @@ export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, i
 export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
 export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
 export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream } = addon;
-export const { AccessPath, DeviceAccess, Relay } = addon;
+export const { AccessPath, DeviceAccess, DevicePath, Relay } = addon;
 export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;
 export const { load8, load16, load32, store8, store16, store32 } = addon;

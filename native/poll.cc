@@ -12,6 +12,7 @@
 #include "access_path.h"
 #include "addon.h"
 #include "arguments.h"
+#include "device_path.h"
 #include "error.h"
 #include "linger.h"
 #include "poll_task.h"
@@ -76,6 +77,7 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
       task_ = StreamTask(env, task);
       if (task_ == nullptr) {
         own_task_.reset(AccessPathTask(env, task, fd));
+        if (own_task_ == nullptr) own_task_.reset(DevicePathTask(env, task, fd));
         task_ = own_task_.get();
       }
       task_object_ = Napi::Persistent(task.As<Napi::Object>());
@@ -83,7 +85,7 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
       own_task_.reset(EventfdTask(fd));
       task_ = own_task_.get();
     }
-    if (task_ == nullptr) throw Napi::TypeError::New(env, "task must be \"eventfd\", a Stream or an AccessPath");
+    if (task_ == nullptr) throw Napi::TypeError::New(env, "task must be \"eventfd\", a Stream or a path");
   }
 
   Napi::Value Start(const Napi::CallbackInfo& info) {
@@ -214,7 +216,7 @@ class Poll : public Napi::ObjectWrap<Poll>, private Lingering {
   Napi::FunctionReference callback_;
   PollTask* task_ = nullptr;
   std::unique_ptr<PollTask> own_task_;
-  Napi::ObjectReference task_object_;  // keeps a Stream or an AccessPath
+  Napi::ObjectReference task_object_;  // keeps a Stream or a path
 };
 
 // The loop's descriptors are level-triggered: what is found here is there for the loop, too.

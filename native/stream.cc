@@ -135,11 +135,14 @@ class Stream : public Napi::ObjectWrap<Stream>, public PollTask, private ClientS
     if (length < sizeof header) return false;
     std::memcpy(&header, receive_.data, sizeof header);
     if (header.size != length || !device_->Takes(receive_.data, header, &access)) return false;
-    size_t answer = device_->Carry(receive_.data, header, access, answers_.data, true);
-    if (answer == 0) return true;
-    // The device may have sent something that waits now: the answer comes behind it. Or it has ended the connection.
-    int32_t sent = words_[kReads] == 0 ? 0 : Send(answers_.data, answer);
+    uint8_t reply[DeviceAccess::kMostReply];
+    size_t answer = device_->Carry(receive_.data, header, access, reply, true);
+    // The device may have ended the connection.
+    if (answer == 0 || device_ == nullptr) return true;
+    // Or it has sent something that waits now: the answer comes behind that.
+    int32_t sent = words_[kReads] == 0 ? 0 : Send(reply, answer);
     if (static_cast<size_t>(sent) == answer) return true;
+    std::memcpy(answers_.data, reply, answer);
     words_[kReplied] = sent;
     words_[kAnswered] = static_cast<int32_t>(answer);
     *events = kUnsent;

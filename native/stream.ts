@@ -46,6 +46,43 @@ export interface Stream {
   answersBy(device: DeviceAccess | undefined, bytes?: Uint8Array): void;
 }
 
+/** A queue from the driver's side: shared/virtqueue/driver.ts has its parts. */
+export type DriverRing = readonly [
+  state: Int32Array,
+  lengths: Float64Array,
+  descriptors: Uint8Array,
+  available: Uint8Array,
+  used: Uint8Array,
+  eventIndex: boolean,
+];
+/** A queue, and its buffers of `size` bytes, one behind the other, which the device has from `address` on. */
+export type DeviceQueueParts = readonly [ring: DriverRing, bytes: Uint8Array, address: number, size: number];
+
+/**
+ * Takes plain register accesses from a ring of the bridge's to a DeviceAccess, and the replies back. It is the task of
+ * the Poll on the interrupt's eventfd, of this process's own; the callback is called for what it leaves.
+ * guest/link/virtio/device-path.ts has its state.
+ */
+export interface DevicePath {
+  /** To the device and from it, and that of copies, which are the callback's; none: the path does nothing. */
+  rings(to?: DeviceQueueParts, from?: DeviceQueueParts, copies?: DriverRing): void;
+  /**
+   * How the first two queues are notified: by their numbers, stored in registers that are mapped; by eventfds, -1 where
+   * there is none; or by a function.
+   */
+  notifications(registers: ArrayBuffer, ...offsets: number[]): void;
+  notifications(how: Int32Array | ((queue: number) => void)): void;
+  /** Who deals with the accesses. */
+  device(access: DeviceAccess): void;
+  /** Deals with what is there, outside of a wake-up. */
+  run(): void;
+  /**
+   * Whether to poll again instead of sleeping, at a turn at which messages came or did not. `now`: microseconds, for
+   * tests.
+   */
+  continues(found: boolean, now?: number): boolean;
+}
+
 /** Plain register accesses at the device's end; shared/vfio-user/device-access.ts has the rest. */
 export interface DeviceAccess {
   /**

@@ -3,6 +3,8 @@
  * implementation; the tests' front-end that plays stock QEMU is another.
  */
 
+import type { DevicePath } from "../../native/index.js";
+
 /** Registers of a BAR or of config space; offset in bytes; each access is exactly one of its width. */
 export interface Registers {
   read8(offset: number): number;
@@ -11,6 +13,10 @@ export interface Registers {
   write8(offset: number, value: number): void;
   write16(offset: number, value: number): void;
   write32(offset: number, value: number): void;
+  /** Where they are mapped, if they are: loads and stores there are accesses. */
+  readonly buffer?: ArrayBuffer;
+  /** For notifications that are signals, not accesses: an eventfd for each queue, -1 where there is none. */
+  readonly kicks?: Int32Array;
 }
 
 /** Memory that the device can reach by DMA: one ArrayBuffer, contiguous for the device from `address` on. */
@@ -28,7 +34,7 @@ export interface PciFunction {
   barSize(bar: number): number;
   /** Zeroed, page-aligned. */
   allocate(bytes: number): DmaMemory;
-  /** Enables MSI-X vector 0 and calls back on each interrupt. */
-  interrupt(callback: () => void): void;
+  /** Enables MSI-X vector 0 and calls back on each interrupt that `task` does not deal with. */
+  interrupt(callback: () => void, task?: DevicePath): void;
   close(): void;
 }

@@ -13,6 +13,7 @@ import { closeSync, openSync } from "node:fs";
 import {
   addressOf,
   close,
+  type DevicePath,
   eventfd,
   ioctl,
   mapFile,
@@ -131,7 +132,7 @@ export class VfioFunction implements PciFunction {
     return memory;
   }
 
-  interrupt(callback: () => void): void {
+  interrupt(callback: () => void, task: DevicePath | "eventfd" = "eventfd"): void {
     const info = IrqInfo.encode({ argsz: IrqInfo.size, index: Irq.MSIX });
     ioctl(this.#device, Request.DEVICE_GET_IRQ_INFO, info);
     if (IrqInfo.view(new DataView(info.buffer)).count === 0) throw new UserError("the device has no MSI-X");
@@ -149,7 +150,7 @@ export class VfioFunction implements PciFunction {
     );
     data.setInt32(IrqSet.size, this.#eventfd, true);
     ioctl(this.#device, Request.DEVICE_SET_IRQS, set);
-    this.#poll = new Poll(this.#eventfd, callback, "eventfd");
+    this.#poll = new Poll(this.#eventfd, callback, task);
     this.#poll.start(POLL_READABLE);
   }
 

@@ -135,6 +135,11 @@ export class VirtioPci {
     if (offset >= 0) this.#notify.write16(offset, index);
   }
 
+  /** Where queues that are set up are notified, by their numbers. */
+  notifications(queues: readonly number[]): { registers: Registers; offsets: number[] } {
+    return { registers: this.#notify, offsets: queues.map((index) => this.#notifyOffsets[index]) };
+  }
+
   /**
    * The first `length` bytes of device configuration, a multiple of 4, read as one: again when it changed meanwhile
    * (2.5.1).

@@ -2,7 +2,8 @@
  * The driver side of a split virtqueue (VIRTIO 1.2, 2.7), for buffers whose first descriptor's number is the buffer's:
  * those of one descriptor (`add`), and chains that the caller lays out (`describe`, `offer`). What is in flight is kept
  * in a private shadow; what the device writes (the used ring) is read once and checked against it, and a device that
- * breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer.
+ * breaks the rules gets a PeerGone thrown. Nothing is allocated per buffer. Where the queue stands lies in memory that
+ * C++ has as well (native/device_ring.h): whoever of the two runs goes on where the other one stopped.
  *
  * The device is asked to interrupt, if at all, only for what comes when `take` has found nothing, by the event index
  * where that is negotiated and by the flags otherwise: whoever leaves used buffers in the ring is to come back by
@@ -25,6 +26,20 @@ import {
   usedRingBytes,
 } from "../spec/virtio.js";
 import { passed } from "./event-index.js";
+
+/** Where a queue stands; native/device_ring.h has the same table. */
+export const DriverState = {
+  NEXT_AVAILABLE: 0,
+  NEXT_USED: 1,
+  /** Buffers added since `publish`. */
+  UNPUBLISHED: 2,
+  WANTS_INTERRUPT: 3,
+  /** The device was asked to interrupt for the next buffer; of a ring of zeros either way of asking says so. */
+  ARMED: 4,
+  /** Buffers that the device has. */
+  IN_FLIGHT: 5,
+  SIZE: 6,
+} as const;
 
 const INDEX = RING_INDEX_OFFSET / 2;
 const FLAGS = RING_FLAGS_OFFSET / 2;
@@ -52,29 +67,22 @@ export class DriverQueue {
   readonly usedAddress: number;
   /** Bytes that the device wrote into the buffer that `take` returned last. */
   usedLength = 0;
-  /** Buffers that the device has. */
-  inFlight = 0;
+  /** See DriverState. */
+  readonly state = new Int32Array(DriverState.SIZE);
+  /**
+   * Length of each buffer in flight that the device may write, READ_ONLY for one that it may only read; NOT_IN_FLIGHT
+   * for the others.
+   */
+  readonly lengths: Float64Array<ArrayBuffer>;
 
-  readonly #descriptors: DataView;
+  readonly #descriptors: DataView<ArrayBuffer>;
   readonly #descriptor = Descriptor.view();
-  readonly #available: Uint16Array;
-  readonly #used: Uint16Array;
+  readonly #available: Uint16Array<ArrayBuffer>;
+  readonly #used: Uint16Array<ArrayBuffer>;
   readonly #usedEntries: DataView;
   readonly #usedEntry = UsedEntry.view();
-  /**
-   * Length of each buffer in flight that the device may write, -1 for one that it may only read; NOT_IN_FLIGHT for the
-   * others.
-   */
-  readonly #lengths: Float64Array;
-  #nextAvailable = 0;
-  #nextUsed = 0;
   readonly #usedEvent: number;
   readonly #availableEvent: number;
-  /** Buffers added since `publish`. */
-  #unpublished = 0;
-  #wantsInterrupt = true;
-  /** The device was asked to interrupt for the next buffer; of a ring of zeros either way of asking says so. */
-  #armed = true;
 
   /**
    * The ring takes ringBytes(size) of `memory` from `offset` on, a multiple of RING_ALIGNMENT; it is filled with zeros.
@@ -105,7 +113,8 @@ export class DriverQueue {
     this.#usedEvent = this.#available.length - 1;
     this.#availableEvent = this.#used.length - 1;
     this.#usedEntries = new DataView(memory.buffer, used + RING_ENTRIES_OFFSET, UsedEntry.size * size);
-    this.#lengths = new Float64Array(size).fill(NOT_IN_FLIGHT);
+    this.lengths = new Float64Array(size).fill(NOT_IN_FLIGHT);
+    this.#begin();
   }
 
   /** The device was reset: the ring is as at first. */
@@ -113,14 +122,32 @@ export class DriverQueue {
     for (const part of [this.#descriptors, this.#available, this.#used]) {
       new Uint8Array(part.buffer, part.byteOffset, part.byteLength).fill(0);
     }
-    this.#lengths.fill(NOT_IN_FLIGHT);
+    this.lengths.fill(NOT_IN_FLIGHT);
     this.usedLength = 0;
-    this.inFlight = 0;
-    this.#nextAvailable = 0;
-    this.#nextUsed = 0;
-    this.#unpublished = 0;
-    this.#wantsInterrupt = true;
-    this.#armed = true;
+    this.#begin();
+  }
+
+  #begin(): void {
+    this.state.fill(0);
+    this.state[DriverState.WANTS_INTERRUPT] = 1;
+    this.state[DriverState.ARMED] = 1;
+  }
+
+  /** Buffers that the device has. */
+  get inFlight(): number {
+    return this.state[DriverState.IN_FLIGHT];
+  }
+
+  /** Buffers added since `publish`. */
+  get unpublished(): number {
+    return this.state[DriverState.UNPUBLISHED];
+  }
+
+  /** The memory of descriptor table, available and used ring. */
+  get parts(): readonly [Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>] {
+    const bytes = ({ buffer, byteOffset, byteLength }: DataView<ArrayBuffer> | Uint16Array<ArrayBuffer>) =>
+      new Uint8Array(buffer, byteOffset, byteLength);
+    return [bytes(this.#descriptors), bytes(this.#available), bytes(this.#used)];
   }
 
   /** Puts buffer `id`, which must not be in flight, into the available ring; the device sees it after `publish`. */
@@ -142,20 +169,23 @@ export class DriverQueue {
    * Puts the chain from descriptor `id` on, of which the device may write `writable` bytes, into the available ring.
    */
   offer(id: number, writable: number): void {
-    if (this.#lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
-    this.#lengths[id] = writable;
-    this.#available[ENTRIES + (this.#nextAvailable & (this.size - 1))] = id;
-    this.#nextAvailable = (this.#nextAvailable + 1) & 0xffff;
-    this.#unpublished++;
-    this.inFlight++;
+    if (this.lengths[id] !== NOT_IN_FLIGHT) throw new Error(`buffer ${id} is not free`);
+    this.lengths[id] = writable;
+    const { state } = this;
+    const next = state[DriverState.NEXT_AVAILABLE];
+    this.#available[ENTRIES + (next & (this.size - 1))] = id;
+    state[DriverState.NEXT_AVAILABLE] = (next + 1) & 0xffff;
+    state[DriverState.UNPUBLISHED]++;
+    state[DriverState.IN_FLIGHT]++;
   }
 
   /** Publishes all that was added. Returns whether it wants to be notified. */
   publish(): boolean {
-    const count = this.#unpublished;
-    this.#unpublished = 0;
-    Atomics.store(this.#available, INDEX, this.#nextAvailable);
-    if (this.eventIndex) return passed(Atomics.load(this.#used, this.#availableEvent), this.#nextAvailable, count);
+    const count = this.state[DriverState.UNPUBLISHED];
+    const next = this.state[DriverState.NEXT_AVAILABLE];
+    this.state[DriverState.UNPUBLISHED] = 0;
+    Atomics.store(this.#available, INDEX, next);
+    if (this.eventIndex) return passed(Atomics.load(this.#used, this.#availableEvent), next, count);
     return (Atomics.load(this.#used, FLAGS) & UsedFlags.NO_NOTIFY) === 0;
   }
 
@@ -163,14 +193,14 @@ export class DriverQueue {
    * Whether the device should interrupt for what it used; a hint. Call `take` until it says -1 after switching it on.
    */
   set wantsInterrupt(wanted: boolean) {
-    this.#wantsInterrupt = wanted;
+    this.state[DriverState.WANTS_INTERRUPT] = wanted ? 1 : 0;
     if (wanted) {
       this.#arm();
       return;
     }
-    this.#armed = false;
+    this.state[DriverState.ARMED] = 0;
     // The place just passed is the one that the device gets to last.
-    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.#nextUsed - 1);
+    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.state[DriverState.NEXT_USED] - 1);
     else Atomics.store(this.#available, FLAGS, AvailableFlags.NO_INTERRUPT);
   }
 
@@ -180,27 +210,31 @@ export class DriverQueue {
    */
   take(): number {
     let waiting = this.#waiting();
-    if (waiting === 0 && this.#wantsInterrupt && !this.#armed) {
+    const { state } = this;
+    if (waiting === 0 && state[DriverState.WANTS_INTERRUPT] !== 0 && state[DriverState.ARMED] === 0) {
       this.#arm();
       // One that came before the device could see this brings no interrupt.
       waiting = this.#waiting();
     }
     if (waiting === 0) return -1;
     this.#disarm();
-    if (waiting > this.inFlight) {
-      throw new PeerGone(`the device used ${waiting} buffers where it has ${this.inFlight}`);
+    if (waiting > state[DriverState.IN_FLIGHT]) {
+      throw new PeerGone(`the device used ${waiting} buffers where it has ${state[DriverState.IN_FLIGHT]}`);
     }
-    const entry = this.#usedEntry.at(this.#usedEntries, (this.#nextUsed & (this.size - 1)) * UsedEntry.size);
+    const entry = this.#usedEntry.at(
+      this.#usedEntries,
+      (state[DriverState.NEXT_USED] & (this.size - 1)) * UsedEntry.size,
+    );
     const { id, length } = entry;
-    const expected = id < this.size ? this.#lengths[id] : NOT_IN_FLIGHT;
+    const expected = id < this.size ? this.lengths[id] : NOT_IN_FLIGHT;
     if (expected === NOT_IN_FLIGHT) throw new PeerGone(`the device used buffer ${id}, which it does not have`);
     if (expected !== READ_ONLY && length > expected) {
       throw new PeerGone(`the device wrote ${length} bytes into a buffer of ${expected}`);
     }
     this.usedLength = expected === READ_ONLY ? 0 : length;
-    this.#lengths[id] = NOT_IN_FLIGHT;
-    this.#nextUsed = (this.#nextUsed + 1) & 0xffff;
-    this.inFlight--;
+    this.lengths[id] = NOT_IN_FLIGHT;
+    state[DriverState.NEXT_USED] = (state[DriverState.NEXT_USED] + 1) & 0xffff;
+    state[DriverState.IN_FLIGHT]--;
     return id;
   }
 
@@ -210,19 +244,19 @@ export class DriverQueue {
   }
 
   #waiting(): number {
-    return (Atomics.load(this.#used, INDEX) - this.#nextUsed) & 0xffff;
+    return (Atomics.load(this.#used, INDEX) - this.state[DriverState.NEXT_USED]) & 0xffff;
   }
 
   #arm(): void {
-    this.#armed = true;
-    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.#nextUsed);
+    this.state[DriverState.ARMED] = 1;
+    if (this.eventIndex) Atomics.store(this.#available, this.#usedEvent, this.state[DriverState.NEXT_USED]);
     else Atomics.store(this.#available, FLAGS, 0);
   }
 
   /** An event index that the device has passed needs nothing. */
   #disarm(): void {
-    if (!this.#armed) return;
-    this.#armed = false;
+    if (this.state[DriverState.ARMED] === 0) return;
+    this.state[DriverState.ARMED] = 0;
     if (!this.eventIndex) Atomics.store(this.#available, FLAGS, AvailableFlags.NO_INTERRUPT);
   }
 }

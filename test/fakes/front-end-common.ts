@@ -12,16 +12,28 @@ export class VirtQueue {
   available = 0;
   used = 0;
   base = 0;
-  kick = -1;
   /** The guest notifier; made at realization. */
   readonly call = native.eventfd(0);
   readonly error = native.eventfd(0);
   poll: native.Poll | undefined;
   readonly #maxSize: number;
+  readonly #kicks: Int32Array;
+  readonly #index: number;
 
-  constructor(maxSize: number) {
+  /** Its kick is kicks[index]. */
+  constructor(maxSize: number, kicks: Int32Array, index: number) {
     this.#maxSize = maxSize;
+    this.#kicks = kicks;
+    this.#index = index;
     this.size = maxSize;
+  }
+
+  get kick(): number {
+    return this.#kicks[this.#index];
+  }
+
+  set kick(fd: number) {
+    this.#kicks[this.#index] = fd;
   }
 
   reset(): void {

@@ -10,6 +10,8 @@ export interface VirtioDevice {
   readDeviceConfig(offset: number, width: number): number;
   writeDeviceConfig(): void;
   notify(queue: number): void;
+  /** The eventfd of each queue's notifications, or -1. */
+  readonly kicks: Int32Array;
 }
 
 /** BAR 2. */
@@ -18,6 +20,9 @@ export class VirtioRegisters implements Registers {
 
   constructor(device: VirtioDevice) {
     this.#device = device;
+  }
+  get kicks(): Int32Array {
+    return this.#device.kicks;
   }
   read8(offset: number): number {
     return this.#read(offset, 1);

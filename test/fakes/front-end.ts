@@ -17,6 +17,7 @@ import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-fun
 import * as native from "../../native/index.js";
 import { inBounds, isPowerOfTwo } from "../../shared/bits.js";
 import { MiB, PAGE_SIZE } from "../../shared/limits.js";
+import { Queue } from "../../shared/spec/link.js";
 import { ProtocolFeature } from "../../shared/spec/vhost-user.js";
 import { Feature, PCI_DEVICE_ID_BASE, Status } from "../../shared/spec/virtio.js";
 import { getUint } from "../../shared/struct/struct.js";
@@ -52,6 +53,8 @@ export class FrontEnd implements PciFunction {
   readonly config: Registers;
   readonly common: CommonRegisters;
   readonly queues: readonly VirtQueue[];
+  /** The eventfd that a notification of each queue signals, while the device runs; -1 otherwise. */
+  readonly kicks: Int32Array;
   readonly window: FakeWindow;
   /** Answers no backend request while set: QEMU's main loop is busy elsewhere. */
   busy = false;
@@ -86,7 +89,8 @@ export class FrontEnd implements PciFunction {
     };
     const { queues, queueSize, configSize, ramSize, virtioId } = this.#options;
     this.#ram = native.createMemory("device-vm-ram", ramSize, false);
-    this.queues = Array.from({ length: queues }, () => new VirtQueue(queueSize));
+    this.kicks = new Int32Array(queues).fill(-1);
+    this.queues = Array.from({ length: queues }, (_, index) => new VirtQueue(queueSize, this.kicks, index));
     this.#vhost = new Vhost(path, this.queues);
     const { windowSize } = this;
     if (this.protocolFeatures & ProtocolFeature.CONFIGURE_MEM_SLOTS) this.die("CONFIGURE_MEM_SLOTS was offered");
@@ -99,13 +103,7 @@ export class FrontEnd implements PciFunction {
     this.common = new CommonRegisters(this);
     this.#registers = new VirtioRegisters(this);
     this.#channel = new BackendChannel(this.#vhost.channel, this);
-    for (const queue of this.queues) {
-      const called = () => {
-        if (queue.vector === 0) this.#interrupt?.();
-      };
-      queue.poll = new native.Poll(queue.call, called, "eventfd");
-      queue.poll.start(native.POLL_READABLE);
-    }
+    for (const queue of this.queues) this.#watch(queue, "eventfd");
   }
 
   get features(): bigint {
@@ -170,8 +168,18 @@ export class FrontEnd implements PciFunction {
     return { buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE), address };
   }
 
-  interrupt(callback: () => void): void {
+  interrupt(callback: () => void, task?: native.PollTask): void {
     this.#interrupt = callback;
+    if (task !== undefined) this.#watch(this.queues[Queue.TO_DEVICE], task);
+  }
+
+  #watch(queue: VirtQueue, task: native.PollTask): void {
+    const called = () => {
+      if (queue.vector === 0) this.#interrupt?.();
+    };
+    queue.poll?.close();
+    queue.poll = new native.Poll(queue.call, called, task);
+    queue.poll.start(native.POLL_READABLE);
   }
 
   /** As when the guest closes its VFIO file: the function is reset. */

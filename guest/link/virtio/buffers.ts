@@ -40,8 +40,13 @@ export class Buffers {
     return this.#start + id * this.size;
   }
 
+  /** Where it is for the device. */
+  address(id: number): number {
+    return this.#memory.address + this.offset(id);
+  }
+
   add(id: number, length: number, deviceWrites: boolean): void {
-    this.queue.add(id, this.#memory.address + this.offset(id), length, deviceWrites);
+    this.queue.add(id, this.address(id), length, deviceWrites);
   }
 }
 

@@ -10,10 +10,12 @@
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { Header } from "../../../shared/spec/vfio-user.js";
+import type { DriverQueue } from "../../../shared/virtqueue/driver.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
 import type { PciFunction } from "../../vfio/pci-function.js";
 import type { VirtioPci } from "../../virtio-pci/transport.js";
 import { Buffers } from "./buffers.js";
+import { type DevicePath, PathState, Stop } from "./device-path.js";
 
 /** Messages taken at one go, before timers and other sockets get a turn. */
 const BATCH = 256;
@@ -46,8 +48,8 @@ export interface PartsMessage {
 
 export class Messages {
   readonly maxMessageSize: number;
-  /** Buffers received. */
-  received = 0;
+  /** What of it C++ has, too. */
+  readonly state = new PathState();
   onBroken: (error: unknown) => void = () => {};
   /** Less is waiting to be sent than the high-water mark: what was held back in the ring is to be polled for. */
   onDrained: () => void = () => {};
@@ -55,7 +57,6 @@ export class Messages {
   readonly #transport: VirtioPci;
   readonly #receive: Buffers;
   readonly #transmit: Buffers;
-  readonly #free: number[] = [];
   readonly #waiting: PartsMessage[] = [];
   readonly #header = Header.view();
   /** The message that is being received: `#have` of `#size` bytes, 0 before its first buffer. */
@@ -64,8 +65,6 @@ export class Messages {
   #spare: DataView<ArrayBuffer>;
   #size = 0;
   #have = 0;
-  /** Receive buffers that were given back but not yet published to the bridge. */
-  #unpublished = 0;
   /** Nothing was received because too much was waiting to be sent. */
   #heldBack = false;
 
@@ -74,7 +73,7 @@ export class Messages {
     this.maxMessageSize = maxMessageSize;
     this.#receive = new Buffers(pci, transport.maxQueueSize(Queue.TO_DEVICE), eventIndex);
     this.#transmit = new Buffers(pci, transport.maxQueueSize(Queue.FROM_DEVICE), eventIndex);
-    this.#freeAll();
+    this.state.freeAll(this.#transmit.queue.size);
     this.#incoming = new DataView(new ArrayBuffer(maxMessageSize));
     this.#incomingBytes = new Uint8Array(this.#incoming.buffer);
     this.#spare = new DataView(new ArrayBuffer(maxMessageSize));
@@ -84,18 +83,13 @@ export class Messages {
   restart(): void {
     this.#receive.queue.reset();
     this.#transmit.queue.reset();
-    this.#freeAll();
+    this.state.freeAll(this.#transmit.queue.size);
     this.#waiting.length = 0;
     this.#size = 0;
     this.#have = 0;
-    this.#unpublished = 0;
+    this.state.start(Stop.WAITING | Stop.PARTIAL);
     this.#heldBack = false;
     this.#broken = false;
-  }
-
-  #freeAll(): void {
-    this.#free.length = 0;
-    for (let id = this.#transmit.queue.size - 1; id >= 0; id--) this.#free.push(id);
   }
 
   /** Tells the device of both queues; before DRIVER_OK. */
@@ -103,6 +97,12 @@ export class Messages {
     this.#transport.enableQueue(Queue.TO_DEVICE, this.#receive.queue, true);
     this.#transport.enableQueue(Queue.FROM_DEVICE, this.#transmit.queue, true);
     this.#transmit.queue.wantsInterrupt = false;
+  }
+
+  /** C++ has the queues, too, from now on; they are enabled. */
+  enablePath(path: DevicePath, copies: DriverQueue): void {
+    path.enable(this.#receive, this.#transmit, copies, this.#transport);
+    this.state.start(Stop.LINK);
   }
 
   /** Offers all receive buffers; after DRIVER_OK. */
@@ -123,11 +123,15 @@ export class Messages {
   poll(receiver: Receiver, ready: () => boolean, isLast: boolean): boolean {
     if (this.#broken) return false;
     try {
+      this.#sendUnsent();
       this.#sendWaiting();
       return this.#poll(receiver, ready, isLast);
     } catch (error) {
       this.#break(error);
       return false;
+    } finally {
+      if (this.#size > 0) this.state.stop(Stop.PARTIAL);
+      else this.state.start(Stop.PARTIAL);
     }
   }
 
@@ -139,11 +143,11 @@ export class Messages {
       if (!isLast && queue.isIdle) return false;
       const id = queue.take();
       if (id < 0) return false;
-      this.received++;
+      this.state.countReceived();
       this.#collect(id, queue.usedLength);
       this.#receive.add(id, this.#receive.size, true);
       // Publishing buffers in batches spares most notifications, each of which leaves the VM.
-      if (++this.#unpublished >= queue.size / 4) this.#publishReceived();
+      if (queue.unpublished >= queue.size / 4) this.#publishReceived();
       if (this.#size > 0 && this.#have === this.#size) {
         const size = this.#size;
         this.#size = 0;
@@ -167,8 +171,8 @@ export class Messages {
     if (!(size <= this.maxMessageSize)) throw new ProtocolError(`a message of ${size} bytes is too long`, Errno.E2BIG);
     if (size <= this.#transmit.size && this.#waiting.length === 0 && !this.#broken) {
       this.#reclaim();
-      const id = this.#free.pop();
-      if (id !== undefined) {
+      const id = this.state.takeFree();
+      if (id >= 0) {
         out.bytes = this.#transmit.bytes;
         out.data = this.#transmit.data;
         out.offset = this.#transmit.offset(id);
@@ -195,7 +199,7 @@ export class Messages {
 
   /** Gives back what was reserved and is not to be sent. */
   release(out: Outgoing): void {
-    if (out.buffer >= 0) this.#free.push(out.buffer);
+    if (out.buffer >= 0) this.state.putFree(out.buffer);
     out.buffer = -1;
   }
 
@@ -204,6 +208,7 @@ export class Messages {
     const message = { parts, size, sent: 0 };
     if (this.#broken) return message;
     this.#waiting.push(message);
+    this.state.stop(Stop.WAITING);
     this.#sendWaiting();
     return message;
   }
@@ -214,6 +219,7 @@ export class Messages {
     if (at < 0) return message.sent === 0;
     if (message.sent === 0) {
       this.#waiting.splice(at, 1);
+      if (this.#waiting.length === 0) this.state.start(Stop.WAITING);
       return true;
     }
     // The bridge has its beginning, and takes what follows for the rest of it.
@@ -252,7 +258,6 @@ export class Messages {
   }
 
   #publishReceived(): void {
-    this.#unpublished = 0;
     if (this.#receive.queue.publish()) this.#transport.notify(Queue.TO_DEVICE);
   }
 
@@ -264,10 +269,16 @@ export class Messages {
   #reclaim(): void {
     const { queue } = this.#transmit;
     try {
-      for (let id = queue.take(); id >= 0; id = queue.take()) this.#free.push(id);
+      for (let id = queue.take(); id >= 0; id = queue.take()) this.state.putFree(id);
     } catch (error) {
       this.#break(error);
     }
+  }
+
+  /** What C++ has left to be sent: the answer to an access, which was dealt with before anything that is here now. */
+  #sendUnsent(): void {
+    const answer = this.state.takeUnsent();
+    if (answer !== undefined) this.sendParts([answer], answer.length);
   }
 
   #sendWaiting(): void {
@@ -286,8 +297,8 @@ export class Messages {
   #fill(): boolean {
     let filled = false;
     for (let message = this.#waiting[0]; message !== undefined; message = this.#waiting[0]) {
-      const id = this.#free.pop();
-      if (id === undefined) break;
+      const id = this.state.takeFree();
+      if (id < 0) break;
       const length = Math.min(message.size - message.sent, this.#transmit.size);
       gather(message, this.#transmit.bytes, this.#transmit.offset(id), length);
       message.sent += length;
@@ -300,7 +311,9 @@ export class Messages {
       this.#heldBack = false;
       this.onDrained();
     }
-    return this.#waiting.length === 0;
+    if (this.#waiting.length > 0) return false;
+    this.state.start(Stop.WAITING);
+    return true;
   }
 }
 

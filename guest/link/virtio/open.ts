@@ -10,8 +10,8 @@ import type { Structure } from "../../virtio-pci/capabilities.js";
 import { VirtioPci } from "../../virtio-pci/transport.js";
 import type { Window } from "../link.js";
 import { DmaBuffers } from "./buffers.js";
-import type { LinkPolling } from "./busy-polling.js";
 import { Copies } from "./copies.js";
+import type { LinkPolling } from "./device-path.js";
 import { Messages } from "./messages.js";
 import { VirtioLink } from "./virtio.js";
 

@@ -6,6 +6,7 @@ import { MAX_MESSAGE_FDS } from "../../../shared/limits.js";
 import { takesHandles } from "../../../shared/spec/link.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
+import { Stop } from "./device-path.js";
 import { type Messages, Outgoing } from "./messages.js";
 
 const NO_HANDLES: readonly number[] = [];
@@ -50,6 +51,7 @@ export class LinkPendingCommand implements PendingCommand {
   begin(bytes: Uint8Array<ArrayBuffer>, data: DataView<ArrayBuffer>, size: number): void {
     const { id, command, flags } = this.#header.at(data);
     this.active = true;
+    this.#messages.state.stop(Stop.COMMAND);
     this.command = command;
     this.bytes = bytes;
     this.data = data;
@@ -88,6 +90,7 @@ export class LinkPendingCommand implements PendingCommand {
   /** The link is broken: a late reply does nothing. */
   abandon(): void {
     this.active = false;
+    this.#messages.state.start(Stop.COMMAND);
     this.#messages.release(this.#out);
   }
 
@@ -112,6 +115,7 @@ export class LinkPendingCommand implements PendingCommand {
 
   #end(): void {
     this.active = false;
+    this.#messages.state.start(Stop.COMMAND);
     this.#messages.release(this.#out);
     this.#finished();
   }

@@ -4,7 +4,7 @@
  * asks for it, another beginning. To read on:
  *
  * - open.ts: checks that it is such a device. device-set-up.ts: what is asked of the bridge before clients come.
- * - messages.ts, buffers.ts: what goes over the rings, and the memory for it. busy-polling.ts: when to sleep.
+ * - messages.ts, buffers.ts: what goes over the rings, and the memory for it. device-path.ts: the same in C++.
  * - client-commands.ts, pending-command.ts: what the bridge commands. requests.ts, copies.ts: what is
  *   asked of it.
  */
@@ -17,14 +17,14 @@ import { pageAligned } from "../../../shared/page-aligned.js";
 import { Config, ConfigStatus, LinkCommand, Queue } from "../../../shared/spec/link.js";
 import { Header, HeaderFlags, Irq } from "../../../shared/spec/vfio-user.js";
 import { Status } from "../../../shared/spec/virtio.js";
-import type { RegisterArea } from "../../../shared/vfio-user/register-memory.js";
+import { type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
 import type { PciFunction } from "../../vfio/pci-function.js";
 import type { VirtioPci } from "../../virtio-pci/transport.js";
 import type { Endpoint, IoEvents, Link, SharedMemory, Window } from "../link.js";
 import { type DmaBuffers, SmallMemory } from "./buffers.js";
-import { BusyPolling, type LinkPolling } from "./busy-polling.js";
 import { ClientCommands, Doorbells, UNBOUND } from "./client-commands.js";
 import type { Copies } from "./copies.js";
+import { DevicePath, type LinkPolling, Stop } from "./device-path.js";
 import { DeviceSetUp } from "./device-set-up.js";
 import type { Messages } from "./messages.js";
 import { LinkPendingCommand } from "./pending-command.js";
@@ -67,7 +67,7 @@ export class VirtioLink implements Link {
   readonly #copies: Copies;
   readonly #buffers: DmaBuffers;
   readonly #isolated: boolean;
-  readonly #polling: BusyPolling;
+  readonly #path: DevicePath;
   readonly #requests: BridgeRequests;
   readonly #setUp: DeviceSetUp;
   readonly #log: Log;
@@ -78,6 +78,7 @@ export class VirtioLink implements Link {
   /** Undefined before `open`. */
   #commands: ClientCommands | undefined;
   #endpoint: Endpoint | undefined;
+  #registers: RegisterMemory | undefined;
   /** Undefined before `#bringUp`. */
   #small: SmallMemory | undefined;
   #configGeneration = 0;
@@ -96,7 +97,7 @@ export class VirtioLink implements Link {
 
   constructor(parts: VirtioLinkParts) {
     const { pci, transport, features, messages, copies, buffers, window, doorbells, isolated, polling, log } = parts;
-    this.#polling = new BusyPolling(polling);
+    this.#path = new DevicePath(messages.state, polling);
     this.#pci = pci;
     this.#transport = transport;
     this.#features = features;
@@ -131,7 +132,9 @@ export class VirtioLink implements Link {
   async shareRegisters(size: number, areas: readonly RegisterArea[]): Promise<Uint8Array<ArrayBuffer> | undefined> {
     this.#bringUp();
     if (this.#small === undefined) return undefined;
-    return this.#setUp.shareRegisters(this.#small, size, areas);
+    const memory = await this.#setUp.shareRegisters(this.#small, size, areas);
+    if (memory !== undefined) this.#registers = new RegisterMemory(memory, areas);
+    return memory;
   }
 
   /** @throws UserError when the device does not come up, or the bridge does not answer */
@@ -148,6 +151,7 @@ export class VirtioLink implements Link {
       log: this.#log,
       fail: (command, error) => this.#fail(command, error),
     });
+    this.#path.serve(endpoint, this.#registers);
     this.#bringUp();
     await this.#setUp.hello(summary);
     // INTx, MSI and MSI-X are used one at a time; errors and requests beside them.
@@ -174,7 +178,7 @@ export class VirtioLink implements Link {
       this.#pci.interrupt(() => {
         // There is one interrupt for everything: when nothing came it may be the device's configuration or status.
         if (!this.#turn()) this.#checkStatus();
-      });
+      }, this.#path.native);
     }
     for (const [n, queue] of this.#small.queues.entries()) {
       transport.enableQueue(Queue.FIRST_DOORBELL + n, queue, false);
@@ -184,6 +188,7 @@ export class VirtioLink implements Link {
     this.#state = "open";
     transport.addStatus(Status.DRIVER_OK);
     this.#messages.offer();
+    this.#messages.enablePath(this.#path, this.#copies.queue);
     this.#statusPoll = setInterval(() => this.#checkStatus(), STATUS_POLL_MS).unref();
   }
 
@@ -235,7 +240,7 @@ export class VirtioLink implements Link {
   /** Deals with what the bridge has done, and polls again or sleeps. Whether it was anything. */
   #turn(): boolean {
     if (this.#state !== "open") return false;
-    const { received } = this.#messages;
+    const { received } = this.#messages.state;
     let copied: boolean;
     try {
       copied = this.#copies.poll();
@@ -243,10 +248,11 @@ export class VirtioLink implements Link {
       this.#break(error);
       return true;
     }
+    this.#path.native.run();
     let isMore = this.#messages.poll(this.#receiver, this.#ready, false);
-    const found = this.#messages.received !== received;
+    const found = this.#messages.state.received !== received;
     // Nothing may be missed between the last poll and sleep: that is what the second one is for.
-    if (!isMore && !this.#polling.continues(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
+    if (!isMore && !this.#path.native.continues(found)) isMore = this.#messages.poll(this.#receiver, this.#ready, true);
     else isMore = true;
     if (isMore) this.#schedulePoll();
     return found || copied;
@@ -261,8 +267,8 @@ export class VirtioLink implements Link {
 
   #checkStatus(): void {
     if (this.#state !== "open") return;
-    if ((this.#transport.status & Status.DEVICE_NEEDS_RESET) !== 0)
-      this.#break(new PeerGone("the device needs a reset"));
+    const { status } = this.#transport;
+    if ((status & Status.DEVICE_NEEDS_RESET) !== 0) this.#break(new PeerGone("the device needs a reset"));
     else if (this.#isToldToReset()) this.#restart();
   }
 
@@ -337,6 +343,7 @@ export class VirtioLink implements Link {
   }
 
   #stop(error: Error): void {
+    this.#messages.state.stop(Stop.LINK);
     clearInterval(this.#statusPoll);
     clearImmediate(this.#pollAgain);
     this.#requests.abandon(error);

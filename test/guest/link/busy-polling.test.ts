@@ -1,16 +1,16 @@
 /** When the device process polls for messages and when it sleeps. */
 import test from "ava";
-import { BusyPolling } from "../../../guest/link/virtio/busy-polling.js";
+import { DevicePath, type LinkPolling, PathState } from "../../../guest/link/virtio/device-path.js";
 
 /** A clock that the test moves, in microseconds. */
-function polling(kind: "adaptive" | "always" | "never" = "adaptive") {
+function polling(kind: LinkPolling = "adaptive") {
   let now = 1000;
-  const it = new BusyPolling(kind, () => now / 1000);
+  const it = new DevicePath(new PathState(), kind).native;
   return {
     /** What it does at a turn, `us` after the one before. */
     turn: (found: boolean, us = 5) => {
       now += us;
-      return it.continues(found);
+      return it.continues(found, now);
     },
     /** Turns that a round lasts which finds nothing; 0 when there is none. */
     inVain(): number {
