@@ -43,8 +43,8 @@ export interface QueueLayout {
   readonly descriptors: number;
   readonly available: number;
   readonly used: number;
-  /** The available index from which to go on. */
-  readonly base: number;
+  /** The available index from which to go on; undefined: behind the last chain that was given back, in their order. */
+  readonly base: number | undefined;
   /** VIRTIO_F_EVENT_IDX was negotiated. */
   readonly eventIndex?: boolean;
 }
@@ -90,7 +90,7 @@ export class DeviceQueue {
   #usedEntries: DataView = this.#descriptors;
   readonly #usedEntry = UsedEntry.view();
   #eventIndex = false;
-  /** Where used_event is in #available, and avail_event in #used. */
+  /** Where usedIndexevent is in #available, and avail_event in #used. */
   #usedEvent = 0;
   #availableEvent = 0;
   /** The current chain: its head, or -1. */
@@ -168,8 +168,9 @@ export class DeviceQueue {
     this.#layout = layout;
     this.#size = size;
     this.chain.reserve(size);
-    this.state[NEXT_AVAILABLE] = layout.base & 0xffff;
-    this.state[NEXT_USED] = Atomics.load(this.#used, INDEX);
+    const usedIndex = Atomics.load(this.#used, INDEX);
+    this.state[NEXT_AVAILABLE] = (layout.base ?? usedIndex) & 0xffff;
+    this.state[NEXT_USED] = usedIndex;
     this.#eventIndex = layout.eventIndex === true;
     this.state[UNCALLED] = UNKNOWN;
     this.state[RUNNING] = 1;

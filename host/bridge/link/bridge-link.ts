@@ -35,7 +35,8 @@ import type {
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
 import { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
-import type { BackEnd, BackEndDevice } from "../vhost-user/back-end.js";
+import type { BackEnd } from "../vhost-user/back-end.js";
+import type { BackEndDevice } from "../vhost-user/back-end-device.js";
 import type { DeviceVmMemory } from "../vhost-user/memory.js";
 import type { Window } from "../vhost-user/window.js";
 import { Changes } from "./changes.js";

@@ -12,7 +12,6 @@ export class ControlState {
   #save: (() => object) | undefined;
   #isDirty = false;
   #isQueued = false;
-  /** The control state is being changed: what is sent meanwhile does not make a half of it last. */
   #isHeld = false;
   /** It did not fit the last time. */
   isTooLarge = false;
@@ -46,18 +45,16 @@ export class ControlState {
   }
 
   /**
-   * Runs what changes the state in several steps and is run again as a whole when the bridge dies meanwhile: nothing of
-   * it lasts before its end.
+   * Until `release`, which is to be called before anything is sent: what changes the state in several steps, and is done
+   * again as a whole when the bridge dies meanwhile, is not to last by half.
    */
-  atOnce(change: () => void): void {
+  hold(): void {
     this.#isHeld = true;
-    try {
-      change();
-    } finally {
-      this.#isHeld = false;
-      this.#isDirty = true;
-      this.#write();
-    }
+  }
+
+  release(): void {
+    this.#isHeld = false;
+    this.commit();
   }
 
   readonly #later = (): void => {

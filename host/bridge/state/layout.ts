@@ -151,20 +151,21 @@ export type SlotsName = keyof typeof SLOTS;
 export const SLOT_HEAD = 4;
 export const slotSize = (name: SlotsName) => SLOT_HEAD + SLOTS[name].record.size;
 
-/** The request for the window that is in flight: one at a time. */
-const WindowRequest = struct({
+/** Requests for the window: the one that QEMU has not answered, and the one before it, which is not committed yet. */
+const WindowRequests = struct({
   sequence: "u32",
-  /** One of WINDOW_REQUEST. */
-  state: "u32",
-  request: "u32",
-  pad: 4,
-  fdOffset: "u64",
-  offset: "u64",
-  size: "u64",
-  reserved: 4,
+  /** 0: none. */
+  sent: "u32",
+  sentOffset: "u64",
+  sentSize: "u64",
+  committing: "u32",
+  /** What was to be sent on the channel before the request, and where the last reply is that was handled. */
+  queued: "u32",
+  committingOffset: "u64",
+  committingSize: "u64",
+  replied: "u32",
   check: "u32",
 });
-export const WINDOW_REQUEST = { NONE: 0, SENT: 1, COMMITTING: 2 } as const;
 
 /** What the last DMA_UNMAP did: its place in the client's stream, and the bytes that it unmapped. */
 const Unmapped = struct({ sequence: "u32", position: "u32", size: "u64", pad: 4, check: "u32" });
@@ -183,7 +184,7 @@ const Stream = struct({
 });
 
 export const PAIRS = {
-  windowRequest: { number: 16, record: WindowRequest },
+  windowRequests: { number: 16, record: WindowRequests },
   unmapped: { number: 17, record: Unmapped },
   clientStream: { number: 18, record: Stream },
   twinStream: { number: 19, record: Stream },

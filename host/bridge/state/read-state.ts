@@ -31,7 +31,6 @@ import {
   type StreamName,
   slotSize,
   VERSION,
-  WINDOW_REQUEST,
 } from "./layout.js";
 import { type Checked, checkOf, hashText, type StateBytes, StateError } from "./state-bytes.js";
 import { copyAt, type PairValues, type SlotValues } from "./tables.js";
@@ -49,7 +48,7 @@ export interface SavedState {
   /** The control state, as JSON has it; undefined: never written. */
   readonly control: unknown;
   /** Undefined: never written. */
-  readonly windowRequest: PairValues<"windowRequest"> | undefined;
+  readonly windowRequests: PairValues<"windowRequests"> | undefined;
   readonly unmapped: PairValues<"unmapped"> | undefined;
   /** Live and pending records, one for each key, in no order. */
   readonly slots: SavedSlots;
@@ -96,14 +95,13 @@ export function readState(
   const known = new Set(slots.fds.map(({ values }) => String(values.id)));
   const stranger = [...kept.keys()].find((name) => name !== "state" && !known.has(name));
   if (stranger !== undefined) throw new StateError(`it knows nothing of the file descriptor ${stranger} that came`);
-  const windowRequest = readPair(bytes, "windowRequest");
-  if (windowRequest && windowRequest.state > WINDOW_REQUEST.COMMITTING) throw damaged("windowRequest");
+  const windowRequests = readPair(bytes, "windowRequests");
   const unmapped = readPair(bytes, "unmapped");
   const streams = Object.fromEntries(
     (Object.keys(STREAMS) as StreamName[]).map((stream) => [stream, readStream(bytes, stream)]),
   ) as Record<StreamName, SavedStream>;
   const control = readControl(bytes);
-  return { attempts, uuid, control, windowRequest, unmapped, slots, streams, rings: readRings(bytes) };
+  return { attempts, uuid, control, windowRequests, unmapped, slots, streams, rings: readRings(bytes) };
 }
 
 function checkHeader(bytes: StateBytes, fileSize: number): void {

@@ -72,6 +72,11 @@ export class StateMemory {
     this.fds = new FdKeeper(bytes, this.slots("fds"), number, store);
   }
 
+  /** One that nobody goes on with: for what has no session. */
+  static temporary(): StateMemory {
+    return StateMemory.create(0, { sockets: ["", ""], windowSize: 0 }, new Uint8Array(16));
+  }
+
   /** A new one, which the store has. @throws SystemError when there is no room for it */
   static create(number: number, identity: SessionIdentity, uuid: Uint8Array, store?: Store): StateMemory {
     const fd = createMemory("vfio-user-state", LAYOUT.size, false);

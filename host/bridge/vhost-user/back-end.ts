@@ -6,7 +6,7 @@
  * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
  * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
  *
- * The other files of this folder: connection.ts, the messages and their fds; vrings.ts and vring.ts, the virtqueues,
+ * The other files of this folder: back-end-device.ts, what stands behind a back-end; connection.ts, the messages and their fds; vrings.ts and vring.ts, the virtqueues,
  * and whether they were paused or reset; memory.ts, the device VM's memory; window.ts, driver-VM memory put into the
  * device VM.
  */
@@ -16,7 +16,7 @@ import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUES } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { closePeerFd, type FdShare } from "../../../shared/peer-fds.js";
+import { closePeerFd } from "../../../shared/peer-fds.js";
 import { LinkFeature } from "../../../shared/spec/link.js";
 import {
   DeviceConfig,
@@ -34,6 +34,8 @@ import {
 import { Feature } from "../../../shared/spec/virtio.js";
 import { Share } from "../../../shared/turn.js";
 import type { DeviceQueue } from "../../../shared/virtqueue/device.js";
+import { StateMemory } from "../state/state-memory.js";
+import type { BackEndDevice, BackEndOptions, SavedBackEnd } from "./back-end-device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
@@ -47,41 +49,6 @@ const PROTOCOL_FEATURES =
   ProtocolFeature.CONFIG |
   ProtocolFeature.BACKEND_SEND_FD |
   ProtocolFeature.SHMEM;
-
-/** What a back-end is of; nothing here may throw. */
-export interface BackEndDevice {
-  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
-  config(): Uint8Array;
-  /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
-  enabled(index: number): void;
-  /**
-   * Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does.
-   */
-  pausing(): void;
-  /** All queues that ran go on where they were, with other kicks. */
-  resumed(): void;
-  /**
-   * The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the
-   * same.
-   */
-  failed(reason: string): void;
-  /** The device was reset, or the front-end is gone: nothing of before goes on. */
-  reset(reason: string): void;
-}
-
-export interface BackEndOptions {
-  readonly window: Window;
-  /** Outlives front-ends: its address space is made once. */
-  readonly memory: DeviceVmMemory;
-  readonly device: BackEndDevice;
-  /** The front-end is gone; everything of it is closed. */
-  readonly gone: (reason: string) => void;
-  readonly log: Log;
-  /** What the front-end has of the event loop, with others of its session. */
-  readonly share?: Share;
-  /** Where the front-end's fds are counted. */
-  readonly fds?: FdShare;
-}
 
 /**
  * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
@@ -107,28 +74,51 @@ export class BackEnd {
   readonly #vrings: Vrings;
   /** Since the device was started, until it is reset. */
   #started = false;
-  /** Takes back the deadline for the memory table of a start. */
-  #tableCame = () => {};
   /** VIRTIO's, and the device's own, that the driver has taken. */
   features = 0n;
+  /** Takes back the deadline for the memory table of a start, which is awaited. */
+  #stopAwaiting: (() => void) | undefined;
   #replyAck = false;
   readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
   readonly #outView = new DataView(this.#out.buffer);
+  readonly #state: StateMemory;
+  readonly #fd: number;
 
   /** Serves the connected socket `fd`, which it takes over. */
   constructor(fd: number, options: BackEndOptions) {
+    this.#fd = fd;
+    this.#state = options.state ?? StateMemory.temporary();
+    this.#state.fds.keep(fd);
     this.#window = options.window;
     this.#memory = options.memory;
     this.#device = options.device;
     this.#reportGone = options.gone;
     this.#log = options.log;
-    this.#vrings = new Vrings(options.memory, options.log);
+    this.#vrings = new Vrings(options.memory, options.log, this.#state.fds);
     this.#connection = new Connection(
       fd,
       { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
       options.share ?? new Share(),
       options.fds,
     );
+  }
+
+  save(): SavedBackEnd {
+    return {
+      socket: this.#state.fds.idOf(this.#fd),
+      started: this.#started,
+      replyAck: this.#replyAck,
+      awaitsTable: this.#stopAwaiting !== undefined,
+      vrings: this.#vrings.save(),
+    };
+  }
+
+  /** Goes on where another bridge was, the memory being there. @throws StateError, or another Error */
+  restore({ started, replyAck, awaitsTable, vrings }: SavedBackEnd): void {
+    this.#started = started;
+    this.#replyAck = replyAck;
+    this.#vrings.restore(vrings);
+    if (awaitsTable) this.#awaitTable();
   }
 
   /** For people. */
@@ -187,6 +177,7 @@ export class BackEnd {
 
   #release(reason: string): void {
     this.#tableCame();
+    this.#state.control.touch();
     this.#reset(reason);
     this.#window.detach(reason);
     this.#vrings.release();
@@ -200,7 +191,19 @@ export class BackEnd {
     this.#device.reset(reason);
   }
 
+  /** A request whose answer nobody saw is handled again: nothing of it lasts before its answer does. */
   #handle(message: Message): void {
+    const { control } = this.#state;
+    control.hold();
+    control.touch();
+    try {
+      this.#handleOnce(message);
+    } finally {
+      control.release();
+    }
+  }
+
+  #handleOnce(message: Message): void {
     const { request } = message;
     const needsAck = this.#replyAck && (message.flags & HeaderFlags.NEED_REPLY) !== 0;
     const handler = BackEnd.#handlers.get(request);
@@ -227,14 +230,19 @@ export class BackEnd {
     if (request === Request.SET_MEM_TABLE) this.#window.afterTable(this.#memory.regions);
   }
 
+  #reply(request: number, size: number): void {
+    this.#state.control.release();
+    this.#connection.send(request, HeaderFlags.REPLY, this.#out, size);
+  }
+
   #replyU64(request: number, value: number): void {
     U64.view(this.#outView).value = value;
-    this.#connection.send(request, HeaderFlags.REPLY, this.#out, U64.size);
+    this.#reply(request, U64.size);
   }
 
   #replyFeatures(request: number, value: bigint): void {
     Features.view(this.#outView).value = value;
-    this.#connection.send(request, HeaderFlags.REPLY, this.#out, Features.size);
+    this.#reply(request, Features.size);
   }
 
   #setFeatures(message: Message): void {
@@ -246,10 +254,21 @@ export class BackEnd {
     if (!this.#vrings.stopped) return;
     // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not
     // start.
+    this.#awaitTable();
+  }
+
+  #awaitTable(): void {
     this.#tableCame();
-    this.#tableCame = startDeadline(TABLE_DEADLINE_MS, () => {
+    this.#stopAwaiting = startDeadline(TABLE_DEADLINE_MS, () => {
+      this.#tableCame();
       if (this.#vrings.stopped) this.#failed();
     });
+  }
+
+  #tableCame(): void {
+    this.#stopAwaiting?.();
+    this.#stopAwaiting = undefined;
+    this.#state.control.touch();
   }
 
   #failed(): void {
@@ -329,7 +348,7 @@ export class BackEnd {
   #getVringBase(message: Message): void {
     this.#pause();
     Object.assign(VringState.view(this.#outView), this.#vrings.stop(message));
-    this.#connection.send(Request.GET_VRING_BASE, HeaderFlags.REPLY, this.#out, VringState.size);
+    this.#reply(Request.GET_VRING_BASE, VringState.size);
   }
 
   #getConfig(message: Message): void {
@@ -338,14 +357,14 @@ export class BackEnd {
     if (offset + size > MAX_CONFIG_SIZE) throw new ProtocolError(`GET_CONFIG of ${size} bytes at ${offset}`);
     Object.assign(DeviceConfig.view(this.#outView), { offset, size, flags: 0 });
     this.#out.set(this.#device.config().subarray(offset, offset + size), DeviceConfig.size);
-    this.#connection.send(Request.GET_CONFIG, HeaderFlags.REPLY, this.#out, DeviceConfig.size + size);
+    this.#reply(Request.GET_CONFIG, DeviceConfig.size + size);
   }
 
   #getShmemConfig(): void {
     Object.assign(ShmemConfig.view(this.#outView), { regions: 1 });
     this.#outView.setUint32(ShmemConfig.offsets.padding, 0);
     U64.view(this.#outView, ShmemConfig.size).value = this.#window.size;
-    this.#connection.send(Request.GET_SHMEM_CONFIG, HeaderFlags.REPLY, this.#out, ShmemConfig.size + U64.size);
+    this.#reply(Request.GET_SHMEM_CONFIG, ShmemConfig.size + U64.size);
   }
 
   static readonly #handlers = new Map<number, Handler>([

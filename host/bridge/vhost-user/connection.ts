@@ -89,6 +89,10 @@ export class Connection {
     this.#setPolled(true);
   }
 
+  /** What was to be sent so far, and how far what was received is handled: positions, modulo 2^32. */
+  readonly queued = 0;
+  readonly handling = 0;
+
   get open(): boolean {
     return this.#open;
   }

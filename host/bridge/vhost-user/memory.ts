@@ -6,10 +6,14 @@
 import * as native from "../../../native/index.js";
 import { reserveAddressSpace } from "../../../shared/address-space.js";
 import { inBounds, isAligned } from "../../../shared/bits.js";
-import { ProtocolError } from "../../../shared/errors.js";
+import { Errno, ProtocolError } from "../../../shared/errors.js";
 import { DEVICE_VM_MEMORY_SIZE, MAX_VHOST_USER_REGIONS, PAGE_SIZE, WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
+import { closePeerFd, duplicatePeerFd } from "../../../shared/peer-fds.js";
 import { MemoryRegion, MemTable } from "../../../shared/spec/vhost-user.js";
 import type { RingMemory } from "../../../shared/virtqueue/memory.js";
+import type { FdKeeper } from "../state/fd-keeper.js";
+import { FD_KIND } from "../state/layout.js";
+import { StateMemory } from "../state/state-memory.js";
 import type { Message } from "./connection.js";
 
 /** One region as the table has it; the fd stays the caller's. */
@@ -21,7 +25,11 @@ export interface RegionEntry {
   readonly fd: number;
 }
 
-interface Region extends Omit<RegionEntry, "fd"> {
+/** A region as the state keeps it: `fd` is the number of its descriptor. */
+export type SavedRegion = RegionEntry;
+
+/** With a descriptor of its own. */
+interface Region extends RegionEntry {
   readonly device: number;
   readonly inode: number;
   /** Where it is in the reservation. */
@@ -36,11 +44,26 @@ export class DeviceVmMemory implements RingMemory {
   readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
   #regions: Region[] = [];
   readonly #takesFiles: boolean;
+  readonly #fds: FdKeeper;
   readonly #bytes: Uint8Array[] = [];
 
   /** @param takesFiles also takes files of disks, whose pages may take for ever */
-  constructor(takesFiles = false) {
+  constructor(takesFiles = false, { fds } = StateMemory.temporary()) {
     this.#takesFiles = takesFiles;
+    this.#fds = fds;
+  }
+
+  save(): SavedRegion[] {
+    return this.#regions.map(({ guestAddress, size, userAddress, mmapOffset, fd }) => {
+      return { guestAddress, size, userAddress, mmapOffset, fd: this.#fds.idOf(fd) };
+    });
+  }
+
+  /** @throws StateError, ProtocolError or SystemError */
+  restore(saved: readonly SavedRegion[]): void {
+    const entries = saved.map((region) => ({ ...region, fd: this.#fds.take(region.fd, FD_KIND.MEMORY) }));
+    this.set(entries);
+    for (const { fd } of entries) closePeerFd(fd);
   }
 
   get regions(): number {
@@ -100,14 +123,13 @@ export class DeviceVmMemory implements RingMemory {
         return region;
       });
     } catch (error) {
-      for (const region of fresh) this.#reservation.unmap(region.offset, region.size);
+      for (const region of fresh) this.#unmap(region);
       throw error;
     }
     this.beforeUnmap?.();
-    for (const region of this.#regions) {
-      if (!regions.includes(region)) this.#reservation.unmap(region.offset, region.size);
-    }
+    const gone = this.#regions.filter((region) => !regions.includes(region));
     this.#regions = regions;
+    for (const region of gone) this.#unmap(region);
     this.onChange?.();
   }
 
@@ -135,17 +157,29 @@ export class DeviceVmMemory implements RingMemory {
 
   clear(): void {
     this.beforeUnmap?.();
-    for (const region of this.#regions) this.#reservation.unmap(region.offset, region.size);
-    this.#regions = [];
+    for (const region of this.#regions.splice(0)) this.#unmap(region);
     this.onChange?.();
   }
 
   #map(entry: RegionEntry, file: native.FileStatus, others: readonly Region[]): Region {
     const { guestAddress, size, userAddress, mmapOffset } = entry;
     const offset = this.#place(size, others);
-    this.#reservation.map(offset, size, entry.fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+    const fd = duplicatePeerFd(entry.fd);
+    if (fd < 0) throw new ProtocolError("no file descriptors are left for the device VM's memory", Errno.EMFILE);
+    try {
+      this.#reservation.map(offset, size, fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+      this.#fds.keep(fd);
+    } catch (error) {
+      closePeerFd(fd);
+      throw error;
+    }
     const { device, inode } = file;
-    return { guestAddress, size, userAddress, mmapOffset, device, inode, offset };
+    return { guestAddress, size, userAddress, mmapOffset, device, inode, offset, fd };
+  }
+
+  #unmap({ offset, size, fd }: Region): void {
+    this.#reservation.unmap(offset, size);
+    closePeerFd(fd);
   }
 
   /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */

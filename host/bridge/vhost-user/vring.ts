@@ -10,6 +10,8 @@ import { closePeerFd } from "../../../shared/peer-fds.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../../shared/spec/virtio.js";
 import { passOn } from "../../../shared/vfio-user/irqs/untaken-signals.js";
 import { DeviceQueue, RingState } from "../../../shared/virtqueue/device.js";
+import type { FdKeeper } from "../state/fd-keeper.js";
+import { FD_KIND } from "../state/layout.js";
 import type { DeviceVmMemory } from "./memory.js";
 
 export type VringFd = "kick" | "call" | "error";
@@ -31,6 +33,18 @@ interface Stopped extends VringAddresses {
 const CALL = RingState.offsets.call / 4;
 const OWES_CALL = RingState.offsets.owesCall / 4;
 
+/** A virtqueue as the state keeps it: eventfds are numbers of descriptors, 0 for none. */
+export interface SavedVring extends VringAddresses {
+  readonly enabled: boolean;
+  readonly running: boolean;
+  readonly size: number;
+  readonly base: number;
+  readonly kick: number;
+  readonly call: number;
+  readonly error: number;
+  readonly stopped: Stopped | null;
+}
+
 const NOWHERE: VringAddresses = { descriptors: 0, available: 0, used: 0 };
 
 export class Vring {
@@ -38,14 +52,16 @@ export class Vring {
   enabled = false;
   addresses = NOWHERE;
   readonly #memory: DeviceVmMemory;
+  readonly #keeper: FdKeeper;
   readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
   #size = 0;
   #base = 0;
   /** Since it was stopped, having run. */
   #stopped: Stopped | undefined;
 
-  constructor(memory: DeviceVmMemory) {
+  constructor(memory: DeviceVmMemory, fds: FdKeeper) {
     this.#memory = memory;
+    this.#keeper = fds;
     this.queue = new DeviceQueue(memory);
     this.queue.state[CALL] = -1;
   }
@@ -77,7 +93,10 @@ export class Vring {
       closePeerFd(fd);
       throw new ProtocolError(`the ${name} fd is not an eventfd`);
     }
-    if (name === "kick" && this.enabled && this.kick >= 0) {
+    const id = fd >= 0 ? this.#keeper.keep(fd) : 0;
+    // A request that the bridge before has carried out as it died is handled again.
+    const isSame = id !== 0 && id === this.#keeper.idOf(this.#fds[name]);
+    if (name === "kick" && this.enabled && this.kick >= 0 && !isSame) {
       if (fd >= 0) closePeerFd(fd);
       throw new ProtocolError("the kick of a running queue cannot be changed");
     }
@@ -91,6 +110,30 @@ export class Vring {
       this.queue.state[OWES_CALL] = 0;
     }
     if (old >= 0) closePeerFd(old);
+  }
+
+  save(): SavedVring {
+    const id = (name: VringFd) => this.#keeper.idOf(this.#fds[name]);
+    const fds = { kick: id("kick"), call: id("call"), error: id("error") };
+    const { enabled, addresses } = this;
+    const stopped = this.#stopped ?? null;
+    const { running } = this.queue;
+    return { enabled, running, ...addresses, size: this.#size, base: this.#base, ...fds, stopped };
+  }
+
+  /** A ring that ran goes on where it was, which is where its used ring ends. @throws StateError or QueueBroken */
+  restore(saved: SavedVring, eventIndex: boolean): void {
+    const { enabled, running, descriptors, available, used, size, base, stopped } = saved;
+    Object.assign(this, { enabled, addresses: { descriptors, available, used }, base });
+    this.#size = size;
+    this.#stopped = stopped ?? undefined;
+    for (const name of ["kick", "call", "error"] as const) {
+      if (saved[name] !== 0) this.#fds[name] = this.#keeper.take(saved[name], FD_KIND.EVENTFD);
+    }
+    this.queue.state[CALL] = this.#fds.call;
+    // It may have wanted one.
+    this.queue.state[OWES_CALL] = 1;
+    if (running) this.queue.start({ ...this.#layout(undefined), eventIndex });
   }
 
   /**
@@ -118,6 +161,8 @@ export class Vring {
    */
   stop(token?: number): number {
     const ran = this.queue.running;
+    // Asked once more, as nobody saw the answer.
+    if (!ran && this.#stopped && this.kick < 0 && this.addresses.descriptors === 0) return this.#stopped.base;
     this.halt();
     const base = token ?? this.#base;
     if (ran) this.#stopped = { ...this.addresses, size: this.#size, base };
@@ -182,7 +227,7 @@ export class Vring {
     for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
   }
 
-  #layout(base: number) {
+  #layout(base: number | undefined) {
     const { descriptors, available, used } = this.addresses;
     return {
       size: this.#size,

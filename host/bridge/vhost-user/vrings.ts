@@ -11,12 +11,23 @@ import { MAX_QUEUES } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { U64, VRING_INDEX_MASK, VRING_NO_FD, VringAddr, VringState } from "../../../shared/spec/vhost-user.js";
+import type { FdKeeper } from "../state/fd-keeper.js";
 import { type Message, takeFd } from "./connection.js";
 import type { DeviceVmMemory } from "./memory.js";
-import { Vring, type VringFd } from "./vring.js";
+import { type SavedVring, Vring, type VringFd } from "./vring.js";
 
 /** Bases have 16 bits. */
 const MAX_TOKEN = 0xffff;
+
+export interface SavedVrings {
+  readonly eventIndex: boolean;
+  readonly state: VringsState;
+  readonly token: number;
+  readonly vrings: readonly SavedVring[];
+}
+
+/** Whether rings run; when they stand still, whether it is known yet that they go on. */
+type VringsState = "idle" | "running" | "stopped" | "resuming";
 
 export class Vrings {
   /** VIRTIO_F_EVENT_IDX was negotiated; for queues that start from now on. */
@@ -24,13 +35,27 @@ export class Vrings {
   readonly #vrings: Vring[] = [];
   readonly #memory: DeviceVmMemory;
   readonly #log: Log;
-  /** Whether rings run; when they stand still, whether it is known yet that they go on. */
-  #state: "idle" | "running" | "stopped" | "resuming" = "idle";
+  readonly #fds: FdKeeper;
+  #state: VringsState = "idle";
   #token = 0;
 
-  constructor(memory: DeviceVmMemory, log: Log) {
+  constructor(memory: DeviceVmMemory, log: Log, fds: FdKeeper) {
     this.#memory = memory;
     this.#log = log;
+    this.#fds = fds;
+  }
+
+  save(): SavedVrings {
+    const vrings = this.#vrings.map((vring) => vring.save());
+    return { eventIndex: this.eventIndex, state: this.#state, token: this.#token, vrings };
+  }
+
+  /** @throws StateError, or another Error for a queue that cannot run */
+  restore({ eventIndex, state, token, vrings }: SavedVrings): void {
+    this.eventIndex = eventIndex;
+    this.#state = state;
+    this.#token = token;
+    for (const [index, saved] of vrings.entries()) this.mention(index).restore(saved, eventIndex);
   }
 
   /** Queues that the front-end has mentioned. */
@@ -160,7 +185,7 @@ export class Vrings {
   /** The vring of that index, made on first mention: the front-end never says how many there are. */
   mention(index: number): Vring {
     if (index >= MAX_QUEUES) throw new ProtocolError(`queue ${index} of at most ${MAX_QUEUES}`);
-    while (this.#vrings.length <= index) this.#vrings.push(new Vring(this.#memory));
+    while (this.#vrings.length <= index) this.#vrings.push(new Vring(this.#memory, this.#fds));
     return this.#vrings[index];
   }
 }

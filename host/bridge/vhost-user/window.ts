@@ -14,41 +14,48 @@
  *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing
  *   anything.
  */
-import { duplicate } from "../../../native/index.js";
-import { inBounds, isAligned, isPowerOfTwo } from "../../../shared/bits.js";
+import { isPowerOfTwo } from "../../../shared/bits.js";
 import { startDeadline } from "../../../shared/deadline.js";
-import { Errno, isSystemError, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_VHOST_USER_REGIONS, MAX_WINDOW_REQUESTS, PAGE_SIZE, WINDOW_DEADLINE_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
-import { closePeerFd } from "../../../shared/peer-fds.js";
-import { WINDOW_SHMID } from "../../../shared/spec/link.js";
-import { BackendRequest, HeaderFlags, ShmemMap, ShmemMapFlags, U64 } from "../../../shared/spec/vhost-user.js";
+import { BackendRequest, HeaderFlags, U64 } from "../../../shared/spec/vhost-user.js";
 import { Share } from "../../../shared/turn.js";
+import { FD_KIND } from "../state/layout.js";
+import { StateMemory } from "../state/state-memory.js";
 import { Connection, type Message } from "./connection.js";
+import {
+  closeCopy,
+  encodeRequest,
+  probe,
+  restoredRequests,
+  type SavedRequests,
+  type SavedWindow,
+  savedRequests,
+  takeCopy,
+  type WindowRequest,
+  wrongPlace,
+} from "./window-request.js";
 
 /** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
 const TABLE_WAIT_MS = 50;
 /** The same where the table has room for the change, so that it only takes long because the machine has much to do. */
 const TABLE_DUE_MS = 1000;
 
-interface WindowRequest {
-  readonly request: number;
-  fd: number;
-  /** The fd is a copy, and this file's to close. */
-  ownsFd: boolean;
-  readonly fdOffset: number;
-  readonly offset: number;
-  readonly size: number;
-  resolve(): void;
-  reject(error: Error): void;
-}
-
 export class Window {
   /** Requests that QEMU carried out. */
   maps = 0;
   unmaps = 0;
 
+  /**
+   * Called when the front-end has carried a request out, or has refused it, before the next one is sent: who has that
+   * place of the window notes it. False when nobody has.
+   */
+  onSettled: (request: number, offset: number, isDone: boolean) => boolean = () => true;
+
   readonly #share: Share;
+  readonly #state: StateMemory;
+  #channelFd = -1;
   #channel: Connection | undefined;
   #permitted = false;
   /** The device VM is paused. */
@@ -70,8 +77,6 @@ export class Window {
   #stopWaiting = () => {};
   /** Resolve when nothing is on its way. */
   readonly #idlers: (() => void)[] = [];
-  readonly #payload = new Uint8Array(ShmemMap.size);
-  readonly #view = ShmemMap.view(new DataView(this.#payload.buffer));
   readonly #reply = U64.view();
 
   /** `size` in bytes; stock QEMU aborts when it is not a power of two. */
@@ -79,8 +84,10 @@ export class Window {
     readonly size: number,
     readonly log: Log,
     share = new Share(),
+    state = StateMemory.temporary(),
   ) {
     this.#share = share;
+    this.#state = state;
     if (!isPowerOfTwo(size) || size < PAGE_SIZE)
       throw new RangeError(`the window's size ${size} is not a power of two`);
   }
@@ -88,23 +95,44 @@ export class Window {
   /** Takes the backend request channel over. */
   attach(fd: number): void {
     this.detach("the front-end opened a new channel");
-    this.#channel = new Connection(
-      fd,
-      {
-        message: (message) => this.#replied(message),
-        gone: (reason) => this.detach(`the backend request channel ended: ${reason}`),
-      },
-      this.#share,
-    );
+    this.#state.fds.keep(fd);
+    this.#channelFd = fd;
+    const gone = (reason: string) => this.detach(`the backend request channel ended: ${reason}`);
+    this.#channel = new Connection(fd, { message: (message) => this.#replied(message), gone }, this.#share);
   }
 
   detach(reason: string): void {
     this.forbid(reason);
     this.#channel?.close();
     this.#channel = undefined;
+    this.#channelFd = -1;
     this.#abandoned = 0;
     this.#regions = MAX_VHOST_USER_REGIONS;
     this.#held = false;
+  }
+
+  save(): SavedWindow {
+    return {
+      channel: this.#state.fds.idOf(this.#channelFd),
+      permitted: this.#permitted,
+      abandoned: this.#abandoned,
+      regions: this.#regions,
+    };
+  }
+
+  /** Goes on where another bridge was; `isHeld`: the device VM is paused. @throws StateError */
+  restore(saved: SavedWindow, requests: SavedRequests | undefined, isHeld: boolean): void {
+    if (saved.channel !== 0) this.attach(this.#state.fds.take(saved.channel, FD_KIND.SOCKET));
+    this.#permitted = saved.permitted;
+    this.#abandoned = saved.abandoned;
+    this.#regions = saved.regions;
+    this.#held = isHeld;
+    const { sent, committing } = restoredRequests(requests);
+    this.#sent = sent;
+    this.#committing = committing;
+    if (isHeld) return;
+    if (sent) this.#waitForReply();
+    else if (committing) this.#waitForTable(committing);
   }
 
   get permitted(): boolean {
@@ -128,6 +156,7 @@ export class Window {
   /** From now on requests may be sent: the device runs. */
   permit(): void {
     this.#permitted = this.#channel !== undefined;
+    this.#state.control.touch();
     this.#tablesCome = true;
   }
 
@@ -138,10 +167,12 @@ export class Window {
     this.#isLate = false;
     this.#stopWaiting();
     if (this.#sent) this.#abandoned++;
+    this.#state.control.touch();
     const given = [this.#committing, this.#sent, ...this.#waiting];
     this.#committing = undefined;
     this.#sent = undefined;
     this.#waiting.length = 0;
+    this.#noteRequests();
     for (const request of given) {
       if (!request) continue;
       closeCopy(request);
@@ -221,11 +252,8 @@ export class Window {
   }
 
   #request(request: number, fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
-    if (![fdOffset, offset, size].every((value) => isAligned(value, PAGE_SIZE)) || size === 0) {
-      return Promise.reject(new ProtocolError("a map that is not page-aligned cannot be put into the window"));
-    }
-    if (!inBounds(offset, size, this.size) || fdOffset < 0)
-      return Promise.reject(new ProtocolError("a map outside the window"));
+    const wrong = wrongPlace(fdOffset, offset, size, this.size);
+    if (wrong !== undefined) return Promise.reject(new ProtocolError(wrong));
     if (!this.#permitted) return Promise.reject(new PeerGone("the device in the device VM is not running"));
     if (this.#isLate && request === BackendRequest.SHMEM_MAP)
       return Promise.reject(new ProtocolError("the front-end does not answer", Errno.ETIMEDOUT));
@@ -233,7 +261,7 @@ export class Window {
       return Promise.reject(new ProtocolError("too many requests for the window", Errno.EBUSY));
     }
     return new Promise((resolve, reject) => {
-      const waiting = { request, fd, ownsFd: false, fdOffset, offset, size, resolve, reject };
+      const waiting = { request, fd, ownsFd: false, isUndone: false, fdOffset, offset, size, resolve, reject };
       if (this.#held && !takeCopy(waiting)) return;
       this.#waiting.push(waiting);
       this.#next();
@@ -250,22 +278,12 @@ export class Window {
 
   #send(request: WindowRequest): void {
     this.#sent = request;
-    const isMap = request.request === BackendRequest.SHMEM_MAP;
-    const view = this.#view;
-    view.shmid = WINDOW_SHMID;
-    view.fdOffset = request.fdOffset;
-    view.shmOffset = request.offset;
-    view.length = request.size;
-    view.flags = isMap ? ShmemMapFlags.READ_WRITE : 0;
     this.#waitForReply();
+    this.#noteRequests();
+    this.#state.control.commit();
+    const payload = encodeRequest(request);
     try {
-      this.#channel?.send(
-        request.request,
-        HeaderFlags.NEED_REPLY,
-        this.#payload,
-        request.request === BackendRequest.CONFIG_CHANGE_MSG ? 0 : ShmemMap.size,
-        isMap ? request.fd : -1,
-      );
+      this.#channel?.send(request.request, HeaderFlags.NEED_REPLY, payload, payload.length, request.fd);
     } catch {
       // The connection's `gone` rejected everything already.
     } finally {
@@ -309,21 +327,21 @@ export class Window {
     }
     if (this.#abandoned > 0) {
       this.#abandoned--;
+      this.#state.control.touch();
       return;
     }
     if (request?.request !== message.request) throw new PeerGone(`a reply to ${message.request}, which was not asked`);
     this.#stopWaiting();
+    const isRefused = this.#reply.at(message.data).value !== 0;
+    const changes = request !== probe && request.request !== BackendRequest.CONFIG_CHANGE_MSG;
+    const before = this.#committing;
     this.#sent = undefined;
+    this.#committing = changes && !isRefused ? request : undefined;
     // Whatever was answered before is committed by now.
-    this.#committed();
-    if (this.#reply.at(message.data).value !== 0) {
-      if (request !== probe) request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
-    } else if (request.request === BackendRequest.CONFIG_CHANGE_MSG) {
-      request.resolve();
-    } else if (request !== probe) {
-      this.#committing = request;
-      if (this.#tablesCome && !this.#held) this.#waitForTable(request);
-    }
+    if (before) this.#settle(before, true);
+    if (!this.#committing) this.#settle(request, !isRefused);
+    else if (this.#tablesCome && !this.#held) this.#waitForTable(request);
+    this.#noteRequests();
     if (this.#isLate) {
       this.#isLate = false;
       // Nobody wants what it mapped any more, and its place in the window is not given to anything else before.
@@ -333,9 +351,11 @@ export class Window {
     if (!this.#sent) this.#sentNothing();
   }
 
-  #undo({ offset, size }: WindowRequest): void {
-    const request = BackendRequest.SHMEM_UNMAP;
-    this.#waiting.unshift({ ...probe, request, offset, size });
+  #undo(undone: WindowRequest): void {
+    if (undone.isUndone) return;
+    undone.isUndone = true;
+    const { offset, size } = undone;
+    this.#waiting.unshift({ ...probe, offset, size });
   }
 
   #committed(): void {
@@ -343,9 +363,31 @@ export class Window {
     if (!request) return;
     if (!this.#sent) this.#stopWaiting();
     this.#committing = undefined;
-    if (request.request === BackendRequest.SHMEM_MAP) this.maps++;
-    else this.unmaps++;
+    this.#settle(request, true);
+    this.#noteRequests();
+  }
+
+  #settle(request: WindowRequest, isDone: boolean): void {
+    if (request === probe) return;
+    const isMap = request.request === BackendRequest.SHMEM_MAP;
+    const changes = request.request !== BackendRequest.CONFIG_CHANGE_MSG;
+    const isOwned = !changes || this.onSettled(request.request, request.offset, isDone);
+    if (!isDone) {
+      request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
+      return;
+    }
+    if (isMap) this.maps++;
+    else if (changes) this.unmaps++;
+    // Of another bridge's, or one that was given up.
+    if (isMap && !isOwned) this.#undo(request);
     request.resolve();
+  }
+
+  /** So that the next bridge knows what it may hear of. */
+  #noteRequests(): void {
+    const { queued = 0, handling = 0 } = this.#channel ?? {};
+    const requests = savedRequests(this.#sent, this.#committing);
+    this.#state.pair("windowRequests").write({ ...requests, queued, replied: handling });
   }
 
   #wait(milliseconds: number, late: () => void): void {
@@ -356,39 +398,4 @@ export class Window {
   #sentNothing(): void {
     for (const resolve of this.#idlers.splice(0)) resolve();
   }
-}
-
-/** Never mapped, since it is not page-aligned. */
-const probe: WindowRequest = {
-  request: BackendRequest.SHMEM_UNMAP,
-  fd: -1,
-  fdOffset: 0,
-  offset: 1,
-  size: 1,
-  ownsFd: false,
-  resolve() {},
-  reject() {},
-};
-
-/**
- * Whoever has the fd of a request that waits for the end of a pause may close it meanwhile. False when there is none
- * left for a copy: the request is rejected.
- */
-function takeCopy(request: WindowRequest): boolean {
-  if (request.fd < 0 || request.ownsFd) return true;
-  try {
-    request.fd = duplicate(request.fd);
-    request.ownsFd = true;
-    return true;
-  } catch (error) {
-    if (!isSystemError(error)) throw error;
-    request.reject(error);
-    return false;
-  }
-}
-
-/** It may be the last descriptor of much memory. */
-function closeCopy(request: WindowRequest): void {
-  if (request.ownsFd) closePeerFd(request.fd);
-  request.ownsFd = false;
 }

@@ -47,8 +47,8 @@ export function filledState(t: ExecutionContext): Filled {
   maps.add({ address: -4096, size: 4096, fd: 0, flags: READ | WRITE });
   maps.remove(gone);
   state.slots("commands").add({ id: 12, clientId: 5, command: 9, region: 0, offset: 0x1000, count: 4 });
-  state.pair("windowRequest").write({ state: 1, request: 9, offset: 4096, size: 4096 });
-  state.pair("windowRequest").write({ state: 2, request: 10, offset: 8192, size: 4096 });
+  state.pair("windowRequests").write({ sent: 9, sentOffset: 4096, sentSize: 4096 });
+  state.pair("windowRequests").write({ sent: 10, sentOffset: 8192, sentSize: 4096 });
   state.pair("unmapped").write({ position: 3, size: 4096 });
   state.control.begin(() => ({ some: "text", n: 5 }));
   state.control.commit();

@@ -42,12 +42,12 @@ function refusal(filled: Filled): string | undefined {
 }
 
 test("what was written comes back, with what the kernel did last", (t) => {
-  const { attempts, uuid, control, windowRequest, unmapped, slots, streams, rings } = filledState(t).read();
+  const { attempts, uuid, control, windowRequests, unmapped, slots, streams, rings } = filledState(t).read();
   const { received, unsent, positions, tookFds } = streams.client;
   t.is(attempts, 1);
   t.deepEqual([...uuid], [...UUID]);
   t.deepEqual(control, { some: "text", n: 5 });
-  t.like(windowRequest, { state: 2, request: 10, offset: 8192 });
+  t.like(windowRequests, { sent: 10, sentOffset: 8192 });
   t.like(unmapped, { position: 3, size: 4096 });
   t.deepEqual([...received], [1, 2, 3, 4, 5], "two that waited, and three of the call");
   t.deepEqual([...unsent], [6, 7, 8]);
@@ -382,10 +382,10 @@ test("a writer that is killed at any moment leaves what is whole", async (t: Exe
     writer.kill("SIGKILL");
     await once(writer, "close");
     const { saved } = StateMemory.open(NUMBER, new Map([["state", fd]]), IDENTITY);
-    const { windowRequest, control, slots } = saved;
+    const { windowRequests, control, slots } = saved;
     // Step n writes pair n, the control state n, adds map n, removes map n - 3.
-    const step = windowRequest?.offset ?? 0;
-    t.is(windowRequest?.size, step * 3);
+    const step = windowRequests?.sentOffset ?? 0;
+    t.is(windowRequests?.sentSize, step * 3);
     const { n, text } = control as { n: number; text: string };
     t.true(n === step || n === step - 1);
     t.is(text.length, n % 1000);

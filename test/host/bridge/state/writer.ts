@@ -11,13 +11,13 @@ import { IDENTITY, NUMBER, UUID } from "./set-up.js";
 const bytes = new StateBytes(mapFile(3, 0, LAYOUT.size, PROT_READ | PROT_WRITE));
 initialize(bytes, NUMBER, IDENTITY, UUID);
 const maps = new Slots(bytes, "maps");
-const windowRequest = new Pair(bytes, "windowRequest");
+const windowRequests = new Pair(bytes, "windowRequests");
 const control = new ControlState(bytes);
 const slots: (number | undefined)[] = [];
 let step = 0;
 control.begin(() => ({ n: step, text: "x".repeat(step % 1000) }));
 for (step = 1; ; step++) {
-  windowRequest.write({ offset: step, size: step * 3 });
+  windowRequests.write({ sentOffset: step, sentSize: step * 3 });
   control.touch();
   control.commit();
   slots.push(maps.add({ address: step * 4096, size: 4096 }));

@@ -1,0 +1,55 @@
+/** What stands behind a vhost-user back-end, and what it is made with. */
+import type { Log } from "../../../shared/log.js";
+import type { FdShare } from "../../../shared/peer-fds.js";
+import type { Share } from "../../../shared/turn.js";
+import type { StateMemory } from "../state/state-memory.js";
+import type { DeviceVmMemory } from "./memory.js";
+import type { SavedVrings } from "./vrings.js";
+import type { Window } from "./window.js";
+
+/** What a back-end is of; nothing here may throw. */
+export interface BackEndDevice {
+  /** The device's config space as it is now, MAX_CONFIG_SIZE bytes. */
+  config(): Uint8Array;
+  /** Queue `index` was enabled. Its ring runs if the driver set one up; its kick is `kickFd(index)`. */
+  enabled(index: number): void;
+  /**
+   * Called before the first queue of a running device stops: `resumed`, `failed` or `reset` follow, or nothing does.
+   */
+  pausing(): void;
+  /** All queues that ran go on where they were, with other kicks. */
+  resumed(): void;
+  /**
+   * The front-end wanted to start the queues again, and did not get there. It takes requests for the window all the
+   * same.
+   */
+  failed(reason: string): void;
+  /** The device was reset, or the front-end is gone: nothing of before goes on. */
+  reset(reason: string): void;
+}
+
+export interface BackEndOptions {
+  readonly window: Window;
+  /** Outlives front-ends: its address space is made once. */
+  readonly memory: DeviceVmMemory;
+  readonly device: BackEndDevice;
+  /** The front-end is gone; everything of it is closed. */
+  readonly gone: (reason: string) => void;
+  readonly log: Log;
+  /** What the front-end has of the event loop, with others of its session. */
+  readonly share?: Share;
+  /** Where the front-end's fds are counted. */
+  readonly fds?: FdShare;
+  readonly state?: StateMemory;
+}
+
+/** A front-end as the state keeps it. */
+export interface SavedBackEnd {
+  /** The number of its socket's descriptor. */
+  readonly socket: number;
+  readonly started: boolean;
+  readonly replyAck: boolean;
+  /** It began to start the device, and has not sent its memory table. */
+  readonly awaitsTable: boolean;
+  readonly vrings: SavedVrings;
+}

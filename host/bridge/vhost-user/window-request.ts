@@ -1,0 +1,105 @@
+/** Requests for the window: what each is, and what of those in flight outlives the bridge. */
+import { duplicate } from "../../../native/index.js";
+import { inBounds, isAligned } from "../../../shared/bits.js";
+import { isSystemError } from "../../../shared/errors.js";
+import { PAGE_SIZE } from "../../../shared/limits.js";
+import { closePeerFd } from "../../../shared/peer-fds.js";
+import { WINDOW_SHMID } from "../../../shared/spec/link.js";
+import { BackendRequest, ShmemMap, ShmemMapFlags } from "../../../shared/spec/vhost-user.js";
+import type { PairValues } from "../state/tables.js";
+
+export interface WindowRequest {
+  /** One of BackendRequest. */
+  readonly request: number;
+  fd: number;
+  /** The fd is a copy, and this file's to close. */
+  ownsFd: boolean;
+  /** What it mapped is to be unmapped again, and that is on its way. */
+  isUndone: boolean;
+  readonly fdOffset: number;
+  readonly offset: number;
+  readonly size: number;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+/** Never mapped, since it is not page-aligned. */
+export const probe: WindowRequest = madeRequest(BackendRequest.SHMEM_UNMAP, 1, 1);
+
+/** One that nobody waits for. */
+function madeRequest(request: number, offset: number, size: number): WindowRequest {
+  return { request, fd: -1, ownsFd: false, isUndone: false, fdOffset: 0, offset, size, resolve() {}, reject() {} };
+}
+
+/** Why a request cannot be for a window of that size; undefined when it can. */
+export function wrongPlace(fdOffset: number, offset: number, size: number, windowSize: number): string | undefined {
+  if (![fdOffset, offset, size].every((value) => isAligned(value, PAGE_SIZE)) || size === 0) {
+    return "a map that is not page-aligned cannot be put into the window";
+  }
+  return inBounds(offset, size, windowSize) && fdOffset >= 0 ? undefined : "a map outside the window";
+}
+
+/** The payload of its message. */
+export function encodeRequest({ request, fdOffset, offset, size }: WindowRequest): Uint8Array {
+  if (request === BackendRequest.CONFIG_CHANGE_MSG) return new Uint8Array(0);
+  const flags = request === BackendRequest.SHMEM_MAP ? ShmemMapFlags.READ_WRITE : 0;
+  return ShmemMap.encode({ shmid: WINDOW_SHMID, fdOffset, shmOffset: offset, length: size, flags });
+}
+
+/**
+ * Whoever has the fd of a request that waits for the end of a pause may close it meanwhile. False when there is none
+ * left for a copy: the request is rejected.
+ */
+export function takeCopy(request: WindowRequest): boolean {
+  if (request.fd < 0 || request.ownsFd) return true;
+  try {
+    request.fd = duplicate(request.fd);
+    request.ownsFd = true;
+    return true;
+  } catch (error) {
+    if (!isSystemError(error)) throw error;
+    request.reject(error);
+    return false;
+  }
+}
+
+/** It may be the last descriptor of much memory. */
+export function closeCopy(request: WindowRequest): void {
+  if (request.ownsFd) closePeerFd(request.fd);
+  request.ownsFd = false;
+}
+
+/** The window as the state keeps it; what is in flight is apart. */
+export interface SavedWindow {
+  /** The number of the channel's descriptor; 0 when there is none. */
+  readonly channel: number;
+  readonly permitted: boolean;
+  readonly abandoned: number;
+  readonly regions: number;
+}
+
+/** The pair of the state in which those in flight are. */
+export type SavedRequests = PairValues<"windowRequests">;
+
+export function savedRequests(sent: WindowRequest | undefined, committing: WindowRequest | undefined): SavedRequests {
+  return {
+    ...(sent && { sent: sent.request, sentOffset: sent.offset, sentSize: sent.size }),
+    ...(committing && {
+      committing: committing.request,
+      committingOffset: committing.offset,
+      committingSize: committing.size,
+    }),
+  };
+}
+
+/** Those in flight, as another bridge left them. Who has the places hears of them by Window.onSettled. */
+export function restoredRequests(saved: SavedRequests | undefined) {
+  const { sent = 0, sentOffset = 0, sentSize = 0 } = saved ?? {};
+  const { committing = 0, committingOffset = 0, committingSize = 0 } = saved ?? {};
+  const isProbe = sent === probe.request && sentOffset === probe.offset;
+  const known = sent === 0 ? undefined : madeRequest(sent, sentOffset, sentSize);
+  return {
+    sent: isProbe ? probe : known,
+    committing: committing === 0 ? undefined : madeRequest(committing, committingOffset, committingSize),
+  };
+}
