@@ -46,7 +46,6 @@ export class Window {
   /** Requests that QEMU carried out. */
   maps = 0;
   unmaps = 0;
-
   /**
    * Called when the front-end has carried a request out, or has refused it, before the next one is sent: who has that
    * place of the window notes it. False when nobody has.
