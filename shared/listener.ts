@@ -6,7 +6,7 @@ import { accessSync, constants, lstatSync, statSync, unlinkSync } from "node:fs"
 import { accept, close, isListener, listen, POLL_READABLE, Poll } from "../native/index.js";
 import { isSystemError, UserError } from "./errors.js";
 import type { Log } from "./log.js";
-import type { FdShare } from "./peer-fds.js";
+import { closePeerFd, type FdShare } from "./peer-fds.js";
 import type { Share } from "./turn.js";
 
 const BACKLOG = 16;
@@ -20,6 +20,8 @@ const REST_MS = 10;
 export interface ListenerOptions {
   /** A path, whose file goes with the listener; or a listening AF_UNIX socket. */
   readonly socket: string | number;
+  /** The socket that listens at the path already. */
+  readonly listening?: number;
   readonly log: Log;
   /** What the session has of the event loop. */
   readonly share: Share;
@@ -43,9 +45,12 @@ export class Listener {
 
   /** @throws UserError when the socket cannot be had */
   constructor(options: ListenerOptions) {
-    const { socket } = options;
+    const { socket, listening } = options;
     this.#options = options;
-    if (typeof socket === "number") {
+    if (listening !== undefined && typeof socket === "string") {
+      this.#fd = listening;
+      this.#inode = statSync(socket, { throwIfNoEntry: false })?.ino;
+    } else if (typeof socket === "number") {
       checkListener(socket);
       this.#fd = socket;
     } else {
@@ -54,6 +59,11 @@ export class Listener {
     }
     this.#poll = new Poll(this.#fd, () => this.#accept());
     this.#poll.start(POLL_READABLE);
+  }
+
+  /** The socket that listens. */
+  get fd(): number {
+    return this.#fd;
   }
 
   /** What a connection waited for is over. */
@@ -65,7 +75,7 @@ export class Listener {
     const { socket } = this.#options;
     clearTimeout(this.#retry);
     this.#poll.close();
-    close(this.#fd);
+    closePeerFd(this.#fd, true);
     if (typeof socket === "number") return;
     try {
       // Somebody may have replaced the file meanwhile; then it is theirs.

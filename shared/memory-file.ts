@@ -5,6 +5,7 @@
  * No client gets what another one had: `recreate` gives fresh memory, to be mapped at the same window offsets.
  */
 import { addSeals, close, createMemory, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK } from "../native/index.js";
+import { closePeerFd } from "./peer-fds.js";
 
 /** A part of a region, or of memory that belongs to none; in whole pages. */
 export interface Area {
@@ -53,8 +54,14 @@ export class MemoryFile {
     this.#fd = fd;
   }
 
+  /** A file that another process made, its own from now on. */
+  adopt(fd: number): void {
+    this.close();
+    this.#fd = fd;
+  }
+
   close(): void {
-    if (this.#fd >= 0) close(this.#fd);
+    if (this.#fd >= 0) closePeerFd(this.#fd, true);
     this.#fd = -1;
   }
 }

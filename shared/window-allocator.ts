@@ -48,6 +48,16 @@ export class WindowAllocator {
     return offset !== -1 ? offset : this.#allocateIn(length, alignment, 0);
   }
 
+  /** Takes this very place. False when some of it is taken. */
+  take(offset: number, size: number): boolean {
+    const end = offset + alignUp(size, PAGE_SIZE);
+    const index = this.#freeRanges.findIndex((range) => range.start <= offset && end <= range.end);
+    if (index === -1 || size <= 0) return false;
+    this.#take(index, offset, end);
+    this.#allocated.set(offset, end - offset);
+    return true;
+  }
+
   #allocateIn(length: number, alignment: number, shift: number): number {
     for (let index = 0; index < this.#freeRanges.length; index++) {
       const offset = this.#fit(this.#freeRanges[index], length, alignment, shift);

@@ -2,7 +2,7 @@
  * The bridge: any number of sessions in one process, which can be added and removed while the others go on. In this
  * folder: options.ts, the command line, and config.ts, the file that can stand for a part of it; session-settings.ts,
  * what both say of a session; session.ts, a session itself, over vhost-user/ and link/; shown-session.ts, what is shown
- * of it; state/, what will outlive the process; main.ts, the process.
+ * of it; take-over.ts, what another bridge left, and saved-session.ts, what that is, over state/; main.ts, the process.
  */
 import { setTimeout as pause } from "node:timers/promises";
 import { close } from "../../native/index.js";
@@ -17,6 +17,8 @@ import { startCopyThreads } from "./link/copy-threads.js";
 import { Session } from "./session.js";
 import { isSame, type SessionSettings } from "./session-settings.js";
 import { showSession } from "./shown-session.js";
+import type { SavedState } from "./state/read-state.js";
+import { type TakenState, TakeOver } from "./take-over.js";
 
 /** A device of some queues, vectors and maps takes as many. */
 const FEW_FDS = 256;
@@ -43,12 +45,14 @@ export class Bridge {
   readonly #inherited: InheritedSockets;
   readonly #log: Log;
   readonly #fileLimit = openFileLimit();
+  readonly #takeOver: TakeOver;
   /** Sessions that descriptors are divided among. */
   #shares = 1;
 
   constructor(inherited: InheritedSockets, log: Log) {
     this.#inherited = inherited;
     this.#log = log;
+    this.#takeOver = new TakeOver(inherited.kept(), log);
   }
 
   get sessions(): number {
@@ -59,6 +63,12 @@ export class Bridge {
   async open(sessions: readonly SessionSettings[]): Promise<void> {
     startCopyThreads();
     await this.change(sessions);
+    this.#takeOver.end();
+  }
+
+  /** It serves: should it die, the next one may try as often again. */
+  serves(): void {
+    for (const { session } of this.#running) session.serves();
   }
 
   /**
@@ -139,17 +149,19 @@ export class Bridge {
 
   async #start(settings: SessionSettings): Promise<Running> {
     const { name, vfioUser, vhostUser, windowSize, trustUnsealedMemory, access } = settings;
+    const sockets = [keyOf(vfioUser), keyOf(vhostUser)] as const;
+    const log = this.#log.child({ session: name });
+    const taken = this.#takeOver.take({ sockets, windowSize }, log);
     const socketOf = (source: SocketSource) => ("path" in source ? source.path : this.#inherited.open(source.fd));
-    const socket = socketOf(vfioUser);
-    const session = new Session({
-      socket,
-      vhostUserSocket: socketOf(vhostUser),
-      name,
-      windowSize,
-      trustUnsealedMemory,
-      fds: () => this.#fds(),
-      log: this.#log.child({ session: name }),
-    });
+    const make = ({ state, uuid, listening }: Omit<TakenState, "saved">) => {
+      const [socket, vhostUserSocket] = [socketOf(vfioUser), socketOf(vhostUser)];
+      const options = { socket, vhostUserSocket, name, windowSize, trustUnsealedMemory, state, uuid, listening, log };
+      return { socket, session: new Session({ ...options, fds: () => this.#fds() }) };
+    };
+    let { socket, session } = make(taken ?? this.#takeOver.begin({ sockets, windowSize }));
+    if (taken && !(await goesOn(session, taken.saved, log))) {
+      ({ socket, session } = make(this.#takeOver.begin({ sockets, windowSize })));
+    }
     try {
       await session.open();
     } catch (error) {
@@ -165,6 +177,22 @@ export class Bridge {
     }
     this.#log.info({ session: name, ...described(settings), windowSize }, "serving");
     return { settings, session, shown: showSession(name, session, described(settings)) };
+  }
+}
+
+/** Whether a session goes on where another bridge was; otherwise it has ended. */
+async function goesOn(session: Session, saved: SavedState, log: Log): Promise<boolean> {
+  try {
+    session.takeOver(saved);
+    log.info("goes on where the bridge before was");
+    return true;
+  } catch (error) {
+    log.error(
+      { reason: (error as Error).message, err: error },
+      "cannot go on where the bridge before was, and begins anew",
+    );
+    await session.close();
+    return false;
   }
 }
 

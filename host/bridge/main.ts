@@ -20,6 +20,9 @@ import type { SessionSettings } from "./session-settings.js";
 
 const TEXTS = { capabilities: capabilitiesText, help: helpText, version: () => versionText(TABLE.name) };
 
+/** A bridge that lives so long does not die of the state that it took over. */
+const SERVES_AFTER_MS = 250;
+
 async function main(program: Program): Promise<number> {
   const args = process.argv.slice(2);
   const options = parseOptions(args);
@@ -57,6 +60,7 @@ async function main(program: Program): Promise<number> {
     throw error;
   });
   service.ready(statusOf(bridge));
+  setTimeout(() => bridge.serves(), SERVES_AFTER_MS).unref();
   const served = options.service.once ? bridge.servedOnce(end) : new Promise<false>(() => {});
   const ended = end.aborted ? Promise.resolve() : once(end, "abort");
   const isServed = await Promise.race([served, ended.then(() => false)]);

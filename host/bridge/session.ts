@@ -2,8 +2,6 @@
  * One pair of sockets: a vfio-user socket for the driver VM, a vhost-user socket for the device VM, and the link
  * between what connects to them. Each side comes and goes as it likes; the other one is kept.
  */
-
-import { randomUUID } from "node:crypto";
 import type { Latencies } from "../../shared/histogram.js";
 import { DEVICE_VM_FDS } from "../../shared/limits.js";
 import { Listener } from "../../shared/listener.js";
@@ -13,6 +11,17 @@ import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { BridgeLink } from "./link/bridge-link.js";
+import {
+  CONTROL_VERSION,
+  clientKeeper,
+  releasedMap,
+  restoredMaps,
+  type SavedSession,
+  savedSession,
+} from "./saved-session.js";
+import { FD_KIND } from "./state/layout.js";
+import type { SavedState } from "./state/read-state.js";
+import type { StateMemory } from "./state/state-memory.js";
 import { BackEnd } from "./vhost-user/back-end.js";
 import { DeviceVmMemory } from "./vhost-user/memory.js";
 import { Window } from "./vhost-user/window.js";
@@ -29,6 +38,12 @@ export interface SessionOptions {
   readonly trustUnsealedMemory: boolean;
   /** How many file descriptors the peers of this session may hand over, asked whenever some are to come. */
   readonly fds: () => number;
+  /** 16 bytes, which the device VM can read. */
+  readonly uuid: Uint8Array;
+  /** What outlives the process; closed with the session. */
+  readonly state: StateMemory;
+  /** The sockets that listen already, in place of paths: vfio-user's and vhost-user's. */
+  readonly listening?: readonly [vfioUser: number, vhostUser: number] | undefined;
   readonly log: Log;
 }
 
@@ -42,6 +57,7 @@ export class Session {
   readonly #deviceVmFds: FdShare;
   readonly #link: BridgeLink;
   readonly #server: Server;
+  readonly #state: StateMemory;
   #listener: Listener | undefined;
   #backEnd: BackEnd | undefined;
 
@@ -50,22 +66,17 @@ export class Session {
     this.#log = LimitedLog.of(options.log);
     const log = this.#log;
     const share = this.#share;
-    const { windowSize, name, socket, trustUnsealedMemory, fds } = options;
+    const { windowSize, name, socket, trustUnsealedMemory, fds, state, uuid, listening } = options;
+    this.#state = state;
     // Whatever the driver VM's VMM hands over, the device VM's can go on.
     const kept = () => Math.min(DEVICE_VM_FDS, Math.floor(fds() / 2));
     this.#deviceVmFds = new FdShare(() => fds() - clientFds.used);
     const clientFds = new FdShare(() => fds() - Math.max(kept(), this.#deviceVmFds.used));
-    this.#memory = new DeviceVmMemory(trustUnsealedMemory);
-    this.#window = new Window(windowSize, log, share);
-    this.#link = new BridgeLink({
-      window: this.#window,
-      memory: this.#memory,
-      log,
-      name,
-      share,
-      fds: clientFds,
-      uuid: Buffer.from(randomUUID().replaceAll("-", ""), "hex"),
-    });
+    const memory = new DeviceVmMemory(trustUnsealedMemory, state);
+    const window = new Window(windowSize, log, share, state);
+    this.#memory = memory;
+    this.#window = window;
+    this.#link = new BridgeLink({ window, memory, log, name, share, fds: clientFds, uuid, state });
     this.#server = new Server({
       backend: this.#link,
       socket,
@@ -73,13 +84,52 @@ export class Session {
       trustUnsealedMemory,
       share,
       fds: clientFds,
+      keeper: clientKeeper(state),
+      ...(listening && { listening: listening[0] }),
     });
+  }
+
+  /**
+   * Goes on where another bridge was, before it is opened. @throws Error when that cannot be: `close` then ends both
+   * sides
+   */
+  takeOver(saved: SavedState): void {
+    const restored = savedSession(saved.control);
+    if (restored === undefined) return;
+    const { frontEnd, server, link } = restored;
+    const { fds } = this.#state;
+    this.#memory.restore(restored.memory);
+    if (frontEnd) {
+      this.#backEnd = this.#newBackEnd(fds.take(frontEnd.socket, FD_KIND.SOCKET));
+      this.#backEnd.restore(frontEnd);
+    }
+    this.#window.restore(restored.window, saved.windowRequests, this.#backEnd?.isStopped ?? false);
+    const maps = restoredMaps(saved, fds);
+    const there = maps.filter(({ isThere }) => isThere);
+    const client =
+      server &&
+      this.#server.restore(fds.take(server.socket, FD_KIND.SOCKET), {
+        ...server,
+        maps: there.map(({ entry }) => entry),
+        unmapped: saved.unmapped,
+      });
+    const memory = client?.session.memory;
+    this.#link.restore(link, this.#backEnd, {
+      ends: memory && { memory, accesses: client.session },
+      maps: maps.map(({ entry, record, isThere }) => {
+        const map = isThere ? client?.maps.find((each) => each.address === entry.address) : undefined;
+        return { ...record, map: map ?? releasedMap(entry) };
+      }),
+    });
+    fds.sweep();
   }
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(): Promise<void> {
+    const { listening } = this.#options;
     this.#listener = new Listener({
       socket: this.#options.vhostUserSocket,
+      ...(listening && { listening: listening[1] }),
       log: this.#log,
       share: this.#share,
       fds: this.#deviceVmFds,
@@ -91,6 +141,21 @@ export class Session {
       await this.close();
       throw error;
     }
+    this.#state.control.begin(() => this.#save());
+  }
+
+  #save(): SavedSession {
+    const { fds } = this.#state;
+    const listener = (fd: number) => (fd < 0 ? 0 : fds.keep(fd));
+    return {
+      version: CONTROL_VERSION,
+      listeners: [listener(this.#server.listenerFd), listener(this.#listener?.fd ?? -1)],
+      server: this.#server.save() ?? null,
+      frontEnd: this.#backEnd?.save() ?? null,
+      memory: this.#memory.save(),
+      window: this.#window.save(),
+      link: this.#link.save(),
+    };
   }
 
   /** Ends both sides, waits until the client's memory is released, and takes the sockets away. */
@@ -102,7 +167,13 @@ export class Session {
     this.#backEnd?.close();
     this.#backEnd = undefined;
     this.#link.close();
+    this.#state.close();
     this.#log.report();
+  }
+
+  /** See StateMemory. */
+  serves(): void {
+    this.#state.serves();
   }
 
   /** Latencies of the client's commands are noted there from now on, or nowhere any more. */
@@ -119,22 +190,29 @@ export class Session {
       return;
     }
     this.#log.info("front-end connected");
-    const backEnd = new BackEnd(fd, {
+    const backEnd = this.#newBackEnd(fd);
+    this.#backEnd = backEnd;
+    this.#link.attach(backEnd);
+    this.#state.control.touch();
+  }
+
+  #newBackEnd(fd: number): BackEnd {
+    return new BackEnd(fd, {
       window: this.#window,
       memory: this.#memory,
       device: this.#link,
       log: this.#log,
       share: this.#share,
       fds: this.#deviceVmFds,
+      state: this.#state,
       gone: (reason) => {
         this.#log.info({ reason }, "front-end gone");
         this.#report();
         this.#backEnd = undefined;
         this.#link.detach();
+        this.#state.control.touch();
       },
     });
-    this.#backEnd = backEnd;
-    this.#link.attach(backEnd);
   }
 
   /** Whether a client has come, and the last one has gone. */

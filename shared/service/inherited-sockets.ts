@@ -7,11 +7,14 @@ import { fstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { resolve } from "node:path";
 import { duplicate, isListener } from "../../native/index.js";
 import { UserError } from "../errors.js";
-import { takeKeptFds } from "../notify/kept-fds.js";
+import { type KeptFd, takeKeptFds } from "../notify/kept-fds.js";
 
 /** What a service manager calls a socket (FileDescriptorName=). */
 export const VFIO_USER_NAME = "vfio-user";
 export const VHOST_USER_NAME = "vhost-user";
+
+/** Names of what a process puts into the store itself. */
+const KEPT_NAME = /^\d{1,6}\.(state|\d{1,10})$/;
 
 /** A socket of a session: to be made at a path, or handed down. */
 export type SocketSource = { readonly path: string } | { readonly fd: number };
@@ -31,6 +34,7 @@ export class InheritedSockets {
   /** By number, their inode. */
   readonly #inodes = new Map<number, number>();
   readonly #env: NodeJS.ProcessEnv;
+  #all: KeptFd[] | undefined;
 
   /** To be made before the process listens itself. */
   constructor(env: NodeJS.ProcessEnv = process.env) {
@@ -71,7 +75,24 @@ export class InheritedSockets {
    * The sockets of a service manager, by name, in its order; none when it hands down none. They are no longer in the
    * environment then. @throws UserError when what it says of them is wrong
    */
-  activated(): { readonly name: string; readonly fd: number }[] {
+  activated(): KeptFd[] {
+    return this.#handedDown().filter(({ name }) => !KEPT_NAME.test(name));
+  }
+
+  /** What the life of the process before put into the service manager's store. @throws UserError as `activated` does */
+  kept(pid = process.pid): KeptFd[] {
+    const { LISTEN_PID, LISTEN_FDNAMES = "" } = this.#env;
+    const isOurs = LISTEN_PID === String(pid) && LISTEN_FDNAMES.split(":").some((name) => KEPT_NAME.test(name));
+    if (this.#all === undefined && !isOurs) return [];
+    return this.#handedDown().filter(({ name }) => KEPT_NAME.test(name));
+  }
+
+  #handedDown(): KeptFd[] {
+    this.#all ??= this.#takeAll();
+    return this.#all;
+  }
+
+  #takeAll(): KeptFd[] {
     const env = this.#env;
     if (env.LISTEN_FDS === undefined) return [];
     // sd_listen_fds_with_names(3) calls them so.
@@ -83,9 +104,11 @@ export class InheritedSockets {
 
   /** Whether a service manager hands down sockets to this process that have one of the names. */
   hasNamed(pid = process.pid): boolean {
+    const isNamed = (name: string) => [VFIO_USER_NAME, VHOST_USER_NAME].includes(name);
+    if (this.#all !== undefined) return this.#all.some(({ name }) => isNamed(name));
     const { LISTEN_PID, LISTEN_FDNAMES = "" } = this.#env;
     const names = LISTEN_FDNAMES.split(":");
-    return LISTEN_PID === String(pid) && [VFIO_USER_NAME, VHOST_USER_NAME].some((name) => names.includes(name));
+    return LISTEN_PID === String(pid) && names.some(isNamed);
   }
 }
 

@@ -66,6 +66,8 @@ export interface MemoryMap {
   /** The size of the file's pages, which can only be mapped whole; and what of the map is whole pages. */
   readonly pageSize: number;
   readonly windowPart: WindowPart;
+  /** Of the DMA_MAP among all that its client sent. */
+  readonly position: number;
   /** Where the backend put `windowPart` in the window, or -1: the backend sets it in `map` and clears it in `unmap`. */
   windowOffset: number;
 }
@@ -80,6 +82,8 @@ export interface UnmapRange {
 export interface UnmapRequest extends UnmapRange {
   /** What is mapped in the range, all of it wholly. */
   readonly maps: readonly MemoryMap[];
+  /** Of the command among all that its client sent; -1 where there is none. */
+  readonly position: number;
   /** Where the client also asks which pages of the range, mapped or not, the device wrote. */
   readonly dirty?: DirtyRequest | undefined;
 }

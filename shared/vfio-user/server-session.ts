@@ -12,20 +12,27 @@ import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.
 import type { Share } from "../turn.js";
 import { copyBytes } from "../virtqueue/memory.js";
 import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
-import { type Backend, type DirectAccesses, isPosted, type PendingCommand } from "./backend.js";
+import {
+  type Backend,
+  type ClientMemory,
+  type DirectAccesses,
+  isPosted,
+  type MemoryMap,
+  type PendingCommand,
+} from "./backend.js";
 import { checkBody, checkRequest } from "./checks.js";
 import type { DeviceAccess } from "./device-access.js";
+import { ClientDma } from "./dma/client-dma.js";
 import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
-import { DmaMessages } from "./dma/dma-messages.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
+import type { ClientKeeper, RestoredClient, SavedClient } from "./kept-client.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { SessionStats } from "./session-stats.js";
 import type { AccessPath } from "./socket/access-path.js";
 import { Connection, type ConnectionHandler, type Frame } from "./socket/connection.js";
 import { LOST } from "./socket/receive-buffer.js";
-import { TwinSocket } from "./socket/twin-socket.js";
-import { encodeVersionReply, parseVersion, type VersionMessage } from "./version.js";
+import { encodeVersionReply, parseVersion } from "./version.js";
 
 interface ServerSessionOptions {
   readonly backend: Backend;
@@ -39,6 +46,7 @@ interface ServerSessionOptions {
   readonly share: Share;
   /** Where the client's fds are counted. */
   readonly fds: FdShare;
+  readonly keeper?: ClientKeeper | undefined;
 }
 
 const access = RegionAccess.view();
@@ -54,9 +62,9 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   #device: DeviceAccess | undefined;
   /** The same, while it answers. */
   #answering: DeviceAccess | undefined;
-  #memory: DmaMessages | undefined;
-  #twin: TwinSocket | undefined;
+  readonly #dma: ClientDma;
   #state: "new" | "connecting" | "ready" | "gone" = "new";
+  readonly #fd: number;
   #now = 0;
   /** Ends the wait for VERSION, and then for a device. */
   #stopWaiting: () => void;
@@ -65,6 +73,8 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
 
   constructor(fd: number, options: ServerSessionOptions) {
     this.#options = options;
+    this.#fd = fd;
+    options.keeper?.keep(fd);
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
     });
@@ -74,11 +84,35 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
     });
+    this.#dma = new ClientDma(this.#connection, (frame) => this.reply(frame), options);
     this.#pending = new Pending(this.#connection, options.stats);
     // Nobody else is served while this one says nothing, or no more than the half of a message.
     this.#stopWaiting = startDeadline(options.versionWaitMs, () =>
       this.close("the client did not say VERSION in time"),
     );
+  }
+
+  /** What the next process has to know of the client; undefined when it has gone. */
+  save(): SavedClient | undefined {
+    const { keeper } = this.#options;
+    if (this.#state === "gone" || keeper === undefined) return undefined;
+    const isReady = this.#state === "ready";
+    return { socket: keeper.keep(this.#fd), isReady, ...this.#dma.save() };
+  }
+
+  /** Goes on with a client that another process served, and gives its maps. @throws ProtocolError */
+  restore({ twin, isReady, maxDataXferSize, maps, unmapped }: RestoredClient): MemoryMap[] {
+    if (!isReady) return [];
+    this.#stopWaiting();
+    this.#options.stats.clients++;
+    this.#state = "ready";
+    this.#dma.restore(twin, maxDataXferSize);
+    return this.#maps.restore(maps, unmapped);
+  }
+
+  /** DMA by messages to the client; undefined before its VERSION. */
+  get memory(): ClientMemory | undefined {
+    return this.#dma.messages;
   }
 
   /** The client has closed its end, which is dealt with in a moment, or was. */
@@ -113,7 +147,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   tick(): void {
     this.#now++;
     this.count();
-    this.#memory?.tick();
+    this.#dma.messages?.tick();
     const pending = this.#pending;
     if (pending.active && this.#state === "ready" && this.#now - pending.startedAt >= TICKS_PER_DEADLINE) {
       this.#expire(pending);
@@ -180,11 +214,12 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   }
 
   reply(frame: Frame): void {
-    if (this.#memory?.handleReply(frame)) return;
+    if (this.#dma.messages?.handleReply(frame)) return;
     this.#options.log.warn({ command: frame.command, id: frame.id }, "a reply to nothing");
   }
 
   gone(reason: PeerGone): void {
+    this.#options.keeper?.touch();
     const connected = this.#state === "connecting" || this.#state === "ready";
     this.#state = "gone";
     this.count();
@@ -192,8 +227,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     this.#pending.active = false;
     this.#maps.end();
     this.#options.log.info({ reason: reason.message }, "client gone");
-    this.#twin?.close();
-    this.#memory?.close(reason);
+    this.#dma.close(reason);
     void this.#tearDown(connected);
   }
 
@@ -217,8 +251,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     const { maxDataXferSize, maxMsgFds } = client.capabilities;
     log.info({ version: `${client.major}.${client.minor}`, ...client.capabilities }, "client connected");
     stats.clients++;
-    this.#twin = pending.wantsReply ? this.#openTwin(client) : undefined;
-    this.#memory = new DmaMessages(this.#twin?.connection ?? this.#connection, maxDataXferSize);
+    const memory = this.#dma.begin(client.capabilities, pending.wantsReply);
     this.#state = "connecting";
     this.#stopWaiting();
     this.#stopWaiting = startDeadline(deviceWaitMs, () => {
@@ -226,12 +259,13 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     });
     const { major, minor } = client;
     const maxMessageFds = Math.min(maxMsgFds, MAX_MESSAGE_FDS);
-    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, this.#memory, this).then(
+    backend.connect({ major, minor, maxDataXferSize, maxMessageFds }, memory, this).then(
       () => {
         if (this.#state !== "connecting") return;
         this.#stopWaiting();
         this.#state = "ready";
-        const twin = this.#twin;
+        this.#options.keeper?.touch();
+        const { twin } = this.#dma;
         if (twin === undefined) {
           pending.replyWith(encodeVersionReply(client));
         } else {
@@ -241,27 +275,6 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       },
       (error) => this.#refuseClient(pending, error),
     );
-  }
-
-  /**
-   * A client that does not say so, or takes no fds, gets no twin socket; neither does any when there are no fds left.
-   */
-  #openTwin({ capabilities }: VersionMessage): TwinSocket | undefined {
-    if (!this.#options.twinSocket || !capabilities.twinSocket || capabilities.maxMsgFds < 1) return undefined;
-    try {
-      return new TwinSocket(
-        (frame) => this.reply(frame),
-        (reason) => {
-          this.#options.log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
-          this.#memory?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
-        },
-        { share: this.#options.share, fds: this.#options.fds },
-      );
-    } catch (error) {
-      if (!isSystemError(error)) throw error;
-      this.#options.log.warn({ err: error }, "no twin socket");
-      return undefined;
-    }
   }
 
   #refuseClient(pending: Pending, error: unknown): void {
@@ -370,7 +383,10 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     this.#pending = pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
     const { id, command, bytes, data, offset, length } = late;
-    pending.begin({ id, command, flags, errno: 0, bytes, data, offset, length, fds: [] }, this.#now);
+    pending.begin(
+      { id, command, flags, errno: 0, bytes, data, offset, length, fds: [], position: 0, isAgain: false },
+      this.#now,
+    );
     pending.leaveUnmeasured();
     late.active = false;
     this.#connection.leaveBody();

@@ -8,6 +8,7 @@
  * - socket/: connection.ts (messages in order), over receive-buffer.ts, send-queue.ts and message-socket.ts;
  *   twin-socket.ts, a second connection for the server's own requests; access-path.ts, register accesses that go to a
  *   device VM's ring without any of the rest.
+ * - kept-client.ts: a client that outlives its server's process.
  * - server-session.ts: a client from VERSION (version.ts) to its end; checks.ts, what each command must look like;
  *   pending.ts, the command in flight and its reply; session-stats.ts, what is counted.
  * - backend.ts: the seam to what stands behind a server, this process's device or the bridge's link; absent-device.ts:
@@ -25,7 +26,8 @@ import { Listener } from "../listener.js";
 import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
-import type { Backend } from "./backend.js";
+import type { Backend, MemoryMap } from "./backend.js";
+import type { ClientKeeper, RestoredClient, SavedClient } from "./kept-client.js";
 import { ServerSession } from "./server-session.js";
 import { SessionStats } from "./session-stats.js";
 
@@ -48,6 +50,10 @@ export interface ServerOptions {
   readonly share?: Share;
   /** Where clients' fds are counted. */
   readonly fds?: FdShare;
+  /** Where what clients have outlives the process. */
+  readonly keeper?: ClientKeeper;
+  /** The socket that listens at the path already. */
+  readonly listening?: number;
 }
 
 interface ServerStats extends Pick<SessionStats, Counted> {
@@ -106,10 +112,30 @@ export class Server {
     return this.#session !== undefined;
   }
 
+  /** The socket that listens; -1 before `open`. */
+  get listenerFd(): number {
+    return this.#listener?.fd ?? -1;
+  }
+
+  /** What the next process has to know of the client. */
+  save(): SavedClient | undefined {
+    return this.#session?.save();
+  }
+
+  /** Goes on with a client that another process served; before `open`. @throws ProtocolError */
+  restore(fd: number, client: RestoredClient): { readonly session: ServerSession; readonly maps: MemoryMap[] } {
+    for (const map of client.maps) if (map.fd >= 0) this.#fds.adopt(map.fd);
+    const session = this.#begin(fd);
+    this.#session = session;
+    this.#serving = this.#serve(session);
+    return { session, maps: session.restore(client) };
+  }
+
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
   open(): void {
     this.#listener = new Listener({
       socket: this.#options.socket,
+      ...(this.#options.listening !== undefined && { listening: this.#options.listening }),
       log: this.#log,
       share: this.#share,
       fds: this.#fds,
@@ -152,6 +178,7 @@ export class Server {
       twinSocket: this.#options.twinSocket ?? true,
       share: this.#share,
       fds: this.#fds,
+      keeper: this.#options.keeper,
     });
   }
 
@@ -160,6 +187,7 @@ export class Server {
     await session.ended;
     stopTicks();
     this.#session = undefined;
+    this.#options.keeper?.touch();
     this.#listener?.resume();
   }
 }

@@ -18,11 +18,8 @@
 import { startDeadline } from "../../../shared/deadline.js";
 import { isSystemError } from "../../../shared/errors.js";
 import { PAUSE_GRACE_MS, RETRY_MS } from "../../../shared/limits.js";
-import type { Log } from "../../../shared/log.js";
-import type { FdShare } from "../../../shared/peer-fds.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { Command } from "../../../shared/spec/vfio-user.js";
-import type { Share } from "../../../shared/turn.js";
 import type {
   Backend,
   ClientMemory,
@@ -34,127 +31,97 @@ import type {
   PendingCommand,
   UnmapRequest,
 } from "../../../shared/vfio-user/backend.js";
-import { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
+import type { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { BackEndDevice } from "../vhost-user/back-end-device.js";
-import type { DeviceVmMemory } from "../vhost-user/memory.js";
-import type { Window } from "../vhost-user/window.js";
-import { Changes } from "./changes.js";
-import { CommandRelay } from "./command-relay.js";
-import { ConfigSpace } from "./config-space.js";
-import { Copies } from "./copies.js";
-import { DeviceProcess } from "./device-process.js";
-import { type Change, DeviceState } from "./device-state.js";
-import { ClientMaps } from "./dma-maps.js";
-import { DmaRelay } from "./dma-relay.js";
-import { Doorbells } from "./doorbells.js";
-import { ClientInterrupts } from "./interrupts.js";
+import type { Change, State } from "./device-state.js";
 import { Introduction } from "./introduction.js";
-import { RequestChannel } from "./request-channel.js";
-import { Sharing } from "./sharing.js";
-import { WindowAllocation } from "./window-allocation.js";
-
-export interface LinkOptions {
-  readonly window: Window;
-  readonly memory: DeviceVmMemory;
-  readonly log: Log;
-  /** 16 bytes, and a short text: they identify the session in the device's config space. */
-  readonly uuid: Uint8Array;
-  readonly name: string;
-  /** What the device process has of the event loop, with others of its session. */
-  readonly share: Share;
-  /** Where descriptors are counted that are made for the client. */
-  readonly fds: FdShare;
-}
+import { type LinkOptions, LinkParts } from "./link-parts.js";
+import { type RestoredClient, restoreLink, type SavedLink, saveLink } from "./saved-link.js";
 
 export class BridgeLink implements Backend, BackEndDevice {
-  readonly #window: Window;
-  readonly #log: Log;
-  readonly #state = new DeviceState();
-  readonly #changes: Changes;
-  readonly #requests: RequestChannel;
-  readonly #maps: ClientMaps;
-  readonly #doorbells: Doorbells;
-  readonly #interrupts: ClientInterrupts;
-  readonly #sharing: Sharing;
-  readonly #copies: Copies;
-  readonly #dma: DmaRelay;
-  readonly #process: DeviceProcess;
-  readonly #relay: CommandRelay;
+  readonly #parts: LinkParts;
   readonly #introduction: Introduction;
-  readonly #config: ConfigSpace;
-  readonly path: AccessPath;
   /** What the device process says of itself. Rejects with UserError. */
-  readonly inspectDevice = () => this.#process.inspection.ask(this.#backEnd?.features ?? 0n);
+  readonly inspectDevice = () => this.#parts.process.inspection.ask(this.#backEnd?.features ?? 0n);
   #backEnd: BackEnd | undefined;
   #stopGrace = () => {};
   #retry: NodeJS.Timeout | undefined;
 
-  constructor({ window, memory, log, uuid, name, share, fds }: LinkOptions) {
-    this.#window = window;
-    this.#log = log;
-    this.#config = new ConfigSpace(window.size, uuid, name);
-    const state = this.#state;
-    const changes = new Changes(state, log);
-    const path = new AccessPath(share);
-    const requests = new RequestChannel(state, share, path);
-    const allocation = new WindowAllocation(window, log);
-    const maps = new ClientMaps(state, changes, requests, allocation, log);
-    const sharing = new Sharing(allocation, requests);
-    const dma = new DmaRelay(requests.channel);
-    const doorbells = new Doorbells(fds);
-    const interrupts = new ClientInterrupts(state, changes, requests, doorbells, log);
-    const process = new DeviceProcess({ state, changes, requests, allocation, maps, sharing, dma, memory, log });
-    const relay = new CommandRelay(state, requests, process, path);
-    this.path = path;
-    this.#changes = changes;
-    this.#requests = requests;
-    this.#maps = maps;
-    this.#sharing = sharing;
-    this.#dma = dma;
-    this.#doorbells = doorbells;
-    this.#interrupts = interrupts;
-    this.#copies = new Copies(maps.copied, share, state);
-    this.#process = process;
-    this.#relay = relay;
-    const parts = { state, changes, requests, allocation, maps, interrupts, sharing, process, relay, log };
+  constructor(options: LinkOptions) {
+    const parts = new LinkParts(options);
+    this.#parts = parts;
     this.#introduction = new Introduction(parts);
+    const { memory, path, state } = parts;
     memory.onChange = () => path.native.memory(memory.pieces.addresses, memory.pieces.bytes);
     state.observe((change) => this.#changed(change));
+  }
+
+  get path(): AccessPath {
+    return this.#parts.path;
+  }
+
+  save(): SavedLink {
+    return saveLink(this.#parts, this.#introduction);
+  }
+
+  /**
+   * Goes on where another bridge was, the back-end and the client being there as far as they were. @throws StateError
+   */
+  restore(saved: SavedLink, backEnd: BackEnd | undefined, client: RestoredClient): void {
+    this.#backEnd = backEnd;
+    const { channel } = this.#parts.requests;
+    const isOpen = backEnd?.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running;
+    if (this.#isAttached(saved.state.name)) this.#attachDoorbells();
+    restoreLink(this.#parts, this.#introduction, saved, client);
+    const { state } = this.#parts;
+    if (backEnd && isOpen) channel.start(backEnd);
+    if (state.isPaused) {
+      channel.halt();
+      this.#waitForGrace();
+    } else if (backEnd) {
+      this.#startRings();
+      this.#callDevice(backEnd);
+    }
+    this.#parts.changes.background(() => this.#repair());
+    if (state.cause === "violated") this.#demandReset("the bridge was started again");
+    else if (state.cause !== undefined) this.#introduction.gaveUp(state.cause, "the bridge was started again");
+    this.#introduction.update();
   }
 
   /** For diagnostics. */
   inspect() {
     const { client, isAnnounced } = this.#introduction;
     return {
-      state: this.#state.name,
-      isolated: this.#maps.isolated,
-      device: this.#process.summary,
+      state: this.#parts.state.name,
+      isolated: this.#parts.maps.placement.isolated,
+      device: this.#parts.process.summary,
       announced: isAnnounced,
-      client: client && { generation: client.generation, ...client.version, ...this.#maps.inspect() },
-      doorbells: this.#doorbells.inspect(),
+      client: client && { generation: client.generation, ...client.version, ...this.#parts.maps.inspect() },
+      doorbells: this.#parts.doorbells.inspect(),
     };
   }
 
   /** What the link did so far. */
   get statistics() {
+    const { channel } = this.#parts.requests;
     return {
-      hellos: this.#process.hellos,
-      ...this.#relay.statistics,
-      doorbells: this.#doorbells.relayed,
-      ioEvents: this.#sharing.events.forwarded,
-      ...this.#requests.channel.statistics,
-      dmaMessages: this.#dma.transfers,
-      copies: this.#copies.copies,
-      copiedBytes: this.#copies.bytes,
+      hellos: this.#parts.process.hellos,
+      ...this.#parts.relay.statistics,
+      doorbells: this.#parts.doorbells.relayed,
+      ioEvents: this.#parts.sharing.events.forwarded,
+      ...channel.statistics,
+      dmaMessages: this.#parts.dma.transfers,
+      copies: this.#parts.copies.copies,
+      copiedBytes: this.#parts.copies.bytes,
     };
   }
 
   // The device VM's side, as the vhost-user back-end reports it: BackEndDevice.
 
   config(): Uint8Array {
-    this.#config.doorbells = this.#doorbellQueues;
-    return this.#config.bytes;
+    this.#parts.config.doorbells = this.#doorbellQueues;
+    return this.#parts.config.bytes;
   }
 
   attach(backEnd: BackEnd): void {
@@ -167,101 +134,101 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   enabled(index: number): void {
     // While rings go on after a pause, nothing begins.
-    if (index < Queue.FIRST_DOORBELL && !this.#state.isPaused) this.#startRings();
+    if (index < Queue.FIRST_DOORBELL && !this.#parts.state.isPaused) this.#startRings();
   }
 
   pausing(): void {
-    this.#state.raise("pause");
+    this.#parts.state.raise("pause");
   }
 
   resumed(): void {
-    this.#state.raise("resume");
+    this.#parts.state.raise("resume");
   }
 
   failed(reason: string): void {
-    this.#state.raise("violated", reason);
+    this.#parts.state.raise("violated", reason);
   }
 
   reset(reason: string): void {
-    this.#state.raise("reset", reason);
+    this.#parts.state.raise("reset", reason);
   }
 
   /** Ends everything; `disconnect` is not waited for. */
   close(): void {
     this.reset("the bridge closes");
     this.#introduction.close();
-    this.#doorbells.close();
-    this.#sharing.close();
-    this.#maps.close();
+    this.#parts.doorbells.close();
+    this.#parts.sharing.close();
+    this.#parts.maps.close();
   }
 
   // The client's side: Backend.
 
   get device(): DeviceSummary | undefined {
-    return this.#state.command === "without the device" ? undefined : this.#process.summary;
+    return this.#parts.state.command === "without the device" ? undefined : this.#parts.process.summary;
   }
 
   get irqCounts(): readonly number[] | undefined {
-    return this.#process.summary?.irqCounts;
+    return this.#parts.process.summary?.irqCounts;
   }
 
   connect(version: ClientVersion, memory: ClientMemory, accesses: DirectAccesses): Promise<void> {
-    this.#maps.connect(memory);
-    this.#interrupts.connect();
-    this.#sharing.connect();
+    this.#parts.maps.connect(memory);
+    this.#parts.interrupts.connect();
+    this.#parts.sharing.connect();
     const { generation, served } = this.#introduction.connect(version, memory, accesses);
-    this.#config.clientConnected(generation);
+    this.#parts.config.clientConnected(generation);
     return served;
   }
 
   disconnect(): Promise<void> {
     if (this.#introduction.client === undefined) return Promise.resolve();
-    this.#config.clientGone();
-    this.#relay.clientGone();
-    this.#dma.drop();
-    this.#state.raise("clientGone");
+    this.#parts.config.clientGone();
+    this.#parts.relay.clientGone();
+    this.#parts.dma.drop();
+    this.#parts.state.raise("clientGone");
     // Before anything is waited for: a device process that hears of it late must not ring doorbells of that client.
-    this.#interrupts.disconnect();
-    this.#sharing.disconnect();
+    this.#parts.interrupts.disconnect();
+    this.#parts.sharing.disconnect();
     this.#introduction.disconnect();
-    return this.#maps.disconnect();
+    return this.#parts.maps.disconnect();
   }
 
   map(map: MemoryMap): Promise<void> {
-    return this.#maps.map(map);
+    return this.#parts.maps.map(map);
   }
 
   unmap(request: UnmapRequest): Promise<void> {
-    return this.#maps.unmap(request);
+    return this.#parts.maps.unmap(request);
   }
 
   setIrqs(request: IrqSetRequest): Promise<void> {
-    return this.#interrupts.set(request);
+    return this.#parts.interrupts.set(request);
   }
 
   handle(command: PendingCommand): void {
     if (command.command === Command.DEVICE_RESET) {
-      this.#doorbells.forgetPending();
+      this.#parts.doorbells.forgetPending();
       // What was not sent yet would come after the reply.
       this.#introduction.client?.memory.abandon();
     }
-    this.#relay.handle(command);
+    this.#parts.relay.handle(command);
   }
 
   receiving(now: boolean): void {
-    this.#requests.channel.hold(now);
+    this.#parts.requests.channel.hold(now);
   }
 
   // What follows from a transition.
 
   #changed(change: Change): void {
-    if (change.to !== "connected") this.#relay.stopPath();
+    if (change.to !== "connected") this.#parts.relay.stopPath();
     if (change.from === "paused" && change.to !== "paused") this.#stopGrace();
     switch (change.event) {
       case "hello":
-        this.#window.permit();
+        this.#parts.window.permit();
         this.#attachDoorbells();
-        this.#log.info({ doorbells: this.#doorbellQueues }, "the device process is ready");
+        this.#parts.log.info({ doorbells: this.#doorbellQueues }, "the device process is ready");
         this.#introduction.update();
         return;
       case "released":
@@ -272,7 +239,7 @@ export class BridgeLink implements Backend, BackEndDevice {
         this.#pause();
         return;
       case "graceOver":
-        this.#relay.graceOver();
+        this.#parts.relay.graceOver();
         return;
       case "resetOwed":
         this.#introduction.owesReset();
@@ -293,19 +260,19 @@ export class BridgeLink implements Backend, BackEndDevice {
   #startRings(): void {
     clearTimeout(this.#retry);
     const backEnd = this.#backEnd;
-    const { channel } = this.#requests;
+    const { channel } = this.#parts.requests;
     if (!backEnd) return;
     try {
       if (channel.open) {
         if (channel.halted) channel.goOn();
       } else if (backEnd.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running) {
-        this.#state.raise("start");
+        this.#parts.state.raise("start");
         channel.start(backEnd);
       }
-      if (!this.#copies.running && this.#state.cause !== "violated") this.#copies.start(backEnd);
+      if (!this.#parts.copies.running && this.#parts.state.cause !== "violated") this.#parts.copies.start(backEnd);
     } catch (error) {
       if (!isSystemError(error)) throw error;
-      this.#log.error({ err: error }, "the device process's rings cannot be polled: raise LimitNOFILE");
+      this.#parts.log.error({ err: error }, "the device process's rings cannot be polled: raise LimitNOFILE");
       this.#retry = setTimeout(() => this.#startRings(), RETRY_MS);
     }
   }
@@ -313,29 +280,45 @@ export class BridgeLink implements Backend, BackEndDevice {
   /** The rings are about to stand still, and may go on. */
   #pause(): void {
     clearTimeout(this.#retry);
-    this.#doorbells.halt();
-    this.#copies.stop();
-    this.#requests.channel.halt();
-    this.#log.info("the device VM is paused, or the device was reset");
-    this.#stopGrace = startDeadline(PAUSE_GRACE_MS, () => this.#state.raise("graceOver"));
-    this.#sharing.events.stop();
-    this.#changes.paused();
+    this.#parts.doorbells.halt();
+    this.#parts.copies.stop();
+    this.#parts.requests.channel.halt();
+    this.#parts.log.info("the device VM is paused, or the device was reset");
+    this.#waitForGrace();
+    this.#parts.sharing.events.stop();
+    this.#parts.changes.paused();
+  }
+
+  #waitForGrace(): void {
+    this.#stopGrace = startDeadline(PAUSE_GRACE_MS, () => this.#parts.state.raise("graceOver"));
+  }
+
+  /** Interrupts of the time before a start may be lost. */
+  #callDevice(backEnd: BackEnd): void {
+    for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) backEnd.call(queue);
+  }
+
+  /** After a take-over: what is in the window is as it is known. */
+  async #repair(): Promise<void> {
+    const { window, maps, sharing } = this.#parts;
+    await window.restored;
+    maps.placement.freeUnmapped();
+    await sharing.memories.repair();
   }
 
   /** The rings go on where they were. */
   #resume({ to }: Change): void {
-    this.#log.info({ state: to }, "the device VM goes on");
+    this.#parts.log.info({ state: to }, "the device VM goes on");
     const backEnd = this.#backEnd;
-    if (!backEnd || !this.#requests.channel.open) return;
+    if (!backEnd || !this.#parts.requests.channel.open) return;
     this.#startRings();
-    // Interrupts of the time before the start may be lost.
-    for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) backEnd.call(queue);
+    this.#callDevice(backEnd);
     try {
-      this.#doorbells.goOn();
+      this.#parts.doorbells.goOn();
     } catch (error) {
       if (!isSystemError(error)) throw error;
-      this.#log.error({ err: error }, "the device's interrupts cannot be relayed");
-      this.#state.raise("failed", error.message);
+      this.#parts.log.error({ err: error }, "the device's interrupts cannot be relayed");
+      this.#parts.state.raise("failed", error.message);
     }
     this.#introduction.update();
   }
@@ -346,31 +329,31 @@ export class BridgeLink implements Backend, BackEndDevice {
    */
   #leave({ event, from, to, reason }: Change): void {
     const isThere = event === "silent" || event === "failed";
-    if (event === "violated") this.#log.warn({ reason }, "the device process broke the link");
+    if (event === "violated") this.#parts.log.warn({ reason }, "the device process broke the link");
     const isNews = !isThere || this.#introduction.gaveUp(event, reason);
     if (isNews && (from === "ready" || from === "connected" || from === "paused"))
-      this.#log.info({ reason, state: to }, "the device process left");
-    this.#dma.drop();
-    this.#doorbells.detach();
-    this.#relay.processLeft();
+      this.#parts.log.info({ reason, state: to }, "the device process left");
+    this.#parts.dma.drop();
+    this.#parts.doorbells.detach();
+    this.#parts.relay.processLeft();
     if (isThere) {
-      this.#sharing.events.stop();
-      this.#requests.abandon(reason);
+      this.#parts.sharing.events.stop();
+      this.#parts.requests.abandon(reason);
       return;
     }
     this.#introduction.processGone();
-    this.#sharing.processGone();
+    this.#parts.sharing.processGone();
     // After QUIESCE the channel stays.
-    this.#requests.drop(reason, event === "quiesce");
+    this.#parts.requests.drop(reason, event === "quiesce");
     if (event === "quiesce") return;
     clearTimeout(this.#retry);
-    this.#requests.channel.stop();
-    this.#copies.stop();
+    this.#parts.requests.channel.stop();
+    this.#parts.copies.stop();
     if (event === "reset") {
       // QEMU dropped all that was mapped.
-      this.#config.needsReset = false;
-      this.#maps.forget();
-      this.#sharing.forget();
+      this.#parts.config.needsReset = false;
+      this.#parts.maps.forget();
+      this.#parts.sharing.forget();
     } else if (from !== "quiesced") {
       // After QUIESCE's reply it resets the device by itself, and nothing may be in flight to QEMU.
       this.#demandReset(reason);
@@ -379,14 +362,14 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   /** The device process broke the rules: it has no driver-VM memory, and is to reset the device. */
   #demandReset(reason: string): void {
-    this.#window.permit();
-    this.#changes.background(async () => {
-      await this.#process.clearWindow();
-      if (this.#state.cause !== "violated") return;
+    this.#parts.window.permit();
+    this.#parts.changes.background(async () => {
+      await this.#parts.process.clearWindow();
+      if (this.#parts.state.cause !== "violated") return;
       // Last of all: when it hears of this it resets the device, and then nothing may be in flight to QEMU.
-      this.#config.needsReset = true;
-      await this.#window.configChanged();
-      this.#window.forbid(reason);
+      this.#parts.config.needsReset = true;
+      await this.#parts.window.configChanged();
+      this.#parts.window.forbid(reason);
     });
   }
 
@@ -395,7 +378,12 @@ export class BridgeLink implements Backend, BackEndDevice {
     return Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
   }
 
+  /** Whether a device in that state has doorbells. */
+  #isAttached(state: State): boolean {
+    return state === "ready" || state === "connected" || state === "paused";
+  }
+
   #attachDoorbells(): void {
-    this.#doorbells.attach(this.#doorbellQueues, (queue) => this.#backEnd?.kickFd(queue) ?? -1);
+    this.#parts.doorbells.attach(this.#doorbellQueues, (queue) => this.#backEnd?.kickFd(queue) ?? -1);
   }
 }

@@ -20,6 +20,16 @@ export class ConfigSpace {
     new TextEncoder().encodeInto(name, this.bytes.subarray(Config.offsets.name, Config.size - 1));
   }
 
+  /** The client's generation, and the status. */
+  save() {
+    const { generation, status } = this.#view;
+    return { generation, status };
+  }
+
+  restore(saved: ReturnType<ConfigSpace["save"]>): void {
+    Object.assign(this.#view, saved);
+  }
+
   set doorbells(count: number) {
     this.#view.doorbells = count;
   }

@@ -8,8 +8,10 @@ import type { Log } from "../../../shared/log.js";
 import { LinkCommand } from "../../../shared/spec/link.js";
 import { Command, Header } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory, ClientVersion, DeviceSummary, PendingCommand } from "../../../shared/vfio-user/backend.js";
-import { RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
+import { type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
 import { bytesAt, copyBytes, type RingMemory } from "../../../shared/virtqueue/memory.js";
+import type { ControlState } from "../state/control-state.js";
+import { StateError } from "../state/state-bytes.js";
 import { parseHello, parseShareRegisters } from "./bodies.js";
 import type { Changes } from "./changes.js";
 import type { DeviceState } from "./device-state.js";
@@ -28,6 +30,23 @@ export interface DeviceClient {
   readonly isServed: boolean;
 }
 
+/** What a device process said, as the state keeps it. */
+export interface SavedProcess {
+  readonly summary: DeviceSummary | null;
+  readonly isolated: boolean;
+  readonly hellos: number;
+  readonly registers: { readonly address: number; readonly size: number; readonly areas: RegisterArea[] } | null;
+  readonly owed: OwedReply | null;
+}
+
+/** A command of the device process's that takes a while, and whose reply it waits for. */
+interface OwedReply {
+  readonly id: number;
+  readonly command: number;
+  /** Its body. */
+  readonly body: number[];
+}
+
 export interface DeviceProcessParts {
   readonly state: DeviceState;
   readonly changes: Changes;
@@ -38,6 +57,7 @@ export interface DeviceProcessParts {
   readonly dma: DmaRelay;
   /** The device VM's. */
   readonly memory: RingMemory;
+  readonly control: ControlState;
   readonly log: Log;
 }
 
@@ -55,6 +75,9 @@ export class DeviceProcess implements DeviceMessages {
   readonly inspection: Inspection;
   /** The generation whose ALLOCATE_* is not answered yet. */
   #allocating = -1;
+  /** Where its registers are. */
+  #shared: SavedProcess["registers"] = null;
+  #owed: OwedReply | null = null;
 
   constructor(parts: DeviceProcessParts) {
     this.#parts = parts;
@@ -64,8 +87,36 @@ export class DeviceProcess implements DeviceMessages {
     parts.requests.listen(this);
   }
 
+  save(): SavedProcess {
+    const { summary = null, hellos, registers } = this;
+    const { isolated } = this.#parts.maps.placement;
+    return { summary, isolated, hellos, registers: registers ? this.#shared : null, owed: this.#owed };
+  }
+
+  /** Goes on with the process that another bridge had. @throws StateError */
+  restore({ summary, isolated, hellos, registers, owed }: SavedProcess): void {
+    this.summary = summary ?? undefined;
+    this.hellos = hellos;
+    this.#parts.maps.placement.isolated = isolated;
+    if (registers !== null) {
+      const bytes = bytesAt(this.#parts.memory, registers.address, registers.size);
+      if (bytes === undefined) throw new StateError("the device's registers are not in memory");
+      this.#share(registers, bytes);
+    }
+    if (owed === null) return;
+    const body = Uint8Array.from(owed.body);
+    this.#parts.sharing.withdraw(owed.command, new DataView(body.buffer));
+    this.#carryOut(owed.id, owed.command, new DataView(body.buffer), 0, body.length);
+  }
+
+  #share(registers: NonNullable<SavedProcess["registers"]>, bytes: Uint8Array): void {
+    this.#shared = registers;
+    this.registers = new RegisterMemory(bytes, registers.areas);
+  }
+
   /** See DeviceMessages. */
   command(id: number, command: number, flags: number, bytes: Uint8Array, data: DataView, length: number): void {
+    this.#parts.control.touch();
     switch (command) {
       case LinkCommand.HELLO:
         this.#hello(id, data, length);
@@ -75,10 +126,12 @@ export class DeviceProcess implements DeviceMessages {
         return;
       case LinkCommand.ALLOCATE_MEMORY:
       case LinkCommand.ALLOCATE_EVENTS:
-        this.#allocate(id, command, data, length);
+        this.#check("allocate", "ALLOCATE_*");
+        this.#carryOut(id, command, data, Header.size, length - Header.size);
         return;
       case LinkCommand.QUIESCE:
-        this.#quiesce(id);
+        this.#check("quiesce", "QUIESCE");
+        this.#carryOut(id, command, data, Header.size, 0);
         return;
       case Command.DMA_READ:
       case Command.DMA_WRITE: {
@@ -130,14 +183,32 @@ export class DeviceProcess implements DeviceMessages {
       this.#requests.refuse(id, LinkCommand.SHARE_REGISTERS, Errno.EFAULT);
       return;
     }
-    this.registers = new RegisterMemory(bytes, areas);
+    this.#share({ address, size, areas }, bytes);
     this.#requests.answer(id, LinkCommand.SHARE_REGISTERS);
   }
 
+  /** Begins with what takes a while, now or for another bridge, whose reply was not sent. */
+  #carryOut(id: number, command: number, data: DataView, offset: number, length: number): void {
+    const body = [...new Uint8Array(data.buffer, data.byteOffset + offset, length)];
+    if (command === LinkCommand.QUIESCE) this.#quiesce(id);
+    else this.#allocate(id, command, data, offset, length);
+    this.#owed = { id, command, body };
+  }
+
+  /** Of #owed: sent, or nobody waits for it. */
+  #answered(): void {
+    this.#owed = null;
+    this.#parts.control.touch();
+  }
+
+  /** The device process is gone, or has said QUIESCE, and no reply is sent any more. */
+  left(): void {
+    this.#answered();
+  }
+
   /** From the first of ALLOCATE_* on the window may be changed. */
-  #allocate(id: number, command: number, data: DataView, length: number): void {
-    this.#check("allocate", "ALLOCATE_*");
-    const allocation = this.#parts.sharing.parse(command, data, Header.size, length - Header.size);
+  #allocate(id: number, command: number, data: DataView, offset: number, length: number): void {
+    const allocation = this.#parts.sharing.parse(command, data, offset, length);
     this.#state.raise("allocate");
     const { generation } = this.#state;
     this.#allocating = generation;
@@ -158,6 +229,7 @@ export class DeviceProcess implements DeviceMessages {
       this.#allocating = -1;
       if (errno === 0) this.#requests.answer(id, command, body);
       else this.#requests.refuse(id, command, errno);
+      this.#answered();
     });
   }
 
@@ -166,7 +238,7 @@ export class DeviceProcess implements DeviceMessages {
     try {
       const { summary, isolated } = parseHello(data, Header.size, length - Header.size);
       this.summary = summary;
-      this.#parts.maps.isolated = isolated;
+      this.#parts.maps.placement.isolated = isolated;
       this.#parts.sharing.checkAgainst(summary);
       if (this.registers?.fits(summary.regionSizes) === false)
         throw new ProtocolError("registers outside of their region");
@@ -180,7 +252,6 @@ export class DeviceProcess implements DeviceMessages {
   }
 
   #quiesce(id: number): void {
-    this.#check("quiesce", "QUIESCE");
     const reason = "the device process is about to reset the device";
     this.#state.raise("quiesce", reason);
     // After the reply it may reset the device, and then no request for the window may be in flight.
@@ -193,6 +264,7 @@ export class DeviceProcess implements DeviceMessages {
       this.#parts.allocation.window.forbid(reason);
       this.#state.raise("quiesced");
       this.#requests.answer(id, LinkCommand.QUIESCE);
+      this.#answered();
     });
   }
 

@@ -5,6 +5,8 @@
  * is in one place, the observer in bridge-link.ts.
  */
 
+import { StateError } from "../state/state-bytes.js";
+
 export type State = "absent" | "preparing" | "ready" | "connected" | "quiescing" | "quiesced" | "paused" | "broken";
 
 export type Event =
@@ -125,6 +127,14 @@ export interface Change {
   readonly reason: string;
 }
 
+export interface SavedDeviceState {
+  readonly name: State;
+  readonly cause: Cause | null;
+  readonly before: State;
+  readonly isGraceOver: boolean;
+  readonly generation: number;
+}
+
 export class DeviceState {
   /** Counts how often the device process was given up, or left: what was begun for the one before is nobody's. */
   generation = 0;
@@ -134,6 +144,25 @@ export class DeviceState {
   #before: State = "absent";
   #isGraceOver = false;
   readonly #observers: ((change: Change) => void)[] = [];
+
+  save(): SavedDeviceState {
+    const { generation } = this;
+    const cause = this.#cause ?? null;
+    return { name: this.#state, cause, before: this.#before, isGraceOver: this.#isGraceOver, generation };
+  }
+
+  /**
+   * Goes on where another bridge was; observers hear of nothing. A device process that had the client is made sure of
+   * that first, as after a pause. @throws StateError
+   */
+  restore({ name, cause, before, isGraceOver, generation }: SavedDeviceState): void {
+    if (!(name in TABLE) || !(before in TABLE)) throw new StateError("there is no such state of a device");
+    this.#state = name === "connected" ? "ready" : name;
+    this.#cause = cause ?? undefined;
+    this.#before = before;
+    this.#isGraceOver = isGraceOver;
+    this.generation = generation;
+  }
 
   get name(): State {
     return this.#state;

@@ -11,32 +11,39 @@
 import { formatAddress } from "../../../shared/address.js";
 import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
-import { MAX_WINDOW_MAPS, UNMAP_DEADLINE_MS } from "../../../shared/limits.js";
+import { UNMAP_DEADLINE_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { Command } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory, DirtyRequest, MemoryMap, UnmapRequest } from "../../../shared/vfio-user/backend.js";
-import { CopiedMemory } from "../../../shared/vfio-user/dma/copied-memory.js";
 import { mapParts, setBits } from "../../../shared/vfio-user/dma/dma-ranges.js";
+import { MAP_FLAG } from "../state/layout.js";
+import type { StateMemory } from "../state/state-memory.js";
 import { mapBody, unmapBody } from "./bodies.js";
 import type { Changes } from "./changes.js";
 import type { DeviceState } from "./device-state.js";
+import { MapPlacement } from "./map-placement.js";
+import { MapRecords, type SavedMap } from "./map-records.js";
 import type { RequestChannel } from "./request-channel.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
-/** Unmaps that wait in the window's queue at once. */
-const UNMAPS_AT_ONCE = 256;
 /** A client may have many thousands. */
 const MAX_MAPS_INSPECTED = 64;
 
+/** A map that another bridge noted. */
+export interface RestoredMap {
+  readonly map: MemoryMap;
+  readonly slot: number;
+  readonly values: SavedMap;
+}
+
 export class ClientMaps {
-  /** What the copy queue reaches. */
-  readonly copied: CopiedMemory;
-  /** The device process wants no driver-VM memory in its window. */
-  isolated = false;
+  readonly placement: MapPlacement;
   readonly #state: DeviceState;
   readonly #changes: Changes;
   readonly #requests: RequestChannel;
   readonly #allocation: WindowAllocation;
+  readonly #records: MapRecords;
+  readonly #memory: StateMemory;
   readonly #log: Log;
   /** Of the client that is there. */
   #client: ClientMemory | undefined;
@@ -45,19 +52,27 @@ export class ClientMaps {
   readonly #announced = new Set<MemoryMap>();
   /** Those that their client gave up, and that are still in the window, or known to the device process. */
   readonly #unreleased = new Set<MemoryMap>();
-  /** There was no room for the last map; memory could not be in the window, being unsealed: each was logged. */
-  #isFull = false;
-  #isUnsealed = false;
+  /** Of these the device process was told, or of a part, by another bridge, and it is not known how far. */
+  readonly #partial = new Set<MemoryMap>();
   /** Unmaps that the device process has not answered, and that are done all the same. */
   #late = 0;
 
-  constructor(state: DeviceState, changes: Changes, requests: RequestChannel, allocation: WindowAllocation, log: Log) {
+  constructor(
+    state: DeviceState,
+    changes: Changes,
+    requests: RequestChannel,
+    allocation: WindowAllocation,
+    memory: StateMemory,
+    log: Log,
+  ) {
     this.#state = state;
     this.#changes = changes;
     this.#requests = requests;
     this.#allocation = allocation;
     this.#log = log;
-    this.copied = new CopiedMemory(log);
+    this.#memory = memory;
+    this.#records = new MapRecords(memory);
+    this.placement = new MapPlacement(allocation, this.#records, log);
   }
 
   get size(): number {
@@ -95,6 +110,7 @@ export class ClientMaps {
   map(map: MemoryMap): Promise<void> {
     if (this.#client === undefined) return Promise.reject(new PeerGone("no client is connected"));
     this.#maps.add(map);
+    this.#records.add(map);
     if (this.#state.isPaused) return Promise.resolve();
     let isAnswered = false;
     const work = this.#changes.run(async () => {
@@ -105,7 +121,7 @@ export class ClientMaps {
       } catch (error) {
         // When the device process is gone, the map is for the next one.
         if (error instanceof PeerGone) return;
-        if (!isAnswered) this.#maps.delete(map);
+        if (!isAnswered) this.#forget(map);
         throw error;
       }
     });
@@ -118,6 +134,7 @@ export class ClientMaps {
     const { address, size, maps } = request;
     const client = this.#client;
     if (this.#state.isPaused) {
+      this.#noteUnmapped(request);
       for (const map of maps) {
         this.#maps.delete(map);
         this.#giveUp(map);
@@ -135,7 +152,9 @@ export class ClientMaps {
         this.#maps.delete(map);
         this.#announced.delete(map);
       }
-      await this.#takeOut(maps, !isReleased);
+      await this.placement.takeOut(maps, !isReleased);
+      this.#noteUnmapped(request);
+      for (const map of maps) this.#forget(map);
     });
     return this.#changes.orPaused(work, () => allDirty(request));
   }
@@ -154,27 +173,34 @@ export class ClientMaps {
   /** The device process knows of no map: another one is there, or the client is introduced again. */
   forgetAnnounced(): void {
     this.#announced.clear();
+    this.#partial.clear();
+    this.#records.announcement++;
+    this.#memory.control.touch();
   }
 
   /** Takes out of the window what clients gave up, and has the device process release what it was told of. */
   async release(): Promise<void> {
     const maps = [...this.#unreleased];
     // Out of reach first, since the client goes on already.
-    await this.#takeOut(maps, true);
+    await this.placement.takeOut(maps, true);
     for (const map of maps) {
       this.#unreleased.delete(map);
       if (this.#announced.delete(map)) {
-        await this.#askToRelease({ address: map.address, size: map.size, maps: [map] });
+        await this.#askToRelease({ address: map.address, size: map.size, maps: [map], position: -1 });
       }
+      this.#records.remove(map);
     }
   }
 
   /** The same for a device process that hears by CLIENT_GONE of the end of all of them, or is not there. */
   readonly #releaseQuietly = async (): Promise<void> => {
     const maps = [...this.#unreleased];
-    await this.#takeOut(maps, false);
-    for (const map of maps) this.#unreleased.delete(map);
-    this.copied.dropIdle();
+    await this.placement.takeOut(maps, false);
+    for (const map of maps) {
+      this.#unreleased.delete(map);
+      this.#records.remove(map);
+    }
+    this.placement.copied.dropIdle();
   };
 
   /**
@@ -182,44 +208,50 @@ export class ClientMaps {
    * else is put in its place before the device process has released everything. Never rejects.
    */
   takeOutAll(keep: boolean): Promise<void> {
-    return this.#takeOut([...this.#maps, ...this.#unreleased], keep);
+    return this.placement.takeOut([...this.#maps, ...this.#unreleased], keep);
   }
 
   /** The device stopped, and QEMU dropped all that was mapped. */
   forget(): void {
     for (const map of [...this.#maps, ...this.#unreleased]) {
-      this.copied.remove(map);
-      this.#free(map);
+      this.placement.copied.remove(map);
+      this.placement.free(map);
     }
+    for (const map of this.#unreleased) this.#records.remove(map);
     this.#unreleased.clear();
     this.#allocation.releaseKept();
   }
 
   /** The bridge ends. */
   close(): void {
-    this.copied.close();
+    this.placement.copied.close();
   }
 
   /** Puts a map where it can be reached, and tells the device process of it, part by part. */
   async #announce(map: MemoryMap): Promise<void> {
-    await this.#put(map);
+    await this.placement.put(map);
     if (!this.#maps.has(map)) {
       // Given up while the device VM was paused.
-      await this.#takeOut([map], false);
+      await this.placement.takeOut([map], false);
       return;
     }
-    this.#announced.add(map);
     const { address, size } = map;
+    const unmap = { address, size, maps: [map], position: -1 };
+    if (this.#partial.delete(map)) await this.#requests.request(Command.DMA_UNMAP, unmapBody(unmap));
+    this.#announced.add(map);
+    this.#records.note(map, MAP_FLAG.TOLD);
     try {
-      for (const [n, part] of mapParts(map, this.copied.has(map)).entries()) {
+      for (const [n, part] of mapParts(map, this.placement.copied.has(map)).entries()) {
         await this.#requests.request(Command.DMA_MAP, mapBody(part)).catch(async (error) => {
-          if (n > 0) await this.#requests.request(Command.DMA_UNMAP, unmapBody({ address, size, maps: [map] }));
+          if (n > 0) await this.#requests.request(Command.DMA_UNMAP, unmapBody(unmap));
           throw error;
         });
       }
+      if (this.#announced.has(map)) this.#records.note(map, MAP_FLAG.ANNOUNCED);
     } catch (error) {
       this.#announced.delete(map);
-      await this.#takeOut([map], false);
+      this.#records.note(map, 0, MAP_FLAG.TOLD);
+      await this.placement.takeOut([map], false);
       throw error;
     }
   }
@@ -274,83 +306,52 @@ export class ClientMaps {
 
   /** Its client has given it up: no copy reaches it any more, and it is to be taken out of the window. */
   #giveUp(map: MemoryMap): void {
-    this.copied.remove(map);
-    if (map.windowOffset >= 0 || this.#announced.has(map)) this.#unreleased.add(map);
+    this.placement.copied.remove(map);
+    if (map.windowOffset >= 0 || this.#announced.has(map)) {
+      this.#records.note(map, MAP_FLAG.UNRELEASED);
+      this.#unreleased.add(map);
+    } else {
+      this.#records.remove(map);
+    }
   }
 
-  // Where the device VM can reach it.
+  /** It is the client's no more, and nowhere. */
+  #forget(map: MemoryMap): void {
+    this.#maps.delete(map);
+    this.#records.remove(map);
+  }
+
+  /** What the answer is made of, before what it is about is gone. */
+  #noteUnmapped({ maps, position }: UnmapRequest): void {
+    const size = maps.reduce((sum, map) => sum + map.size, 0);
+    if (position >= 0) this.#memory.pair("unmapped").write({ position, size });
+  }
+
+  // After a take-over.
+
+  get announcement(): number {
+    return this.#records.announcement;
+  }
 
   /**
-   * Into the window as far as that is possible, the rest within reach of the copy queue. Rejects with PeerGone when the
-   * device stops.
+   * Goes on with maps that another bridge noted; `client` is theirs. They have a place in the window where it says so,
+   * which may not be mapped any more, or not yet (`placement.freeUnmapped`). @throws StateError
    */
-  async #put(map: MemoryMap): Promise<void> {
-    if (!this.isolated) await this.#putIntoWindow(map);
-    const { begin, end } = map.windowPart;
-    if (map.windowOffset >= 0 && end - begin === map.backed) return;
-    this.copied.put(map);
-    if (this.isolated || map.isShareable || !map.writable || map.fd < 0 || this.#isUnsealed) return;
-    this.#isUnsealed = true;
-    this.#log.warn(
-      { address: map.address, size: map.size },
-      "the driver VM's memory can be shrunk by its owner, so each DMA is copied: use memory-backend-memfd (with " +
-        "share=on), whose memory is sealed, or trust it by --trust-unsealed-memory",
-    );
-  }
-
-  async #putIntoWindow(map: MemoryMap): Promise<void> {
-    const { readable, writable, fd, fdOffset, isShareable, pageSize } = map;
-    const { window } = this.#allocation;
-    const address = formatAddress(map.address);
-    const { begin, end } = map.windowPart;
-    const size = end - begin;
-    // QEMU does not enforce a read-only mapping, so what is not read-write stays outside.
-    if (fd < 0 || !isShareable || !readable || !writable || size === 0 || !window.permitted) return;
-    const hasRoom = this.#allocation.count < MAX_WINDOW_MAPS;
-    const offset = hasRoom ? this.#allocation.reserve(size, fdOffset + begin, pageSize) : -1;
-    if (offset < 0) {
-      if (!this.#isFull) this.#log.warn({ address, size }, "the window is full: DMA by copies");
-      this.#isFull = true;
-      return;
+  restore(client: ClientMemory | undefined, restored: readonly RestoredMap[], announcement: number): void {
+    this.#client = client;
+    this.#records.announcement = announcement;
+    for (const { map, slot, values } of restored) {
+      const { flags, windowOffset } = values;
+      this.#records.adopt(map, slot, flags);
+      const isTold = values.announcement === announcement && (flags & MAP_FLAG.TOLD) !== 0;
+      const isAnnounced = isTold && (flags & MAP_FLAG.ANNOUNCED) !== 0;
+      if (flags & MAP_FLAG.IN_WINDOW) this.placement.restore(map, windowOffset);
+      if (flags & MAP_FLAG.UNRELEASED) this.#unreleased.add(map);
+      else this.#maps.add(map);
+      if (isAnnounced) this.#announced.add(map);
+      else if (isTold) this.#partial.add(map);
+      if (isAnnounced && !(flags & MAP_FLAG.UNRELEASED)) this.placement.reach(map);
     }
-    map.windowOffset = offset;
-    try {
-      await window.map(fd, fdOffset + begin, offset, size);
-    } catch (error) {
-      if (error instanceof ProtocolError && error.errno === Errno.ETIMEDOUT) this.#keep(map);
-      else this.#free(map);
-      if (!(error instanceof ProtocolError)) throw error;
-      this.#log.warn({ address, size, reason: error.message }, "not mapped in the window: DMA by copies");
-    }
-  }
-
-  async #takeOut(maps: readonly MemoryMap[], keep: boolean): Promise<void> {
-    for (const map of maps) this.copied.remove(map);
-    const inWindow = maps.filter(({ windowOffset }) => windowOffset >= 0);
-    // Several in flight: the reply to one may prove that the one before it is committed.
-    for (let first = 0; first < inWindow.length; first += UNMAPS_AT_ONCE) {
-      await Promise.all(inWindow.slice(first, first + UNMAPS_AT_ONCE).map((map) => this.#takeOneOut(map, keep)));
-    }
-  }
-
-  async #takeOneOut(map: MemoryMap, keep: boolean): Promise<void> {
-    const { begin, end } = map.windowPart;
-    const isOut = await this.#allocation.unmap(map.windowOffset, end - begin);
-    if ((keep || !isOut) && this.#allocation.window.permitted && map.windowOffset >= 0) this.#keep(map);
-    else this.#free(map);
-  }
-
-  #keep(map: MemoryMap): void {
-    this.#allocation.keep(map.windowOffset);
-    map.windowOffset = -1;
-  }
-
-  #free(map: MemoryMap): void {
-    if (map.windowOffset >= 0) {
-      this.#allocation.release(map.windowOffset);
-      this.#isFull = false;
-    }
-    map.windowOffset = -1;
   }
 }
 

@@ -16,6 +16,9 @@ import { closePeerFd, FdShare } from "../../../shared/peer-fds.js";
 import { NO_DOORBELL, Queue } from "../../../shared/spec/link.js";
 import { Irq, NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
 import { UntakenSignals } from "../../../shared/vfio-user/irqs/untaken-signals.js";
+import type { FdKeeper } from "../state/fd-keeper.js";
+import { FD_KIND } from "../state/layout.js";
+import { StateMemory } from "../state/state-memory.js";
 
 interface Binding {
   /** The client's eventfd. */
@@ -24,6 +27,12 @@ interface Binding {
   doorbell: number;
   /** The relay's id, or -1. */
   relay: number;
+}
+
+/** As the state keeps them: which vector has which eventfd and doorbell, and what was signalled and not taken. */
+export interface SavedDoorbells {
+  readonly bindings: readonly (readonly [index: number, vector: number, fd: number, doorbell: number])[];
+  readonly untaken: readonly (readonly number[])[];
 }
 
 /** The relay's copies of a kick and of an eventfd. */
@@ -46,10 +55,36 @@ export class Doorbells {
   /** Which doorbells the driver has set up. */
   #usable: boolean[] = [];
   readonly #fds: FdShare;
+  readonly #keeper: FdKeeper;
 
   /** `fds`: charged with the relay's descriptors for as long as a vector is bound, whether or not a device is there. */
-  constructor(fds = new FdShare()) {
+  constructor(fds = new FdShare(), keeper = StateMemory.temporary().fds) {
     this.#fds = fds;
+    this.#keeper = keeper;
+  }
+
+  save(): SavedDoorbells {
+    const bindings = this.#bindings.flatMap((each, index) =>
+      [...each].map(([vector, { fd, doorbell }]) => [index, vector, this.#keeper.idOf(fd), doorbell] as const),
+    );
+    return { bindings, untaken: this.#untaken.save() };
+  }
+
+  /**
+   * Goes on with vectors of another bridge. Where a device is attached each has the doorbell that it had, and what was
+   * rung since is passed on. @throws StateError or SystemError
+   */
+  restore({ bindings, untaken }: SavedDoorbells, isHalted: boolean): void {
+    this.#halted = isHalted;
+    this.#untaken.restore(untaken);
+    for (const [index, vector, id, doorbell] of bindings) {
+      const fd = this.#keeper.take(id, FD_KIND.EVENTFD);
+      this.#fds.adopt(fd);
+      const binding = { fd, doorbell: NO_DOORBELL, relay: -1 };
+      this.#bindings[index].set(vector, binding);
+      this.#fds.charge(FDS_PER_RELAY);
+      if (this.#attached && doorbell < this.#taken.length) this.#place(binding, doorbell);
+    }
   }
 
   /** Signals moved so far. */
@@ -157,6 +192,7 @@ export class Doorbells {
       });
       eventfds.forEach((fd, i) => {
         if (fd < 0 || this.#keepsPlace(bindings.get(start + i))) return;
+        this.#keeper.keep(fd);
         const binding = { fd, doorbell: NO_DOORBELL, relay: -1 };
         fresh.set(start + i, binding);
         if (this.#attached) this.#take(binding);
@@ -247,17 +283,19 @@ export class Doorbells {
     if (binding.doorbell !== NO_DOORBELL) return true;
     for (let doorbell = 0; doorbell < this.#taken.length; doorbell++) {
       if (this.#taken[doorbell] || !this.#usable[doorbell]) continue;
-      if (!this.#halted) {
-        const kick = this.#kickOf(Queue.FIRST_DOORBELL + doorbell);
-        // What was kicked before the binding is not for this vector; QEMU even leaves a count of its own there.
-        native.eventfdRead(kick);
-        binding.relay = this.#relay.add(kick, binding.fd);
-      }
-      binding.doorbell = doorbell;
-      this.#taken[doorbell] = binding;
+      // What was kicked before the binding is not for this vector; QEMU even leaves a count of its own there.
+      if (!this.#halted) native.eventfdRead(this.#kickOf(Queue.FIRST_DOORBELL + doorbell));
+      this.#place(binding, doorbell);
       return true;
     }
     return false;
+  }
+
+  #place(binding: Binding, doorbell: number): void {
+    const kick = this.#halted ? -1 : this.#kickOf(Queue.FIRST_DOORBELL + doorbell);
+    if (kick >= 0) binding.relay = this.#relay.add(kick, binding.fd);
+    binding.doorbell = doorbell;
+    this.#taken[doorbell] = binding;
   }
 
   #release(binding: Binding): void {

@@ -13,6 +13,8 @@ import { NO_DOORBELL } from "../../../shared/spec/link.js";
 import { Command, IrqSetFlags as Flags, Irq, NUM_PCI_IRQS } from "../../../shared/spec/vfio-user.js";
 import type { IrqSetRequest } from "../../../shared/vfio-user/backend.js";
 import { IrqEventfds } from "../../../shared/vfio-user/irqs/irq-eventfds.js";
+import { FD_KIND } from "../state/layout.js";
+import type { StateMemory } from "../state/state-memory.js";
 import { doorbellBody, plainIrqBody } from "./bodies.js";
 import type { Changes } from "./changes.js";
 import type { DeviceState } from "./device-state.js";
@@ -26,19 +28,37 @@ interface IndexState {
   readonly masked: Set<number>;
 }
 
+/** What a client set up, as the state keeps it. */
+export interface SavedInterrupts {
+  readonly indices:
+    | readonly { readonly enabled: boolean; readonly vectors: number; readonly masked: number[] }[]
+    | null;
+  /** Eventfds that mask and unmask. */
+  readonly eventfds: readonly (readonly [action: number, index: number, vector: number, fd: number])[];
+}
+
 export class ClientInterrupts {
   readonly #state: DeviceState;
   readonly #changes: Changes;
   readonly #requests: RequestChannel;
   readonly #doorbells: Doorbells;
   readonly #log: Log;
+  readonly #memory: StateMemory;
   readonly #eventfds: IrqEventfds;
   /** What the client set up; undefined while none is there. */
   #indices: readonly IndexState[] | undefined;
   /** Indices that were changed without the device process being told. */
   readonly #changed = new Set<number>();
 
-  constructor(state: DeviceState, changes: Changes, requests: RequestChannel, doorbells: Doorbells, log: Log) {
+  constructor(
+    state: DeviceState,
+    changes: Changes,
+    requests: RequestChannel,
+    doorbells: Doorbells,
+    memory: StateMemory,
+    log: Log,
+  ) {
+    this.#memory = memory;
     this.#state = state;
     this.#changes = changes;
     this.#requests = requests;
@@ -47,6 +67,25 @@ export class ClientInterrupts {
     this.#eventfds = new IrqEventfds((request) =>
       this.set(request).catch((error) => log.warn({ reason: error.message }, "interrupts were not set up again")),
     );
+  }
+
+  save(): SavedInterrupts {
+    const { fds } = this.#memory;
+    const indices = this.#indices?.map(({ enabled, vectors, masked }) => ({ enabled, vectors, masked: [...masked] }));
+    const eventfds = this.#eventfds.all.map(([action, index, vector, fd]) => {
+      return [action, index, vector, fds.idOf(fd)] as const;
+    });
+    return { indices: indices ?? null, eventfds };
+  }
+
+  /** Goes on with what another bridge set up; the device process is told all of it again. @throws StateError */
+  restore({ indices, eventfds }: SavedInterrupts): void {
+    this.#indices = indices?.map(({ enabled, vectors, masked }) => ({ enabled, vectors, masked: new Set(masked) }));
+    for (const [flags, index, start, id] of eventfds) {
+      const fd = this.#memory.fds.take(id, FD_KIND.EVENTFD);
+      this.#eventfds.set({ flags, index, start, count: 1, eventfds: [fd] });
+    }
+    for (const index of indices?.keys() ?? []) this.#changed.add(index);
   }
 
   // The client's side.
@@ -76,6 +115,7 @@ export class ClientInterrupts {
     const { flags, index, count, eventfds } = request;
     const isTrigger = (flags & Flags.ACTION_TRIGGER) !== 0;
     const disables = isTrigger && count === 0 && !eventfds;
+    this.#memory.control.touch();
     // At once: what is signalled from here on must not mask or unmask behind it.
     if (disables) this.#eventfds.clearIndex(index);
     const apply = async () => {
@@ -83,7 +123,9 @@ export class ClientInterrupts {
         closeAll(eventfds);
         throw new PeerGone("no client is connected");
       }
+      this.#memory.control.touch();
       if (eventfds && !isTrigger) {
+        for (const fd of eventfds) if (fd >= 0) this.#memory.fds.keep(fd);
         this.#eventfds.set(request);
         return;
       }
@@ -91,6 +133,7 @@ export class ClientInterrupts {
       else if (disables) await this.#unbindAll(request);
       else await this.#tell(plainIrqBody(request));
       note(client[index], request);
+      this.#memory.control.touch();
       if (this.#state.name !== "connected" || this.#indices !== client) this.#changed.add(index);
     };
     return this.#state.isPaused ? apply() : this.#changes.orPaused(this.#changes.run(apply));

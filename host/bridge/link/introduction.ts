@@ -8,6 +8,7 @@ import { RETRY_MS } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { ClientConnected, ClientGone, LinkCommand } from "../../../shared/spec/link.js";
 import type { ClientMemory, ClientVersion, DirectAccesses } from "../../../shared/vfio-user/backend.js";
+import type { ControlState } from "../state/control-state.js";
 import type { Changes } from "./changes.js";
 import type { CommandRelay } from "./command-relay.js";
 import type { DeviceClient, DeviceProcess } from "./device-process.js";
@@ -18,12 +19,32 @@ import type { RequestChannel } from "./request-channel.js";
 import type { Sharing } from "./sharing.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
-interface Client extends DeviceClient {
+/** What a client is reached by. */
+export interface ClientEnds {
+  readonly memory: ClientMemory;
   readonly accesses: DirectAccesses;
+}
+
+interface Client extends DeviceClient, ClientEnds {
   readonly generation: number;
   isServed: boolean;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
+}
+
+/** As the state keeps it: clients by their generation. */
+export interface SavedIntroduction {
+  readonly client: {
+    readonly generation: number;
+    readonly version: ClientVersion;
+    readonly isServed: boolean;
+  } | null;
+  readonly announced: number | null;
+  /** It is not known how much of that client the device process was told. */
+  readonly isStale: boolean;
+  readonly generation: number;
+  /** See ClientMaps. */
+  readonly announcement: number;
 }
 
 export interface IntroductionParts {
@@ -36,6 +57,7 @@ export interface IntroductionParts {
   readonly sharing: Sharing;
   readonly process: DeviceProcess;
   readonly relay: CommandRelay;
+  readonly control: ControlState;
   readonly log: Log;
 }
 
@@ -46,7 +68,9 @@ export class Introduction {
   readonly #log: Log;
   #client: Client | undefined;
   /** The client that the device process was told of. */
-  #announced: Client | undefined;
+  #announced: Pick<Client, "generation"> | undefined;
+  /** It knows that client's interrupts, too. */
+  #isAnnouncedWhole = false;
   /** The device process is to release that client, even if it is there still, and to be told of it again. */
   #isStale = false;
   /** Why the device process was given up last; undefined once it has the client. */
@@ -60,6 +84,32 @@ export class Introduction {
     this.#state = parts.state;
     this.#requests = parts.requests;
     this.#log = parts.log;
+  }
+
+  save(): SavedIntroduction {
+    const client = this.#client;
+    return {
+      client: client ? { generation: client.generation, version: client.version, isServed: client.isServed } : null,
+      announced: this.#announced?.generation ?? null,
+      isStale: this.#isStale || (this.#announced !== undefined && !this.#isAnnouncedWhole),
+      generation: this.#generation,
+      announcement: this.#parts.maps.announcement,
+    };
+  }
+
+  /** Goes on with the client of another bridge; `ends` are what it is reached by. */
+  restore(saved: SavedIntroduction, ends: ClientEnds | undefined): void {
+    this.#generation = saved.generation;
+    this.#isStale = saved.isStale;
+    this.#isAnnouncedWhole = true;
+    if (saved.client && ends) {
+      const { generation, version, isServed } = saved.client;
+      this.#client = { ...ends, generation, version, isServed, resolve() {}, reject() {} };
+      this.#parts.process.client = this.#client;
+    }
+    if (saved.announced === null) return;
+    const isThere = this.#client?.generation === saved.announced;
+    this.#announced = isThere ? this.#client : { generation: saved.announced };
   }
 
   get client(): Client | undefined {
@@ -78,6 +128,7 @@ export class Introduction {
       this.#client = { version, memory, accesses, generation, isServed: false, resolve, reject };
     });
     this.#parts.process.client = this.#client;
+    this.#parts.control.touch();
     this.update();
     return { generation, served };
   }
@@ -86,6 +137,7 @@ export class Introduction {
     this.#client?.reject(new PeerGone("the client is gone"));
     this.#client = undefined;
     this.#parts.process.client = undefined;
+    this.#parts.control.touch();
     this.update();
   }
 
@@ -100,6 +152,7 @@ export class Introduction {
    */
   owesReset(): void {
     this.#isStale = true;
+    this.#parts.control.touch();
     this.#client?.accesses.readFrom(undefined);
   }
 
@@ -108,6 +161,7 @@ export class Introduction {
     clearTimeout(this.#retry);
     this.#client?.accesses.readFrom(undefined);
     this.#parts.process.registers = undefined;
+    this.#parts.process.left();
     this.#forgetAnnounced();
   }
 
@@ -122,6 +176,7 @@ export class Introduction {
     const { changes, maps } = this.#parts;
     this.#client?.accesses.readFrom(undefined);
     this.#isStale = true;
+    this.#parts.control.touch();
     changes.background(() => maps.takeOutAll(true));
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#askToRelease(), cause === "failed" ? RETRY_MS : 0);
@@ -160,8 +215,12 @@ export class Introduction {
     const irqCounts = process.summary?.irqCounts ?? [];
     if (isNew) {
       this.#announced = client;
+      this.#isAnnouncedWhole = false;
+      this.#parts.control.touch();
       await this.#announceClient(client);
       await interrupts.introduce(irqCounts);
+      this.#isAnnouncedWhole = true;
+      this.#parts.control.touch();
     }
     await maps.announce();
     await interrupts.announce(irqCounts);
@@ -174,6 +233,7 @@ export class Introduction {
     client.accesses.readFrom(process.registers);
     this.#log.info({ generation: client.generation, maps: maps.size }, "the device has the client");
     client.isServed = true;
+    this.#parts.control.touch();
     client.resolve();
     relay.introduced(client.accesses);
   }
@@ -232,5 +292,6 @@ export class Introduction {
     this.#announced = undefined;
     this.#isStale = false;
     this.#parts.maps.forgetAnnounced();
+    this.#parts.control.touch();
   }
 }

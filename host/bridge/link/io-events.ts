@@ -9,6 +9,8 @@ import * as native from "../../../native/index.js";
 import { Errno, isSystemError, ProtocolError } from "../../../shared/errors.js";
 import { MAX_IOEVENTFDS } from "../../../shared/limits.js";
 import { IoEvent as IoEventBody, LinkCommand } from "../../../shared/spec/link.js";
+import type { FdKeeper } from "../state/fd-keeper.js";
+import { FD_KIND } from "../state/layout.js";
 import { isSharable } from "./bodies.js";
 import type { RequestChannel } from "./request-channel.js";
 
@@ -24,18 +26,36 @@ interface IoEvent {
   isForwarded: boolean;
 }
 
+/** Eventfds as the state keeps them. */
+export type SavedEvents = readonly (readonly [region: number, fd: number, handle: number])[];
+
 export class IoEvents {
   /** Signals forwarded so far. */
   forwarded = 0;
   readonly #events: IoEvent[] = [];
   readonly #requests: RequestChannel;
   readonly #newHandle: () => number;
+  readonly #fds: FdKeeper;
   #polling = false;
 
   /** `newHandle` gives numbers above 0, each once. */
-  constructor(requests: RequestChannel, newHandle: () => number) {
+  constructor(requests: RequestChannel, fds: FdKeeper, newHandle: () => number) {
     this.#requests = requests;
+    this.#fds = fds;
     this.#newHandle = newHandle;
+  }
+
+  save(): SavedEvents {
+    return this.#events.map(({ region, fd, handle }) => [region, fd < 0 ? 0 : this.#fds.idOf(fd), handle] as const);
+  }
+
+  /** What was signalled, and may not have been forwarded, is forwarded once more. @throws StateError */
+  restore(saved: SavedEvents): void {
+    for (const [region, id, handle] of saved) {
+      const fd = id === 0 ? -1 : this.#fds.take(id, FD_KIND.EVENTFD);
+      if (fd >= 0) native.eventfdWrite(fd);
+      this.#events.push({ region, fd, handle, poll: undefined, isForwarded: false });
+    }
   }
 
   /**
@@ -52,14 +72,19 @@ export class IoEvents {
       throw new ProtocolError(`${count} more eventfds of at most ${MAX_IOEVENTFDS}`, Errno.ENOSPC);
     }
     while (known.length < count) {
-      const event = { region, fd: native.eventfd(0), handle: NO_HANDLE, poll: undefined, isForwarded: false };
+      const event = { region, fd: this.#newEventfd(), handle: NO_HANDLE, poll: undefined, isForwarded: false };
       known.push(event);
       this.#events.push(event);
     }
     const events = known.slice(0, count);
-    for (const event of events) if (event.fd < 0) event.fd = native.eventfd(0);
+    for (const event of events) if (event.fd < 0) event.fd = this.#newEventfd();
     for (const event of events) event.handle = this.#newHandle();
     return events.map(({ handle }) => handle);
+  }
+
+  /** No device process knows the eventfds of that region. */
+  withdraw(region: number): void {
+    for (const event of this.#events) if (event.region === region) event.handle = NO_HANDLE;
   }
 
   /** The eventfd that a device process named, if it is of that region and its own; otherwise -1. */
@@ -100,8 +125,8 @@ export class IoEvents {
     this.stop();
     this.#drop();
     for (const event of this.#events) {
-      if (event.fd >= 0) native.close(event.fd);
-      event.fd = freshEventfd();
+      if (event.fd >= 0) this.#fds.close(event.fd);
+      event.fd = this.#freshEventfd();
     }
   }
 
@@ -110,7 +135,7 @@ export class IoEvents {
     for (let n = this.#events.length - 1; n >= 0; n--) {
       const { handle, fd } = this.#events[n];
       if (handle !== NO_HANDLE) continue;
-      if (fd >= 0) native.close(fd);
+      if (fd >= 0) this.#fds.close(fd);
       this.#events.splice(n, 1);
     }
   }
@@ -134,14 +159,20 @@ export class IoEvents {
     event.poll = poll;
     if (!event.isForwarded) poll.start(native.POLL_READABLE);
   }
-}
 
-/** -1 when there are no more fds. */
-function freshEventfd(): number {
-  try {
-    return native.eventfd(0);
-  } catch (error) {
-    if (!isSystemError(error)) throw error;
-    return -1;
+  #newEventfd(): number {
+    const fd = native.eventfd(0);
+    this.#fds.keep(fd);
+    return fd;
+  }
+
+  /** -1 when there are no more fds. */
+  #freshEventfd(): number {
+    try {
+      return this.#newEventfd();
+    } catch (error) {
+      if (!isSystemError(error)) throw error;
+      return -1;
+    }
   }
 }

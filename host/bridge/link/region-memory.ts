@@ -10,6 +10,9 @@ import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_REGION_MEMORY, MAX_SHARED_PARTS, PAGE_SIZE } from "../../../shared/limits.js";
 import { type Area, MemoryFile, type PlacedArea } from "../../../shared/memory-file.js";
 import { NO_REGION } from "../../../shared/spec/link.js";
+import { BackendRequest } from "../../../shared/spec/vhost-user.js";
+import { FD_KIND } from "../state/layout.js";
+import type { StateMemory } from "../state/state-memory.js";
 import type { Window } from "../vhost-user/window.js";
 import { isSharable } from "./bodies.js";
 import type { WindowAllocation } from "./window-allocation.js";
@@ -31,17 +34,101 @@ export class RegionMemory extends MemoryFile {
   }
 }
 
+/** Memory of a region as the state keeps it. */
+export interface SavedMemory {
+  readonly region: number;
+  readonly handle: number;
+  readonly stale: boolean;
+  readonly fd: number;
+  /** Whether it is mapped at that offset of the window; -1: it has none there. */
+  readonly areas: readonly (readonly [offset: number, size: number, windowOffset: number, isMapped: boolean])[];
+}
+
 export class RegionMemories {
   readonly #window: Window;
   readonly #allocation: WindowAllocation;
   readonly #memories = new Map<number, RegionMemory>();
   readonly #newHandle: () => number;
+  readonly #state: StateMemory;
+  /** Offsets of the window at which areas are mapped. */
+  readonly #mapped = new Set<number>();
+  /** Fresh memory is being mapped where stale memory was. */
+  #renewing: RegionMemory | undefined;
 
   /** `newHandle` gives numbers above 0, each once. */
-  constructor(window: Window, allocation: WindowAllocation, newHandle: () => number) {
+  constructor(window: Window, allocation: WindowAllocation, state: StateMemory, newHandle: () => number) {
     this.#window = window;
     this.#allocation = allocation;
+    this.#state = state;
     this.#newHandle = newHandle;
+  }
+
+  save(): SavedMemory[] {
+    return [...this.#memories.values()].map((memory) => {
+      const { region, handle, stale, fd, areas } = memory;
+      return {
+        region,
+        handle,
+        stale: stale || memory === this.#renewing,
+        fd: this.#state.fds.idOf(fd),
+        areas: areas.map(({ offset, size, windowOffset }) => {
+          return [offset, size, windowOffset, this.#mapped.has(windowOffset)] as const;
+        }),
+      };
+    });
+  }
+
+  /** @throws StateError */
+  restore(saved: readonly SavedMemory[]): void {
+    for (const { region, handle, stale, fd, areas } of saved) {
+      const asked = areas.map(([offset, size]) => ({ offset, size }));
+      const memory = new RegionMemory(region, asked);
+      memory.adopt(this.#state.fds.take(fd, FD_KIND.MEMORY));
+      Object.assign(memory, { handle, stale });
+      this.#memories.set(region, memory);
+      for (const [n, [, size, windowOffset, isMapped]] of areas.entries()) {
+        if (windowOffset < 0) continue;
+        this.#allocation.take(windowOffset, size);
+        memory.areas[n].windowOffset = windowOffset;
+        if (isMapped) this.#mapped.add(windowOffset);
+      }
+    }
+  }
+
+  /**
+   * After `restore`, when nothing is in flight to the front-end: what a device process has is in the window, and
+   * nothing else is.
+   */
+  async repair(): Promise<void> {
+    for (const memory of this.#memories.values()) {
+      for (const area of memory.areas) {
+        const { windowOffset } = area;
+        if (windowOffset < 0) continue;
+        const isMapped = this.#mapped.has(windowOffset);
+        if (memory.handle !== NO_HANDLE) {
+          if (!isMapped) await this.#map(memory, area, windowOffset);
+        } else {
+          if (isMapped) await this.#allocation.unmap(windowOffset, area.size);
+          this.#leave(area);
+        }
+      }
+    }
+  }
+
+  /** No device process knows the memory of that region. */
+  withdraw(region: number): void {
+    const memory = this.#memories.get(region);
+    if (memory) memory.handle = NO_HANDLE;
+  }
+
+  /** See Window.onSettled. */
+  settled(request: number, offset: number, isDone: boolean): boolean {
+    const areas = [...this.#memories.values()].flatMap((memory) => memory.areas);
+    if (!areas.some(({ windowOffset }) => windowOffset === offset)) return false;
+    if (isDone && request === BackendRequest.SHMEM_MAP) this.#mapped.add(offset);
+    else if (isDone) this.#mapped.delete(offset);
+    this.#state.control.touch();
+    return true;
   }
 
   /** Whether there is memory that has to be recreated before another client comes. */
@@ -87,6 +174,7 @@ export class RegionMemories {
     }
     if (memory.areas.some(({ windowOffset }) => windowOffset < 0)) throw new PeerGone("the device stopped");
     memory.handle = this.#newHandle();
+    this.#state.control.touch();
     return memory;
   }
 
@@ -118,15 +206,17 @@ export class RegionMemories {
   async renew(): Promise<void> {
     for (const memory of this.#memories.values()) {
       if (!memory.stale) continue;
-      memory.recreate();
+      this.#recreate(memory);
       // From now on: the client that comes next may go again before all of it is in the window.
       memory.stale = false;
+      this.#renewing = memory;
       for (const area of memory.areas) {
         const { windowOffset, size } = area;
         if (windowOffset < 0) continue;
         await this.#window.unmap(windowOffset, size);
         await this.#map(memory, area, windowOffset);
       }
+      this.#renewing = undefined;
     }
   }
 
@@ -151,9 +241,15 @@ export class RegionMemories {
 
   #make(region: number, asked: readonly Area[]): RegionMemory {
     const memory = new RegionMemory(region, asked);
-    memory.recreate();
+    this.#recreate(memory);
     this.#memories.set(region, memory);
     return memory;
+  }
+
+  #recreate(memory: RegionMemory): void {
+    memory.recreate();
+    this.#state.fds.keep(memory.fd);
+    this.#state.control.touch();
   }
 
   async #place(memory: RegionMemory): Promise<void> {
@@ -161,6 +257,7 @@ export class RegionMemories {
       const windowOffset = this.#allocation.reserve(area.size, area.offset);
       if (windowOffset < 0) throw new ProtocolError("the window has no room for the memory", Errno.ENOSPC);
       area.windowOffset = windowOffset;
+      this.#state.control.touch();
       await this.#map(memory, area, windowOffset);
     }
   }
@@ -172,8 +269,7 @@ export class RegionMemories {
     } catch (error) {
       // Nothing is there: QEMU is not to be asked to take it out. When the device stopped, it was released
       // already.
-      if (area.windowOffset >= 0) this.#allocation.release(windowOffset);
-      area.windowOffset = -1;
+      this.#leave(area);
       throw error;
     }
   }
@@ -189,10 +285,16 @@ export class RegionMemories {
 
   #leaveWindow(memory: RegionMemory): void {
     memory.handle = NO_HANDLE;
-    for (const area of memory.areas) {
-      if (area.windowOffset >= 0) this.#allocation.release(area.windowOffset);
-      area.windowOffset = -1;
-    }
+    for (const area of memory.areas) this.#leave(area);
+    this.#state.control.touch();
+  }
+
+  #leave(area: PlacedArea): void {
+    if (area.windowOffset < 0) return;
+    this.#allocation.release(area.windowOffset);
+    this.#mapped.delete(area.windowOffset);
+    area.windowOffset = -1;
+    this.#state.control.touch();
   }
 
   #delete(memory: RegionMemory): void {
@@ -200,5 +302,6 @@ export class RegionMemories {
     this.#leaveWindow(memory);
     this.#memories.delete(memory.region);
     memory.close();
+    this.#state.control.touch();
   }
 }

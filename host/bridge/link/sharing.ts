@@ -6,15 +6,24 @@ import { ProtocolError } from "../../../shared/errors.js";
 import { LinkCommand, MemoryAllocated } from "../../../shared/spec/link.js";
 import { setU64 } from "../../../shared/struct/struct.js";
 import type { DeviceSummary } from "../../../shared/vfio-user/backend.js";
+import type { StateMemory } from "../state/state-memory.js";
 import { handleBody, parseAllocateEvents, parseAllocateMemory } from "./bodies.js";
 import { HandleTable } from "./handle-table.js";
-import { IoEvents } from "./io-events.js";
-import { RegionMemories, type RegionMemory } from "./region-memory.js";
+import { IoEvents, type SavedEvents } from "./io-events.js";
+import { RegionMemories, type RegionMemory, type SavedMemory } from "./region-memory.js";
 import type { RequestChannel } from "./request-channel.js";
 import type { WindowAllocation } from "./window-allocation.js";
 
 /** Carries a request out and gives the reply's body. */
 export type Allocation = () => Promise<Uint8Array<ArrayBuffer>>;
+
+/** As the state keeps it. */
+export interface SavedSharing {
+  readonly hasClient: boolean;
+  readonly lastHandle: number;
+  readonly memories: readonly SavedMemory[];
+  readonly events: SavedEvents;
+}
 
 export class Sharing {
   readonly handles: HandleTable;
@@ -24,12 +33,29 @@ export class Sharing {
   #hasClient = false;
   #lastHandle = 0;
 
-  constructor(allocation: WindowAllocation, requests: RequestChannel) {
+  constructor(allocation: WindowAllocation, requests: RequestChannel, state: StateMemory) {
     // One numbering for both, since the device process tells them apart by it.
     const newHandle = () => ++this.#lastHandle;
-    this.memories = new RegionMemories(allocation.window, allocation, newHandle);
-    this.events = new IoEvents(requests, newHandle);
+    this.memories = new RegionMemories(allocation.window, allocation, state, newHandle);
+    this.events = new IoEvents(requests, state.fds, newHandle);
     this.handles = new HandleTable(this.memories, this.events);
+  }
+
+  save(): SavedSharing {
+    return {
+      hasClient: this.#hasClient,
+      lastHandle: this.#lastHandle,
+      memories: this.memories.save(),
+      events: this.events.save(),
+    };
+  }
+
+  /** @throws StateError */
+  restore({ hasClient, lastHandle, memories, events }: SavedSharing): void {
+    this.#hasClient = hasClient;
+    this.#lastHandle = lastHandle;
+    this.memories.restore(memories);
+    this.events.restore(events);
   }
 
   /** Reads ALLOCATE_MEMORY or ALLOCATE_EVENTS, whose body is data[offset, offset + length). @throws ProtocolError */
@@ -40,6 +66,14 @@ export class Sharing {
     }
     const { region, count } = parseAllocateEvents(data, offset, length);
     return async () => handleBody(this.events.allocate(region, count));
+  }
+
+  /** What a device process was given by that request, with `data` as its body, it has not heard of: it gets it again. */
+  withdraw(command: number, data: DataView): void {
+    if (command === LinkCommand.ALLOCATE_MEMORY)
+      this.memories.withdraw(parseAllocateMemory(data, 0, data.byteLength).region);
+    if (command === LinkCommand.ALLOCATE_EVENTS)
+      this.events.withdraw(parseAllocateEvents(data, 0, data.byteLength).region);
   }
 
   /** @throws ProtocolError when there is memory outside of these regions */

@@ -3,7 +3,13 @@ import { PeerGone } from "../../../shared/errors.js";
 import { WINDOW_PIECE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { WindowAllocator } from "../../../shared/window-allocator.js";
+import type { ControlState } from "../state/control-state.js";
+import { StateError } from "../state/state-bytes.js";
 import type { Window } from "../vhost-user/window.js";
+
+export interface SavedAllocation {
+  readonly kept: readonly { readonly offset: number; readonly size: number }[];
+}
 
 export class WindowAllocation {
   readonly window: Window;
@@ -13,11 +19,13 @@ export class WindowAllocation {
    * Window offsets that a device process which did not release them may still use, or that QEMU has not given back:
    * nothing else is put there.
    */
-  readonly #kept: number[] = [];
+  readonly #kept: { readonly offset: number; readonly size: number }[] = [];
+  readonly #control: ControlState;
 
-  constructor(window: Window, log: Log) {
+  constructor(window: Window, log: Log, control: ControlState) {
     this.window = window;
     this.#log = log;
+    this.#control = control;
     this.#allocator = new WindowAllocator(window.size, WINDOW_PIECE_SIZE);
   }
 
@@ -37,13 +45,32 @@ export class WindowAllocation {
   }
 
   /** Gives it back by `releaseKept` only. */
-  keep(windowOffset: number): void {
-    this.#kept.push(windowOffset);
+  keep(offset: number, size: number): void {
+    this.#kept.push({ offset, size });
+    this.#control.touch();
+  }
+
+  save(): SavedAllocation {
+    return { kept: [...this.#kept] };
+  }
+
+  /** @throws StateError */
+  restore({ kept }: SavedAllocation): void {
+    for (const { offset, size } of kept) {
+      this.take(offset, size);
+      this.keep(offset, size);
+    }
+  }
+
+  /** A place that another bridge reserved. @throws StateError */
+  take(offset: number, size: number): void {
+    if (!this.#allocator.take(offset, size)) throw new StateError(`two things are at ${offset} of the window`);
   }
 
   /** The device process has released everything that it had. */
   releaseKept(): void {
-    for (const offset of this.#kept.splice(0)) this.#allocator.free(offset);
+    for (const { offset } of this.#kept.splice(0)) this.#allocator.free(offset);
+    this.#control.touch();
   }
 
   /** Takes what is mapped there out of the window; whether it is out. Never rejects. */

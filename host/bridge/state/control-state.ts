@@ -45,11 +45,12 @@ export class ControlState {
   }
 
   /**
-   * Until `release`, which is to be called before anything is sent: what changes the state in several steps, and is done
-   * again as a whole when the bridge dies meanwhile, is not to last by half.
+   * Until `release`, which is to be called before anything is sent, nothing is written: what is done again as a whole
+   * when the bridge dies meanwhile is not to last by half.
    */
   hold(): void {
     this.#isHeld = true;
+    this.touch();
   }
 
   release(): void {

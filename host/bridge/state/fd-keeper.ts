@@ -142,10 +142,10 @@ export class FdKeeper {
     this.#untaken.clear();
   }
 
-  /** The session is over: nothing is kept any more. */
+  /** The session is over: nothing is kept any more, and what is still open is closed. */
   end(): void {
     this.sweep();
-    for (const fd of [...this.#byFd.keys()]) this.forget(fd);
+    for (const fd of [...this.#byFd.keys()]) closePeerFd(fd);
   }
 
   #refer(entry: Entry, fd: number): void {

@@ -104,24 +104,28 @@ const DmaMaps = struct({
   /** What of it its file has, from its start. */
   backed: "u64",
   fd: "u32",
+  /** Of the file's pages, which are mapped whole. */
+  pageSize: "u32",
   /** Of the DMA_MAP in the client's stream. */
   position: "u32",
-  pad: 4,
+  /** Which life of the device process was told of it: see MAP_FLAG. */
+  announcement: "u32",
+  reserved: 4,
   check: "u32",
 });
 export const MAP_FLAG = {
   READ: 1,
   WRITE: 2,
-  /** Space of the window is taken for it; it is mapped there, or about to be. */
-  IN_WINDOW: 4,
   /** It may be mapped for a device. */
-  SHAREABLE: 8,
-  /** The device process was told of a part of it, at least. */
-  TOLD: 16,
-  /** The device process has all of it. */
-  ANNOUNCED: 32,
+  SHAREABLE: 4,
+  /** It has a place in the window; and it is mapped there. */
+  IN_WINDOW: 8,
+  MAPPED: 16,
+  /** The device process was told of a part of it, at least; and it has all of it. */
+  TOLD: 32,
+  ANNOUNCED: 64,
   /** Its client has given it up, and it is still in the window, or known to the device process. */
-  UNRELEASED: 64,
+  UNRELEASED: 128,
 } as const;
 
 /** Commands that went to the device process, and were not answered. */

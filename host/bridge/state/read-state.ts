@@ -49,7 +49,7 @@ export interface SavedState {
   readonly control: unknown;
   /** Undefined: never written. */
   readonly windowRequests: PairValues<"windowRequests"> | undefined;
-  readonly unmapped: PairValues<"unmapped"> | undefined;
+  readonly unmapped: Required<PairValues<"unmapped">> | undefined;
   /** Live and pending records, one for each key, in no order. */
   readonly slots: SavedSlots;
   readonly streams: Readonly<Record<StreamName, SavedStream>>;

@@ -102,6 +102,15 @@ export class StateMemory {
     return { state, saved };
   }
 
+  /** Whether what came back is, or was, of that session. */
+  static isOf(kept: KeptFds, { sockets }: SessionIdentity): boolean {
+    const fd = kept.get("state") ?? -1;
+    const { kind, size } = fd < 0 ? { kind: "none", size: 0 } : fileStatus(fd);
+    if (kind !== "memory" || size < PAGE_SIZE) return false;
+    const data = new DataView(mapFile(fd, 0, PAGE_SIZE, PROT_READ));
+    return Identity.view(data, LAYOUT.identity).sockets === hashText(sockets.join("\0"));
+  }
+
   pair<Name extends PairName>(name: Name): Pair<Name> {
     return this.#pairs[name];
   }
@@ -112,6 +121,11 @@ export class StateMemory {
 
   word(name: WordName): number {
     return this.bytes.word(LAYOUT.words[name]) ?? 0;
+  }
+
+  /** Something of it found no room: the next bridge does not go on with it. */
+  countLost(): void {
+    this.bytes.setWord(LAYOUT.words.unkept, this.word("unkept") + 1);
   }
 
   /** To be called before anything is done with a state that was read. */

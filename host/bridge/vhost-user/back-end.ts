@@ -6,9 +6,9 @@
  * queues that start and stop, and of kicks. Left out, since QEMU must not use them with shared memory: memory slots
  * (CONFIGURE_MEM_SLOTS kills QEMU on a reset), logging, in-flight buffers, STATUS and RESET_DEVICE.
  *
- * The other files of this folder: back-end-device.ts, what stands behind a back-end; connection.ts, the messages and their fds; vrings.ts and vring.ts, the virtqueues,
- * and whether they were paused or reset; memory.ts, the device VM's memory; window.ts, driver-VM memory put into the
- * device VM.
+ * The other files of this folder: back-end-device.ts, what stands behind a back-end; connection.ts, the messages and
+ * their fds; vrings.ts and vring.ts, the virtqueues, and whether they were paused or reset; memory.ts, the device VM's
+ * memory; window.ts and window-request.ts, driver-VM memory put into the device VM.
  */
 
 import * as native from "../../../native/index.js";
@@ -114,11 +114,16 @@ export class BackEnd {
   }
 
   /** Goes on where another bridge was, the memory being there. @throws StateError, or another Error */
-  restore({ started, replyAck, awaitsTable, vrings }: SavedBackEnd): void {
-    this.#started = started;
-    this.#replyAck = replyAck;
-    this.#vrings.restore(vrings);
-    if (awaitsTable) this.#awaitTable();
+  restore(saved: SavedBackEnd): void {
+    this.#started = saved.started;
+    this.#replyAck = saved.replyAck;
+    this.#vrings.restore(saved.vrings);
+    if (saved.awaitsTable) this.#awaitTable();
+  }
+
+  /** Rings that ran stand still, and may go on. */
+  get isStopped(): boolean {
+    return this.#vrings.stopped;
   }
 
   /** For people. */
@@ -131,7 +136,7 @@ export class BackEnd {
     };
   }
 
-  /** Queues that the front-end has mentioned so far; after realization, all that the device has. */
+  /** Queues that the front-end has mentioned so far; after realization, all. */
   get queues(): number {
     return this.#vrings.length;
   }
@@ -195,7 +200,6 @@ export class BackEnd {
   #handle(message: Message): void {
     const { control } = this.#state;
     control.hold();
-    control.touch();
     try {
       this.#handleOnce(message);
     } finally {

@@ -178,8 +178,9 @@ export class DeviceVmMemory implements RingMemory {
   }
 
   #unmap({ offset, size, fd }: Region): void {
+    // Held by the map.
+    closePeerFd(fd, true);
     this.#reservation.unmap(offset, size);
-    closePeerFd(fd);
   }
 
   /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */

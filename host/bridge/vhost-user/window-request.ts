@@ -96,10 +96,21 @@ export function savedRequests(sent: WindowRequest | undefined, committing: Windo
 export function restoredRequests(saved: SavedRequests | undefined) {
   const { sent = 0, sentOffset = 0, sentSize = 0 } = saved ?? {};
   const { committing = 0, committingOffset = 0, committingSize = 0 } = saved ?? {};
-  const isProbe = sent === probe.request && sentOffset === probe.offset;
-  const known = sent === 0 ? undefined : madeRequest(sent, sentOffset, sentSize);
-  return {
-    sent: isProbe ? probe : known,
-    committing: committing === 0 ? undefined : madeRequest(committing, committingOffset, committingSize),
+  const waits: Promise<void>[] = [];
+  const made = (request: number, offset: number, size: number): WindowRequest | undefined => {
+    if (request === 0 || (request === probe.request && offset === probe.offset))
+      return request === 0 ? undefined : probe;
+    let settle = () => {};
+    waits.push(
+      new Promise((resolve) => {
+        settle = resolve;
+      }),
+    );
+    return { ...madeRequest(request, offset, size), resolve: settle, reject: settle };
   };
+  const requests = {
+    sent: made(sent, sentOffset, sentSize),
+    committing: made(committing, committingOffset, committingSize),
+  };
+  return { ...requests, settled: Promise.all(waits) };
 }

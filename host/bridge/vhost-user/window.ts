@@ -52,6 +52,8 @@ export class Window {
    */
   onSettled: (request: number, offset: number, isDone: boolean) => boolean = () => true;
 
+  /** After a take-over: what the bridge before had asked is answered, or never will be. */
+  restored: Promise<unknown> = Promise.resolve();
   readonly #share: Share;
   readonly #state: StateMemory;
   #channelFd = -1;
@@ -125,19 +127,17 @@ export class Window {
     this.#permitted = saved.permitted;
     this.#abandoned = saved.abandoned;
     this.#regions = saved.regions;
-    this.#held = isHeld;
-    const { sent, committing } = restoredRequests(requests);
+    this.#held = true;
+    const { sent, committing, settled } = restoredRequests(requests);
+    this.restored = settled;
     this.#sent = sent;
     this.#committing = committing;
-    if (isHeld) return;
-    if (sent) this.#waitForReply();
-    else if (committing) this.#waitForTable(committing);
+    if (!isHeld) this.release();
   }
 
   get permitted(): boolean {
     return this.#permitted;
   }
-
   /** For people. */
   inspect(): object {
     return {
@@ -280,8 +280,8 @@ export class Window {
     this.#waitForReply();
     this.#noteRequests();
     this.#state.control.commit();
-    const payload = encodeRequest(request);
     try {
+      const payload = encodeRequest(request);
       this.#channel?.send(request.request, HeaderFlags.NEED_REPLY, payload, payload.length, request.fd);
     } catch {
       // The connection's `gone` rejected everything already.

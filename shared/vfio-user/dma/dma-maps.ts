@@ -40,11 +40,26 @@ class Entry implements MemoryMap {
     readonly isMemory = false,
     /** Bytes of the map that its file has. */
     readonly backed = size,
+    readonly position = 0,
   ) {}
 
   get windowPart(): WindowPart {
     return windowPart(this.fdOffset, this.backed, this.pageSize);
   }
+}
+
+/** A map that another process had for the same client; `fd` is the table's from now on. */
+export interface RestoredEntry {
+  readonly address: number;
+  readonly size: number;
+  readonly readable: boolean;
+  readonly writable: boolean;
+  readonly fd: number;
+  readonly fdOffset: number;
+  readonly isShareable: boolean;
+  readonly pageSize: number;
+  readonly backed: number;
+  readonly position: number;
 }
 
 interface DmaMapsOptions {
@@ -71,8 +86,17 @@ const BITMAP_OFFSET = DmaUnmap.size + Bitmap.size;
 const status = new Float64Array(6);
 const NO_BITMAP = new Uint8Array(0);
 
+/** A range, and where the command is in what the client sent. */
+type PlacedRange = UnmapRange & Pick<UnmapRequest, "position">;
+
 interface Release extends UnmapRequest {
   readonly maps: readonly Entry[];
+}
+
+/** What another process noted of the last unmap: the command's position, and the bytes that it unmapped. */
+export interface RestoredUnmap {
+  readonly position: number;
+  readonly size: number;
 }
 
 /** What an unmap did: the bytes that were mapped, and the bitmap, if one was wanted. */
@@ -84,6 +108,7 @@ export interface Unmapped {
 export class DmaMaps {
   readonly #table = new DmaTable<Entry>();
   #ended = false;
+  #unmapped: RestoredUnmap | undefined;
   readonly #options: DmaMapsOptions;
 
   constructor(options: DmaMapsOptions) {
@@ -100,13 +125,7 @@ export class DmaMaps {
    * @throws ProtocolError when the request is bad, and what the backend throws; or rejects with what that rejects with
    */
   map(frame: Frame, stillWanted: () => boolean): Promise<void> | undefined {
-    const entry = this.#parseMap(frame);
-    try {
-      this.#table.insert(entry);
-    } catch (error) {
-      if (entry.fd !== -1) closePeerFd(entry.fd);
-      throw error;
-    }
+    const entry = this.#entryFor(frame);
     let mapping: Promise<void> | undefined;
     try {
       mapping = this.#options.backend.map(entry);
@@ -130,7 +149,7 @@ export class DmaMaps {
       entry.change = undefined;
     }
     const { address, size } = entry;
-    if (!this.#ended && !stillWanted()) await this.#release({ address, size, maps: [entry] });
+    if (!this.#ended && !stillWanted()) await this.#release({ address, size, maps: [entry], position: -1 });
   }
 
   /**
@@ -143,11 +162,28 @@ export class DmaMaps {
     if (flags !== 0 && flags !== DmaUnmapFlags.ALL && !wantsBitmap) refuseUnmap(`flags ${flags}`);
     if (frame.length !== (wantsBitmap ? BITMAP_OFFSET : DmaUnmap.size)) refuseUnmap(`a body of ${frame.length} bytes`);
     if (argsz < DmaUnmap.size || argsz > MAX_DATA_XFER_SIZE) refuseUnmap(`argsz ${argsz}`);
-    const range = unmapRange(frame.data, frame.offset);
+    const range = { ...unmapRange(frame.data, frame.offset), position: frame.position };
     const maps = this.#table.within(range.address, range.size);
     const dirty = wantsBitmap ? parseBitmap(frame, argsz, range) : undefined;
+    // Another process has begun with it, and may have come to its end.
+    const before = frame.isAgain && this.#unmapped?.position === frame.position ? this.#unmapped : undefined;
+    if (frame.isAgain && dirty) dirty.bitmap.fill(0xff);
+    if (before !== undefined) return this.#finishAgain({ ...range, maps }, before.size, dirty);
     if (maps.some(({ change }) => change !== undefined)) return this.#releaseLater(range, maps, dirty);
     return this.#release({ ...range, maps, dirty });
+  }
+
+  /**
+   * Goes on with maps of another process; `unmapped` is what it noted last of an unmap, by the command's position.
+   * @throws ProtocolError when they cannot be in one table
+   */
+  restore(maps: readonly RestoredEntry[], unmapped: RestoredUnmap | undefined): MemoryMap[] {
+    this.#unmapped = unmapped;
+    return maps.map((map) => {
+      const entry = restoredEntry(map);
+      this.#table.insert(entry);
+      return entry;
+    });
   }
 
   /** The client is gone: from now on the backend releases everything by itself. */
@@ -161,6 +197,11 @@ export class DmaMaps {
     for (const entry of this.#table) entry.isHeld = false;
     closeFds(this.#table);
     this.#table.clear();
+  }
+
+  async #finishAgain(request: Release, size: number, dirty: DirtyRequest | undefined): Promise<Unmapped> {
+    await this.#release(request);
+    return { size, bitmap: dirty?.bitmap ?? NO_BITMAP };
   }
 
   #release(request: Release): Unmapped | Promise<Unmapped> {
@@ -186,7 +227,7 @@ export class DmaMaps {
    * After those that the backend is still busy with, whose commands were answered with a time-out. What it maps
    * meanwhile is not unmapped.
    */
-  async #releaseLater(range: UnmapRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
+  async #releaseLater(range: PlacedRange, maps: readonly Entry[], dirty?: DirtyRequest): Promise<Unmapped> {
     let left = maps;
     for (let changes = changesOf(left); changes.length > 0; changes = changesOf(left)) {
       await Promise.allSettled(changes);
@@ -212,6 +253,21 @@ export class DmaMaps {
     return this.#table.at(entry.address) === entry;
   }
 
+  /** That of the request, which is in the table by now; another process may have put it there. */
+  #entryFor(frame: Frame): Entry {
+    const { address } = mapView.at(frame.data, frame.offset);
+    const known = frame.isAgain ? this.#table.at(address) : undefined;
+    if (known?.position === frame.position) return known;
+    const entry = this.#parseMap(frame);
+    try {
+      this.#table.insert(entry);
+    } catch (error) {
+      if (entry.fd !== -1) closePeerFd(entry.fd);
+      throw error;
+    }
+    return entry;
+  }
+
   /** The entry's fd, if any, was taken out of the frame. */
   #parseMap(frame: Frame): Entry {
     const { argsz, flags, offset, address, size } = mapView.at(frame.data, frame.offset);
@@ -222,11 +278,14 @@ export class DmaMaps {
     const fd = frame.fds.length > 0 ? frame.fds[0] : -1;
     if (fd === -1 && (flags & (DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)) !== 0) refuse("no fd to map");
     const use = fd === -1 ? Use.NONE : this.#useOf(fd, offset, size, writable);
-    if (use === Use.NONE) return new Entry(address, size, readable, writable, -1, 0, false);
+    const { position } = frame;
+    if (use === Use.NONE) {
+      return new Entry(address, size, readable, writable, -1, 0, false, PAGE_SIZE, 0, 0, false, size, position);
+    }
     frame.fds[0] = -1;
     const isShareable = use === Use.SHARED;
     const [fileSize, , seals, pageSize, device, inode] = status;
-    const file = [pageSize, device, inode, seals !== -1, Math.min(size, fileSize - offset)] as const;
+    const file = [pageSize, device, inode, seals !== -1, Math.min(size, fileSize - offset), position] as const;
     return new Entry(address, size, readable, writable, fd, offset, isShareable, ...file);
   }
 
@@ -267,6 +326,15 @@ export class DmaMaps {
     if (!writable) return Use.HERE;
     return isTrusted || (seals & F_SEAL_SHRINK) !== 0 ? Use.SHARED : Use.HERE;
   }
+}
+
+function restoredEntry(map: RestoredEntry): Entry {
+  const { address, size, readable, writable, fd, fdOffset, isShareable, pageSize, backed, position } = map;
+  if (fd < 0) status.fill(0);
+  else memoryStatus(fd, status);
+  const [, , seals, , device, inode] = status;
+  const file = [pageSize, device, inode, fd >= 0 && seals !== -1, backed, position] as const;
+  return new Entry(address, size, readable, writable, fd, fdOffset, isShareable, ...file);
 }
 
 /**

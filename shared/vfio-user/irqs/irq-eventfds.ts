@@ -68,6 +68,13 @@ export class IrqEventfds {
     entry.poll.start(POLL_READABLE);
   }
 
+  /** All that are set: the action, the interrupt index, the vector, the eventfd. */
+  get all(): (readonly [action: number, index: number, vector: number, fd: number])[] {
+    return [...this.#entries.values()].map(({ fd, request: { flags, index, start } }) => {
+      return [flags & IrqSetFlags.ACTIONS_MASK, index, start, fd] as const;
+    });
+  }
+
   /** The interrupt index is disabled. */
   clearIndex(index: number): void {
     for (const each of [...this.#entries.keys()]) if (indexOf(each) === index) this.#remove(each);

@@ -28,6 +28,15 @@ export class UntakenSignals {
     }
   }
 
+  /** By interrupt index, the vectors that have one. */
+  save(): number[][] {
+    return this.#pending.map((vectors) => [...vectors]);
+  }
+
+  restore(saved: readonly (readonly number[])[]): void {
+    for (const [index, vectors] of saved.entries()) for (const vector of vectors) this.#pending[index]?.add(vector);
+  }
+
   /** The device was reset, or the client is gone. */
   clear(): void {
     for (const pending of this.#pending) pending.clear();

@@ -238,7 +238,19 @@ export class AccessPath {
     const bytes = this.#state.slice(offset, offset + RegionAccess.size);
     this.abandon();
     const data = new DataView(bytes.buffer);
-    return { id, command, flags, errno: 0, bytes, data, offset: 0, length: bytes.length, fds: [] };
+    return {
+      id,
+      command,
+      flags,
+      errno: 0,
+      bytes,
+      data,
+      offset: 0,
+      length: bytes.length,
+      fds: [],
+      position: 0,
+      isAgain: false,
+    };
   }
 
   /** Nobody waits for the access any more; its reply may come. */

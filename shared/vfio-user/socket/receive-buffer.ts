@@ -35,6 +35,10 @@ export interface Frame {
   length: number;
   /** Who takes one puts -1 in its place; the rest is closed when the message is done. LOST when some did not arrive. */
   fds: number[];
+  /** Where it begins in all that was received, modulo 2^32: no other command of any client has the same. */
+  position: number;
+  /** It may have been handed over before, by another process. */
+  isAgain: boolean;
 }
 
 const header = Header.view();
@@ -84,7 +88,19 @@ export class ReceiveBuffer {
   newFrame(): Frame {
     const bytes = this.#bytes;
     const data = this.#data;
-    return { id: 0, command: 0, flags: 0, errno: 0, bytes, data, offset: 0, length: 0, fds: NO_FDS };
+    return {
+      id: 0,
+      command: 0,
+      flags: 0,
+      errno: 0,
+      bytes,
+      data,
+      offset: 0,
+      length: 0,
+      fds: NO_FDS,
+      position: 0,
+      isAgain: false,
+    };
   }
 
   /** A message has begun and is not complete. */

@@ -3,19 +3,30 @@
  * apart from the client's own commands (vfio-user, "VFIO_USER_VERSION", "twin_socket"). This is the server's side; the
  * client sends no commands here.
  */
-import { close, socketPair } from "../../../native/index.js";
+import { socketPair } from "../../../native/index.js";
 import { Errno, PeerGone } from "../../errors.js";
+import { closePeerFd } from "../../peer-fds.js";
 import { HeaderFlags } from "../../spec/vfio-user.js";
 import { Connection, type ConnectionHandler, type ConnectionOptions, type Frame } from "./connection.js";
 
 export class TwinSocket {
   readonly connection: Connection;
+  /** The server's end. */
+  readonly near: number;
   #offered: number;
   #closing = false;
 
-  /** `gone` is called when the client closes its end or breaks the framing, not for `close`. @throws SystemError */
-  constructor(reply: (frame: Frame) => void, gone: (reason: PeerGone) => void, options: ConnectionOptions = {}) {
-    const [near, far] = socketPair();
+  /**
+   * `gone` is called when the client closes its end or breaks the framing, not for `close`; -1 for the far end: the
+   * client has it already. @throws SystemError
+   */
+  constructor(
+    reply: (frame: Frame) => void,
+    gone: (reason: PeerGone) => void,
+    options: ConnectionOptions = {},
+    [near, far]: readonly [near: number, far: number] = socketPair(),
+  ) {
+    this.near = near;
     this.#offered = far;
     const handler: ConnectionHandler = {
       command: ({ id, command, flags }) => {
@@ -30,6 +41,10 @@ export class TwinSocket {
     this.connection = new Connection(near, handler, options);
   }
 
+  get isOpen(): boolean {
+    return !this.connection.closed;
+  }
+
   /** The client's end, to be sent along with VERSION's reply; -1 after `handedOver`. */
   get clientEnd(): number {
     return this.#offered;
@@ -37,7 +52,7 @@ export class TwinSocket {
 
   /** The client has its end: ours of it goes, so that the client's closing is noticed. */
   handedOver(): void {
-    if (this.#offered !== -1) close(this.#offered);
+    if (this.#offered !== -1) closePeerFd(this.#offered, true);
     this.#offered = -1;
   }
 

@@ -18,6 +18,7 @@ function parts(fdOffset: number, size: number, pageSize: number, windowOffset: n
     inode: 0,
     isHeld: false,
     isMemory: true,
+    position: 0,
     isShareable: true,
     fdOffset,
     pageSize,

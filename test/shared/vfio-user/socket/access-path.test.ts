@@ -452,7 +452,19 @@ function passes(bytes: Buffer<ArrayBuffer>): boolean {
   const data = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   try {
     checkBody(command, length, 0);
-    const frame = { id: 0, command, flags: 0, errno: 0, bytes, data, offset: 16, length, fds: [] };
+    const frame = {
+      id: 0,
+      command,
+      flags: 0,
+      errno: 0,
+      bytes,
+      data,
+      offset: 16,
+      length,
+      fds: [],
+      position: 0,
+      isAgain: false,
+    };
     checkRequest(frame, { regionSizes: SIZES, postedRegions: 1 << POSTED, irqCounts: [] });
     return true;
   } catch {

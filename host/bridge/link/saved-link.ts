@@ -1,0 +1,61 @@
+/** The bridge's half of a link as the state keeps it, and how another bridge goes on with it. */
+
+import type { SavedProcess } from "./device-process.js";
+import type { SavedDeviceState } from "./device-state.js";
+import type { RestoredMap } from "./dma-maps.js";
+import type { SavedDoorbells } from "./doorbells.js";
+import type { SavedInterrupts } from "./interrupts.js";
+import type { ClientEnds, Introduction, SavedIntroduction } from "./introduction.js";
+import type { LinkParts } from "./link-parts.js";
+import type { SavedSharing } from "./sharing.js";
+import type { SavedAllocation } from "./window-allocation.js";
+
+export interface SavedLink {
+  readonly state: SavedDeviceState;
+  readonly process: SavedProcess;
+  readonly introduction: SavedIntroduction;
+  readonly interrupts: SavedInterrupts;
+  readonly doorbells: SavedDoorbells;
+  readonly sharing: SavedSharing;
+  readonly allocation: SavedAllocation;
+  readonly config: { readonly generation: number; readonly status: number };
+}
+
+/** A client that is there, if any, and all maps that are noted, those too that a client gave up. */
+export interface RestoredClient {
+  readonly ends: ClientEnds | undefined;
+  readonly maps: readonly RestoredMap[];
+}
+
+export function saveLink(parts: LinkParts, introduction: Introduction): SavedLink {
+  const { state, process, interrupts, doorbells, sharing, allocation, config } = parts;
+  return {
+    state: state.save(),
+    process: process.save(),
+    introduction: introduction.save(),
+    interrupts: interrupts.save(),
+    doorbells: doorbells.save(),
+    sharing: sharing.save(),
+    allocation: allocation.save(),
+    config: config.save(),
+  };
+}
+
+/** The rings' memory is there, and doorbells are attached where a device has them. @throws StateError */
+export function restoreLink(
+  parts: LinkParts,
+  introduction: Introduction,
+  saved: SavedLink,
+  client: RestoredClient,
+): void {
+  const { state, process, interrupts, doorbells, sharing, allocation, maps, config } = parts;
+  state.restore(saved.state);
+  config.restore(saved.config);
+  allocation.restore(saved.allocation);
+  sharing.restore(saved.sharing);
+  maps.restore(client.ends?.memory, client.maps, saved.introduction.announcement);
+  doorbells.restore(saved.doorbells, state.isPaused);
+  interrupts.restore(saved.interrupts);
+  introduction.restore(saved.introduction, client.ends);
+  process.restore(saved.process);
+}
