@@ -8,9 +8,8 @@ import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_MESSAGE_FDS } from "../limits.js";
 import type { Log } from "../log.js";
 import type { FdShare } from "../peer-fds.js";
-import { Command, DmaUnmap, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
+import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
 import type { Share } from "../turn.js";
-import { copyBytes } from "../virtqueue/memory.js";
 import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
 import {
   type Backend,
@@ -23,7 +22,7 @@ import {
 import { checkBody, checkRequest } from "./checks.js";
 import type { DeviceAccess } from "./device-access.js";
 import { ClientDma } from "./dma/client-dma.js";
-import { DmaMaps, type Unmapped } from "./dma/dma-maps.js";
+import { DmaMaps, replyUnmapped } from "./dma/dma-maps.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
 import type { ClientKeeper, RestoredClient, SavedClient } from "./kept-client.js";
 import { Pending } from "./pending.js";
@@ -50,7 +49,6 @@ interface ServerSessionOptions {
 }
 
 const access = RegionAccess.view();
-const dmaUnmap = DmaUnmap.view();
 
 export class ServerSession implements ConnectionHandler, DirectAccesses {
   /** Resolves when the client is gone, the backend has released everything, and all fds are closed. */
@@ -326,26 +324,14 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     backend.handle(pending);
   }
 
-  /** The reply is the request, with the size that was unmapped, and the bitmap if one was wanted. */
   #unmap(frame: Frame, pending: Pending): void {
     const unmapped = this.#maps.unmap(frame);
-    if (!(unmapped instanceof Promise)) this.#replyUnmapped(pending, unmapped);
+    if (!(unmapped instanceof Promise)) replyUnmapped(pending, unmapped);
     else
       unmapped.then(
-        (done) => this.#replyUnmapped(pending, done),
+        (done) => replyUnmapped(pending, done),
         (error) => this.#failWith(pending, error),
       );
-  }
-
-  #replyUnmapped(pending: Pending, { size, bitmap }: Unmapped): void {
-    if (!pending.active) return;
-    const { bytes, offset, length } = pending;
-    pending.reserve(length + bitmap.length);
-    const { replyBytes, replyOffset } = pending;
-    copyBytes(bytes, offset, replyBytes, replyOffset, length);
-    dmaUnmap.at(pending.replyData, replyOffset).size = size;
-    replyBytes.set(bitmap, replyOffset + length);
-    pending.reply(length + bitmap.length);
   }
 
   /** Answers when the backend is done. */

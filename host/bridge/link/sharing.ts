@@ -68,7 +68,7 @@ export class Sharing {
     return async () => handleBody(this.events.allocate(region, count));
   }
 
-  /** What a device process was given by that request, with `data` as its body, it has not heard of: it gets it again. */
+  /** What a device process was given by that request, with that body, it has not heard of: it gets it again. */
   withdraw(command: number, data: DataView): void {
     if (command === LinkCommand.ALLOCATE_MEMORY)
       this.memories.withdraw(parseAllocateMemory(data, 0, data.byteLength).region);

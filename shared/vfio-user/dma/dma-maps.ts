@@ -9,7 +9,16 @@ import { MAX_DATA_XFER_SIZE, MAX_DIRTY_BITMAP_SIZE, PAGE_SIZE } from "../../limi
 import type { Log } from "../../log.js";
 import { closePeerFd } from "../../peer-fds.js";
 import { Bitmap, Command, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags } from "../../spec/vfio-user.js";
-import type { Backend, DirtyRequest, MemoryMap, UnmapRange, UnmapRequest, WindowPart } from "../backend.js";
+import { copyBytes } from "../../virtqueue/memory.js";
+import type {
+  Backend,
+  DirtyRequest,
+  MemoryMap,
+  PendingCommand,
+  UnmapRange,
+  UnmapRequest,
+  WindowPart,
+} from "../backend.js";
 import type { Frame } from "../socket/connection.js";
 import { bitmapSize, unmapRange, windowPart } from "./dma-ranges.js";
 import { DmaTable } from "./dma-table.js";
@@ -371,4 +380,16 @@ function parseBitmap(frame: Frame, argsz: number, { address, size }: UnmapRange)
   if (needed > MAX_DIRTY_BITMAP_SIZE) refuseUnmap(`a bitmap of ${needed} bytes`, Errno.E2BIG);
   if (argsz < BITMAP_OFFSET + needed) refuseUnmap(`argsz ${argsz} for a bitmap of ${needed} bytes`);
   return { pageSize, bitmap: new Uint8Array(needed) };
+}
+
+/** The reply is the request, with the size that was unmapped, and the bitmap if one was wanted. */
+export function replyUnmapped(pending: PendingCommand, { size, bitmap }: Unmapped): void {
+  if (!pending.active) return;
+  const { bytes, offset, length } = pending;
+  pending.reserve(length + bitmap.length);
+  const { replyBytes, replyOffset } = pending;
+  copyBytes(bytes, offset, replyBytes, replyOffset, length);
+  unmapView.at(pending.replyData, replyOffset).size = size;
+  replyBytes.set(bitmap, replyOffset + length);
+  pending.reply(length + bitmap.length);
 }

@@ -27,7 +27,8 @@ function checkPassed({ command, flags, body }: Message): void {
   checkBody(command, body.length, 0);
   const bytes = new Uint8Array(body);
   const data = new DataView(bytes.buffer);
-  checkRequest({ id: 0, command, flags, errno: 0, bytes, data, offset: 0, length: bytes.length, fds: [], position: 0, isAgain: false }, DEVICE);
+  const frame = { id: 0, command, flags, errno: 0, bytes, data, offset: 0, length: bytes.length, fds: [] };
+  checkRequest({ ...frame, position: 0, isAgain: false }, DEVICE);
 }
 
 /** The client's socket may be closed by now. */

@@ -213,6 +213,8 @@ test.serial("the device stops while its memory is mapped", async (t) => {
   frontEnd.reset();
   t.is(frontEnd.fatal, undefined);
   await device.startAndGreet();
+  // A thread may have to close it.
+  while (bridge.fds().length !== fds.length) await new Promise((resolve) => setTimeout(resolve, 5));
   t.deepEqual(bridge.fds(), fds);
   const client = await connect();
   t.is((await client.getInfo()).numIrqs, 5);
