@@ -1,11 +1,24 @@
 /** What stands behind a vhost-user back-end, and what it is made with. */
 import type { Log } from "../../../shared/log.js";
 import type { FdShare } from "../../../shared/peer-fds.js";
+import { LinkFeature } from "../../../shared/spec/link.js";
+import { F_PROTOCOL_FEATURES, ProtocolFeature } from "../../../shared/spec/vhost-user.js";
+import { Feature } from "../../../shared/spec/virtio.js";
 import type { Share } from "../../../shared/turn.js";
 import type { StateMemory } from "../state/state-memory.js";
 import type { DeviceVmMemory } from "./memory.js";
 import type { SavedVrings } from "./vrings.js";
 import type { Window } from "./window.js";
+
+/** What a back-end offers. */
+export const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | LinkFeature.INSPECT | F_PROTOCOL_FEATURES;
+export const PROTOCOL_FEATURES =
+  ProtocolFeature.MQ |
+  ProtocolFeature.REPLY_ACK |
+  ProtocolFeature.BACKEND_REQ |
+  ProtocolFeature.CONFIG |
+  ProtocolFeature.BACKEND_SEND_FD |
+  ProtocolFeature.SHMEM;
 
 /** What a back-end is of; nothing here may throw. */
 export interface BackEndDevice {
@@ -49,6 +62,7 @@ export interface SavedBackEnd {
   readonly socket: number;
   readonly started: boolean;
   readonly replyAck: boolean;
+  readonly features: string;
   /** It began to start the device, and has not sent its memory table. */
   readonly awaitsTable: boolean;
   readonly vrings: SavedVrings;

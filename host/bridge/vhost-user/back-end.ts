@@ -17,10 +17,8 @@ import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUES } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
-import { LinkFeature } from "../../../shared/spec/link.js";
 import {
   DeviceConfig,
-  F_PROTOCOL_FEATURES,
   Features,
   HeaderFlags,
   MAX_CONFIG_SIZE,
@@ -35,20 +33,17 @@ import { Feature } from "../../../shared/spec/virtio.js";
 import { Share } from "../../../shared/turn.js";
 import type { DeviceQueue } from "../../../shared/virtqueue/device.js";
 import { StateMemory } from "../state/state-memory.js";
-import type { BackEndDevice, BackEndOptions, SavedBackEnd } from "./back-end-device.js";
+import {
+  type BackEndDevice,
+  type BackEndOptions,
+  FEATURES,
+  PROTOCOL_FEATURES,
+  type SavedBackEnd,
+} from "./back-end-device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
-
-const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | LinkFeature.INSPECT | F_PROTOCOL_FEATURES;
-const PROTOCOL_FEATURES =
-  ProtocolFeature.MQ |
-  ProtocolFeature.REPLY_ACK |
-  ProtocolFeature.BACKEND_REQ |
-  ProtocolFeature.CONFIG |
-  ProtocolFeature.BACKEND_SEND_FD |
-  ProtocolFeature.SHMEM;
 
 /**
  * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
@@ -108,6 +103,7 @@ export class BackEnd {
       socket: this.#state.fds.idOf(this.#fd),
       started: this.#started,
       replyAck: this.#replyAck,
+      features: String(this.features),
       awaitsTable: this.#stopAwaiting !== undefined,
       vrings: this.#vrings.save(),
     };
@@ -117,6 +113,7 @@ export class BackEnd {
   restore(saved: SavedBackEnd): void {
     this.#started = saved.started;
     this.#replyAck = saved.replyAck;
+    this.features = BigInt(saved.features);
     this.#vrings.restore(saved.vrings);
     if (saved.awaitsTable) this.#awaitTable();
   }
@@ -196,14 +193,13 @@ export class BackEnd {
     this.#device.reset(reason);
   }
 
-  /** A request whose answer nobody saw is handled again: nothing of it lasts before its answer does. */
+  /** One whose answer nobody saw is handled again. */
   #handle(message: Message): void {
-    const { control } = this.#state;
-    control.hold();
+    this.#state.control.hold();
     try {
       this.#handleOnce(message);
     } finally {
-      control.release();
+      this.#state.control.release();
     }
   }
 
