@@ -46,6 +46,7 @@ void DeviceAccess::Init(Napi::Env env, Napi::Object exports) {
                                               InstanceMethod<&DeviceAccess::Registers>("registers"),
                                               InstanceMethod<&DeviceAccess::SetDoorbells>("doorbells"),
                                               InstanceMethod<&DeviceAccess::Answer>("answer"),
+                                              InstanceMethod<&DeviceAccess::Measure>("measure"),
                                           }));
 }
 
@@ -99,6 +100,7 @@ bool DeviceAccess::Takes(const uint8_t* message, const MessageHeader& header, Re
 
 size_t DeviceAccess::Carry(const uint8_t* message, const MessageHeader& header, const RegionAccess& access,
                            uint8_t* reply, bool from_loop) {
+  const uint32_t begun = latencies_.Now();
   const uint8_t* body = message + sizeof header;
   // REGION_WRITE_MULTI is answered by its head, and REGION_WRITE by what stands in front of its data.
   size_t length = sizeof header + (header.command == kRegionWriteMulti ? kWriteMultiHead : sizeof access);
@@ -130,6 +132,7 @@ size_t DeviceAccess::Carry(const uint8_t* message, const MessageHeader& header, 
     if (writes_done_ != nullptr) __atomic_fetch_add(writes_done_, 1, __ATOMIC_SEQ_CST);
     if (!is_posted) answer.error = error;
   }
+  latencies_.Record(header.command, begun);
   if ((header.flags & kNoReply) != 0) return 0;
   if (answer.error != 0) {
     answer.flags |= kError;
@@ -217,6 +220,16 @@ Napi::Value DeviceAccess::Registers(const Napi::CallbackInfo& info) {
   registers_.Set(info[0], info[1]);
   if (info[0].IsUndefined() || !info[2].ToBoolean()) return info.Env().Undefined();
   writes_done_ = registers_.WritesDone();
+  return info.Env().Undefined();
+}
+
+// The words of shared/histogram.ts; undefined: nobody looks.
+Napi::Value DeviceAccess::Measure(const Napi::CallbackInfo& info) {
+  latencies_.words = nullptr;
+  latencies_kept_.Reset();
+  if (info[0].IsUndefined()) return info.Env().Undefined();
+  constexpr size_t kLeast = Latencies::kCommands * Latencies::kWords;
+  latencies_.words = TypedWords<uint32_t>(info[0], napi_uint32_array, "latencies", kLeast, &latencies_kept_);
   return info.Env().Undefined();
 }
 

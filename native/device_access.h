@@ -12,6 +12,7 @@
 
 #include "access_check.h"
 #include "device_doorbells.h"
+#include "latency.h"
 #include "register_memory.h"
 
 // What TypeScript and C++ tell each other, in memory of TypeScript's (shared/vfio-user/device-access.ts has the table).
@@ -72,6 +73,7 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
   Napi::Value Registers(const Napi::CallbackInfo& info);
   Napi::Value SetDoorbells(const Napi::CallbackInfo& info);
   Napi::Value Answer(const Napi::CallbackInfo& info);
+  Napi::Value Measure(const Napi::CallbackInfo& info);
 
   bool IsWord(const RegionAccess& access, uint32_t regions) const;
   uint32_t Write(const RegionAccess& access, const uint8_t* data, bool from_loop);
@@ -84,6 +86,7 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
   // Where writes are counted that were dealt with; null where nobody asks.
   uint32_t* writes_done_ = nullptr;
   std::vector<Doorbells> doorbells_;
+  Latencies latencies_;
   bool ran_ = false;
   std::optional<Napi::AsyncContext> context_;
   // What JavaScript owns.
@@ -91,4 +94,5 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
   Napi::ObjectReference device_;
   Napi::FunctionReference read_;
   Napi::FunctionReference write_;
+  Napi::ObjectReference latencies_kept_;
 };

@@ -97,6 +97,8 @@ export interface DeviceAccess {
   doorbells(region: number, offset: number, stride: number, count: number, target: object): void;
   /** Deals with a whole message: the length of its reply, 0 where none is wanted; -1 when it does not. */
   answer(message: Uint8Array, reply: Uint8Array): number;
+  /** As AccessPath's. */
+  measure(latencies: Uint32Array | undefined): void;
 }
 
 /** A ring, with the memory of its three parts: shared/virtqueue/device.ts has the table of its state. */

@@ -20,6 +20,8 @@ interface SocketPair {
 export class BridgeProcess {
   /** A pair for each device. */
   readonly sockets: readonly SocketPair[];
+  /** Where it can be looked at. */
+  readonly control: string;
   readonly lines: LogLine[] = [];
   readonly #child: ChildProcess;
   readonly #exited: Promise<unknown>;
@@ -31,12 +33,13 @@ export class BridgeProcess {
       vfioUser: join(directory, `vfio-user${n || ""}.sock`),
       vhostUser: join(directory, `vhost-user${n || ""}.sock`),
     }));
+    this.control = join(directory, "control.sock");
     const main = join(PROJECT_ROOT, "build/host/bridge/main.js");
     const pairs = this.sockets.flatMap(({ vfioUser, vhostUser }) => [
       ...["--socket-path", vfioUser],
       ...["--vhost-user-socket-path", vhostUser],
     ]);
-    const node = [process.execPath, main, ...pairs, "--log-level", "debug"];
+    const node = [process.execPath, main, ...pairs, "--control", this.control, "--log-level", "debug"];
     this.#child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
     this.#exited = once(this.#child, "close").finally(() => this.#wakeUps.wake());
     const reader = createInterface({ input: this.#child.stderr as NonNullable<ChildProcess["stderr"]> });

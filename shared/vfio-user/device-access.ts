@@ -5,6 +5,7 @@
  * link's stands behind its client's socket, the virtio link's behind its ring (guest/link/virtio/device-path.ts).
  */
 import * as native from "../../native/index.js";
+import type { Latencies } from "../histogram.js";
 import { MAX_REGIONS } from "../limits.js";
 import { setU64, struct } from "../struct/struct.js";
 import type { RegisterMemory } from "./register-memory.js";
@@ -72,6 +73,11 @@ export class DeviceAccess {
   /** Where the device keeps the values of its registers. `counts`: writes that are done are counted there. */
   shareRegisters(registers: RegisterMemory | undefined, counts: boolean): void {
     this.native.registers(registers?.bytes, registers?.areas, counts);
+  }
+
+  /** Latencies are noted there from now on, or nowhere any more. */
+  measure(latencies: Latencies | undefined): void {
+    this.native.measure(latencies?.words);
   }
 
   /** Accesses since this was asked last. */

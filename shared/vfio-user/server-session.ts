@@ -58,8 +58,6 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   #pending: Pending;
   #path: AccessPath | undefined;
   #device: DeviceAccess | undefined;
-  /** The same, while it answers. */
-  #answering: DeviceAccess | undefined;
   readonly #dma: ClientDma;
   #state: "new" | "connecting" | "ready" | "gone" = "new";
   readonly #fd: number;
@@ -163,14 +161,12 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     this.#device = device;
     device.takeCounts();
     this.latenciesChanged();
+    this.#connection.answersBy(device);
   }
 
-  /** While latencies are measured, accesses come here, as other commands do. */
+  /** Somebody looks at latencies, or nobody does any more: the statistics have it. */
   latenciesChanged(): void {
-    const device = this.#options.stats.latencies === undefined ? this.#device : undefined;
-    if (device === this.#answering) return;
-    this.#answering = device;
-    this.#connection.answersBy(device);
+    this.#device?.measure(this.#options.stats.latencies);
   }
 
   /** See DirectAccesses. */

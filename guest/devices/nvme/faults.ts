@@ -1,7 +1,7 @@
 /**
- * Faults that an operator injects: I/O commands of a kind, or to some blocks, that fail or are late, once or always. What
- * may meet one is not done at once or in a lane but comes to TypeScript, where `intercept` sees it before it begins. Left
- * out: admin commands, and fused pairs.
+ * Faults that an operator injects: I/O commands of a kind, or to some blocks, that fail or are late, once or always.
+ * What may meet one is not done at once or in a lane but comes to TypeScript, where `intercept` sees it before it
+ * begins. Left out: admin commands, and fused pairs.
  */
 import { UserError } from "../../../shared/errors.js";
 import type { Command } from "./queues/command.js";
