@@ -5,23 +5,23 @@ import { ControlClient } from "../../shared/control/control-client.js";
 import { Product } from "./product.js";
 
 const DISK_MIB = 16;
-const test = anyTest as TestFn<Product>;
+const test = anyTest as TestFn<{ product: Product }>;
 
 // biome-ignore lint/suspicious/noExplicitAny: what the schema says
 type Answer = any;
 
 test.before(async (t) => {
   t.timeout(20 * 60_000);
-  t.context = await Product.start({ diskMiB: DISK_MIB });
+  t.context.product = await Product.start({ diskMiB: DISK_MIB });
 });
 
 test.after.always(async (t) => {
-  await t.context.stop?.();
+  await t.context.product?.stop();
 });
 
 test("a disk's state comes out of its VM, with the driver VM's memory and what it did", async (t) => {
   t.timeout(20 * 60_000);
-  const product = t.context;
+  const { product } = t.context;
   const control = await ControlClient.connect(product.bridge.control);
   t.teardown(() => control.close());
   const ask = async (method: string): Promise<Answer> => control.request(method);
