@@ -13,6 +13,7 @@
 import { createConnection } from "node:net";
 import type { Given } from "../../shared/command-line/parse.js";
 import type { CommandRow, OptionRow } from "../../shared/command-line/table.js";
+import { startDeadline } from "../../shared/deadline.js";
 import { UserError } from "../../shared/errors.js";
 import { checkSocketPath } from "../../shared/listener.js";
 import { QmpClient } from "../../shared/qmp.js";
@@ -48,6 +49,10 @@ const DEVICE_VM_DEVICE = "vhost-user-test-device-pci";
 /** A VIRTIO device id that QEMU has a name for and no Linux driver claims, and the bytes of its configuration. */
 const [VIRTIO_ID, CONFIG_SIZE] = [39, 80];
 const BRIDGE_CLASS = 0x0604;
+/** QEMU greets at once. A device_add takes as long as the server of the device does, 5 s a message. */
+const GREETING_MS = 5_000;
+const COMMANDS_MS = 60_000;
+const MAX_TIMEOUT_S = 3600;
 
 interface PciDevice {
   readonly qdev_id: string;
@@ -62,13 +67,29 @@ export async function plugOrUnplug(command: CommandRow, given: Given): Promise<s
   if (path === "") throw wrong(`${command.name} needs --qmp PATH`);
   if (!/^[a-z][\w.-]*$/i.test(id))
     throw wrong(`--id ${id}: it must begin with a letter, and be made of letters, digits, dots, dashes`);
+  const timeout = Number(given.value("timeout") ?? 30);
+  if (!(timeout > 0 && timeout <= MAX_TIMEOUT_S)) {
+    throw wrong(`--timeout ${given.value("timeout")}: it must be a number from 1 to ${MAX_TIMEOUT_S}`);
+  }
   const qmp = await connect(path);
+  let isLate = false;
+  const late = () => {
+    isLate = true;
+    qmp.close();
+  };
+  let stop = startDeadline(GREETING_MS, late);
   try {
-    return command.name === PLUG.name ? await plug(qmp, given, id) : await unplug(qmp, given, id);
+    await qmp.execute("query-status");
+    stop();
+    stop = startDeadline(timeout * 1000 + COMMANDS_MS, late);
+    return command.name === PLUG.name ? await plug(qmp, given, id) : await unplug(qmp, id, given.has("force"), timeout);
   } catch (error) {
     if (error instanceof UserError) throw error;
+    if (isLate)
+      throw new UserError(`${path} does not answer: it is no QMP socket, another client has it, or QEMU stands still`);
     throw new UserError(`${command.name}: ${(error as Error).message}`, 1, { cause: error });
   } finally {
+    stop();
     qmp.close();
   }
 }
@@ -120,9 +141,7 @@ async function plug(qmp: QmpClient, given: Given, id: string): Promise<string> {
   return `${id} is in the device VM, behind ${bus}\n`;
 }
 
-async function unplug(qmp: QmpClient, given: Given, id: string): Promise<string> {
-  const seconds = Number(given.value("timeout") ?? 30);
-  if (!(seconds > 0 && seconds <= 3600)) throw wrong(`--timeout ${given.value("timeout")}: it must be 1 to 3600`);
+async function unplug(qmp: QmpClient, id: string, isForced: boolean, seconds: number): Promise<string> {
   let type: unknown;
   try {
     type = await qmp.execute("qom-get", { path: `/machine/peripheral/${id}`, property: "type" });
@@ -132,7 +151,7 @@ async function unplug(qmp: QmpClient, given: Given, id: string): Promise<string>
   if (type !== DRIVER_VM_DEVICE && type !== DEVICE_VM_DEVICE) {
     throw new UserError(`${id} is a ${String(type)}, and neither ${DRIVER_VM_DEVICE} nor ${DEVICE_VM_DEVICE}`);
   }
-  if (type === DRIVER_VM_DEVICE && !given.has("force")) {
+  if (type === DRIVER_VM_DEVICE && !isForced) {
     throw new UserError(
       `QEMU 11 aborts, and the VM with it, when a ${DRIVER_VM_DEVICE} device with MSI-X is taken away: shut the VM ` +
         "down, or have it done all the same by --force",
