@@ -57,6 +57,10 @@ inline Bytes ByteArray(Napi::Value value, const char* name) {
   return TypedArray<uint8_t, napi_uint8_array>(value, name, "a Uint8Array");
 }
 
+// Keeps a value as long as `owner`, an object of JavaScript's. Unlike a Persistent this keeps nothing alive that refers
+// to the owner itself.
+inline void Keep(Napi::Value owner, const char* name, Napi::Value value) { owner.As<Napi::Object>().Set(name, value); }
+
 inline Bytes ArrayBufferBytes(Napi::Value value, const char* name) {
   void* data;
   size_t length;

@@ -65,10 +65,13 @@ DeviceAccess::DeviceAccess(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   Napi::Value write = device.Get("writeWord");
   if (!read.IsFunction() || !write.IsFunction()) throw Napi::TypeError::New(env, "device has no words");
   state_ = reinterpret_cast<DeviceState*>(state.data);
-  state_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
-  device_ = Napi::Persistent(device);
-  read_ = Napi::Persistent(read.As<Napi::Function>());
-  write_ = Napi::Persistent(write.As<Napi::Function>());
+  Keep(info.This(), "state", info[0]);
+  Keep(info.This(), "device", device);
+  Keep(info.This(), "read", read);
+  Keep(info.This(), "write", write);
+  device_ = Napi::Weak(device);
+  read_ = Napi::Weak(read.As<Napi::Function>());
+  write_ = Napi::Weak(write.As<Napi::Function>());
   context_.emplace(env, "virtio-vfio-user:device", info.This().As<Napi::Object>());
   if (napi_type_tag_object(env, info.This(), &kAccessTag) != napi_ok) {
     throw Napi::Error::New(env, "cannot make a DeviceAccess");
@@ -242,8 +245,9 @@ Napi::Value DeviceAccess::SetDoorbells(const Napi::CallbackInfo& info) {
   uint64_t count = static_cast<uint64_t>(Integer(info[3], "count", 1, 1 << 20));
   DoorbellTarget* target = DoorbellTargetOf(env, info[4]);
   if (target == nullptr) throw Napi::TypeError::New(env, "target has no doorbells");
-  doorbells_.push_back(
-      {region, offset, stride * count, stride, target, Napi::Persistent(info[4].As<Napi::Object>())});
+  std::string name = "doorbells" + std::to_string(doorbells_.size());
+  Keep(info.This(), name.c_str(), info[4]);
+  doorbells_.push_back({region, offset, stride * count, stride, target});
   return env.Undefined();
 }
 

@@ -67,7 +67,6 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
     uint64_t size;
     uint32_t stride;
     DoorbellTarget* target;
-    Napi::ObjectReference kept;
   };
 
   Napi::Value Registers(const Napi::CallbackInfo& info);
@@ -89,8 +88,7 @@ class DeviceAccess : public Napi::ObjectWrap<DeviceAccess> {
   Latencies latencies_;
   bool ran_ = false;
   std::optional<Napi::AsyncContext> context_;
-  // What JavaScript owns.
-  Napi::ObjectReference state_kept_;
+  // Weak, as the device refers to this: kept by JavaScript (Keep).
   Napi::ObjectReference device_;
   Napi::FunctionReference read_;
   Napi::FunctionReference write_;

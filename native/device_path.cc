@@ -85,7 +85,7 @@ DevicePath::DevicePath(const Napi::CallbackInfo& info)
     throw Napi::Error::New(env, "the device path's state is laid out otherwise: the addon is of another build");
   }
   state_ = reinterpret_cast<DevicePathState*>(state.data);
-  state_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+  Keep(info.This(), "state", info[0]);
   if (napi_get_uv_event_loop(env, &loop_) != napi_ok) throw Napi::Error::New(env, "there is no event loop");
   if (napi_type_tag_object(env, info.This(), &kPathTag) != napi_ok) throw Napi::Error::New(env, "cannot make a path");
   paths_of_thread++;
@@ -221,7 +221,6 @@ bool DevicePath::Spin() {
 Napi::Value DevicePath::Rings(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   is_set_ = false;
-  rings_kept_.Reset();
   if (info[0].IsUndefined()) return env.Undefined();
   Napi::Array all = Napi::Array::New(env, 3);
   for (uint32_t n = 0; n < 2; n++) {
@@ -240,7 +239,7 @@ Napi::Value DevicePath::Rings(const Napi::CallbackInfo& info) {
   }
   SetRing(&copies_, info[2]);
   all.Set(2u, info[2]);
-  rings_kept_ = Napi::Persistent(all.As<Napi::Object>());
+  Keep(info.This(), "rings", all);
   is_set_ = true;
   return env.Undefined();
 }
@@ -252,9 +251,9 @@ Napi::Value DevicePath::Notifications(const Napi::CallbackInfo& info) {
   places_[kToDevice] = places_[kFromDevice] = nullptr;
   eventfds_ = nullptr;
   notify_.Reset();
-  places_kept_.Reset();
+  Keep(info.This(), "places", info[0]);
   if (info[0].IsFunction()) {
-    notify_ = Napi::Persistent(info[0].As<Napi::Function>());
+    notify_ = Napi::Weak(info[0].As<Napi::Function>());
     return env.Undefined();
   }
   if (info[0].IsTypedArray()) {
@@ -268,7 +267,6 @@ Napi::Value DevicePath::Notifications(const Napi::CallbackInfo& info) {
       places_[queue] = registers.data + offset;
     }
   }
-  places_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
   return env.Undefined();
 }
 
@@ -276,7 +274,7 @@ Napi::Value DevicePath::Device(const Napi::CallbackInfo& info) {
   DeviceAccess* access = DeviceAccess::Of(info.Env(), info[0]);
   if (access == nullptr) throw Napi::TypeError::New(info.Env(), "device must be a DeviceAccess");
   access_ = access;
-  access_kept_ = Napi::Persistent(info[0].As<Napi::Object>());
+  Keep(info.This(), "access", info[0]);
   return info.Env().Undefined();
 }
 

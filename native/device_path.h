@@ -81,11 +81,7 @@ class DevicePath : public Napi::ObjectWrap<DevicePath> {
   const int32_t* eventfds_ = nullptr;
   bool is_set_ = false;
   bool is_counted_ = false;
-  // What JavaScript owns.
-  Napi::ObjectReference state_kept_;
-  Napi::ObjectReference rings_kept_;
-  Napi::ObjectReference places_kept_;
-  Napi::ObjectReference access_kept_;
+  // Weak; JavaScript keeps it (Keep), as whatever else is used here.
   Napi::FunctionReference notify_;
   uint8_t message_[DeviceAccess::kMostMessage];
 };

@@ -1,6 +1,6 @@
 /**
  * All targets by name, each loaded when it is wanted. The protocol's ends, vfio-user-server, vfio-user-client,
- * vhost-user, virtqueue-device, virtqueue-driver and access-path; the link's, link and guest-virtio; what is behind
+ * vhost-user, virtqueue-device, virtqueue-driver, access-path and device-access; the link's, link and guest-virtio; what is behind
  * them, endpoint and nvme; and planted, whose bugs must be found.
  */
 import type { Target } from "../target.js";
@@ -16,6 +16,7 @@ const real = {
   "virtqueue-device": load(() => import("./virtqueue-device.js")),
   "virtqueue-driver": load(() => import("./virtqueue-driver.js")),
   "access-path": load(() => import("./access-path.js")),
+  "device-access": load(() => import("./device-access.js")),
   endpoint: endpoint("all"),
   "pci-config": endpoint("config"),
   "vhost-user": load(() => import("./vhost-user.js")),
