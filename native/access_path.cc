@@ -9,43 +9,19 @@
 #include <string>
 
 #include "addon.h"
+#include "crash_point.h"
 #include "eventfd.h"
 
 namespace {
 
 constexpr napi_type_tag kPathTag = {0x3f52c09a7be14d86, 0xa1c4de207f6b9358};
 
-// Ids of the path's requests on the link are these and the next ones; TypeScript's own are below.
-constexpr uint16_t kFirstId = 0x8000;
 // Entries that a device process which answers nothing can keep; the next access is TypeScript's, as is what follows.
 constexpr size_t kMostAbandoned = PathState::kPending - 1;
 constexpr uint32_t kMostErrno = 4095;
 constexpr uint32_t kEio = 5;
-
-// Words of a session's share (shared/turn.ts).
-enum Share : size_t { kOwnTurns, kRests, kShareWords };
-
-// The words of `layout`: TypeScript's table of the state has to be ours.
-const uint32_t kLayout[] = {
-    offsetof(PathState, stopped),
-    offsetof(PathState, budget),
-    offsetof(PathState, active),
-    offsetof(PathState, unsent_from),
-    offsetof(PathState, turn_cost),
-    offsetof(PathState, reads),
-    offsetof(PathState, device),
-    offsetof(PathState, pending),
-    offsetof(PathState, out),
-    sizeof(PathState),
-    offsetof(DeviceRegions, count),
-    offsetof(DeviceRegions, posted),
-    offsetof(PendingAccess, access),
-    sizeof(PendingAccess),
-    offsetof(RingState, call),
-    sizeof(RingState),
-    kFirstId,
-};
-
+// What is answered by one turn of the path at most, in bytes.
+constexpr size_t kMostReplies = 16384;
 }  // namespace
 
 void AccessPath::Init(Napi::Env env, Napi::Object exports) {
@@ -145,10 +121,10 @@ Napi::Value AccessPath::Registers(const Napi::CallbackInfo& info) {
 // A whole message with an id of the path's that TypeScript took from the ring. False when it is no reply to an access.
 Napi::Value AccessPath::Deliver(const Napi::CallbackInfo& info) {
   Bytes message = Slice(info[0], info[1], info[2]);
-  size_t reply = 0;
-  if (!TakeReply(message.data, message.length, nullptr, &reply)) return Napi::Boolean::New(info.Env(), false);
+  bool is_awaited = false;
+  if (!TakeReply(message.data, message.length, nullptr, &is_awaited)) return Napi::Boolean::New(info.Env(), false);
   state_->received++;
-  if (reply > 0) SendOut();
+  if (is_awaited && client_ != nullptr) client_->SendQueued();
   return Napi::Boolean::New(info.Env(), true);
 }
 
@@ -164,54 +140,69 @@ Napi::Value AccessPath::Measure(const Napi::CallbackInfo& info) {
 
 // The state's words come from TypeScript, and are believed; but a rest is the whole session's.
 bool AccessPath::MayRun() const {
-  return state_->stopped == 0 && state_->unsent_length == 0 && own_share_[kRests] == 0 && client_ != nullptr;
+  if (state_->stopped != 0 || own_share_[kRests] != 0 || client_ == nullptr) return false;
+  StreamMemory& memory = client_->memory();
+  return memory.Position(StreamMemory::kQueued) == memory.Position(StreamMemory::kSent);
 }
 
-size_t AccessPath::FromClient(const uint8_t* bytes, size_t length, const RegisterMemory& registers, int* events) {
-  state_->handled = 0;
+size_t AccessPath::FromClient(const RegisterMemory& registers, int* events) {
   if (!MayRun() || !to_device_.Runs()) return 0;
+  StreamMemory& memory = client_->memory();
   Turn turn(state_->budget);
-  size_t at = 0;
+  const uint32_t start = memory.Position(StreamMemory::kScan);
+  const uint32_t end = memory.Position(StreamMemory::kEnd);
+  uint32_t at = start;
+  size_t replies = 0;
   bool passed_on = false;
   bool goes_on = true;
-  while (goes_on && state_->active == 0 && length - at >= sizeof(MessageHeader)) {
+  while (goes_on && state_->active == 0 && end - at >= sizeof(MessageHeader)) {
+    const uint8_t* message = memory.Received(at);
     MessageHeader header;
-    std::memcpy(&header, bytes + at, sizeof header);
-    if (header.size < sizeof header || header.size > length - at) break;
-    size_t out = state_->unsent_length;
-    if (out + RegisterMemory::kMostReply > PathState::kOut) break;
-    size_t from_memory = registers.Answer(bytes + at, header.size, state_->out + out);
+    std::memcpy(&header, message, sizeof header);
+    if (header.size < sizeof header || header.size > end - at) break;
+    uint8_t* reply = memory.Reserve(replies, RegisterMemory::kMostReply);
+    if (reply == nullptr || replies + RegisterMemory::kMostReply > kMostReplies) break;
+    size_t from_memory = registers.Answer(message, header.size, reply);
     if (from_memory > 0) {
-      state_->unsent_length = static_cast<uint32_t>(out + from_memory);
+      replies += from_memory;
       state_->reads_from_memory++;
     } else {
       RegionAccess access;
-      if (!CheckAccess(bytes + at, header, state_->device, &access)) break;
-      // The reply has to fit in here.
-      if (header.command == kRegionRead && access.count > PathState::kOut - sizeof header - sizeof access) break;
-      if (!PassOn(bytes + at, header, access, IsPosted(header, state_->device, access))) break;
+      if (!CheckAccess(message, header, state_->device, &access)) break;
+      // What is longer is TypeScript's.
+      if (header.command == kRegionRead && access.count > kMostReplies - sizeof header - sizeof access) break;
+      bool is_posted = IsPosted(header, state_->device, access);
+      if (!PassOn(at, header, access, is_posted ? reply : nullptr)) break;
       passed_on = true;
+      if (is_posted && (header.flags & kNoReply) == 0) replies += sizeof header + sizeof access;
     }
     at += header.size;
-    state_->handled = static_cast<uint32_t>(at);
     goes_on = turn.Spend(header.size);
   }
+  if (at == start) return 0;
+  uint32_t handled = state_->active == 0 ? at : state_->pending[state_->active - 1].position;
+  memory.words()[StreamMemory::kScan] = static_cast<int32_t>(at);
+  memory.words()[StreamMemory::kFloor] = static_cast<int32_t>(handled);
+  memory.Commit(handled, memory.Position(StreamMemory::kQueued) + static_cast<uint32_t>(replies));
   // The client first: it goes on while the device process is woken.
-  if (state_->unsent_length > 0 && !SendOut()) *events |= kPathEvent;
+  if (replies > 0 && !client_->SendQueued()) *events |= kPathEvent;
   if (passed_on) Call(to_device_);
   EndTurn(turn, events);
-  return at;
+  return at - start;
 }
 
-// False when it cannot be passed on now.
-bool AccessPath::PassOn(const uint8_t* message, const MessageHeader& header, const RegionAccess& access,
-                        bool is_posted) {
-  PendingAccess* entry = is_posted ? nullptr : FindEntry();
-  if (!is_posted && entry == nullptr) return false;
+// Gives the device a message of the client's; one that is posted is answered now, at `early_reply`. False when that is
+// not possible now.
+bool AccessPath::PassOn(uint32_t position, const MessageHeader& header, const RegionAccess& access,
+                        uint8_t* early_reply) {
+  PendingAccess* entry = early_reply != nullptr ? nullptr : FindEntry();
+  if (early_reply == nullptr && entry == nullptr) return false;
   DeviceRing::Buffer buffer;
   if (to_device_.Peek(memory_, &buffer) != DeviceRing::Next::kBuffer) return false;
   if (!buffer.is_writable || buffer.length < header.size) return false;
+  const uint8_t* message = client_->memory().Received(position);
   MessageHeader request{0, header.command, header.size, kNoReply, 0};
+  const uint32_t used = to_device_.NextUsed();
   if (entry != nullptr) {
     size_t number = static_cast<size_t>(entry - state_->pending);
     request.id = static_cast<uint16_t>(kFirstId + number);
@@ -219,29 +210,36 @@ bool AccessPath::PassOn(const uint8_t* message, const MessageHeader& header, con
     entry->client_id = header.id;
     entry->command = header.command;
     entry->flags = header.flags;
+    entry->position = position;
+    entry->end = position + header.size;
+    entry->access = access;
+    entry->used = used;
+    entry->check = entry->Check();
     entry->started_at = state_->ticks;
     entry->measured_at = latencies_.Now();
-    entry->access = access;
-    entry->state = PendingAccess::kWaits;
+    StoreLast(&entry->state, uint32_t{PendingAccess::kWaits});
     state_->active = static_cast<uint32_t>(number + 1);
-  } else if ((header.flags & kNoReply) == 0) {
+  } else {
     MessageHeader reply{header.id, header.command, sizeof reply + sizeof access, kReply, 0};
-    uint8_t* out = state_->out + state_->unsent_length;
-    std::memcpy(out, &reply, sizeof reply);
-    std::memcpy(out + sizeof reply, &access, sizeof access);
-    state_->unsent_length += reply.size;
+    std::memcpy(early_reply, &reply, sizeof reply);
+    std::memcpy(early_reply + sizeof reply, &access, sizeof access);
   }
   if (header.command == kRegionRead) {
     state_->reads++;
   } else {
     CountWrite();
     if (header.command == kRegionWrite) state_->writes++;
-    if (is_posted) state_->posted_writes++;
+    if (early_reply != nullptr) state_->posted_writes++;
   }
   std::memcpy(buffer.bytes, &request, sizeof request);
   std::memcpy(buffer.bytes + sizeof request, message + sizeof header, header.size - sizeof header);
   state_->sent++;
+  SentRecord& record = state_->sent_records[used & 1];
+  record = {used, state_->head, 0, position, 0};
+  record.check = record.Check();
+  CrashPoint();
   to_device_.Complete(buffer, header.size);
+  CrashPoint();
   return true;
 }
 
@@ -273,12 +271,12 @@ int AccessPath::FromDevice(int events) {
     if (next == DeviceRing::Next::kNone) break;
     left = events;
     if (!goes_on || next == DeviceRing::Next::kOther || buffer.is_writable) break;
-    size_t reply = 0;
-    if (state_->unsent_length > 0 || !TakeReply(buffer.bytes, buffer.length, &buffer, &reply)) break;
+    bool is_awaited = false;
+    if (!MayRun() || !TakeReply(buffer.bytes, buffer.length, &buffer, &is_awaited)) break;
     left = 0;
     took = true;
     state_->received++;
-    if (reply > 0 && !SendOut()) left |= kPathEvent;
+    if (is_awaited && !client_->SendQueued()) left |= kPathEvent;
     if (state_->active == 0 && state_->held != 0) left |= kPathEvent;
     goes_on = turn.Spend(buffer.length);
     if (left != 0) {
@@ -291,21 +289,23 @@ int AccessPath::FromDevice(int events) {
   return left;
 }
 
-// The reply to an access goes to `out`, and its length to `reply`: 0 where nobody waits for it. False, and nothing has
-// happened, when it is no reply to one. `buffer`: the ring's next one, which has the message and is given back; the
-// device process can change it all the time.
-bool AccessPath::TakeReply(const uint8_t* message, size_t length, const DeviceRing::Buffer* buffer, size_t* reply) {
+// Queues the reply to an access where somebody waits for it: `is_awaited`. False, and nothing has happened, when it is
+// no reply to one. `buffer`: the ring's next one, which has the message and is given back; the device process can
+// change it all the time.
+bool AccessPath::TakeReply(const uint8_t* message, size_t length, const DeviceRing::Buffer* buffer, bool* is_awaited) {
   MessageHeader header;
-  if (length < sizeof header || length > PathState::kOut || state_->unsent_length > 0) return false;
+  if (length < sizeof header || length > kMostReplies) return false;
   std::memcpy(&header, message, sizeof header);
   if ((header.flags & kTypeMask) != kReply || header.size != length || header.id < kFirstId) return false;
   size_t number = header.id - size_t{kFirstId};
   if (number >= PathState::kPending) return false;
   PendingAccess& entry = state_->pending[number];
   if (entry.state == PendingAccess::kFree || entry.command != header.command) return false;
-  uint8_t* out = state_->out;
-  size_t sent = 0;
   if (entry.state == PendingAccess::kWaits) {
+    if (client_ == nullptr) return false;
+    StreamMemory& memory = client_->memory();
+    uint8_t* out = memory.Reserve(0, length);
+    if (out == nullptr) return false;
     MessageHeader answer{static_cast<uint16_t>(entry.client_id), header.command, sizeof answer, kReply, 0};
     if ((header.flags & kError) != 0) {
       answer.flags |= kError;
@@ -323,29 +323,17 @@ bool AccessPath::TakeReply(const uint8_t* message, size_t length, const DeviceRi
       answer.size = header.size;
     }
     std::memcpy(out, &answer, sizeof answer);
-    if ((entry.flags & kNoReply) == 0) sent = answer.size;
+    *is_awaited = (entry.flags & kNoReply) == 0;
     state_->active = 0;
     latencies_.Record(entry.command, entry.measured_at);
+    memory.words()[StreamMemory::kFloor] = static_cast<int32_t>(entry.end);
+    memory.Commit(entry.end, memory.Position(StreamMemory::kQueued) + (*is_awaited ? answer.size : 0));
   }
-  state_->unsent_from = 0;
-  state_->unsent_length = static_cast<uint32_t>(sent);
-  entry.state = PendingAccess::kFree;
-  if (buffer != nullptr) from_device_.Complete(*buffer, 0);
-  *reply = sent;
-  return true;
-}
-
-// False when not all of `out` was sent: TypeScript sends the rest.
-bool AccessPath::SendOut() {
-  if (client_ == nullptr || !client_->MaySend()) return false;
-  int32_t sent = client_->Send(state_->out + state_->unsent_from, state_->unsent_length);
-  // TypeScript meets the same error, and knows what follows from it.
-  if (sent <= 0) return false;
-  uint32_t count = std::min(static_cast<uint32_t>(sent), state_->unsent_length);
-  state_->unsent_from += count;
-  state_->unsent_length -= count;
-  if (state_->unsent_length > 0) return false;
-  state_->unsent_from = 0;
+  StoreLast(&entry.state, uint32_t{PendingAccess::kFree});
+  if (buffer != nullptr) {
+    from_device_.Complete(*buffer, 0);
+    CrashPoint();
+  }
   return true;
 }
 

@@ -9,11 +9,13 @@
 #include <cstdint>
 
 #include "access_check.h"
+#include "access_state.h"
 #include "arguments.h"
 #include "latency.h"
 #include "poll_task.h"
 #include "register_memory.h"
 #include "ring.h"
+#include "stream_memory.h"
 #include "turn.h"
 
 // The event of a Poll by which TypeScript hears that the state has something for it.
@@ -22,67 +24,12 @@ constexpr int kPathEvent = 16;
 // The client's connected socket.
 class ClientSocket {
  public:
-  // Nothing waits to be sent to it.
-  virtual bool MaySend() const = 0;
-  // How much of it was sent, or a negative errno.
-  virtual int32_t Send(const uint8_t* bytes, size_t length) = 0;
+  virtual StreamMemory& memory() = 0;
+  // Sends all that is queued. False when that was not possible.
+  virtual bool SendQueued() = 0;
 
  protected:
   ~ClientSocket() = default;
-};
-
-// An access that the device was asked for. The request's id on the link is the entry's number, plus kFirstId.
-struct PendingAccess {
-  // 0 when the entry is free. An abandoned one waits for a reply that is nobody's any more.
-  enum State : uint32_t { kFree, kWaits, kAbandoned };
-  uint32_t state;
-  uint32_t client_id;
-  uint32_t command;
-  uint32_t flags;
-  // In TypeScript's ticks.
-  uint32_t started_at;
-  // Where latencies are measured, in nanoseconds; else 0.
-  uint32_t measured_at;
-  RegionAccess access;
-};
-static_assert(sizeof(PendingAccess) == 40);
-
-// All that the path knows, in memory of TypeScript's, whose tables are in shared/vfio-user/access-path.ts. Readable
-// after a crash at any instruction: what was done is told by the rings' used indices, which are stored last of all that
-// belongs to a message. A next_used that is one ahead of its ring's index belongs to a message that was not passed on.
-struct PathState {
-  // Few: they are used in turn, and with many sessions each costs a cache line.
-  static constexpr size_t kPending = 16;
-  static constexpr size_t kOut = 16384;
-
-  // TypeScript's: why the path is stopped, as bits; its clock; whether commands wait for the end of the active access.
-  uint32_t stopped;
-  uint32_t ticks;
-  uint32_t held;
-  TurnBudget budget;
-  // The entry that the client waits for, plus 1.
-  uint32_t active;
-  uint32_t next_entry;
-  // Bytes of what was received last that were dealt with.
-  uint32_t handled;
-  // out[unsent_from, unsent_from + unsent_length) is to be sent to the client.
-  uint32_t unsent_from;
-  uint32_t unsent_length;
-  // What the last turn that was not a light one cost, in bytes and nanoseconds; TypeScript clears it.
-  uint32_t turn_cost;
-  uint32_t turn_ns;
-  // Counts, modulo 2^32.
-  uint32_t reads;
-  uint32_t reads_from_memory;
-  uint32_t writes;
-  uint32_t posted_writes;
-  uint32_t sent;
-  uint32_t received;
-  uint32_t signals;
-  uint32_t reserved;
-  DeviceRegions device;
-  PendingAccess pending[kPending];
-  uint8_t out[kOut];
 };
 
 class AccessPath : public Napi::ObjectWrap<AccessPath> {
@@ -102,9 +49,9 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   // The client waits for an access.
   bool IsBusy() const { return state_->active != 0; }
 
-  // Deals with messages of the client's; returns how many bytes that were, and adds to the events to call JavaScript
-  // with. The rest is TypeScript's.
-  size_t FromClient(const uint8_t* bytes, size_t length, const RegisterMemory& registers, int* events);
+  // Deals with messages of the client's, from the first that was not taken; returns how many bytes that were, and adds
+  // to the events to call JavaScript with. The rest is TypeScript's.
+  size_t FromClient(const RegisterMemory& registers, int* events);
 
   // Deals with what the device process has sent. Returns the events to call JavaScript with, of those given where
   // something is left to it.
@@ -118,13 +65,12 @@ class AccessPath : public Napi::ObjectWrap<AccessPath> {
   Napi::Value Measure(const Napi::CallbackInfo& info);
 
   bool MayRun() const;
-  bool PassOn(const uint8_t* message, const MessageHeader& header, const RegionAccess& access, bool is_posted);
-  bool TakeReply(const uint8_t* message, size_t length, const DeviceRing::Buffer* buffer, size_t* reply);
+  bool PassOn(uint32_t position, const MessageHeader& header, const RegionAccess& access, uint8_t* early_reply);
+  bool TakeReply(const uint8_t* message, size_t length, const DeviceRing::Buffer* buffer, bool* is_awaited);
   PendingAccess* FindEntry();
   void CountWrite();
   void Call(DeviceRing& ring);
   void EndTurn(const Turn& turn, int* events);
-  bool SendOut();
 
   PathState* state_;
   // Light turns of all sessions; this one's, and whether it rests.

@@ -1,9 +1,10 @@
 // Registers the exports that index.ts types. Nothing else lives here. The files of this folder:
 //
 // - Sockets and the event loop: socket.cc, fd_messages.cc (messages with descriptors), poll.cc (readiness) with
-//   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc;
-//   system_call.h. stream.ts types the last of them, and the next.
-// - Register accesses without JavaScript: access_path.cc over access_check.h, ring.h (a virtqueue) and turn.h.
+//   linger.cc (staying out of the loop), stream.cc (a connection's task around its callback) with register_memory.cc,
+//   over stream_memory.cc (its bytes; stream_state.h); system_call.h. stream.ts types the last of them, and the next.
+// - Register accesses without JavaScript: access_path.cc over access_state.h, access_check.h, ring.h (a virtqueue) and
+//   turn.h.
 // - The same at the device's end: device_access.cc, with device_doorbells.h; device_path.cc, over device_ring.h (a
 //   virtqueue from the driver's side) and device_polling.h.
 // - Descriptors and files: file.cc (what a peer handed over), discard.cc (closing it), disk.cc (a disk's file).
@@ -25,6 +26,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitMemory(env, exports);
   InitEventfd(env, exports);
   InitPoll(env, exports);
+  InitStreamMemory(env, exports);
   InitStream(env, exports);
   InitAccessPath(env, exports);
   InitDeviceAccess(env, exports);

@@ -12,6 +12,7 @@ void InitDisk(Napi::Env env, Napi::Object exports);
 void InitMemory(Napi::Env env, Napi::Object exports);
 void InitEventfd(Napi::Env env, Napi::Object exports);
 void InitPoll(Napi::Env env, Napi::Object exports);
+void InitStreamMemory(Napi::Env env, Napi::Object exports);
 void InitStream(Napi::Env env, Napi::Object exports);
 void InitAccessPath(Napi::Env env, Napi::Object exports);
 void InitDeviceAccess(Napi::Env env, Napi::Object exports);

@@ -20,12 +20,6 @@
 
 namespace {
 
-// Room for the most descriptors that one message can carry, so that a peer can neither overflow nor truncate it.
-union ControlBuffer {
-  char bytes[CMSG_SPACE(sizeof(int) * kMaxFds)];
-  cmsghdr header;
-};
-
 // What has to be received and thrown away is a thread's, since the last reference to a file may go with it: closing a
 // TCP socket that lingers takes as long as its owner likes. Until then nothing more is received; when it takes long,
 // nothing ever is.
@@ -45,8 +39,9 @@ void CloseAll(const int32_t* fds) {
   for (int32_t n = kLostFds - fds[0]; n > 0; n--) close(fds[n]);
 }
 
-// Throws away `length` bytes that were looked at, and the descriptors that came with them, fds[1...] being copies of
-// some. 0 when that has begun; or an errno, and the copies are closed.
+
+}  // namespace
+
 int DropReceived(int fd, size_t length, int32_t* fds) {
   int copy = drops >= kMostDrops ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
   if (copy < 0) {
@@ -79,7 +74,6 @@ int DropReceived(int fd, size_t length, int32_t* fds) {
   return EBUSY;
 }
 
-// 0, EAGAIN while what came before is being dropped, or EBUSY.
 int Dropping(int fd) {
   if (!any_drops.load(std::memory_order_relaxed)) return 0;
   auto found = drops_of.find(fd);
@@ -89,6 +83,8 @@ int Dropping(int fd) {
   drops_of.erase(found);
   return 0;
 }
+
+namespace {
 
 // The descriptors of a message into fds[1...], and their count.
 size_t Take(msghdr* message, int32_t* fds) {
@@ -105,26 +101,31 @@ size_t Take(msghdr* message, int32_t* fds) {
   return count;
 }
 
-ssize_t ReceiveOnce(int fd, Bytes bytes, int32_t* fds, size_t most, int flags, bool* is_cut) {
-  ControlBuffer control;
+}  // namespace
+
+ssize_t ReceiveOnce(int fd, Bytes bytes, int32_t* fds, size_t most, int flags, mmsghdr* header, bool* is_cut) {
+  FdControl control;
   iovec vector{bytes.data, bytes.length};
-  msghdr message{};
+  msghdr& message = header->msg_hdr;
+  message = {};
   message.msg_iov = &vector;
   message.msg_iovlen = 1;
   if (most > 0) {
     message.msg_control = control.bytes;
     message.msg_controllen = CMSG_LEN(sizeof(int) * most);
   }
-  long received;
+  long result;
   do {
-    received = SystemCall(SYS_recvmsg, fd, Argument(&message), MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags);
-  } while (received == -EINTR);
-  if (received < 0) return received;
+    result = SystemCall(SYS_recvmmsg, fd, Argument(header), 1, MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags, 0);
+  } while (result == -EINTR);
+  if (result < 0) return result;
   size_t count = Take(&message, fds);
   *is_cut = (message.msg_flags & MSG_CTRUNC) != 0;
   fds[0] = static_cast<int32_t>(*is_cut ? kLostFds - static_cast<int32_t>(count) : static_cast<int32_t>(count));
-  return received;
+  return static_cast<ssize_t>(header->msg_len);
 }
+
+namespace {
 
 Napi::Value Receive(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -140,26 +141,9 @@ Napi::Value Receive(const Napi::CallbackInfo& info) {
 Napi::Value Send(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   int fd = Fd(info[0]);
-  ControlBuffer control;
+  FdControl control;
   msghdr message{};
-  if (!info[4].IsUndefined()) {
-    if (!info[4].IsArray()) throw Napi::TypeError::New(env, "fds must be an array");
-    Napi::Array fds = info[4].As<Napi::Array>();
-    size_t count = fds.Length();
-    if (count > kMaxFds) throw Napi::RangeError::New(env, "at most 253 fds fit on one message");
-    if (count > 0) {
-      memset(&control, 0, CMSG_SPACE(sizeof(int) * count));
-      control.header.cmsg_level = SOL_SOCKET;
-      control.header.cmsg_type = SCM_RIGHTS;
-      control.header.cmsg_len = CMSG_LEN(sizeof(int) * count);
-      for (size_t i = 0; i < count; i++) {
-        int one = Fd(fds.Get(static_cast<uint32_t>(i)), "fds");
-        memcpy(CMSG_DATA(&control.header) + i * sizeof(int), &one, sizeof one);
-      }
-      message.msg_control = control.bytes;
-      message.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-    }
-  }
+  PutFds(info[4], &control, &message);
   // Taken last: reading the array above may have run JavaScript, which may have detached the bytes.
   Bytes bytes = Slice(info[1], info[2], info[3]);
   iovec vector{bytes.data, bytes.length};
@@ -181,15 +165,41 @@ void TakeUrgentInline(int fd) {
   (void)setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &yes, sizeof yes);
 }
 
+void PutFds(Napi::Value value, FdControl* control, msghdr* message) {
+  if (value.IsUndefined()) return;
+  Napi::Env env = value.Env();
+  if (!value.IsArray()) throw Napi::TypeError::New(env, "fds must be an array");
+  Napi::Array fds = value.As<Napi::Array>();
+  size_t count = fds.Length();
+  if (count > kMaxFds) throw Napi::RangeError::New(env, "at most 253 fds fit on one message");
+  if (count == 0) return;
+  memset(control, 0, CMSG_SPACE(sizeof(int) * count));
+  control->header.cmsg_level = SOL_SOCKET;
+  control->header.cmsg_type = SCM_RIGHTS;
+  control->header.cmsg_len = CMSG_LEN(sizeof(int) * count);
+  for (size_t i = 0; i < count; i++) {
+    int one = Fd(fds.Get(static_cast<uint32_t>(i)), "fds");
+    memcpy(CMSG_DATA(&control->header) + i * sizeof(int), &one, sizeof one);
+  }
+  message->msg_control = control->bytes;
+  message->msg_controllen = CMSG_SPACE(sizeof(int) * count);
+}
+
+void CloseFds(int32_t* fds) {
+  for (int32_t n = fds[0]; n > 0; n--) close(fds[n]);
+  fds[0] = 0;
+}
+
 void ForgetSocket(int fd) { drops_of.erase(fd); }
 
 ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
   fds[0] = 0;
   if (int error = Dropping(fd); error != 0) return -error;
   bool is_cut = false;
-  if (most >= kMaxFds) return ReceiveOnce(fd, bytes, fds, kMaxFds, 0, &is_cut);
+  mmsghdr header;
+  if (most >= kMaxFds) return ReceiveOnce(fd, bytes, fds, kMaxFds, 0, &header, &is_cut);
   // More may come than there is room for, which the kernel would drop here: so it is looked at first.
-  ssize_t seen = ReceiveOnce(fd, bytes, fds, most, MSG_PEEK, &is_cut);
+  ssize_t seen = ReceiveOnce(fd, bytes, fds, most, MSG_PEEK, &header, &is_cut);
   // A socket that the peer made, and has as well, may be another one by now: it is readable for good, and nothing is
   // seen, of a byte out of band.
   if (seen == -EAGAIN) TakeUrgentInline(fd);
@@ -203,11 +213,8 @@ ssize_t ReceiveMessage(int fd, Bytes bytes, int32_t* fds, size_t most) {
   // bytes that were asked for: they are taken with that one.
   int32_t none;
   bool has_fds = false;
-  ssize_t received = ReceiveOnce(fd, {bytes.data, length}, &none, 0, 0, &has_fds);
-  if (!has_fds) {
-    for (int32_t n = fds[0]; n > 0; n--) close(fds[n]);
-    fds[0] = 0;
-  }
+  ssize_t received = ReceiveOnce(fd, {bytes.data, length}, &none, 0, 0, &header, &has_fds);
+  if (!has_fds) CloseFds(fds);
   return received;
 }
 

@@ -10,8 +10,9 @@
 import { loadAddon } from "./platform.js";
 import type * as tasks from "./stream.js";
 
-export { STREAM_WORDS, StreamWord } from "./stream.js";
+export { STREAM_CONTROL_SIZE, STREAM_WORDS, StreamWord } from "./stream.js";
 export type Stream = tasks.Stream;
+export type StreamMemory = tasks.StreamMemory;
 export type AccessPath = tasks.AccessPath;
 export type DeviceAccess = tasks.DeviceAccess;
 export type DevicePath = tasks.DevicePath;
@@ -349,7 +350,15 @@ interface Addon {
   Poll: new (fd: number, callback: (events: number) => void, task?: PollTask) => Poll;
   /** Whether the event loop has an event that it did not get to yet, of any fd but `except`. It costs a system call. */
   eventsWait(except: number): boolean;
-  Stream: new (fd: number, words: Int32Array, fds: Int32Array) => Stream;
+  Stream: new (fd: number, memory: StreamMemory, fds: Int32Array) => Stream;
+  /** At an offset of a file, a multiple of the page size; or with -1 in memory of its own. Sizes are powers of two. */
+  StreamMemory: new (
+    words: Int32Array,
+    fd: number,
+    offset: number,
+    received: number,
+    unsent: number,
+  ) => StreamMemory;
   AccessPath: new (state: Uint8Array, layout: Uint32Array, turns: Int32Array, share: Int32Array) => AccessPath;
   /** `polling`: 0 as long as it pays, 1 always, 2 never. */
   DevicePath: new (
@@ -383,6 +392,6 @@ export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, i
 export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
 export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
 export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream } = addon;
-export const { AccessPath, DeviceAccess, DevicePath, Relay } = addon;
+export const { StreamMemory, AccessPath, DeviceAccess, DevicePath, Relay } = addon;
 export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;
 export const { load8, load16, load32, store8, store16, store32 } = addon;

@@ -139,6 +139,9 @@ class DeviceRing {
 
   RingState& state() { return *state_; }
 
+  // The used index that gives the next buffer back.
+  uint32_t NextUsed() const { return (state_->next_used + 1) & 0xffff; }
+
  private:
   static constexpr uint32_t kDescriptorSize = 16;
   static constexpr uint32_t kUsedEntrySize = 8;

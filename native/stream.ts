@@ -1,35 +1,86 @@
-/** What a Poll does with a socket around its callback, so that a message costs no call: Stream and AccessPath. */
-/** The words by which a Stream and its owner tell each other what to do, without a call. */
+/**
+ * A connected socket and what a Poll does with it around its callback, so that a message costs no call: StreamMemory,
+ * Stream and AccessPath.
+ */
+/**
+ * The words by which a Stream, its StreamMemory and their owner tell each other what to do, without a call. Those up to
+ * BASE are positions in the streams of bytes, modulo 2^32.
+ */
 export const StreamWord = {
-  /** The owner: where in the buffer the next bytes go, and how many at most; nothing is received with a room of 0. */
-  OFFSET: 0,
-  ROOM: 1,
-  /** The Stream: bytes received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
-  RECEIVED: 2,
-  /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
-  REPLY: 3,
-  /** The Stream: how many of them were sent when it was not all, or a negative errno. */
-  REPLIED: 4,
-  /** The owner: 1 while reads may be answered from register memory, ahead of which nothing waits to be sent. */
-  READS: 5,
-  /** The Stream: how many were so far, which the owner may set back. */
-  SERVED: 6,
+  /** Both: behind the last byte received. */
+  END: 0,
+  /** Both: behind the messages that were taken. */
+  SCAN: 1,
+  /** Both: what is in front is not looked at any more. */
+  FLOOR: 2,
+  /** Both: the command at the front that another process would be given again; committed after the callback. */
+  HANDLED: 3,
+  /** The memory: behind the last byte that is to be sent, and behind the last one that was. */
+  QUEUED: 4,
+  SENT: 5,
+  /** The memory: the position of the received ring's first byte. */
+  BASE: 6,
+  /** The owner: how many bytes may be received; nothing is with a room of 0. */
+  ROOM: 7,
   /** The owner: how many fds may come with the next bytes. */
-  MOST_FDS: 7,
-  /** The Stream: how long an answer of `answersBy` is that was not sent whole, which the owner sets back to 0. */
-  ANSWERED: 8,
+  MOST_FDS: 8,
+  /** The owner: 1 where fds are kept before they are received. */
+  PEEKS: 9,
+  /** The Stream: bytes received for this call, 0 at the end of the stream, a negative errno, or NOTHING_RECEIVED. */
+  RECEIVED: 10,
+  /** The owner: how many bytes of the reply are to be sent after this call; 0 once they are dealt with. */
+  REPLY: 11,
+  /** The Stream: how many of them were sent when it was not all, or a negative errno. */
+  REPLIED: 12,
+  /** The owner: 1 while messages may be answered ahead of which nothing waits or is in flight. */
+  READS: 13,
+  /** The Stream: how many reads were answered from register memory, which the owner may set back. */
+  SERVED: 14,
+  /** The memory: what was peeked last has fds, and is still to be received. */
+  HAS_FDS: 15,
 } as const;
-export const STREAM_WORDS = 9;
+export const STREAM_WORDS = 16;
+/** Bytes in front of the rings: what the memory itself has there, in one page, and room for its owner. */
+export const STREAM_CONTROL_SIZE = 8 * 4096;
+
+/**
+ * The bytes of a connected stream socket on their way in and out, in memory that may outlive the process
+ * (docs/decisions/023-exactly-once.md): STREAM_CONTROL_SIZE bytes, a ring for what is received, a ring for what is to
+ * be sent. All that it stores can be read after a crash at any instruction.
+ */
+export interface StreamMemory {
+  readonly control: ArrayBuffer;
+  /** The ring, twice, so that every message is in one piece. */
+  readonly received: ArrayBuffer;
+  /** A new connection: nothing came, and nothing is to be sent. */
+  begin(): void;
+  /** Takes what another process left. False when it is damaged, or fds were lost. */
+  load(): boolean;
+  /**
+   * Receives up to ROOM bytes: the count, 0 at the end of the stream, -1 when nothing waits. `fds` as in native
+   * `receive`. With PEEKS, what has fds is left to `receive`, and HAS_FDS is 1.
+   */
+  peek(fd: number, fds: Int32Array): number;
+  /** Receives as many bytes as were peeked. */
+  receive(fd: number, length: number, fds: Int32Array): number;
+  /** Queues bytes, which `commit` follows; false when there is no room. */
+  queue(bytes: Uint8Array, offset: number, length: number): boolean;
+  /** At once: what is queued is to be sent, and commands in front of this position were dealt with. */
+  commit(handled: number): void;
+  /** Sends the next bytes that are queued: how many were, 0 when the socket is full. */
+  send(fd: number, length: number, fds?: readonly number[]): number;
+  /** What was received last, from this position on, is dealt with. */
+  retract(position: number): void;
+  /** What the message's header says that begins there, of what is to be sent. */
+  unsentSize(position: number): number;
+}
 
 /**
  * The task of a Poll on a connected socket: it receives before it calls back, and sends the reply, if there is one,
- * after. `words` are StreamWord's; `fds` is as in `receive`; the fd stays the caller's. Both buffers belong to it until
- * others take their place; they must not be transferred.
+ * after. `fds` is as in `receive`; the fd stays the caller's.
  */
 export interface Stream {
-  /** The buffer that OFFSET and ROOM are about. */
-  receiveInto(bytes: Uint8Array): void;
-  /** The buffer whose first REPLY bytes are sent. */
+  /** The buffer whose first REPLY bytes are sent. It must not be transferred. */
   replyFrom(bytes: Uint8Array): void;
   /**
    * Answers reads of registers from their values in `memory`, at a multiple of 8, from now on, without a callback;
@@ -40,10 +91,9 @@ export interface Stream {
   /** Register accesses go by this path from now on, as far as its state lets them; undefined: no longer. */
   accessesBy(path: AccessPath | undefined): void;
   /**
-   * Accesses that this deals with are answered by it from now on, where READS allows it; undefined: no longer. `bytes`
-   * has room for an answer.
+   * Accesses that this deals with are answered by it from now on, where READS allows it; undefined: no longer.
    */
-  answersBy(device: DeviceAccess | undefined, bytes?: Uint8Array): void;
+  answersBy(device: DeviceAccess | undefined): void;
 }
 
 /** A queue from the driver's side: shared/virtqueue/driver.ts has its parts. */

@@ -21,6 +21,8 @@ export class Pending implements PendingCommand {
   data: DataView;
   offset = 0;
   length = 0;
+  position = 0;
+  isAgain = false;
   replyBytes = new Uint8Array(INITIAL_REPLY_SIZE);
   replyData = new DataView(this.replyBytes.buffer);
   readonly replyOffset = Header.size;
@@ -50,6 +52,8 @@ export class Pending implements PendingCommand {
     this.data = frame.data;
     this.offset = frame.offset;
     this.length = frame.length;
+    this.position = frame.position;
+    this.isAgain = frame.isAgain;
     this.startedAt = now;
     this.#measuredAt = this.#stats.latencies === undefined ? 0 : performance.now();
     this.wantsReply = (frame.flags & HeaderFlags.NO_REPLY) === 0;
@@ -71,6 +75,13 @@ export class Pending implements PendingCommand {
     this.replyData = new DataView(this.replyBytes.buffer);
   }
 
+  /** Keeps what somebody may still look at when the command is over. */
+  keepBody(): void {
+    this.bytes = this.bytes.slice(this.offset, this.offset + this.length);
+    this.data = new DataView(this.bytes.buffer);
+    this.offset = 0;
+  }
+
   /**
    * Sends the reply while the command goes on: for a posted write. Whoever deals with the command does not wait for it.
    */
@@ -81,7 +92,7 @@ export class Pending implements PendingCommand {
   reply(length: number, fds?: readonly number[]): void {
     if (!this.active) return;
     if (fds === undefined) this.replyEarly(length);
-    else if (this.wantsReply) this.#connection.send(this.replyBytes, 0, this.#putHeader(length), fds);
+    else if (this.wantsReply) this.#connection.answer(this.replyBytes, this.#putHeader(length), fds);
     this.active = false;
     this.#connection.finish();
   }

@@ -177,7 +177,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
 
   /** See DirectAccesses. */
   take(): PendingCommand | undefined {
-    const frame = this.#path?.take();
+    const frame = this.#connection.takeAccess();
     if (frame === undefined) return undefined;
     const pending = new Pending(this.#connection, this.#options.stats);
     pending.begin(frame, this.#now);
@@ -364,14 +364,12 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     const pending = new Pending(this.#connection, this.#options.stats);
     this.#pending = pending;
     const flags = late.wantsReply ? 0 : HeaderFlags.NO_REPLY;
-    const { id, command, bytes, data, offset, length } = late;
-    pending.begin(
-      { id, command, flags, errno: 0, bytes, data, offset, length, fds: [], position: 0, isAgain: false },
-      this.#now,
-    );
+    const { id, command, bytes, data, offset, length, position, isAgain } = late;
+    const frame = { id, command, flags, errno: 0, bytes, data, offset, length, fds: [], position, isAgain };
+    pending.begin(frame, this.#now);
     pending.leaveUnmeasured();
     late.active = false;
-    this.#connection.leaveBody();
+    late.keepBody();
     if (command === Command.REGION_READ) replyAllOnes(pending);
     else pending.fail(Errno.ETIMEDOUT);
   }

@@ -15,11 +15,13 @@ const SIZE = 0x20;
 function registers(t: ExecutionContext) {
   const [near, far] = pair(t);
   const words = new Int32Array(native.STREAM_WORDS);
-  const into = new Uint8Array(4096);
-  const stream = new native.Stream(near, words, new Int32Array(8));
-  stream.receiveInto(into);
+  const streamMemory = new native.StreamMemory(words, -1, 0, 4096, 4096);
+  streamMemory.begin();
+  const into = new Uint8Array(streamMemory.received);
+  const stream = new native.Stream(near, streamMemory, new Int32Array(1 + 253));
   stream.replyFrom(new Uint8Array(4096));
-  words[Word.ROOM] = into.length;
+  words[Word.ROOM] = 4096;
+  words[Word.MOST_FDS] = 253;
   words[Word.READS] = 1;
   const memory = new Uint8Array(4096);
   const head = RegisterMemoryHead.view(new DataView(memory.buffer));
@@ -35,7 +37,7 @@ function registers(t: ExecutionContext) {
     new Promise<number>((resolve) => {
       called = () => resolve(words[Word.RECEIVED]);
     });
-  return { near, far, words, into, stream, memory, head, asked };
+  return { near, far, words, into, stream, streamMemory, memory, head, asked };
 }
 
 type Fields = Partial<{ id: number; command: number; size: number; flags: number }>;
@@ -120,9 +122,8 @@ const states: Record<string, (all: Registers) => void> = {
   "the owner does not allow it": ({ words }) => {
     words[Word.READS] = 0;
   },
-  "something is in front of it in the buffer": ({ words }) => {
-    words[Word.OFFSET] = 1;
-    words[Word.ROOM] = 64;
+  "something is to be sent before it": ({ streamMemory }) => {
+    streamMemory.queue(Uint8Array.of(1), 0, 1);
   },
   "a write is on its way": ({ head }) => {
     head.writesSent = 1;
@@ -170,8 +171,8 @@ test("left to the owner when the peer does not read what it is sent", async (t) 
   }
   const called = asked();
   send(far, request());
-  t.is(await called, 32);
-  t.is(words[Word.SERVED], 0);
+  t.is(await called, native.NOTHING_RECEIVED);
+  t.deepEqual([words[Word.REPLIED], words[Word.QUEUED], words[Word.SENT]], [0, 36, 0], "queued for the owner to send");
   let drained = 0;
   while (drained < filled) drained += (await reply(far)).length;
   t.is(drained, filled);

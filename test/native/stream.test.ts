@@ -5,18 +5,21 @@ import { owned, pair } from "./helpers.js";
 
 const { StreamWord: Word } = native;
 
+const RING_SIZE = 4096;
+
 /** A stream on one end of a pair; `next` resolves with the events of the next call, after `act` has run in it. */
-function stream(t: ExecutionContext, size = 64) {
+function stream(t: ExecutionContext, size = RING_SIZE) {
   const [near, far] = native.socketPair();
   owned(t, near);
   const hangUp = once(() => native.close(far));
   t.teardown(hangUp);
   const words = new Int32Array(native.STREAM_WORDS);
-  const fds = new Int32Array(8);
-  const into = new Uint8Array(size);
+  const fds = new Int32Array(1 + 253);
+  const memory = new native.StreamMemory(words, -1, 0, RING_SIZE, 1 << 21);
+  memory.begin();
+  const into = new Uint8Array(memory.received);
   const from = new Uint8Array(1 << 20);
-  const stream = new native.Stream(near, words, fds);
-  stream.receiveInto(into);
+  const stream = new native.Stream(near, memory, fds);
   stream.replyFrom(from);
   words[Word.ROOM] = size;
   words[Word.MOST_FDS] = fds.length - 1;
@@ -31,7 +34,7 @@ function stream(t: ExecutionContext, size = 64) {
         resolve(events);
       };
     });
-  return { near, far, hangUp, words, fds, into, from, poll, next };
+  return { near, far, hangUp, words, memory, fds, into, from, poll, next };
 }
 
 /** After the callback under way has ended, promises and all. */
@@ -55,15 +58,18 @@ function receive(fd: number, size = 16): number[] {
 
 test("bytes are there when the callback runs, where they were wanted", async (t) => {
   const { far, words, fds, into, next } = stream(t);
-  words[Word.OFFSET] = 3;
+  words[Word.ROOM] = 3;
+  send(far, 1, 2, 3);
+  await next();
   words[Word.ROOM] = 2;
   send(far, 7, 8, 9);
   let received: number[] = [];
   await next(() => {
-    received = [words[Word.RECEIVED], fds[0], ...into.subarray(0, 6)];
+    received = [words[Word.RECEIVED], fds[0], words[Word.END], ...into.subarray(0, 6)];
     words[Word.ROOM] = 0;
   });
-  t.deepEqual(received, [2, 0, 0, 0, 0, 7, 8, 0]);
+  t.deepEqual(received, [2, 0, 5, 1, 2, 3, 7, 8, 0]);
+  t.deepEqual([...into.subarray(RING_SIZE, RING_SIZE + 6)], [1, 2, 3, 7, 8, 0], "twice, one behind the other");
 });
 
 test("without room nothing is received", async (t) => {
@@ -139,17 +145,24 @@ test("a reply to nobody, and one beyond the buffer, are negative errnos", async 
   t.is(words[Word.REPLIED], -32);
 });
 
-test("room beyond the buffer is never written to", async (t) => {
-  const { near, far, words, poll, next } = stream(t);
-  send(far, 1);
-  words[Word.ROOM] = 65;
-  let received = 0;
-  await next(() => {
-    received = words[Word.RECEIVED];
-    poll.stop();
+test("what is in use of the buffer is never written to", async (t) => {
+  const { far, words, into, memory, next } = stream(t, 1 << 20);
+  send(far, ...new Array(RING_SIZE + 2).fill(1));
+  await next();
+  t.is(words[Word.RECEIVED], RING_SIZE);
+  send(far, 2);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  t.is(words[Word.END], RING_SIZE);
+  words[Word.FLOOR] = 1;
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  t.is(words[Word.END], RING_SIZE, "another process would be given it again");
+  const received = next(() => {
+    words[Word.ROOM] = 0;
   });
-  t.is(received, native.NOTHING_RECEIVED);
-  t.deepEqual(receive(near), [1]);
+  memory.commit(1);
+  await received;
+  t.is(words[Word.END], RING_SIZE + 1);
+  t.deepEqual([...into.subarray(0, 2), into[RING_SIZE]], [1, 1, 1], "the rest of the first bytes");
 });
 
 test("closed in its own callback, with a reply left", async (t) => {
@@ -166,11 +179,18 @@ test("closed in its own callback, with a reply left", async (t) => {
 test("wrong arguments are refused", (t) => {
   const [near] = pair(t);
   const words = new Int32Array(native.STREAM_WORDS);
-  const fds = new Int32Array(1);
-  t.throws(() => new native.Stream(near, new Int32Array(1), fds), { instanceOf: RangeError });
-  t.throws(() => new native.Stream(near, words, new Uint8Array(8) as never), { instanceOf: TypeError });
-  const stream = new native.Stream(near, words, fds);
-  t.throws(() => stream.receiveInto([] as never), { instanceOf: TypeError });
+  const fds = new Int32Array(1 + 253);
+  const make = (...[received, unsent]: number[]) => new native.StreamMemory(words, -1, 0, received, unsent);
+  t.throws(() => new native.StreamMemory(new Int32Array(1), -1, 0, 4096, 4096), { instanceOf: RangeError });
+  t.throws(() => make(4096, 4097), { instanceOf: RangeError });
+  t.throws(() => make(1, 4096), { instanceOf: RangeError });
+  t.throws(() => new native.StreamMemory(words, 999_999, 0, 4096, 4096), { code: "EBADF" });
+  const memory = make(4096, 4096);
+  t.throws(() => new native.Stream(near, memory, new Int32Array(1)), { instanceOf: RangeError });
+  t.throws(() => new native.Stream(near, memory, new Uint8Array(8) as never), { instanceOf: TypeError });
+  t.throws(() => new native.Stream(near, {} as never, fds), { instanceOf: TypeError });
+  const stream = new native.Stream(near, memory, fds);
+  t.throws(() => stream.replyFrom([] as never), { instanceOf: TypeError });
   for (const task of ["event", {}, 1, null]) {
     t.throws(() => new native.Poll(near, () => {}, task as never), { instanceOf: TypeError });
   }

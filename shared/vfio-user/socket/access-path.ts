@@ -16,29 +16,44 @@ import { RegionAccess } from "../../spec/vfio-user.js";
 import { setU64, struct } from "../../struct/struct.js";
 import { Share, TURN, type Turn } from "../../turn.js";
 import { type DeviceQueue, RingState } from "../../virtqueue/device.js";
-import type { Frame } from "./receive-buffer.js";
 
 /** Accesses without a reply: one that the client waits for, and those that were abandoned. */
 const MAX_ACCESSES = 16;
-const OUT_SIZE = 16384;
 /** The path's ids on the link are those from here on. */
 const FIRST_ID = 0x8000;
 
 /** What accesses are checked against: sizes of regions, how many there are, and those whose writes are posted. */
 const DeviceRegions = struct({ sizes: 8 * MAX_REGIONS, count: "u32", posted: "u32" });
 
-const AccessState = { FREE: 0, WAITS: 1, ABANDONED: 2 } as const;
-/** An access that the device was asked for; `access` is a RegionAccess, as it came. */
+/** None is another one with a byte changed. */
+const AccessState = { FREE: 0, WAITS: 0x57414954, ABANDONED: 0x474f4e45 } as const;
+/**
+ * An access that the device was asked for; `access` is a RegionAccess, as it came. It is [position, end) of what the
+ * client sent; `used` is the used index that gave it to the device.
+ */
 const PendingAccess = struct({
   state: "u32",
   clientId: "u32",
   command: "u32",
   flags: "u32",
+  position: "u32",
+  end: "u32",
+  access: RegionAccess.size,
+  used: "u32",
+  check: "u32",
   /** In ticks. */
   startedAt: "u32",
   measuredAt: "u32",
-  access: RegionAccess.size,
 });
+
+/**
+ * How far messages to the device process had come when a used index was stored. There are two, and the ring's index
+ * says which of them holds: that with its `used`. `head` and `left` are the channel's (host/bridge/link/channel.ts):
+ * its first message that waits, and what is left of one that is begun. `position` is that of the client's command that
+ * was passed on last.
+ */
+const SentRecord = struct({ used: "u32", head: "u32", left: "u32", position: "u32", check: "u32" });
+const SENT_WORDS = SentRecord.size / 4;
 
 /** See native/access_path.h. */
 const PathState = struct({
@@ -51,9 +66,7 @@ const PathState = struct({
   mostNs: "u32",
   active: "u32",
   nextEntry: "u32",
-  handled: "u32",
-  unsentFrom: "u32",
-  unsentLength: "u32",
+  head: "u32",
   turnCost: "u32",
   turnNs: "u32",
   reads: "u32",
@@ -64,27 +77,35 @@ const PathState = struct({
   received: "u32",
   signals: "u32",
   reserved: 4,
+  sentRecords: 2 * SentRecord.size,
   device: DeviceRegions.size,
   pending: MAX_ACCESSES * PendingAccess.size,
-  out: OUT_SIZE,
 });
+const SENT_AT = PathState.offsets.sentRecords / 4;
+/** Bytes of memory that a path wants, a multiple of 8 from a multiple of 8 on. */
+export const PATH_STATE_SIZE = PathState.size;
 
 /** The same table as native/access_path.cc has it. */
 const LAYOUT = Uint32Array.of(
   PathState.offsets.stopped,
   PathState.offsets.leastCost,
   PathState.offsets.active,
-  PathState.offsets.unsentFrom,
+  PathState.offsets.head,
   PathState.offsets.turnCost,
   PathState.offsets.reads,
+  PathState.offsets.sentRecords,
   PathState.offsets.device,
   PathState.offsets.pending,
-  PathState.offsets.out,
   PathState.size,
   DeviceRegions.offsets.count,
   DeviceRegions.offsets.posted,
+  PendingAccess.offsets.position,
   PendingAccess.offsets.access,
+  PendingAccess.offsets.used,
   PendingAccess.size,
+  SentRecord.size,
+  AccessState.WAITS,
+  AccessState.ABANDONED,
   RingState.offsets.call,
   RingState.size,
   FIRST_ID,
@@ -98,10 +119,20 @@ export const Stop = {
   CHANNEL: 2,
 } as const;
 
+/** The check over words, as C++ has it. */
+function checkWords(words: Uint32Array, from: number, count: number): number {
+  let check = 0x811c9dc5;
+  for (let n = from; n < from + count; n++) {
+    check = Math.imul(check ^ words[n], 0x01000193);
+    check ^= check >>> 15;
+  }
+  return check >>> 0;
+}
+
 /** What the client's connection has to do for the path. */
 export interface PathClient {
   /** Sends what the socket did not take at once. */
-  send(bytes: Uint8Array, offset: number, length: number): void;
+  attend(): void;
   /** It waits for no access any more: its next command may be handed over. */
   resume(): void;
 }
@@ -114,29 +145,39 @@ export type PathCounts = Record<keyof typeof NO_COUNTS, number>;
 export class AccessPath {
   /** For a Stream and a Poll. */
   readonly native: native.AccessPath;
-  readonly #state = new Uint8Array(PathState.size);
-  readonly #data = new DataView(this.#state.buffer);
-  readonly #fields = PathState.view(this.#data);
+  readonly #data: DataView;
+  readonly #words: Uint32Array;
+  readonly #fields: ReturnType<typeof PathState.view>;
   readonly #entry = PendingAccess.view();
+  /** Its state as another process left it, until that was settled. */
+  #isRestored = false;
   readonly #counts = { ...NO_COUNTS };
   #client: PathClient | undefined;
   /** The rings run: replies to what the device was asked may come. */
   #mayReply = false;
 
-  constructor(share: Share) {
+  /** `state`: PATH_STATE_SIZE bytes, of zeros or as another process left them. */
+  constructor(share: Share, state = new Uint8Array(PATH_STATE_SIZE)) {
+    this.#data = new DataView(state.buffer, state.byteOffset, PATH_STATE_SIZE);
+    this.#words = new Uint32Array(state.buffer, state.byteOffset, PATH_STATE_SIZE / 4);
+    this.#fields = PathState.view(this.#data);
     const fields = this.#fields;
+    fields.active = 0;
+    fields.held = 0;
+    fields.ticks = 0;
+    for (const name of [...COUNTS, "turnCost"] as const) fields[name] = 0;
     fields.stopped = Stop.DEVICE;
     fields.leastCost = TURN.LEAST_COST;
     fields.lightCost = TURN.LIGHT;
     fields.mostCost = TURN.MOST;
     fields.mostNs = TURN.MOST_MS * 1e6;
-    this.native = new native.AccessPath(this.#state, LAYOUT, Share.lightTurns, share.words);
+    this.native = new native.AccessPath(state, LAYOUT, Share.lightTurns, share.words);
   }
 
   /** Whose accesses go by the path; undefined: nobody's. What was under way for the one before is nobody's any more. */
   set client(client: PathClient | undefined) {
-    this.abandon();
-    this.#fields.unsentLength = 0;
+    if (this.#isRestored) this.#isRestored = false;
+    else this.abandon();
     this.#client = client;
   }
 
@@ -188,12 +229,7 @@ export class AccessPath {
   /** Does what the path left to be done, after POLL_PATH or `deliver`. */
   attend(): void {
     const fields = this.#fields;
-    const { unsentFrom, unsentLength } = fields;
-    if (unsentLength > 0) {
-      fields.unsentFrom = 0;
-      fields.unsentLength = 0;
-      this.#client?.send(this.#state, PathState.offsets.out + unsentFrom, unsentLength);
-    }
+    this.#client?.attend();
     if (fields.held === 0 || this.isBusy) return;
     fields.held = 0;
     this.#client?.resume();
@@ -226,31 +262,13 @@ export class AccessPath {
     return this.isBusy && (fields.ticks - this.#active().startedAt) >>> 0 >= TICKS_PER_DEADLINE;
   }
 
-  /**
-   * The access that the client waits for, as a command that the caller answers; undefined when there is none. The
-   * device's reply is nobody's then.
-   */
-  take(): Frame | undefined {
-    if (!this.isBusy) return undefined;
-    const { clientId: id, command, flags } = this.#active();
-    // A copy: the entry is used again, and the command may be answered later.
-    const offset = this.#entryAt(this.#fields.active - 1) + PendingAccess.offsets.access;
-    const bytes = this.#state.slice(offset, offset + RegionAccess.size);
-    this.abandon();
-    const data = new DataView(bytes.buffer);
-    return {
-      id,
-      command,
-      flags,
-      errno: 0,
-      bytes,
-      data,
-      offset: 0,
-      length: bytes.length,
-      fds: [],
-      position: 0,
-      isAgain: false,
-    };
+  /** Where the access that the client waits for begins in what it sent, and where it ends. */
+  get position(): number {
+    return this.#active().position;
+  }
+
+  get end(): number {
+    return this.#active().end;
   }
 
   /** Nobody waits for the access any more; its reply may come. */
@@ -286,6 +304,29 @@ export class AccessPath {
     const counts = { ...this.#counts };
     for (const name of COUNTS) counts[name] += this.#fields[name];
     return counts;
+  }
+
+  /** A ring to the device begins, or none is there any more: nothing was given to it. */
+  beginSending(): void {
+    this.#words.fill(0, SENT_AT, SENT_AT + 2 * SENT_WORDS);
+    this.#fields.head = 0;
+  }
+
+  /** Where the channel's messages that wait begin. */
+  set head(position: number) {
+    this.#fields.head = position;
+  }
+
+  /** Before a used index is stored that gives the device process something of the channel's: how far that will be. */
+  noteSent(used: number, head: number, left: number): void {
+    const other = SENT_AT + ((used + 1) & 1) * SENT_WORDS;
+    const at = SENT_AT + (used & 1) * SENT_WORDS;
+    const words = this.#words;
+    words[at] = used;
+    words[at + 1] = head;
+    words[at + 2] = left;
+    words[at + 3] = words[other + 3];
+    words[at + 4] = checkWords(words, at, SENT_WORDS - 1);
   }
 
   #active() {

@@ -5,67 +5,30 @@
  * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies
  * are handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could
  * never end. While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So
- * does what is more than a turn's worth of messages (turn.ts): it stays in the receive buffer, and no more is received
- * meanwhile.
+ * does what is more than a turn's worth of messages (turn.ts), and no more is received meanwhile.
  *
+ * All that came and was not dealt with, and all that is to be sent, is in the stream's memory (stream-memory.ts). A
+ * connection that another process had goes on from there: the command that was in flight is handed over again.
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
-import { POLL_DISCONNECT, POLL_PATH, POLL_READABLE, POLL_UNSENT, POLL_WRITABLE } from "../../../native/index.js";
+import * as native from "../../../native/index.js";
 import { Errno, isSystemError, PeerGone } from "../../errors.js";
-import { MAX_MESSAGE_FDS, MAX_SEND_BACKLOG } from "../../limits.js";
+import { MAX_SEND_BACKLOG } from "../../limits.js";
 import { FdShare } from "../../peer-fds.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import { Rest, Share, Turn } from "../../turn.js";
 import type { DeviceAccess } from "../device-access.js";
 import type { RegisterMemory } from "../register-memory.js";
 import type { AccessPath } from "./access-path.js";
-import type { SocketIo } from "./message-socket.js";
-import { closeAll, type Syscalls, systemCalls } from "./message-socket.js";
+import { type ConnectionHandler, type ConnectionOptions, putHeader } from "./connection-options.js";
+import { closeAll, type SocketIo, type Syscalls, systemCalls } from "./message-socket.js";
 import { type Frame, ReceiveBuffer } from "./receive-buffer.js";
 import { SendQueue } from "./send-queue.js";
 
+export { type ConnectionHandler, type ConnectionOptions, putHeader } from "./connection-options.js";
 export type { Frame } from "./receive-buffer.js";
 
-export interface ConnectionHandler {
-  /** The next command. `finish` is called when it is done, at once or later. */
-  command(frame: Frame): void;
-  /** A reply, done when this returns. */
-  reply(frame: Frame): void;
-  /** Called once, for whatever reason the connection ended; everything is closed. */
-  gone(reason: PeerGone): void;
-}
-
-export interface ConnectionOptions {
-  readonly syscalls?: Syscalls;
-  readonly maxSendBacklog?: number;
-  /** What the connection has of the event loop, with others of its session. */
-  readonly share?: Share;
-  /** Where the fds are counted that the peer hands over. */
-  readonly fds?: FdShare;
-  /** Called before and after the messages that came together; nothing else runs in between. */
-  readonly receiving?: (now: boolean) => void;
-}
-
-const header = Header.view();
-
-/** Writes a message's header at `offset`; `size` includes it. */
-export function putHeader(
-  data: DataView,
-  offset: number,
-  id: number,
-  command: number,
-  size: number,
-  flags: number,
-  errno = 0,
-): void {
-  header.at(data, offset);
-  header.id = id;
-  header.command = command;
-  header.size = size;
-  header.flags = flags;
-  header.errno = errno;
-}
-
+const { StreamWord } = native;
 const NOTHING = -1;
 
 export class Connection {
@@ -73,16 +36,20 @@ export class Connection {
   readonly #buffer: ReceiveBuffer;
   readonly #sendQueue: SendQueue;
   readonly #socket: SocketIo;
+  readonly #words: Int32Array;
   readonly #turn: Turn;
   readonly #fds: FdShare;
-  readonly #errorReply = new Uint8Array(Header.size);
-  readonly #errorReplyData = new DataView(this.#errorReply.buffer);
+  readonly #errorReply = new DataView(new ArrayBuffer(Header.size));
   readonly #commandFrame: Frame;
   readonly #replyFrame: Frame;
-  /** A command was handed over and is not finished. */
+  /** A command was handed over and is not finished; whether it was answered. */
   #busy = false;
-  /** Messages are being handed over just now. */
+  #isAnswered = false;
+  /** Messages are being handed over just now; or none are yet. */
   #running = false;
+  #waits = false;
+  /** The first command that is handed over was so before, by another process. */
+  #isAgain = false;
   /** Nothing is received until the commands that wait are served. */
   #paused = false;
   /** Conditions that are polled for. */
@@ -95,21 +62,40 @@ export class Connection {
   readonly #handler: ConnectionHandler;
   readonly #options: ConnectionOptions;
 
-  /** Takes over the connected socket `fd`, and closes it in the end. */
+  /** Takes over the connected socket `fd`, and closes it in the end. @throws SystemError, and it stays the caller's */
   constructor(fd: number, handler: ConnectionHandler, options: ConnectionOptions = {}) {
     this.#fd = fd;
     this.#handler = handler;
     this.#options = options;
     this.#syscalls = options.syscalls ?? systemCalls;
     this.#fds = options.fds ?? new FdShare();
-    this.#buffer = new ReceiveBuffer(this.#syscalls, this.#fds);
+    if (options.resumes === undefined) options.memory?.begin();
     this.#turn = new Turn(options.share ?? new Share(), Rest.CONTROL, () => this.#run());
-    this.#socket = this.#syscalls.open(fd, (events) => this.#onEvents(events));
+    this.#socket = this.#syscalls.open(fd, (events) => this.#onEvents(events), options.memory);
+    this.#words = this.#socket.words;
+    this.#buffer = new ReceiveBuffer(this.#syscalls, this.#socket, this.#fds);
     this.#sendQueue = new SendQueue(this.#syscalls, this.#socket, options.maxSendBacklog ?? MAX_SEND_BACKLOG);
     this.#commandFrame = this.#buffer.newFrame();
     this.#replyFrame = this.#buffer.newFrame();
-    this.#expect();
+    if (options.resumes !== undefined) {
+      this.#waits = true;
+      this.#buffer.restore(options.resumes);
+      this.#sendQueue.restore(this.#words[StreamWord.REPLIED]);
+      return;
+    }
+    this.#paused = !this.#buffer.expect();
     this.#updatePoll();
+  }
+
+  /** Goes on after `resumes`; accesses go by the path that it has, if any. */
+  goOn(): void {
+    if (!this.#waits || this.#isClosed) return;
+    this.#waits = false;
+    const { SCAN, HANDLED } = StreamWord;
+    const isByPath = this.#path?.isBusy === true && this.#path.position === this.#words[HANDLED] >>> 0;
+    if (isByPath) this.#words[SCAN] = this.#path?.end ?? 0;
+    this.#isAgain = !isByPath && this.#buffer.hasPartial;
+    this.#flush();
   }
 
   get closed(): boolean {
@@ -122,31 +108,36 @@ export class Connection {
   }
 
   /**
-   * Sends a whole message, bytes[offset, offset + length), with `fds`, which stay the caller's. The bytes may be reused
-   * afterwards. A failure ends the connection; nothing is thrown.
+   * Sends a whole message, bytes[offset, offset + length). The bytes may be reused afterwards. A failure ends the
+   * connection; nothing is thrown.
    */
   send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): void {
     if (this.#isClosed) return;
+    this.#options.commit?.();
     try {
       this.#sendQueue.send(bytes, offset, length, fds);
     } catch (error) {
       this.#failWith(error);
-      return;
     }
     if (this.#sendQueue.waiting) this.#updatePoll();
   }
 
   /**
-   * Sends the reply to the command in flight, bytes[0, length), which are to be left alone until the next command.
-   * Where it spares a system call, that is when the callback ends.
+   * Sends the reply to the command in flight, bytes[0, length), which are to be left alone until the next command; with
+   * `fds`, which stay the caller's. Where it spares a system call, that is when the callback ends. From then on the
+   * command is dealt with, whatever becomes of this process.
    */
-  answer(bytes: Uint8Array<ArrayBuffer>, length: number): void {
+  answer(bytes: Uint8Array<ArrayBuffer>, length: number, fds?: readonly number[]): void {
     if (this.#isClosed) return;
+    this.#options.commit?.();
     try {
-      this.#sendQueue.answer(bytes, length);
+      this.#sendQueue.settle();
+      this.#isAnswered = true;
+      this.#updatePositions();
+      if (fds === undefined) this.#sendQueue.answer(bytes, length, this.#running);
+      else this.#sendQueue.send(bytes, 0, length, fds);
     } catch (error) {
       this.#failWith(error);
-      return;
     }
     if (this.#sendQueue.waiting) this.#updatePoll();
   }
@@ -175,38 +166,60 @@ export class Connection {
     this.#run();
   }
 
+  /** See PathClient. */
+  attend(): void {
+    if (!this.#send("adopt")) return;
+    if (this.#sendQueue.waiting && !(this.#polled & native.POLL_WRITABLE) && !this.#send("flush")) return;
+    this.#updatePoll();
+  }
+
+  /** Takes the access that the path asked the device for, as the command in flight; undefined when there is none. */
+  takeAccess(): Frame | undefined {
+    const path = this.#path;
+    if (this.#isClosed || this.#busy || !path?.isBusy) return undefined;
+    this.#busy = true;
+    this.#isAnswered = false;
+    this.#buffer.again(this.#commandFrame, path.position);
+    path.abandon();
+    return this.#commandFrame;
+  }
+
   /** Reads that were answered so since this was asked last. */
   takeServed(): number {
-    return this.#socket.takeServed();
+    const served = this.#words[StreamWord.SERVED];
+    this.#words[StreamWord.SERVED] = 0;
+    return served;
   }
 
+  /** Answers the command in flight. */
   sendError(id: number, command: number, errno: number): void {
-    putHeader(this.#errorReplyData, 0, id, command, Header.size, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno);
-    this.send(this.#errorReply, 0, Header.size);
+    this.#settle();
+    putHeader(this.#errorReply, 0, id, command, Header.size, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno);
+    this.answer(new Uint8Array(this.#errorReply.buffer), Header.size);
   }
 
-  /**
-   * The command handed over last is done: its body may be overwritten and its fds that nobody took are closed. Or an
-   * access was answered that was taken from the path.
-   */
+  /** The command handed over last is done: its body may be overwritten, and its fds that nobody took are closed. */
   finish(): void {
-    if (this.#busy) closeAll(this.#syscalls, this.#commandFrame.fds);
-    this.#busy = false;
+    if (this.#busy && !this.#isClosed) {
+      this.#busy = false;
+      this.#isAgain = false;
+      this.#updatePositions();
+      const { fds } = this.#commandFrame;
+      // Before they go nobody is to ask for the command again.
+      if (fds.length > 0) {
+        if (!this.#send("settle") || !this.#send("commit")) return;
+        closeAll(this.#syscalls, fds);
+      }
+    }
     this.#run();
-  }
-
-  /**
-   * Leaves the body of the command in flight alone from now on, for somebody who may still look at it after `finish`.
-   */
-  leaveBody(): void {
-    if (this.#busy && !this.#isClosed) this.#buffer.renew();
   }
 
   /** Ends the connection from this side. */
   close(reason = new PeerGone("the connection was closed on this side")): void {
     if (this.#isClosed) return;
+    // The last answer is on its way before the connection ends, if the peer takes it.
+    this.#settle();
     this.#isClosed = true;
-    this.#settleLast();
     this.#turn.close();
     // It may be the next client's already.
     if (this.#path?.client === this) this.#path.client = undefined;
@@ -231,22 +244,22 @@ export class Connection {
       this.close(new PeerGone(`the socket failed: errno ${-events}`));
       return;
     }
-    if (events & POLL_UNSENT) {
-      this.#unsent();
+    if (events & native.POLL_UNSENT) {
+      if (this.#send("adopt")) this.#updatePoll();
       return;
     }
-    if (events & POLL_PATH) {
+    if (events & native.POLL_PATH) {
       this.#path?.endTurn(this.#turn);
       this.#path?.attend();
     }
-    if (events & POLL_WRITABLE) this.#flush();
+    if (events & native.POLL_WRITABLE) this.#flush();
     if (this.#isClosed) return;
-    if (!this.#paused && events & (POLL_READABLE | POLL_DISCONNECT)) this.#receive();
-    else if (events & POLL_DISCONNECT) this.close(new PeerGone("the peer closed the connection"));
+    if (!this.#paused && events & (native.POLL_READABLE | native.POLL_DISCONNECT)) this.#receive();
+    else if (events & native.POLL_DISCONNECT) this.close(new PeerGone("the peer closed the connection"));
   }
 
-  /** The last answer is on its way before the connection ends, if the peer takes it. */
-  #settleLast(): void {
+  /** Sends what `answer` left to be sent, if the peer takes it. */
+  #settle(): void {
     try {
       this.#sendQueue.settle();
     } catch (error) {
@@ -254,25 +267,19 @@ export class Connection {
     }
   }
 
-  #unsent(): void {
-    const answer = this.#socket.takeAnswer();
+  /** A step of the send queue's; false when it ended the connection. */
+  #send(step: "settle" | "commit" | "adopt" | "flush" | "end"): boolean {
     try {
-      if (answer === undefined) this.#sendQueue.unsent(this.#socket.answered());
-      else this.#sendQueue.send(answer, 0, answer.length);
+      this.#sendQueue[step]();
+      return true;
     } catch (error) {
       this.#failWith(error);
-      return;
+      return false;
     }
-    this.#updatePoll();
   }
 
   #flush(): void {
-    try {
-      this.#sendQueue.flush();
-    } catch (error) {
-      this.#failWith(error);
-      return;
-    }
+    if (!this.#send("flush")) return;
     this.#updatePoll();
     // Commands may have waited for this.
     this.#run();
@@ -281,22 +288,19 @@ export class Connection {
   #receive(): void {
     let received: number;
     try {
-      received = this.#buffer.receive(this.#socket);
+      received = this.#buffer.receive();
     } catch (error) {
       this.#failWith(error);
       return;
     }
-    if (received > 0) {
-      this.#run();
-    } else if (received === 0) {
-      const where = this.#buffer.hasPartial ? " in the middle of a message" : "";
-      this.close(new PeerGone(`the peer closed the connection${where}`));
-    }
+    const where = this.#buffer.hasPartial ? " in the middle of a message" : "";
+    if (received > 0) this.#run();
+    else if (received === 0) this.close(new PeerGone(`the peer closed the connection${where}`));
   }
 
   /** Hands over what can be handed over, then makes ready for the next receive call. */
   #run(): void {
-    if (this.#running || this.#isClosed) return;
+    if (this.#running || this.#isClosed || this.#waits) return;
     const turn = this.#turn;
     if (turn.begin()) {
       this.#running = true;
@@ -322,10 +326,16 @@ export class Connection {
       this.close(bad.reason);
       return;
     }
-    this.#paused = !this.#buffer.makeRoom(this.#busy ? this.#commandFrame : undefined);
-    this.#expect();
+    this.#updatePositions();
+    if (!this.#send("end")) return;
+    this.#paused = !this.#buffer.expect();
     this.#updatePoll();
     this.#updateReads();
+  }
+
+  #updatePositions(): void {
+    if (this.#busy) this.#buffer.inUse(this.#commandFrame.position, this.#isAnswered);
+    else this.#buffer.inUse(this.#path?.isBusy ? this.#path.position : this.#buffer.front, false);
   }
 
   /** Deals with one message; false when none is complete, or the next has to wait where it is. */
@@ -344,6 +354,7 @@ export class Connection {
       this.#handedOver = 0;
       this.#handler.reply(this.#replyFrame);
       closeAll(this.#syscalls, fds);
+      this.#buffer.release(this.#replyFrame);
     } else if (!held) {
       this.#begin(buffer.take(this.#commandFrame));
     } else {
@@ -361,33 +372,29 @@ export class Connection {
 
   #begin(frame: Frame): void {
     this.#busy = true;
+    this.#isAnswered = false;
+    frame.isAgain = this.#isAgain;
     this.#handedOver = frame.length;
-    try {
-      // The answer to the command before is where the answer to this one will be.
-      this.#sendQueue.settle();
-    } catch (error) {
-      this.#failWith(error);
-      return;
-    }
-    this.#handler.command(frame);
-  }
-
-  /** Makes the next receive call possible, or impossible. */
-  #expect(): void {
-    this.#socket.allowFds(Math.min(this.#fds.left(), MAX_MESSAGE_FDS));
-    this.#buffer.expect(this.#socket, !this.#paused);
+    this.#updatePositions();
+    // The answer to the command before is where the answer to this one will be. And of two commands in flight nobody
+    // could say which were dealt with.
+    if (this.#send("settle") && this.#send("commit")) this.#handler.command(frame);
   }
 
   #updatePoll(): void {
-    const events = POLL_DISCONNECT | (this.#paused ? 0 : POLL_READABLE) | (this.#sendQueue.waiting ? POLL_WRITABLE : 0);
+    const events =
+      native.POLL_DISCONNECT |
+      (this.#paused ? 0 : native.POLL_READABLE) |
+      (this.#sendQueue.waiting ? native.POLL_WRITABLE : 0);
     if (events === this.#polled || this.#isClosed) return;
     this.#polled = events;
     this.#socket.poll(events);
     this.#updateReads();
   }
 
-  /** A read from memory is answered at once: nothing may be in front of it. */
+  /** What C++ answers is answered at once: nothing may be in front of it. */
   #updateReads(): void {
-    this.#socket.mayRead(!this.#busy && !this.#sendQueue.waiting);
+    const isFirst = !this.#busy && !this.#isAgain && this.#buffer.isIdle && !this.#sendQueue.waiting;
+    this.#words[StreamWord.READS] = isFirst ? 1 : 0;
   }
 }

@@ -12,17 +12,15 @@ import {
   isHungUp,
   NOTHING_RECEIVED,
   Poll,
-  receive,
-  STREAM_WORDS,
   Stream,
   StreamWord,
-  send,
 } from "../../../native/index.js";
 import { systemError } from "../../errors.js";
 import { MAX_MESSAGE_FDS } from "../../limits.js";
 import { closePeerFd, closePeerSocket, type FdShare } from "../../peer-fds.js";
 import type { DeviceAccess } from "../device-access.js";
 import type { RegisterMemory } from "../register-memory.js";
+import { StreamMemory } from "./stream-memory.js";
 
 export interface Syscalls {
   duplicate(fd: number): number;
@@ -32,42 +30,47 @@ export interface Syscalls {
   closeSocket(fd: number, share: FdShare): void;
   /** Whether the peer has closed its end. */
   isHungUp(fd: number): boolean;
-  /** `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno. */
-  open(fd: number, callback: (events: number) => void): SocketIo;
+  /**
+   * `callback` is called with the conditions that `poll` asked for, with POLL_UNSENT, or with a negative errno.
+   * @throws SystemError
+   */
+  open(fd: number, callback: (events: number) => void, memory?: StreamMemory): SocketIo;
 }
 
-/** A connected socket. */
+/** A connected socket, with the bytes that came and those that are to be sent. */
 export interface SocketIo {
-  /** What came along with the bytes that were received last: see native `receive` for `fds`. */
+  /** StreamWord; the owner sets those that are the owner's. */
+  readonly words: Int32Array;
+  /** What came: a ring, mapped twice, so that every message is in one piece. */
+  readonly bytes: Uint8Array;
+  /** What came along with the bytes that were received last: see native `receive`. */
   readonly fds: Int32Array;
-  /** As native `receive`: bytes received, 0 at the end of the stream, -1 when nothing waits. @throws SystemError */
-  receive(bytes: Uint8Array, offset: number, length: number): number;
-  /** Says where the next `receive` will want its bytes; a length of 0: not before this is called again. */
-  expect(bytes: Uint8Array, offset: number, length: number): void;
-  /** How many fds may come with the bytes that are received from now on. */
-  allowFds(count: number): void;
-  /** As native `send`: bytes taken, -1 when the socket is full. @throws SystemError */
-  send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number;
-  /**
-   * Leaves bytes[0, length), alone until then, to be sent after this callback. False when that cannot be.
-   */
+  /** Where the byte at a position is in `bytes`. */
+  at(position: number): number;
+  /** Receives up to ROOM bytes: the count, 0 at the end of the stream, -1 when nothing waits. @throws SystemError */
+  receive(): number;
+  /** What was received last, from this position on, is dealt with, and its place free. */
+  retract(position: number): void;
+  /** Queues bytes, which `commit` follows; false when there is no room. */
+  queue(bytes: Uint8Array, offset: number, length: number): boolean;
+  /** At once: what is queued is to be sent, and commands in front of this position were dealt with. */
+  commit(handled: number): void;
+  /** Sends the next bytes of what is queued: how many were, 0 when the socket is full. @throws SystemError */
+  send(length: number, fds?: readonly number[]): number;
+  /** What the message's header says that begins there, of what is to be sent. */
+  unsentSize(position: number): number;
+  /** Leaves bytes[0, length), alone until then, to be sent after this callback. False when that cannot be. */
   answer(bytes: Uint8Array, length: number): boolean;
   /** Takes that back; false when there is nothing that was not sent. */
   recall(): boolean;
-  /** What came of an answer, in a callback with POLL_UNSENT: bytes sent. @throws SystemError */
-  answered(): number;
-  /** Answers reads of registers from their memory where `mayRead` allows it; undefined: no longer. */
+  /** Whether a callback is running, after which HANDLED is committed. */
+  readonly isCalled: boolean;
+  /** Answers reads of registers from their memory where READS allows it; undefined: no longer. */
   readsFrom(memory: RegisterMemory | undefined): void;
   /** Register accesses go by this path from now on; undefined: no longer. */
   accessesBy(path: AccessPath | undefined): void;
-  /** Accesses that it deals with are answered by a device where `mayRead` allows it; undefined: no longer. */
+  /** Accesses that it deals with are answered by a device where READS allows it; undefined: no longer. */
   answersBy(device: DeviceAccess | undefined): void;
-  /** In a callback with POLL_UNSENT, if it is about such an answer: what of it was not sent. */
-  takeAnswer(): Uint8Array | undefined;
-  /** Whether nothing that came before is in flight, or waits to be sent. */
-  mayRead(may: boolean): void;
-  /** Reads that were answered so since this was asked last. */
-  takeServed(): number;
   /** Conditions to wait for, as native POLL_* bits. */
   poll(events: number): void;
   /** Stops; the fd stays open. */
@@ -75,78 +78,81 @@ export interface SocketIo {
 }
 
 const NO_BYTES = new Uint8Array(0);
-/** Room for what a device answers to a plain access. */
-const MAX_ANSWER = 64;
 
 export class MessageSocket implements SocketIo {
+  readonly words: Int32Array;
+  readonly bytes: Uint8Array;
   readonly fds = new Int32Array(1 + MAX_MESSAGE_FDS);
-  readonly #words = new Int32Array(STREAM_WORDS);
+  /** In the callback, after which the stream sends. */
+  isCalled = false;
+  readonly #memory: StreamMemory;
   readonly #stream: Stream;
   readonly #pollHandle: Poll;
-  /** The buffers that the stream has. */
-  #receiveBytes = NO_BYTES;
+  /** The buffer that the stream has. */
   #replyBytes = NO_BYTES;
-  readonly #answer = new Uint8Array(MAX_ANSWER);
-  /** In the callback, after which the stream sends. */
-  #isCalled = false;
   readonly #fd: number;
   readonly #callback: (events: number) => void;
 
-  constructor(fd: number, callback: (events: number) => void) {
+  /** @throws SystemError */
+  constructor(fd: number, callback: (events: number) => void, memory = ownMemory()) {
     this.#fd = fd;
     this.#callback = callback;
-    this.#words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
-    this.#words[StreamWord.MOST_FDS] = MAX_MESSAGE_FDS;
-    this.#stream = new Stream(fd, this.#words, this.fds);
+    this.#memory = memory;
+    this.words = memory.words;
+    this.bytes = memory.bytes;
+    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+    this.words[StreamWord.REPLY] = 0;
+    this.words[StreamWord.READS] = 0;
+    this.#stream = new Stream(fd, memory.native, this.fds);
     this.#pollHandle = new Poll(fd, (events) => this.#ready(events), this.#stream);
   }
 
-  receive(bytes: Uint8Array, offset: number, length: number): number {
-    const received = this.#words[StreamWord.RECEIVED];
-    if (received === NOTHING_RECEIVED)
-      return receive(this.#fd, bytes, offset, length, this.fds, this.#words[StreamWord.MOST_FDS]);
-    this.#words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
+  at(position: number): number {
+    return this.#memory.at(position);
+  }
+
+  receive(): number {
+    const received = this.words[StreamWord.RECEIVED];
+    if (received === NOTHING_RECEIVED) return this.#memory.receive(this.#fd, this.fds);
+    this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
     if (received < 0) throw systemError("recvmsg", -received);
     return received;
   }
 
-  expect(bytes: Uint8Array<ArrayBuffer>, offset: number, length: number): void {
-    if (bytes !== this.#receiveBytes) {
-      this.#stream.receiveInto(bytes);
-      this.#receiveBytes = bytes;
-    }
-    this.#words[StreamWord.OFFSET] = offset;
-    this.#words[StreamWord.ROOM] = length;
+  retract(position: number): void {
+    this.#memory.native.retract(position);
   }
 
-  allowFds(count: number): void {
-    this.#words[StreamWord.MOST_FDS] = count;
+  queue(bytes: Uint8Array, offset: number, length: number): boolean {
+    return this.#memory.native.queue(bytes, offset, length);
   }
 
-  send(bytes: Uint8Array, offset: number, length: number, fds?: readonly number[]): number {
-    return send(this.#fd, bytes, offset, length, fds);
+  commit(handled: number): void {
+    this.#memory.native.commit(handled);
+  }
+
+  send(length: number, fds?: readonly number[]): number {
+    return this.#memory.native.send(this.#fd, length, fds);
+  }
+
+  unsentSize(position: number): number {
+    return this.#memory.native.unsentSize(position);
   }
 
   answer(bytes: Uint8Array<ArrayBuffer>, length: number): boolean {
-    if (!this.#isCalled) return false;
+    if (!this.isCalled) return false;
     if (bytes !== this.#replyBytes) {
       this.#stream.replyFrom(bytes);
       this.#replyBytes = bytes;
     }
-    this.#words[StreamWord.REPLY] = length;
+    this.words[StreamWord.REPLY] = length;
     return true;
   }
 
   recall(): boolean {
-    if (this.#words[StreamWord.REPLY] === 0) return false;
-    this.#words[StreamWord.REPLY] = 0;
+    if (this.words[StreamWord.REPLY] === 0) return false;
+    this.words[StreamWord.REPLY] = 0;
     return true;
-  }
-
-  answered(): number {
-    const replied = this.#words[StreamWord.REPLIED];
-    if (replied < 0) throw systemError("send", -replied);
-    return replied;
   }
 
   readsFrom(memory: RegisterMemory | undefined): void {
@@ -158,24 +164,7 @@ export class MessageSocket implements SocketIo {
   }
 
   answersBy(device: DeviceAccess | undefined): void {
-    this.#stream.answersBy(device?.native, this.#answer);
-  }
-
-  takeAnswer(): Uint8Array | undefined {
-    const length = this.#words[StreamWord.ANSWERED];
-    if (length === 0) return undefined;
-    this.#words[StreamWord.ANSWERED] = 0;
-    return this.#answer.subarray(Math.max(0, this.#words[StreamWord.REPLIED]), length);
-  }
-
-  mayRead(may: boolean): void {
-    this.#words[StreamWord.READS] = may ? 1 : 0;
-  }
-
-  takeServed(): number {
-    const served = this.#words[StreamWord.SERVED];
-    this.#words[StreamWord.SERVED] = 0;
-    return served;
+    this.#stream.answersBy(device?.native);
   }
 
   poll(events: number): void {
@@ -183,20 +172,27 @@ export class MessageSocket implements SocketIo {
   }
 
   close(): void {
-    this.#words[StreamWord.READS] = 0;
     this.#stream.accessesBy(undefined);
     this.#stream.answersBy(undefined);
+    this.words[StreamWord.READS] = 0;
     this.#pollHandle.close();
+    this.#memory.close();
   }
 
   #ready(events: number): void {
-    this.#isCalled = true;
+    this.isCalled = true;
     try {
       this.#callback(events);
     } finally {
-      this.#isCalled = false;
+      this.isCalled = false;
     }
   }
+}
+
+function ownMemory(): StreamMemory {
+  const memory = new StreamMemory();
+  memory.begin();
+  return memory;
 }
 
 export const systemCalls: Syscalls = {
@@ -204,7 +200,7 @@ export const systemCalls: Syscalls = {
   close: closePeerFd,
   closeSocket: closePeerSocket,
   isHungUp,
-  open: (fd, callback) => new MessageSocket(fd, callback),
+  open: (fd, callback, memory) => new MessageSocket(fd, callback, memory),
 };
 
 /** Closes every fd of `fds` that was not taken (taken ones are -1), and marks all as taken. */

@@ -1,18 +1,19 @@
 /**
  * The receiving half of a connection: bytes and fds in, whole messages out (vfio-user, "Header"), with a queue of
- * commands that wait in place. The buffer is used again and again, and grows up to a bound when a
- * message needs it.
+ * commands that wait in place, in the ring of received bytes (stream-memory.ts). What is taken out stays there until
+ * the command is done, and after a crash until it was dealt with.
  */
+import { StreamWord } from "../../../native/index.js";
 import { PeerGone } from "../../errors.js";
 import { KiB, MAX_MESSAGE_FDS, MAX_MESSAGE_SIZE, MAX_PENDING_COMMANDS } from "../../limits.js";
 import { type FdShare, takeReceived } from "../../peer-fds.js";
 import { Header, HeaderFlags } from "../../spec/vfio-user.js";
 import type { SocketIo } from "./message-socket.js";
 import { closeAll, type Syscalls } from "./message-socket.js";
+import type { Arrival } from "./stream-memory.js";
 
-const INITIAL_SIZE = 64 * KiB;
-/** Room for the largest message behind as many waiting commands. */
-const MAX_SIZE = 2 * MAX_MESSAGE_SIZE;
+/** So much is received at once, or a message. */
+const RECEIVE_SIZE = 64 * KiB;
 const NO_FDS: number[] = [];
 /** In place of a message's fds: some of them were lost, since there was no room for them here, and none is left. */
 export const LOST: number[] = [];
@@ -52,80 +53,77 @@ interface BadHeader {
   readonly command: number;
 }
 
+/** Fds of a message that was not taken, and where that begins. */
+interface MessageFds {
+  readonly at: number;
+  fds: number[];
+}
+
 export class ReceiveBuffer {
   /** Why nothing more will come out. */
   bad: BadHeader | undefined;
-  #bytes = new Uint8Array(INITIAL_SIZE);
-  #data = new DataView(this.#bytes.buffer);
-  /** Everything in front was taken or is in the queue; a message begins here. */
-  #scan = 0;
-  /** End of the received bytes. */
-  #end = 0;
-  /** Fds that came with the message at `scan`. */
-  #partialFds = NO_FDS;
-  /**
-   * Fds for a message behind the one at `scan`, and where it begins: one receive call has fds for one message alone.
-   */
-  #laterFds = NO_FDS;
-  #laterFdsAt = -1;
+  readonly #socket: SocketIo;
+  /** Positions: SCAN, in front of which everything was taken or is in the queue; and END, behind what was received. */
+  readonly #words: Int32Array;
+  readonly #data: DataView;
+  readonly #size: number;
+  /** In the order of the messages. One receive call has fds for one message alone. */
+  #fds: MessageFds[] = [];
 
-  /** Commands that wait, a ring: where they begin (header included), how long they are, and their fds. */
-  readonly #queueAt = new Int32Array(MAX_PENDING_COMMANDS);
+  /** Commands that wait, a ring: their positions, how long they are, and their fds. */
+  readonly #queueAt = new Uint32Array(MAX_PENDING_COMMANDS);
   readonly #queueSize = new Int32Array(MAX_PENDING_COMMANDS);
   readonly #queueFds: number[][] = new Array(MAX_PENDING_COMMANDS).fill(NO_FDS);
   #queueHead = 0;
   #queueCount = 0;
-  #queueBytes = 0;
   #queueFdCount = 0;
   readonly #syscalls: Syscalls;
   readonly #share: FdShare;
 
-  constructor(syscalls: Syscalls, share: FdShare) {
+  constructor(syscalls: Syscalls, socket: SocketIo, share: FdShare) {
     this.#syscalls = syscalls;
+    this.#socket = socket;
     this.#share = share;
+    this.#words = socket.words;
+    const { bytes } = socket;
+    this.#data = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    this.#size = bytes.length / 2;
   }
 
   newFrame(): Frame {
-    const bytes = this.#bytes;
-    const data = this.#data;
-    return {
-      id: 0,
-      command: 0,
-      flags: 0,
-      errno: 0,
-      bytes,
-      data,
-      offset: 0,
-      length: 0,
-      fds: NO_FDS,
-      position: 0,
-      isAgain: false,
-    };
+    const { bytes } = this.#socket;
+    const empty = { id: 0, command: 0, flags: 0, errno: 0, offset: 0, length: 0, position: 0, isAgain: false };
+    return { ...empty, bytes, data: this.#data, fds: NO_FDS };
   }
 
   /** A message has begun and is not complete. */
   get hasPartial(): boolean {
-    return this.#end > this.#scan;
+    return this.#words[StreamWord.END] !== this.#words[StreamWord.SCAN];
   }
 
-  /** How many bytes the next receive call can take. */
-  get room(): number {
-    return this.#bytes.length - this.#end;
+  /** Where the first command begins that was not handed over, or will. */
+  get front(): number {
+    return this.#queueCount > 0 ? this.#queueAt[this.#queueHead] : this.#words[StreamWord.SCAN] >>> 0;
+  }
+
+  /** Attaches fds that another process received to their messages. */
+  restore(arrivals: readonly Arrival[]): void {
+    for (const { end, fds } of arrivals) {
+      for (const fd of fds) this.#share.adopt(fd);
+      this.#attach(end, fds);
+    }
   }
 
   /** One receive call; returns what it returned. @throws SystemError, PeerGone */
-  receive(socket: SocketIo): number {
-    const count = socket.receive(this.#bytes, this.#end, this.room);
-    if (count > 0) {
-      this.#end += count;
-      if (socket.fds[0] !== 0) this.#attachFds(socket.fds);
+  receive(): number {
+    const socket = this.#socket;
+    const count = socket.receive();
+    if (count > 0 && socket.fds[0] !== 0) {
+      const { fds, isLost } = takeReceived(socket.fds, this.#share);
+      if (isLost) closeAll(this.#syscalls, fds);
+      this.#attach(this.#words[StreamWord.END] >>> 0, isLost ? LOST : fds);
     }
     return count;
-  }
-
-  /** Tells the socket where the next receive call is going to be. */
-  expect(socket: SocketIo, isWanted: boolean): void {
-    socket.expect(this.#bytes, this.#end, isWanted ? this.room : 0);
   }
 
   /**
@@ -133,9 +131,9 @@ export class ReceiveBuffer {
    * or -1. Whoever asks then takes it or enqueues it.
    */
   peek(): number {
-    const available = this.#end - this.#scan;
+    const available = this.#available;
     if (available < Header.size || this.bad !== undefined) return -1;
-    header.at(this.#data, this.#scan);
+    this.#headerAt(this.#words[StreamWord.SCAN]);
     const size = header.size;
     const type = header.flags & HeaderFlags.TYPE_MASK;
     const isCommand = type === HeaderFlags.TYPE_COMMAND;
@@ -151,8 +149,14 @@ export class ReceiveBuffer {
 
   /** Takes the message that `peek` saw. */
   take(frame: Frame): Frame {
-    const at = this.#scan;
-    return this.#fill(frame, at, this.#advance(), this.#takeFds());
+    const at = this.#words[StreamWord.SCAN] >>> 0;
+    const size = this.#advance();
+    return this.#fill(frame, at, size, this.#takeFds(at));
+  }
+
+  /** A message that was taken, and whose place nobody has used since, without its fds. */
+  again(frame: Frame, at: number): Frame {
+    return this.#fill(frame, at, this.#headerAt(at).size, NO_FDS);
   }
 
   get queueIsEmpty(): boolean {
@@ -166,13 +170,12 @@ export class ReceiveBuffer {
   /** Puts the command that `peek` saw behind those that wait. */
   enqueue(): void {
     const slot = (this.#queueHead + this.#queueCount) % MAX_PENDING_COMMANDS;
-    this.#queueAt[slot] = this.#scan;
-    const size = this.#advance();
-    const fds = this.#takeFds();
-    this.#queueSize[slot] = size;
+    const at = this.#words[StreamWord.SCAN] >>> 0;
+    this.#queueAt[slot] = at;
+    this.#queueSize[slot] = this.#advance();
+    const fds = this.#takeFds(at);
     this.#queueFds[slot] = fds;
     this.#queueCount++;
-    this.#queueBytes += size;
     this.#queueFdCount += fds.length;
   }
 
@@ -180,139 +183,120 @@ export class ReceiveBuffer {
   dequeue(frame: Frame): Frame {
     const slot = this.#queueHead;
     const fds = this.#queueFds[slot];
-    const size = this.#queueSize[slot];
     this.#queueFds[slot] = NO_FDS;
     this.#queueHead = (slot + 1) % MAX_PENDING_COMMANDS;
     this.#queueCount--;
-    this.#queueBytes -= size;
     this.#queueFdCount -= fds.length;
-    return this.#fill(frame, this.#queueAt[slot], size, fds);
+    return this.#fill(frame, this.#queueAt[slot], this.#queueSize[slot], fds);
+  }
+
+  /** Nothing waits that was received, in whole or with fds. */
+  get isIdle(): boolean {
+    return this.queueIsEmpty && this.#fds.length === 0 && this.bad === undefined;
   }
 
   /**
-   * Sees to it that the message at the front can be received whole; false when the queue must be served first.
-   * @param inUse the command in flight, whose body must stay where it is
+   * The first message that is in use begins at `position`, or the first that waits. `isHandled`: it was dealt with all
+   * the same, and another process would go on behind it.
    */
-  makeRoom(inUse: Frame | undefined): boolean {
-    const partial = this.#end - this.#scan;
-    if (partial === 0 && inUse === undefined && this.#queueCount === 0) {
-      this.#scan = 0;
-      this.#end = 0;
-    }
-    const needed = partial < Header.size ? Header.size : header.at(this.#data, this.#scan).size;
-    if (partial >= needed) return false;
-    if (this.#scan + needed <= this.#bytes.length) return true;
-    const retained = this.#queueBytes + needed;
-    if (retained > MAX_SIZE) return false;
-    const floor = inUse !== undefined && inUse.bytes === this.#bytes ? inUse.offset + inUse.length : 0;
-    if (floor + retained <= this.#bytes.length) {
-      this.#relocate(this.#bytes, floor);
-    } else {
-      let size = this.#bytes.length;
-      while (size < retained) size = Math.min(2 * size, MAX_SIZE);
-      this.#relocate(new Uint8Array(size), 0);
-    }
-    return true;
+  inUse(position: number, isHandled: boolean): void {
+    this.#words[StreamWord.FLOOR] = position;
+    this.#words[StreamWord.HANDLED] = isHandled ? this.front : position;
   }
 
-  /** Goes on in a fresh buffer, so that nothing handed over so far is ever overwritten. */
-  renew(): void {
-    this.#relocate(new Uint8Array(this.#bytes.length), 0);
+  /**
+   * Lets the next receive call bring so much that the message at the front can be received whole. False when it is
+   * here, or the queue must be served first.
+   */
+  expect(): boolean {
+    this.#words[StreamWord.MOST_FDS] = Math.min(this.#share.left(), MAX_MESSAGE_FDS);
+    this.#words[StreamWord.ROOM] = this.#room();
+    return this.#words[StreamWord.ROOM] > 0;
+  }
+
+  /** The reply that was taken last, as `frame`, is done. */
+  release({ position }: Frame): void {
+    if (!this.hasPartial && this.#isCrowded) this.#socket.retract(position);
   }
 
   /** Closes the fds of all messages that were not taken. */
   close(): void {
     for (const fds of this.#queueFds) closeAll(this.#syscalls, fds);
-    closeAll(this.#syscalls, this.#partialFds);
-    closeAll(this.#syscalls, this.#laterFds);
+    for (const { fds } of this.#fds) closeAll(this.#syscalls, fds);
+  }
+
+  /** Bytes behind SCAN. */
+  get #available(): number {
+    return (this.#words[StreamWord.END] - this.#words[StreamWord.SCAN]) >>> 0;
+  }
+
+  #room(): number {
+    const needed = this.#available < Header.size ? Header.size : this.#headerAt(this.#words[StreamWord.SCAN]).size;
+    const missing = needed - this.#available;
+    const room = this.#size - ((this.#words[StreamWord.END] - this.#words[StreamWord.FLOOR]) >>> 0);
+    if (missing <= 0 || missing > room) return 0;
+    // Replies behind a command that waits for them give their place back if nothing was received behind them.
+    return this.#isCrowded ? missing : Math.min(room, Math.max(missing, RECEIVE_SIZE));
+  }
+
+  /** More than half of the ring is in use. */
+  get #isCrowded(): boolean {
+    return (this.#words[StreamWord.SCAN] - this.#words[StreamWord.FLOOR]) >>> 0 > this.#size / 2;
+  }
+
+  #headerAt(position: number) {
+    return header.at(this.#data, this.#socket.at(position));
   }
 
   /** Fds belong to the last message that begins before the end of what was received with them. */
-  #attachFds(received: Int32Array): void {
-    let at = this.#scan;
-    while (this.#end - at >= Header.size) {
-      const size = header.at(this.#data, at).size;
+  #attach(end: number, fds: number[]): void {
+    let at = this.#words[StreamWord.SCAN] >>> 0;
+    for (;;) {
+      const left = (end - at) >>> 0;
+      if (left < Header.size) break;
+      const size = this.#headerAt(at).size;
       // A bad header ends the connection when it is its turn.
-      if (size < Header.size || size >= this.#end - at) break;
-      at += size;
+      if (size < Header.size || size >= left) break;
+      at = (at + size) >>> 0;
     }
-    const arrived = takeReceived(received, this.#share);
-    if (arrived.isLost) closeAll(this.#syscalls, arrived.fds);
-    const fds = arrived.isLost ? LOST : arrived.fds;
-    if (at !== this.#scan) {
-      this.#laterFds = fds;
-      this.#laterFdsAt = at;
+    const last = this.#fds.at(-1);
+    if (last === undefined || last.at !== at) {
+      this.#fds.push({ at, fds });
       return;
     }
-    if (fds === LOST || this.#partialFds === LOST) {
+    if (fds === LOST || last.fds === LOST) {
       closeAll(this.#syscalls, fds);
-      closeAll(this.#syscalls, this.#partialFds);
-      this.#partialFds = LOST;
+      closeAll(this.#syscalls, last.fds);
+      last.fds = LOST;
       return;
     }
-    this.#partialFds = this.#partialFds.concat(fds);
-    if (this.#partialFds.length > MAX_MESSAGE_FDS)
-      throw new PeerGone(`more than ${MAX_MESSAGE_FDS} fds on one message`);
+    last.fds = last.fds.concat(fds);
+    if (last.fds.length > MAX_MESSAGE_FDS) throw new PeerGone(`more than ${MAX_MESSAGE_FDS} fds on one message`);
   }
 
   /** Moves past the message at `scan`, and returns its size. */
   #advance(): number {
-    const size = header.at(this.#data, this.#scan).size;
-    this.#scan += size;
+    const size = this.#headerAt(this.#words[StreamWord.SCAN]).size;
+    this.#words[StreamWord.SCAN] += size;
     return size;
   }
 
   /** The fds of the message that was moved past. */
-  #takeFds(): number[] {
-    const fds = this.#partialFds;
-    this.#partialFds = NO_FDS;
-    if (this.#laterFdsAt === this.#scan) {
-      this.#partialFds = this.#laterFds;
-      this.#laterFds = NO_FDS;
-      this.#laterFdsAt = -1;
-    }
-    return fds;
+  #takeFds(at: number): number[] {
+    return this.#fds.length > 0 && this.#fds[0].at === at ? (this.#fds.shift()?.fds ?? NO_FDS) : NO_FDS;
   }
 
   #fill(frame: Frame, at: number, size: number, fds: number[]): Frame {
-    header.at(this.#data, at);
+    const offset = this.#socket.at(at);
+    header.at(this.#data, offset);
     frame.id = header.id;
     frame.command = header.command;
     frame.flags = header.flags;
     frame.errno = header.errno;
-    frame.bytes = this.#bytes;
-    frame.data = this.#data;
-    frame.offset = at + Header.size;
+    frame.offset = offset + Header.size;
     frame.length = size - Header.size;
     frame.fds = fds;
+    frame.position = at;
     return frame;
-  }
-
-  /**
-   * Moves waiting commands and the incomplete message together, to `to` in `target`, which may be the buffer itself.
-   */
-  #relocate(target: Uint8Array<ArrayBuffer>, to: number): void {
-    const source = this.#bytes;
-    let at = to;
-    const move = (start: number, end: number): number => {
-      const moved = at;
-      // Within the buffer only towards the front, in order: nothing is overwritten that is still to be moved.
-      if (target === source) source.copyWithin(at, start, end);
-      else target.set(source.subarray(start, end), at);
-      at += end - start;
-      return moved;
-    };
-    for (let index = 0; index < this.#queueCount; index++) {
-      const slot = (this.#queueHead + index) % MAX_PENDING_COMMANDS;
-      this.#queueAt[slot] = move(this.#queueAt[slot], this.#queueAt[slot] + this.#queueSize[slot]);
-    }
-    const scan = move(this.#scan, this.#end);
-    if (this.#laterFdsAt !== -1) this.#laterFdsAt += scan - this.#scan;
-    this.#scan = scan;
-    this.#end = at;
-    if (target !== source) {
-      this.#bytes = target;
-      this.#data = new DataView(target.buffer);
-    }
   }
 }

@@ -113,7 +113,7 @@ export function createTarget({ trace }: Context): Instance {
         }
         if (random.chance(70)) rig.offer(random.below(4));
         await turn();
-        if (random.chance(10)) rig.path.take();
+        if (random.chance(10) && rig.connection.takeAccess()) rig.connection.finish();
         if (random.chance(10)) rig.path.stop(Stop.CHANNEL);
         if (random.chance(50)) rig.path.start(Stop.CHANNEL);
         if (rig.commands.splice(0).length > 0) rig.connection.finish();

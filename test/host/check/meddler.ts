@@ -2,7 +2,7 @@
  * Sits between a client and a server and changes what they say, so that a good server looks like a broken one: requests
  * may be answered in the server's place, changed or swallowed, replies may be changed.
  */
-import { accept, connect, listen, POLL_READABLE, Poll } from "../../../native/index.js";
+import { accept, connect, listen, POLL_READABLE, Poll, StreamWord } from "../../../native/index.js";
 import { Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { Share } from "../../../shared/turn.js";
 import { Connection, type Frame, putHeader } from "../../../shared/vfio-user/socket/connection.js";
@@ -146,10 +146,11 @@ export class Meddler {
       open: (fd, callback) => {
         const socket = systemCalls.open(fd, callback);
         const receive = socket.receive.bind(socket);
-        socket.receive = (bytes, offset, length) => {
-          const count = receive(bytes, offset, length);
+        socket.receive = () => {
+          const count = receive();
+          const at = socket.at(socket.words[StreamWord.END] - count);
           // 0 is the end of the stream.
-          return count > 0 && received(bytes.subarray(offset, offset + count)) ? 0 : count;
+          return count > 0 && received(socket.bytes.subarray(at, at + count)) ? 0 : count;
         };
         return socket;
       },
