@@ -1,11 +1,14 @@
 /** A client of the control socket: one request at a time, each with its deadline. */
 import { once } from "node:events";
 import { createConnection, type Socket } from "node:net";
+import { setTimeout as pause } from "node:timers/promises";
 import { UserError } from "../errors.js";
 import { RpcError } from "./json-rpc.js";
 import type { Params } from "./table.js";
 
 const DEADLINE_MS = 15_000;
+const MAX_ATTEMPTS = 100;
+const ATTEMPT_MS = 50;
 const REASONS: Readonly<Record<string, string>> = {
   ENOENT: "there is no such socket: the program runs with --control or --control-admin, and as who may make it",
   EACCES: "this user may not connect to it",
@@ -33,14 +36,18 @@ export class ControlClient {
 
   /** @throws UserError when nobody is there */
   static async connect(path: string): Promise<ControlClient> {
-    const socket = createConnection(path);
-    try {
-      await once(socket, "connect");
-    } catch (error) {
-      const { code = "", message } = error as NodeJS.ErrnoException;
-      throw new UserError(`cannot connect to ${path}: ${REASONS[code] ?? message}`);
+    for (let attempt = 1; ; attempt++) {
+      const socket = createConnection(path);
+      try {
+        await once(socket, "connect");
+        return new ControlClient(path, socket);
+      } catch (error) {
+        const { code = "", message } = error as NodeJS.ErrnoException;
+        // Others connect at the same moment, more than wait to be accepted.
+        if (code === "EAGAIN" && attempt < MAX_ATTEMPTS) await pause(ATTEMPT_MS);
+        else throw new UserError(`cannot connect to ${path}: ${REASONS[code] ?? message}`);
+      }
     }
-    return new ControlClient(path, socket);
   }
 
   /** Rejects with RpcError where it is refused, with UserError where there is no answer. */

@@ -1,5 +1,6 @@
 /** What a program does to be looked at and steered: its control sockets, by its command line. */
 import { Latencies } from "../histogram.js";
+import { LimitedLog } from "../log.js";
 import { Share } from "../turn.js";
 import { ControlServer } from "./control-server.js";
 import { Dispatcher, type Handlers } from "./dispatcher.js";
@@ -32,7 +33,8 @@ export class Control {
       () => program.sessions(),
       () => new Latencies(),
     );
-    const { log } = program;
+    // Whoever may connect can cause lines of it.
+    const log = LimitedLog.of(program.log);
     const dispatcher = new Dispatcher({ ...genericMethods(program, this.#measuring), ...own }, log);
     const share = new Share();
     const { path, access, adminPath } = options;
