@@ -16,6 +16,7 @@
 
 #include "addon.h"
 #include "arguments.h"
+#include "crash_point.h"
 #include "error.h"
 
 namespace {
@@ -66,7 +67,9 @@ Napi::Value SendDatagram(const Napi::CallbackInfo& info) {
   auto milliseconds = [](const timespec& time) { return time.tv_sec * 1000 + time.tv_nsec / 1'000'000; };
   long until = milliseconds(now) + wait;
   for (;;) {
-    if (sendmsg(to, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return Napi::Boolean::New(env, true);
+    bool is_sent = sendmsg(to, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+    CrashPoint();
+    if (is_sent) return Napi::Boolean::New(env, true);
     if (errno != EAGAIN && errno != EINTR) throw SystemError(env, errno, "sendmsg");
     clock_gettime(CLOCK_MONOTONIC, &now);
     long left = until - milliseconds(now);

@@ -1,4 +1,5 @@
 /** The state's bytes in this process: one mapping, seen in three ways; and the checks that records end with. */
+import { crashPoint } from "../../../native/supervision.js";
 
 /** The state of another bridge cannot be taken; the message ends the sentence "the saved state is refused: ...". */
 export class StateError extends Error {
@@ -25,6 +26,7 @@ export class StateBytes {
   setWord(offset: number, value: number): void {
     const low = BigInt(value >>> 0);
     Atomics.store(this.#pairs, offset / 8, low | ((~low & 0xffff_ffffn) << 32n));
+    crashPoint?.();
   }
 
   /** A checked word's value; undefined when it is damaged. One that was never stored is 0. */
@@ -37,6 +39,7 @@ export class StateBytes {
   /** A lone word, stored at once. */
   store(offset: number, value: number): void {
     Atomics.store(this.words, offset / 4, value);
+    crashPoint?.();
   }
 
   /** Writes a record and its check; what is left out becomes 0. Nobody may look at it before a word says so. */
