@@ -184,6 +184,7 @@ bool StreamMemory::LoadSent() {
     Commit(handled_ + command, queued);
   }
   if (queued_ - sent > unsent_size_) return false;
+  if (sent == queued_) start = sent;
   // The message that was being sent.
   while (start != sent) {
     uint32_t size = SizeAt(Unsent(start));

@@ -59,7 +59,7 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   "shared/control/page": [],
   "shared/vfio-user": COMMON,
   "shared/vfio-user/client": [...COMMON, "shared/vfio-user"],
-  "host/bridge/state": [...COMMON, "shared/notify"],
+  "host/bridge/state": [...COMMON, "shared/notify", "shared/vfio-user"],
   "host/bridge/vhost-user": [...COMMON, "shared/vfio-user", "host/bridge/state"],
   "host/bridge/link": [...COMMON, "shared/vfio-user", "host/bridge/vhost-user", "host/bridge/state"],
   "host/bridge": [

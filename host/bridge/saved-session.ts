@@ -38,8 +38,12 @@ export function savedSession(control: unknown): SavedSession | undefined {
 }
 
 /** What a server keeps of its client. */
-export function clientKeeper({ fds, control }: StateMemory): ClientKeeper {
+export function clientKeeper(state: StateMemory): ClientKeeper {
+  const { fds, control } = state;
   return {
+    client: state.stream("client"),
+    twin: state.stream("twin"),
+    commit: () => control.commit(),
     keep: (fd) => fds.keep(fd),
     take: (id) => fds.take(id, FD_KIND.SOCKET),
     touch: () => control.touch(),

@@ -9,6 +9,7 @@ import type { Log } from "../../shared/log.js";
 import { LimitedLog } from "../../shared/log.js";
 import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
 import { Share } from "../../shared/turn.js";
+import { awaitsVersion } from "../../shared/vfio-user/kept-client.js";
 import { Server } from "../../shared/vfio-user/server.js";
 import { BridgeLink } from "./link/bridge-link.js";
 import {
@@ -100,16 +101,18 @@ export class Session {
     const { fds } = this.#state;
     this.#memory.restore(restored.memory);
     if (frontEnd) {
-      this.#backEnd = this.#newBackEnd(fds.take(frontEnd.socket, FD_KIND.SOCKET));
+      this.#backEnd = this.#newBackEnd(fds.take(frontEnd.socket, FD_KIND.SOCKET), true);
       this.#backEnd.restore(frontEnd);
     }
     this.#window.restore(restored.window, saved.windowRequests, this.#backEnd?.isStopped ?? false);
     const maps = restoredMaps(saved, fds);
+    const isReady = server?.isReady === true && !awaitsVersion(this.#state.stream("client"));
     const there = maps.filter(({ isThere }) => isThere);
     const client =
       server &&
       this.#server.restore(fds.take(server.socket, FD_KIND.SOCKET), {
         ...server,
+        isReady,
         maps: there.map(({ entry }) => entry),
         unmapped: saved.unmapped,
       });
@@ -122,6 +125,9 @@ export class Session {
       }),
     });
     fds.sweep();
+    this.#backEnd?.goOn();
+    this.#window.goOn();
+    this.#server.goOn();
   }
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */
@@ -196,7 +202,7 @@ export class Session {
     this.#state.control.touch();
   }
 
-  #newBackEnd(fd: number): BackEnd {
+  #newBackEnd(fd: number, resumes = false): BackEnd {
     return new BackEnd(fd, {
       window: this.#window,
       memory: this.#memory,
@@ -205,6 +211,7 @@ export class Session {
       share: this.#share,
       fds: this.#deviceVmFds,
       state: this.#state,
+      resumes,
       gone: (reason) => {
         this.#log.info({ reason }, "front-end gone");
         this.#report();

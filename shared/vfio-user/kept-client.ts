@@ -2,7 +2,12 @@
  * A client whose connection outlives the process of its server: what the next server has to know of it, beside its maps
  * and what is on its way. Who keeps that, and the file descriptors, is the server's owner.
  */
+
+import { StreamWord } from "../../native/index.js";
+import { ProtocolError } from "../errors.js";
+import { Command, Header } from "../spec/vfio-user.js";
 import type { DmaMaps } from "./dma/dma-maps.js";
+import type { Arrival, StreamMemory } from "./socket/stream-memory.js";
 
 /** Where file descriptors outlive the process, and who hears that what is to be known has changed. */
 export interface ClientKeeper {
@@ -11,6 +16,11 @@ export interface ClientKeeper {
   /** Another process's descriptor, by number. */
   take(id: number): number;
   touch(): void;
+  /** What has changed is to be known from now on. */
+  commit(): void;
+  /** Where the bytes are of the client's socket, and of its twin. */
+  readonly client: StreamMemory;
+  readonly twin: StreamMemory;
 }
 
 export interface SavedClient {
@@ -27,3 +37,27 @@ export interface RestoredClient extends SavedClient {
   readonly maps: Parameters<DmaMaps["restore"]>[0];
   readonly unmapped: Parameters<DmaMaps["restore"]>[1];
 }
+
+/** Options of a connection whose bytes are there. */
+export function streamOptions(memory: StreamMemory, { commit }: ClientKeeper, resumes: readonly Arrival[] | undefined) {
+  return { memory, commit, ...(resumes && { resumes }) };
+}
+
+/** Of messages that another process did not deal with, the fds. @throws ProtocolError when nobody can go on there */
+export function loadStream(memory: StreamMemory): readonly Arrival[] {
+  const arrivals = memory.load();
+  if (arrivals === undefined) throw new ProtocolError("what was on its way in a socket is damaged");
+  return arrivals;
+}
+
+/** Whether the first message that was not dealt with is this command. */
+export function beginsWith(memory: StreamMemory, command: number): boolean {
+  const { words, bytes } = memory;
+  const handled = words[StreamWord.HANDLED] >>> 0;
+  if ((words[StreamWord.END] - handled) >>> 0 < Header.size) return false;
+  const data = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  return Header.view(data, memory.at(handled)).command === command;
+}
+
+/** Whether a client is still to be told what its VERSION is answered. */
+export const awaitsVersion = (memory: StreamMemory) => beginsWith(memory, Command.VERSION);

@@ -24,13 +24,14 @@ import type { DeviceAccess } from "./device-access.js";
 import { ClientDma } from "./dma/client-dma.js";
 import { DmaMaps, replyUnmapped } from "./dma/dma-maps.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
-import type { ClientKeeper, RestoredClient, SavedClient } from "./kept-client.js";
+import { type ClientKeeper, type RestoredClient, type SavedClient, streamOptions } from "./kept-client.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { SessionStats } from "./session-stats.js";
 import type { AccessPath } from "./socket/access-path.js";
 import { Connection, type ConnectionHandler, type Frame } from "./socket/connection.js";
 import { LOST } from "./socket/receive-buffer.js";
+import type { Arrival } from "./socket/stream-memory.js";
 import { encodeVersionReply, parseVersion } from "./version.js";
 
 interface ServerSessionOptions {
@@ -67,7 +68,8 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   #end!: () => void;
   readonly #options: ServerSessionOptions;
 
-  constructor(fd: number, options: ServerSessionOptions) {
+  /** `resumes`: it goes on where another process was, after `goOn`. */
+  constructor(fd: number, options: ServerSessionOptions, resumes?: readonly Arrival[]) {
     this.#options = options;
     this.#fd = fd;
     options.keeper?.keep(fd);
@@ -79,6 +81,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       share: options.share,
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
+      ...(options.keeper && streamOptions(options.keeper.client, options.keeper, resumes)),
     });
     this.#dma = new ClientDma(this.#connection, (frame) => this.reply(frame), options);
     this.#pending = new Pending(this.#connection, options.stats);
@@ -92,8 +95,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   save(): SavedClient | undefined {
     const { keeper } = this.#options;
     if (this.#state === "gone" || keeper === undefined) return undefined;
-    const isReady = this.#state === "ready";
-    return { socket: keeper.keep(this.#fd), isReady, ...this.#dma.save() };
+    return { socket: keeper.keep(this.#fd), isReady: this.#state === "ready", ...this.#dma.save() };
   }
 
   /** Goes on with a client that another process served, and gives its maps. @throws ProtocolError */
@@ -106,7 +108,10 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     return this.#maps.restore(maps, unmapped);
   }
 
-  /** DMA by messages to the client; undefined before its VERSION. */
+  goOn(): void {
+    this.#connection.goOn();
+  }
+
   get memory(): ClientMemory | undefined {
     return this.#dma.messages;
   }

@@ -27,9 +27,10 @@ import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend, MemoryMap } from "./backend.js";
-import type { ClientKeeper, RestoredClient, SavedClient } from "./kept-client.js";
+import { type ClientKeeper, loadStream, type RestoredClient, type SavedClient } from "./kept-client.js";
 import { ServerSession } from "./server-session.js";
 import { SessionStats } from "./session-stats.js";
+import type { Arrival } from "./socket/stream-memory.js";
 
 export interface ServerOptions {
   readonly backend: Backend;
@@ -125,10 +126,16 @@ export class Server {
   /** Goes on with a client that another process served; before `open`. @throws ProtocolError */
   restore(fd: number, client: RestoredClient): { readonly session: ServerSession; readonly maps: MemoryMap[] } {
     for (const map of client.maps) if (map.fd >= 0) this.#fds.adopt(map.fd);
-    const session = this.#begin(fd);
+    const { keeper } = this.#options;
+    const session = this.#begin(fd, keeper && loadStream(keeper.client));
     this.#session = session;
     this.#serving = this.#serve(session);
     return { session, maps: session.restore(client) };
+  }
+
+  /** After `restore`, when everything behind it is restored. */
+  goOn(): void {
+    this.#session?.goOn();
   }
 
   /** Begins to serve; from then on clients can connect. @throws UserError when the socket cannot be had */
@@ -167,8 +174,8 @@ export class Server {
     this.#serving = this.#serve(this.#session);
   }
 
-  #begin(fd: number): ServerSession {
-    return new ServerSession(fd, {
+  #begin(fd: number, resumes?: readonly Arrival[]): ServerSession {
+    const options = {
       backend: this.#options.backend,
       log: this.#log,
       stats: this.#counts,
@@ -179,7 +186,8 @@ export class Server {
       share: this.#share,
       fds: this.#fds,
       keeper: this.#options.keeper,
-    });
+    };
+    return new ServerSession(fd, options, resumes);
   }
 
   async #serve(session: ServerSession): Promise<void> {

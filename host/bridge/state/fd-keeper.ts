@@ -104,6 +104,17 @@ export class FdKeeper {
   take(id: number, kind: number): number {
     const entry = this.#byId.get(id);
     if (entry?.kind !== kind) throw new StateError(`the descriptor ${id} is not ${kindName(kind)}`);
+    return this.#take(entry);
+  }
+
+  /** The same for one of any kind; -1 when none came back. @throws SystemError when there is no room */
+  takeAny(id: number): number {
+    const entry = this.#byId.get(id);
+    return entry === undefined ? -1 : this.#take(entry);
+  }
+
+  #take(entry: Entry): number {
+    const { id } = entry;
     const untaken = this.#untaken.get(id);
     this.#untaken.delete(id);
     const fd = untaken ?? duplicate([...entry.fds][0]);

@@ -8,7 +8,7 @@
  * fd-kinds.ts; read-state.ts reads what another bridge left, and refuses what is damaged; check-slots.ts has what is
  * asked of the records.
  *
- * A bridge may be killed between any two of its instructions, so what belongs together has to change at once. Five
+ * A bridge may be killed between any two of its instructions, so what belongs together has to change at once. Four
  * forms of it do, each by the one store that comes last:
  *
  * - a *word*: 32 bits, and their complement in the upper half of the same 64. For what changes often.
@@ -17,25 +17,13 @@
  * - the *control state*: the same with two copies of a text.
  * - *slots*: a table of records, each with a word in front of it: free, pending or live. A record that is changed is
  *   put into another slot with a higher serial number, and then the old one is freed.
- * - a *call*: a `struct mmsghdr`, where the kernel itself stores the result of recvmmsg() or sendmmsg() before the
- *   process, dead or alive, can do anything more (docs/decisions/023-exactly-once.md).
  *
- * Every record ends with a check over its words, its table and its place, so that what was damaged is refused. What a
- * peer sent, in `received` and `unsent`, has none: it is trusted as little as what comes from its socket. Nor has the
- * kernel's result of a call, which is only held to the room that there was.
+ * Every record ends with a check over its words, its table and its place, so that what was damaged is refused. What is
+ * on its way in and out of sockets has forms of its own (docs/decisions/023-exactly-once.md).
  */
-import assert from "node:assert/strict";
-import {
-  MAX_DMA_MAPS,
-  MAX_MESSAGE_SIZE,
-  MAX_PENDING_COMMANDS,
-  MAX_QUEUES,
-  MAX_SEND_BACKLOG,
-  MAX_VHOST_USER_MESSAGE_SIZE,
-  MiB,
-  PAGE_SIZE,
-} from "../../../shared/limits.js";
+import { MAX_DMA_MAPS, MAX_PENDING_COMMANDS, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { struct } from "../../../shared/struct/struct.js";
+import { STREAM_SIZE } from "../../../shared/vfio-user/socket/stream-memory.js";
 import { hashText } from "./state-bytes.js";
 
 /** "VVUSTATE". */
@@ -174,74 +162,20 @@ const WindowRequests = struct({
 /** What the last DMA_UNMAP did: its place in the client's stream, and the bytes that it unmapped. */
 const Unmapped = struct({ sequence: "u32", position: "u32", size: "u64", pad: 4, check: "u32" });
 
-/**
- * Positions in the two directions of a socket, modulo 2^32: what came from it, what of that is dealt with, what is to
- * be sent, what was sent. A command is dealt with, and its reply is to be sent, by one change of this pair.
- */
-const Stream = struct({
-  sequence: "u32",
-  received: "u32",
-  handled: "u32",
-  queued: "u32",
-  sent: "u32",
-  check: "u32",
-});
-
 export const PAIRS = {
   windowRequests: { number: 16, record: WindowRequests },
   unmapped: { number: 17, record: Unmapped },
-  clientStream: { number: 18, record: Stream },
-  twinStream: { number: 19, record: Stream },
-  frontEndStream: { number: 20, record: Stream },
-  windowStream: { number: 21, record: Stream },
 } as const;
 export type PairName = keyof typeof PAIRS;
 /** A pair: the word, and two copies. */
 export const PAIR_HEAD = 8;
 
 /**
- * A call: a word, the stream's sequence when it was made, and the `struct mmsghdr` (x86-64) in which the kernel stores
- * the result: how many bytes of control messages came, and then how many bytes were moved. Pointers are of a process
- * that is gone.
- */
-export const Call = struct({
-  sequenceLow: "u32",
-  sequenceHigh: "u32",
-  name: "u64big",
-  nameLength: "u32",
-  pad: 4,
-  vectors: "u64big",
-  vectorCount: "u64big",
-  control: "u64big",
-  controlLength: "u64",
-  flags: "u32",
-  pad2: 4,
-  result: "u32",
-  padding: 4,
-});
-/** No result yet. */
-export const NO_RESULT = 0xffff_ffff;
-export const CALLS = ["receive", "send"] as const;
-export type CallName = (typeof CALLS)[number];
-
-/**
  * The sockets of a session: the client's, its twin, the front-end's, and that for requests to the front-end (the
- * window's). `received` and `unsent` are the sizes of two rings of bytes, whose index is the position modulo the size,
- * which divides 2^32. Rings are whole pages, so that they can be mapped twice, one behind the other: then every message
- * is in one piece.
+ * window's). What is where in each is StreamMemory's (shared/vfio-user/socket/stream-memory.ts).
  */
-export const STREAMS = {
-  client: { pair: "clientStream", received: 2 ** 21, unsent: 2 ** 23 },
-  twin: { pair: "twinStream", received: 2 ** 21, unsent: 2 ** 23 },
-  frontEnd: { pair: "frontEndStream", received: 2 ** 14, unsent: 2 ** 16 },
-  window: { pair: "windowStream", received: 2 ** 14, unsent: 2 ** 16 },
-} as const;
-export type StreamName = keyof typeof STREAMS;
-assert(STREAMS.client.received >= MAX_MESSAGE_SIZE && STREAMS.client.unsent >= MAX_SEND_BACKLOG + MAX_MESSAGE_SIZE);
-assert(STREAMS.frontEnd.received >= MAX_VHOST_USER_MESSAGE_SIZE);
-
-/** A ring's two words: the next entry of the available ring, and of the used ring. */
-export const RING_POSITIONS_SIZE = 16;
+export const STREAMS = ["client", "twin", "frontEnd", "window"] as const;
+export type StreamName = (typeof STREAMS)[number];
 
 /** The control state: how long a text is, and its check; the text follows. */
 export const Control = struct({ length: "u32", check: "u32" });
@@ -253,19 +187,15 @@ interface SessionLayout {
   /** A word for each table: no slot from that number on was ever used. */
   readonly used: Readonly<Record<SlotsName, number>>;
   readonly pairs: Readonly<Record<PairName, number>>;
-  readonly calls: Readonly<Record<StreamName, Readonly<Record<CallName, number>>>>;
-  /** RING_POSITIONS_SIZE for each queue. */
-  readonly rings: number;
   /** The word that says which text holds, and both texts. */
   readonly control: number;
   readonly controlCopies: readonly [number, number];
   readonly slots: Readonly<Record<SlotsName, number>>;
-  readonly received: Readonly<Record<StreamName, number>>;
-  readonly unsent: Readonly<Record<StreamName, number>>;
+  readonly streams: Readonly<Record<StreamName, number>>;
   readonly size: number;
 }
 
-/** Where everything is, behind the header. Large tables and rings come last; pages that nobody needs are not there. */
+/** Where everything is, behind the header. What is large comes last; pages that nobody needs are not there. */
 export const LAYOUT: SessionLayout = layOut();
 
 function layOut(): SessionLayout {
@@ -279,19 +209,15 @@ function layOut(): SessionLayout {
     Object.fromEntries(names.map((name) => [name, value(name)])) as Record<Name, Value>;
   const slots = Object.keys(SLOTS) as SlotsName[];
   const pairs = Object.keys(PAIRS) as PairName[];
-  const streams = Object.keys(STREAMS) as StreamName[];
   return {
     words: map(WORDS, () => take(8)),
     identity: take(Identity.size),
     used: map(slots, () => take(8)),
     pairs: map(pairs, (name) => take(PAIR_HEAD + 2 * PAIRS[name].record.size)),
-    calls: map(streams, () => map(CALLS, () => take(Call.size))),
-    rings: take(RING_POSITIONS_SIZE * MAX_QUEUES),
     control: take(8),
     controlCopies: [take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE), take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE)],
     slots: map(slots, (name) => take(slotSize(name) * SLOTS[name].count, PAGE_SIZE)),
-    received: map(streams, (name) => take(STREAMS[name].received, PAGE_SIZE)),
-    unsent: map(streams, (name) => take(STREAMS[name].unsent, PAGE_SIZE)),
+    streams: map(STREAMS, () => take(STREAM_SIZE, PAGE_SIZE)),
     size: take(0, PAGE_SIZE),
   };
 }
@@ -307,6 +233,6 @@ export const LAYOUT_NUMBER = hashText(
     LAYOUT,
     ...Object.values(SLOTS).map(({ record, count }) => [record.offsets, count]),
     ...Object.values(PAIRS).map(({ record }) => record.offsets),
-    [Header.offsets, Identity.offsets, Call.offsets, Control.offsets],
+    [Header.offsets, Identity.offsets, Control.offsets],
   ]),
 );

@@ -4,13 +4,11 @@
  * Whoever takes it then need not check an index, a number of a descriptor or a range again, but for what is in the
  * control state. check-slots.ts has what is asked of each table's records.
  */
-import { MAX_QUEUES, PAGE_SIZE } from "../../../shared/limits.js";
+import { PAGE_SIZE } from "../../../shared/limits.js";
 import { checkSlots, type Saved, type SavedSlots } from "./check-slots.js";
 import { controlCheck } from "./control-state.js";
 import type { FdDescription } from "./fd-kinds.js";
 import {
-  Call,
-  type CallName,
   Control,
   Header,
   Identity,
@@ -19,16 +17,12 @@ import {
   MAGIC_HIGH,
   MAGIC_LOW,
   MAX_CONTROL_SIZE,
-  NO_RESULT,
   PAIRS,
   type PairName,
-  RING_POSITIONS_SIZE,
   SLOT,
   SLOT_HEAD,
   SLOTS,
   type SlotsName,
-  STREAMS,
-  type StreamName,
   slotSize,
   VERSION,
 } from "./layout.js";
@@ -52,22 +46,6 @@ export interface SavedState {
   readonly unmapped: Required<PairValues<"unmapped">> | undefined;
   /** Live and pending records, one for each key, in no order. */
   readonly slots: SavedSlots;
-  readonly streams: Readonly<Record<StreamName, SavedStream>>;
-  /** Of each queue. */
-  readonly rings: readonly { available: number; used: number }[];
-}
-
-/** A socket's two directions, with what calls did that ended and were not noted. */
-export interface SavedStream {
-  /** What came and is not dealt with, and what is to be sent. */
-  readonly received: Uint8Array;
-  readonly unsent: Uint8Array;
-  readonly positions: { received: number; handled: number; queued: number; sent: number };
-  /**
-   * The last receiving call took descriptors from the socket, and nobody noted it: those that are pending, and came
-   * back, are not to be had from there once more.
-   */
-  readonly tookFds: boolean;
 }
 
 /**
@@ -97,11 +75,8 @@ export function readState(
   if (stranger !== undefined) throw new StateError(`it knows nothing of the file descriptor ${stranger} that came`);
   const windowRequests = readPair(bytes, "windowRequests");
   const unmapped = readPair(bytes, "unmapped");
-  const streams = Object.fromEntries(
-    (Object.keys(STREAMS) as StreamName[]).map((stream) => [stream, readStream(bytes, stream)]),
-  ) as Record<StreamName, SavedStream>;
   const control = readControl(bytes);
-  return { attempts, uuid, control, windowRequests, unmapped, slots, streams, rings: readRings(bytes) };
+  return { attempts, uuid, control, windowRequests, unmapped, slots };
 }
 
 function checkHeader(bytes: StateBytes, fileSize: number): void {
@@ -173,57 +148,6 @@ function readSlots<Name extends SlotsName>(bytes: StateBytes, name: Name): Saved
     found.push({ slot, isPending: state === SLOT.PENDING, serial: values.serial, values });
   }
   return found;
-}
-
-function readStream(bytes: StateBytes, name: StreamName): SavedStream {
-  const sizes = STREAMS[name];
-  const stream = readPair(bytes, sizes.pair);
-  const { handled = 0, queued = 0, sequence = 0 } = stream ?? {};
-  let { received = 0, sent = 0 } = stream ?? {};
-  const waiting = (received - handled) >>> 0;
-  const unsent = (queued - sent) >>> 0;
-  if (waiting > sizes.received || unsent > sizes.unsent) throw damaged(sizes.pair);
-  const came = resultOf(bytes, name, "receive", sequence, sizes.received - waiting);
-  received = (received + came) >>> 0;
-  sent = (sent + resultOf(bytes, name, "send", sequence, unsent)) >>> 0;
-  const receive = Call.view(bytes.data, LAYOUT.calls[name].receive);
-  return {
-    positions: { received, handled, queued, sent },
-    tookFds: came > 0 && receive.controlLength > 0,
-    received: ringBytes(bytes, LAYOUT.received[name], sizes.received, handled, received),
-    unsent: ringBytes(bytes, LAYOUT.unsent[name], sizes.unsent, sent, queued),
-  };
-}
-
-/** What the call moved that was made when the stream's sequence was this; 0 when there was none, or it did nothing. */
-function resultOf(bytes: StateBytes, stream: StreamName, name: CallName, sequence: number, most: number): number {
-  const what = `${stream} ${name}`;
-  const at = LAYOUT.calls[stream][name];
-  const madeAt = wordAt(bytes, at, what);
-  const result = bytes.words[(at + Call.offsets.result) / 4];
-  if (madeAt !== sequence || result === NO_RESULT) return 0;
-  if (result > most) throw damaged(what);
-  return result;
-}
-
-function ringBytes(bytes: StateBytes, ring: number, size: number, from: number, to: number): Uint8Array {
-  const length = (to - from) >>> 0;
-  const start = from % size;
-  const first = Math.min(length, size - start);
-  const copy = new Uint8Array(length);
-  copy.set(new Uint8Array(bytes.buffer, ring + start, first));
-  copy.set(new Uint8Array(bytes.buffer, ring, length - first), first);
-  return copy;
-}
-
-function readRings(bytes: StateBytes) {
-  return Array.from({ length: MAX_QUEUES }, (_, queue) => {
-    const what = `queue ${queue}`;
-    const at = LAYOUT.rings + queue * RING_POSITIONS_SIZE;
-    const [available, used] = [wordAt(bytes, at, what), wordAt(bytes, at + 8, what)];
-    if (available > 0xffff || used > 0xffff) throw damaged(what);
-    return { available, used };
-  });
 }
 
 function wordAt(bytes: StateBytes, offset: number, what: string): number {

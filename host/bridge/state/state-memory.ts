@@ -6,25 +6,21 @@
  */
 import { close, createMemory, fileStatus, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
+import { StreamMemory } from "../../../shared/vfio-user/socket/stream-memory.js";
 import { ControlState } from "./control-state.js";
 import { FdKeeper, type Store } from "./fd-keeper.js";
 import { describeFd, type FdDescription } from "./fd-kinds.js";
 import {
-  CALLS,
-  Call,
-  type CallName,
   Header,
   Identity,
   LAYOUT,
   LAYOUT_NUMBER,
   MAGIC_HIGH,
   MAGIC_LOW,
-  NO_RESULT,
   PAIRS,
   type PairName,
   SLOTS,
   type SlotsName,
-  STREAMS,
   type StreamName,
   stateName,
   VERSION,
@@ -57,6 +53,7 @@ export class StateMemory {
   readonly #pairs: Pairs;
   readonly #slots: AllSlots;
   readonly #store: Store | undefined;
+  readonly #streams = new Map<StreamName, StreamMemory>();
 
   private constructor(fd: number, number: number, store: Store | undefined) {
     this.#fd = fd;
@@ -119,6 +116,18 @@ export class StateMemory {
     return this.#slots[name];
   }
 
+  /** Where the bytes of a socket are. @throws SystemError when there is no room for it */
+  stream(name: StreamName): StreamMemory {
+    let stream = this.#streams.get(name);
+    if (stream === undefined) {
+      const { fds } = this;
+      const keeper = { keep: (fd: number) => fds.keep(fd), take: (id: number) => fds.takeAny(id) };
+      stream = new StreamMemory(this.#fd, LAYOUT.streams[name], keeper);
+      this.#streams.set(name, stream);
+    }
+    return stream;
+  }
+
   word(name: WordName): number {
     return this.bytes.word(LAYOUT.words[name]) ?? 0;
   }
@@ -159,8 +168,6 @@ function describeAll(kept: KeptFds): Map<string, FdDescription> {
   return new Map([...kept].map(([name, fd]) => [name, describeFd(fd)]));
 }
 
-export const callAt = (stream: StreamName, name: CallName) => LAYOUT.calls[stream][name];
-
 function uuidValues(uuid: Uint8Array) {
   const [uuidA, uuidB, uuidC, uuidD] = new Uint32Array(new Uint8Array(uuid).slice(0, 16).buffer);
   return { uuidA, uuidB, uuidC, uuidD };
@@ -168,9 +175,6 @@ function uuidValues(uuid: Uint8Array) {
 
 /** Makes a state of zeros. */
 export function initialize(bytes: StateBytes, number: number, identity: SessionIdentity, uuid: Uint8Array): void {
-  for (const stream of Object.keys(STREAMS) as StreamName[]) {
-    for (const name of CALLS) bytes.store(callAt(stream, name) + Call.offsets.result, NO_RESULT);
-  }
   const { sockets, windowSize } = identity;
   const values = { sockets: hashText(sockets.join("\0")), windowSize, ...uuidValues(uuid), number };
   bytes.writeRecord(Identity, LAYOUT.identity, values, 0, number);

@@ -54,6 +54,8 @@ export interface BackEndOptions {
   /** Where the front-end's fds are counted. */
   readonly fds?: FdShare;
   readonly state?: StateMemory;
+  /** It goes on where another bridge was, after `restore` and `goOn`. */
+  readonly resumes?: boolean;
 }
 
 /** A front-end as the state keeps it. */
@@ -67,3 +69,9 @@ export interface SavedBackEnd {
   readonly awaitsTable: boolean;
   readonly vrings: SavedVrings;
 }
+
+/**
+ * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
+ * once.
+ */
+export const TABLE_DEADLINE_MS = 500;

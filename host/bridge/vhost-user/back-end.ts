@@ -39,17 +39,12 @@ import {
   FEATURES,
   PROTOCOL_FEATURES,
   type SavedBackEnd,
+  TABLE_DEADLINE_MS,
 } from "./back-end-device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
-
-/**
- * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
- * once.
- */
-const TABLE_DEADLINE_MS = 500;
 
 interface Handler {
   /** Bytes that the payload must have; -1 when the handler checks. */
@@ -90,12 +85,12 @@ export class BackEnd {
     this.#reportGone = options.gone;
     this.#log = options.log;
     this.#vrings = new Vrings(options.memory, options.log, this.#state.fds);
-    this.#connection = new Connection(
-      fd,
-      { message: (message) => this.#handle(message), gone: (reason) => this.#gone(reason) },
-      options.share ?? new Share(),
-      options.fds,
-    );
+    const { share = new Share(), fds, resumes = false } = options;
+    const events = {
+      message: (message: Message) => this.#handle(message),
+      gone: (reason: string) => this.#gone(reason),
+    };
+    this.#connection = new Connection(fd, events, { share, fds, memory: this.#state.stream("frontEnd"), resumes });
   }
 
   save(): SavedBackEnd {
@@ -116,6 +111,11 @@ export class BackEnd {
     this.features = BigInt(saved.features);
     this.#vrings.restore(saved.vrings);
     if (saved.awaitsTable) this.#awaitTable();
+  }
+
+  /** Everything that it has to do with is restored, too. */
+  goOn(): void {
+    this.#connection.goOn();
   }
 
   /** Rings that ran stand still, and may go on. */

@@ -7,6 +7,12 @@ import { closePeerFd } from "../../../shared/peer-fds.js";
 import { WINDOW_SHMID } from "../../../shared/spec/link.js";
 import { BackendRequest, ShmemMap, ShmemMapFlags } from "../../../shared/spec/vhost-user.js";
 import type { PairValues } from "../state/tables.js";
+import type { Connection } from "./connection.js";
+
+/** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
+export const TABLE_WAIT_MS = 50;
+/** The same where the table has room for the change, so that it only takes long because the machine has much to do. */
+export const TABLE_DUE_MS = 1000;
 
 export interface WindowRequest {
   /** One of BackendRequest. */
@@ -78,6 +84,13 @@ export interface SavedWindow {
   readonly regions: number;
 }
 
+export function rejectAll(requests: readonly (WindowRequest | undefined)[], reason: Error): void {
+  for (const request of requests) {
+    if (request) closeCopy(request);
+    request?.reject(reason);
+  }
+}
+
 /** The pair of the state in which those in flight are. */
 export type SavedRequests = PairValues<"windowRequests">;
 
@@ -92,14 +105,19 @@ export function savedRequests(sent: WindowRequest | undefined, committing: Windo
   };
 }
 
-/** Those in flight, as another bridge left them. Who has the places hears of them by Window.onSettled. */
-export function restoredRequests(saved: SavedRequests | undefined) {
-  const { sent = 0, sentOffset = 0, sentSize = 0 } = saved ?? {};
+/**
+ * Those in flight, as another bridge left them; who has the places hears of them by Window.onSettled. One that was not
+ * sent on the channel is none: who has its place knows that it is not mapped. A reply that was dealt with is skipped.
+ */
+export function restoredRequests(saved: SavedRequests | undefined, channel: Connection | undefined) {
+  const { sent = 0, sentOffset = 0, sentSize = 0, queued = 0, replied = 0 } = saved ?? {};
   const { committing = 0, committingOffset = 0, committingSize = 0 } = saved ?? {};
+  if (saved && channel && ((replied - channel.position) | 0) > 0) channel.skipTo(replied);
+  const isSent = sent !== 0 && channel !== undefined && ((channel.sent - queued) | 0) > 0;
+  channel?.dropUnsent();
   const waits: Promise<void>[] = [];
-  const made = (request: number, offset: number, size: number): WindowRequest | undefined => {
-    if (request === 0 || (request === probe.request && offset === probe.offset))
-      return request === 0 ? undefined : probe;
+  const made = (request: number, offset: number, size: number): WindowRequest => {
+    if (request === probe.request && offset === probe.offset) return probe;
     let settle = () => {};
     waits.push(
       new Promise((resolve) => {
@@ -109,8 +127,8 @@ export function restoredRequests(saved: SavedRequests | undefined) {
     return { ...madeRequest(request, offset, size), resolve: settle, reject: settle };
   };
   const requests = {
-    sent: made(sent, sentOffset, sentSize),
-    committing: made(committing, committingOffset, committingSize),
+    sent: isSent ? made(sent, sentOffset, sentSize) : undefined,
+    committing: committing === 0 ? undefined : made(committing, committingOffset, committingSize),
   };
   return { ...requests, settled: Promise.all(waits) };
 }

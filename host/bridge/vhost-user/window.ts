@@ -7,12 +7,8 @@
  *   unless `permit` was called, and `forbid` rejects what waits. Requests go one at a time: whatever is queued when the
  *   stop comes was never sent. While the device VM is paused (`hold`) it waits, and what was sent before may still be
  *   answered.
- * - The reply comes before the memory is committed. QEMU handles a request, replies, commits, and as part of the commit
- *   sends SET_MEM_TABLE and waits for its reply, all without letting go of its big lock; so the table that follows the
- *   reply says that the commit is done. When RAM and maps do not fit into one table any more, none is sent. The next
- *   request is handled only after that commit, so *its* reply says the same; when there is no next request, one is made
- *   up: an unmap of something that is never mapped, which QEMU refuses (and reports on its stderr) without changing
- *   anything.
+ * - The reply comes before the memory is committed (docs/decisions/003-when-a-map-is-live.md): the table that follows
+ *   it says so, or the reply to the next request, which is made up where there is none.
  */
 import { isPowerOfTwo } from "../../../shared/bits.js";
 import { startDeadline } from "../../../shared/deadline.js";
@@ -28,19 +24,17 @@ import {
   closeCopy,
   encodeRequest,
   probe,
+  rejectAll,
   restoredRequests,
   type SavedRequests,
   type SavedWindow,
   savedRequests,
+  TABLE_DUE_MS,
+  TABLE_WAIT_MS,
   takeCopy,
   type WindowRequest,
   wrongPlace,
 } from "./window-request.js";
-
-/** How long a SET_MEM_TABLE is waited for before the front-end is asked by other means. */
-const TABLE_WAIT_MS = 50;
-/** The same where the table has room for the change, so that it only takes long because the machine has much to do. */
-const TABLE_DUE_MS = 1000;
 
 export class Window {
   /** Requests that QEMU carried out. */
@@ -96,10 +90,16 @@ export class Window {
   /** Takes the backend request channel over. */
   attach(fd: number): void {
     this.detach("the front-end opened a new channel");
+    this.#attach(fd, false);
+  }
+
+  #attach(fd: number, resumes: boolean): void {
     this.#state.fds.keep(fd);
     this.#channelFd = fd;
     const gone = (reason: string) => this.detach(`the backend request channel ended: ${reason}`);
-    this.#channel = new Connection(fd, { message: (message) => this.#replied(message), gone }, this.#share);
+    const events = { message: (message: Message) => this.#replied(message), gone };
+    const options = { share: this.#share, memory: this.#state.stream("window"), resumes };
+    this.#channel = new Connection(fd, events, options);
   }
 
   detach(reason: string): void {
@@ -123,16 +123,21 @@ export class Window {
 
   /** Goes on where another bridge was; `isHeld`: the device VM is paused. @throws StateError */
   restore(saved: SavedWindow, requests: SavedRequests | undefined, isHeld: boolean): void {
-    if (saved.channel !== 0) this.attach(this.#state.fds.take(saved.channel, FD_KIND.SOCKET));
+    if (saved.channel !== 0) this.#attach(this.#state.fds.take(saved.channel, FD_KIND.SOCKET), true);
     this.#permitted = saved.permitted;
     this.#abandoned = saved.abandoned;
     this.#regions = saved.regions;
     this.#held = true;
-    const { sent, committing, settled } = restoredRequests(requests);
+    const { sent, committing, settled } = restoredRequests(requests, this.#channel);
     this.restored = settled;
     this.#sent = sent;
     this.#committing = committing;
     if (!isHeld) this.release();
+  }
+
+  /** Everything that it has to do with is restored, too. */
+  goOn(): void {
+    this.#channel?.goOn();
   }
 
   get permitted(): boolean {
@@ -172,11 +177,7 @@ export class Window {
     this.#sent = undefined;
     this.#waiting.length = 0;
     this.#noteRequests();
-    for (const request of given) {
-      if (!request) continue;
-      closeCopy(request);
-      request.reject(new PeerGone(reason));
-    }
+    rejectAll(given, new PeerGone(reason));
     this.#sentNothing();
   }
 
@@ -371,22 +372,20 @@ export class Window {
     const isMap = request.request === BackendRequest.SHMEM_MAP;
     const changes = request.request !== BackendRequest.CONFIG_CHANGE_MSG;
     const isOwned = !changes || this.onSettled(request.request, request.offset, isDone);
-    if (!isDone) {
-      request.reject(new ProtocolError("QEMU refused the request for the window", Errno.EIO));
-      return;
-    }
-    if (isMap) this.maps++;
-    else if (changes) this.unmaps++;
+    const refusal = new ProtocolError("QEMU refused the request for the window", Errno.EIO);
+    if (isDone && isMap) this.maps++;
+    else if (isDone && changes) this.unmaps++;
     // Of another bridge's, or one that was given up.
-    if (isMap && !isOwned) this.#undo(request);
-    request.resolve();
+    if (isDone && isMap && !isOwned) this.#undo(request);
+    if (isDone) request.resolve();
+    else request.reject(refusal);
   }
 
   /** So that the next bridge knows what it may hear of. */
   #noteRequests(): void {
-    const { queued = 0, handling = 0 } = this.#channel ?? {};
+    const { queued = 0, handled = 0 } = this.#channel ?? {};
     const requests = savedRequests(this.#sent, this.#committing);
-    this.#state.pair("windowRequests").write({ ...requests, queued, replied: handling });
+    this.#state.pair("windowRequests").write({ ...requests, queued, replied: handled });
   }
 
   #wait(milliseconds: number, late: () => void): void {

@@ -6,8 +6,9 @@ import { Errno, isSystemError, type PeerGone, ProtocolError } from "../../errors
 import type { Log } from "../../log.js";
 import type { FdShare } from "../../peer-fds.js";
 import type { Share } from "../../turn.js";
-import type { ClientKeeper } from "../kept-client.js";
+import { type ClientKeeper, loadStream, streamOptions } from "../kept-client.js";
 import type { Connection, Frame } from "../socket/connection.js";
+import type { Arrival } from "../socket/stream-memory.js";
 import { TwinSocket } from "../socket/twin-socket.js";
 import type { Capabilities } from "../version.js";
 import { DmaMessages } from "./dma-messages.js";
@@ -50,8 +51,11 @@ export class ClientDma {
   }
 
   restore(twin: number, maxDataXferSize: number): void {
-    const near = twin === 0 ? undefined : this.#options.keeper?.take(twin);
-    if (near !== undefined) this.twin = this.#makeTwin([near, -1]);
+    const { keeper } = this.#options;
+    if (twin !== 0 && keeper) {
+      this.twin = this.#makeTwin([keeper.take(twin), -1], loadStream(keeper.twin));
+      this.twin.connection.goOn();
+    }
     this.#begin(maxDataXferSize);
   }
 
@@ -81,14 +85,15 @@ export class ClientDma {
     }
   }
 
-  #makeTwin(ends?: readonly [near: number, far: number]): TwinSocket {
+  #makeTwin(ends?: readonly [near: number, far: number], resumes?: readonly Arrival[]): TwinSocket {
     const { share, fds, keeper, log } = this.#options;
     const gone = (reason: PeerGone) => {
       log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
       this.messages?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
       keeper?.touch();
     };
-    const twin = new TwinSocket(this.#reply, gone, { share, fds }, ends);
+    const options = { share, fds, ...(keeper && streamOptions(keeper.twin, keeper, resumes)) };
+    const twin = new TwinSocket(this.#reply, gone, options, ends);
     keeper?.keep(twin.near);
     if (twin.clientEnd >= 0) keeper?.keep(twin.clientEnd);
     return twin;

@@ -1,9 +1,9 @@
 /** A state with something in every part of it, and the descriptors that belong to it. */
 import type { ExecutionContext } from "ava";
 import { describeFd, type FdDescription } from "../../../../host/bridge/state/fd-kinds.js";
-import { Call, FD_KIND, LAYOUT, MAP_FLAG, RING_POSITIONS_SIZE } from "../../../../host/bridge/state/layout.js";
+import { FD_KIND, LAYOUT, MAP_FLAG } from "../../../../host/bridge/state/layout.js";
 import { readState } from "../../../../host/bridge/state/read-state.js";
-import { callAt, type SessionIdentity, StateMemory } from "../../../../host/bridge/state/state-memory.js";
+import { type SessionIdentity, StateMemory } from "../../../../host/bridge/state/state-memory.js";
 import { createMemory, eventfd, listen } from "../../../../native/index.js";
 import { folder, owned, pair } from "../../../native/helpers.js";
 
@@ -54,20 +54,7 @@ export function filledState(t: ExecutionContext): Filled {
   state.control.commit();
   state.control.touch();
   state.control.commit();
-  // Near the end of the ring, and of 32 bits; two bytes wait, three are not sent.
-  const received = 2 ** 32 - 1;
-  state.pair("clientStream").write({ received, handled: received - 2, queued: 10, sent: 7 });
   const { bytes } = state;
-  new Uint8Array(bytes.buffer, LAYOUT.received.client + 2 ** 21 - 3, 3).set([1, 2, 3]);
-  new Uint8Array(bytes.buffer, LAYOUT.received.client, 2).set([4, 5]);
-  new Uint8Array(bytes.buffer, LAYOUT.unsent.client + 7, 3).set([6, 7, 8]);
-  // A call that the kernel completed, and whose result nobody took; the other one was not made since.
-  bytes.setWord(callAt("client", "receive"), 1);
-  bytes.store(callAt("client", "receive") + Call.offsets.result, 3);
-  bytes.setWord(callAt("client", "send"), 0);
-  bytes.store(callAt("client", "send") + Call.offsets.result, 2);
-  bytes.setWord(LAYOUT.rings + RING_POSITIONS_SIZE, 17);
-  bytes.setWord(LAYOUT.rings + RING_POSITIONS_SIZE + 8, 16);
   state.countAttempt();
   return { state, kept, read: () => readState(bytes, LAYOUT.size, NUMBER, IDENTITY, kept) };
 }
