@@ -1,7 +1,7 @@
 /**
  * All targets by name, each loaded when it is wanted. The protocol's ends, vfio-user-server, vfio-user-client,
- * vhost-user, virtqueue-device, virtqueue-driver, access-path and device-access; the link's, link and guest-virtio; what is behind
- * them, endpoint and nvme; and planted, whose bugs must be found.
+ * vhost-user, virtqueue-device, virtqueue-driver, access-path and device-access; the link's, link and guest-virtio;
+ * what is behind them, endpoint and nvme; and planted, whose bugs must be found.
  */
 import type { Target } from "../target.js";
 import type { Bug } from "./planted.js";
