@@ -3,6 +3,7 @@
  * knows how the driver VM is reached.
  */
 import { formatAddress } from "../shared/address.js";
+import type { LaneAccess } from "../shared/lane-access.js";
 import type { Log } from "../shared/log.js";
 import type { DeviceRegion, PciIdentity } from "./pci/identity.js";
 import type { RegisterFile } from "./pci/registers.js";
@@ -124,6 +125,11 @@ export interface DeviceContext {
    * there is no such part
    */
   shared(bar: number, index?: number): Uint8Array<ArrayBuffer>;
+  /**
+   * What loops of this package's own in C++ reach the driver VM by; undefined where there is nothing for them. No part
+   * of the author's interface: it changes without notice.
+   */
+  readonly lanes?: LaneAccess;
 }
 
 /**

@@ -11,6 +11,10 @@
 // - Memory: memory.cc (mapping) over guard.cc (surviving what is gone), mmio.cc (registers), copy.cc (lists of copies).
 // - Signals: eventfd.cc, relay.cc over relay_thread.cc.
 // - Threads for what waits: io_pool.cc over io_threads.cc, line_writer.cc.
+// - Queues served without JavaScript: lane.cc (the loop), with lane_record.h (what outlasts it), lane_memory.cc and
+//   lane_disk.cc (what it moves data between); and what is NVMe: lane_nvme.cc (queues), lane_nvme_doorbells.cc,
+//   lane_nvme_commands.cc, lane_nvme_data.cc (data pointers), lane_nvme_table.h. For JavaScript: lane_binding.cc,
+// lane_context_binding.cc,   lane_nvme_binding.cc; lane.ts types them.
 // - Supervision: supervision.cc (a supervised process; typed by supervision.ts), and the program that supervises:
 //   holder.cc over fd_store.cc and restarts.h, which is no part of the addon. crash_point.cc: where a test has it die.
 // - ioctl.cc. platform.ts finds the compiled files. Headers for all: addon.h, arguments.h, error.h,
@@ -36,6 +40,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   InitMmio(env, exports);
   InitCopy(env, exports);
   InitIoPool(env, exports);
+  InitLane(env, exports);
   InitLineWriter(env, exports);
   InitSupervision(env, exports);
   InitCrashPoint(env, exports);

@@ -22,6 +22,7 @@ void InitIoctl(Napi::Env env, Napi::Object exports);
 void InitMmio(Napi::Env env, Napi::Object exports);
 void InitCopy(Napi::Env env, Napi::Object exports);
 void InitIoPool(Napi::Env env, Napi::Object exports);
+void InitLane(Napi::Env env, Napi::Object exports);
 void InitLineWriter(Napi::Env env, Napi::Object exports);
 void InitSupervision(Napi::Env env, Napi::Object exports);
 void InitCrashPoint(Napi::Env env, Napi::Object exports);

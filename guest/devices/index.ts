@@ -3,7 +3,7 @@ import { UserError } from "../../shared/errors.js";
 import type { Device } from "../device.js";
 import { createEdu } from "./edu/index.js";
 import { createGpio, DEFAULT_PERIOD_MS, INPUTS } from "./gpio/index.js";
-import { createNvme, DEFAULT_QUEUES, DOORBELLS, MAX_QUEUES, POLLING } from "./nvme/index.js";
+import { createNvme, DEFAULT_LANES, DEFAULT_QUEUES, DOORBELLS, MAX_LANES, MAX_QUEUES, POLLING } from "./nvme/index.js";
 import { CACHES } from "./nvme/storage/open-storage.js";
 import { createRng } from "./rng/index.js";
 
@@ -95,6 +95,11 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
         value: "WHICH",
         summary: `${DOORBELLS.join(" or ")}: the VMM maps them, and they are polled (default: ${DOORBELLS[0]})`,
       },
+      lanes: {
+        value: "NUMBER",
+        summary: `threads that serve I/O queues, 0 to ${MAX_LANES}; 0: the event loop does (default: ${DEFAULT_LANES})`,
+      },
+      "lane-cpus": { value: "LIST", summary: "the CPU of each lane, by commas (default: any)" },
       poll: { value: "WHEN", summary: `shared doorbells: ${POLLING.join(" or ")} (default: ${POLLING[0]})` },
       "vendor-id": { value: "NUMBER", summary: "PCI vendor ID" },
       "device-id": { value: "NUMBER", summary: "PCI device ID" },
@@ -113,6 +118,8 @@ export const DEVICES: Readonly<Record<string, DeviceKind>> = {
           queues: integer("queues", values.queues),
           doorbells: oneOf("doorbells", values.doorbells, DOORBELLS),
           poll: oneOf("poll", values.poll, POLLING),
+          lanes: integer("lanes", values.lanes),
+          laneCpus: values["lane-cpus"]?.split(",").map((text) => integer("lane-cpus", text) ?? 0),
           vendorId: integer("vendor-id", values["vendor-id"]),
           deviceId: integer("device-id", values["device-id"]),
         }),

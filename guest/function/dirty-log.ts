@@ -62,6 +62,14 @@ export class DirtyLog {
     }
   }
 
+  /** Nobody knows what was written: everything counts. */
+  markAll(): void {
+    this.#isFull = true;
+    this.#fresh.clear();
+    this.#settled.clear();
+    this.#lastIndex = Number.NaN;
+  }
+
   /** Whether the client named all of the range. */
   covers(address: number, length: number): boolean {
     if (this.#ranges.length === 0) return true;
@@ -122,10 +130,7 @@ export class DirtyLog {
     let chunk = this.#fresh.get(index);
     if (chunk === undefined) {
       if (this.#isFull || (this.#fresh.size + this.#settled.size + 1) * CHUNK_SIZE > this.maxSize) {
-        this.#isFull = true;
-        this.#fresh.clear();
-        this.#settled.clear();
-        this.#lastIndex = Number.NaN;
+        this.markAll();
         return false;
       }
       chunk = new Uint8Array(CHUNK_SIZE);

@@ -4,7 +4,6 @@
  * while it is clear nothing can be reached. What goes by copies and messages takes time: it is kept track of, so that
  * an unmap or a reset can wait for it.
  */
-
 import { formatAddress } from "../../shared/address.js";
 import { Errno, ProtocolError } from "../../shared/errors.js";
 import { isLost } from "../../shared/lost-memory.js";
@@ -14,20 +13,16 @@ import { type Dma, DmaError, type Segment } from "../device.js";
 import type { DmaMapping, Link } from "../link/link.js";
 import type { ScatterList } from "../scatter-list.js";
 import type { DirtyLog } from "./dirty-log.js";
+import type { LaneMemory } from "./lane-mirror.js";
 import { ListCopies, MEMORY_GONE } from "./list-copies.js";
+import { TransfersInFlight } from "./transfers-in-flight.js";
 
 /** A driver VM may have many thousands. */
 const MAX_MAPS_INSPECTED = 64;
 
 type Access = "read" | "write";
 
-/** A read or write that is not done at once, and what it concerns. */
-interface Transfer {
-  readonly address: number;
-  readonly length: number;
-  /** Never rejects. */
-  readonly ended: Promise<void>;
-}
+const NO_BYTES = new Uint8Array(0);
 
 export class WindowDma implements Dma {
   bytesRead = 0;
@@ -38,33 +33,50 @@ export class WindowDma implements Dma {
   bytesByCopy = 0;
   /** The most bytes of one DMA message to the client. */
   maxMessageData = 0;
-  /** What is written is marked in it, while there is one. */
-  dirtyLog: DirtyLog | undefined;
+  #dirtyLog: DirtyLog | undefined;
   readonly #maps = new DmaTable<DmaMapping>();
   readonly #link: Link;
   readonly #busMaster: () => boolean;
+  /** Has the same maps, as far as they are in the window. */
+  readonly #lanes: LaneMemory | undefined;
   readonly #pieceSize: number;
   /** Views of each piece of the window that a map was in. */
   readonly #bytes: Uint8Array[] = [];
   readonly #data: DataView[] = [];
   readonly #lists = new ListCopies(this);
-  readonly #transfers = new Set<Transfer>();
+  readonly #transfers = new TransfersInFlight();
   /** Messages that the client has not answered, and how many it had when that was looked at. */
   #messages = 0;
   #answers = 0;
   #seenAnswers = -1;
-  readonly #segment: Segment = {
-    bytes: new Uint8Array(0),
-    data: new DataView(new ArrayBuffer(0)),
-    offset: 0,
-    length: 0,
-  };
+  readonly #segment: Segment = { bytes: NO_BYTES, data: new DataView(NO_BYTES.buffer), offset: 0, length: 0 };
 
-  /** `busMaster`: whether the function may do DMA now; asked before each part of a transfer. */
-  constructor(link: Link, busMaster: () => boolean) {
+  /** `busMaster`: whether the function may do DMA now; asked before each part, and by `gateChanged` for `lanes`. */
+  constructor(link: Link, busMaster: () => boolean, lanes?: LaneMemory) {
+    this.#lanes = lanes;
     this.#link = link;
     this.#busMaster = busMaster;
     this.#pieceSize = link.window.pieceSize;
+    this.gateChanged();
+  }
+
+  /** What is written is marked in it, while there is one. */
+  get dirtyLog(): DirtyLog | undefined {
+    return this.#dirtyLog;
+  }
+
+  set dirtyLog(log: DirtyLog | undefined) {
+    this.#dirtyLog = log;
+    this.#lanes?.logInto(log);
+  }
+
+  /** Marks what lanes have written so far. */
+  collectWritten(): void {
+    if (this.#dirtyLog !== undefined) this.#lanes?.collect(this.#dirtyLog);
+  }
+
+  gateChanged(): void {
+    this.#lanes?.permit(this.#busMaster());
   }
 
   /** @throws ProtocolError EINVAL, EEXIST, ENOSPC */
@@ -77,6 +89,7 @@ export class WindowDma implements Dma {
     for (let index = Math.floor(windowOffset / this.#pieceSize); index <= last; index++) {
       if (this.#bytes[index] === undefined) this.#openPiece(index);
     }
+    this.#lanes?.map(mapping);
   }
 
   /**
@@ -86,11 +99,13 @@ export class WindowDma implements Dma {
   unmap(address: number, size: number): boolean {
     const maps = this.#maps.within(address, size);
     this.#maps.removeAll(maps);
+    this.#lanes?.unmap(maps);
     return maps.length > 0;
   }
 
   unmapAll(): void {
     this.#maps.clear();
+    this.#lanes?.unmapAll();
   }
 
   locate(address: number, length: number, access: Access, into: Segment): number {
@@ -107,7 +122,7 @@ export class WindowDma implements Dma {
     into.data = this.#data[index];
     into.offset = offset;
     into.length = Math.min(length, mapping.size - inMap, bytes.length - offset);
-    if (this.dirtyLog !== undefined && access === "write") this.dirtyLog.mark(address, into.length);
+    if (this.#dirtyLog !== undefined && access === "write") this.#dirtyLog.mark(address, into.length);
     return into.length;
   }
 
@@ -120,35 +135,23 @@ export class WindowDma implements Dma {
   async read(address: number, target: Uint8Array): Promise<void> {
     const copied = this.#copyFrom(address, target, 0);
     if (copied === target.length) return;
-    await this.#track(address, target.length, this.#readParts(address, target, copied));
+    await this.#transfers.track(address, target.length, this.#readParts(address, target, copied));
   }
 
   async write(address: number, source: Uint8Array): Promise<void> {
     const copied = this.#copyTo(address, source, 0);
     if (copied === source.length) return;
-    await this.#track(address, source.length, this.#writeParts(address, source, copied));
+    await this.#transfers.track(address, source.length, this.#writeParts(address, source, copied));
   }
 
   /** Whether no transfer to or from the range is in flight. */
-  isIdle(address = 0, length = Number.POSITIVE_INFINITY): boolean {
-    for (const transfer of this.#transfers) if (overlaps(transfer, address, length)) return false;
-    return true;
+  isIdle(address?: number, length?: number): boolean {
+    return this.#transfers.isIdle(address, length);
   }
 
   /** Resolves when the transfers to and from the range that are in flight now have ended. */
-  async settled(address = 0, length = Number.POSITIVE_INFINITY): Promise<void> {
-    const concerned = [...this.#transfers].filter((transfer) => overlaps(transfer, address, length));
-    await Promise.all(concerned.map(({ ended }) => ended));
-  }
-
-  async #track(address: number, length: number, work: Promise<void>): Promise<void> {
-    const transfer = { address, length, ended: work.catch(() => {}) };
-    this.#transfers.add(transfer);
-    try {
-      await work;
-    } finally {
-      this.#transfers.delete(transfer);
-    }
+  settled(address?: number, length?: number): Promise<void> {
+    return this.#transfers.settled(address, length);
   }
 
   /** Whether answers of the client's are waited for, and none has come since this was asked last. */
@@ -203,7 +206,7 @@ export class WindowDma implements Dma {
         continue;
       }
       const { mapping, length } = this.#outsideWindow(address + done, target.length - done, "read");
-      const moved = this.#link.readMemory(address + done, part(target, done, length), mapping.isCopied);
+      const moved = this.#link.readMemory(address + done, target.subarray(done, done + length), mapping.isCopied);
       await this.#outside(mapping, moved, address + done, length, "read");
       this.#accountFor(mapping, length);
       done += length;
@@ -219,10 +222,10 @@ export class WindowDma implements Dma {
       }
       const { mapping, length } = this.#outsideWindow(address + done, source.length - done, "write");
       // Marked before and after: a report in between has it once, and it may not have been written yet by then.
-      this.dirtyLog?.mark(address + done, length);
-      const moved = this.#link.writeMemory(address + done, part(source, done, length), mapping.isCopied);
+      this.#dirtyLog?.mark(address + done, length);
+      const moved = this.#link.writeMemory(address + done, source.subarray(done, done + length), mapping.isCopied);
       await this.#outside(mapping, moved, address + done, length, "write");
-      this.dirtyLog?.mark(address + done, length);
+      this.#dirtyLog?.mark(address + done, length);
       this.#accountFor(mapping, length);
       done += length;
     }
@@ -388,13 +391,4 @@ export class WindowDma implements Dma {
 
 function gone(address: number, length: number, access: Access): DmaError {
   return new DmaError(address, length, access, "its memory, or some of it, is gone: its file was made smaller");
-}
-
-function overlaps(transfer: Transfer, address: number, length: number): boolean {
-  return transfer.address < address + length && address < transfer.address + transfer.length;
-}
-
-/** Mostly it is all of them. */
-function part(bytes: Uint8Array, start: number, length: number): Uint8Array {
-  return length === bytes.length ? bytes : bytes.subarray(start, start + length);
 }

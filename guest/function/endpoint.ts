@@ -5,7 +5,8 @@
  * - declaration.ts: what an author gave is a device. device-callbacks.ts: how its callbacks are made and waited for.
  * - region-access.ts, regions.ts: register accesses, and which part of the function they are about. sharing.ts: memory
  *   and ioeventfds that the driver VM's VMM has of it. info-replies.ts: what it says of itself.
- * - dma.ts, list-copies.ts, dirty-log.ts: DMA, and the log of what was written by it. interrupts.ts.
+ * - dma.ts, transfers-in-flight.ts, list-copies.ts, dirty-log.ts: DMA, and the log of what was written by it.
+ *   interrupts.ts. lane-mirror.ts: what loops in C++ know of both.
  * - features.ts, migration.ts, migration-stream.ts: DEVICE_FEATURE, and how the function's state moves.
  */
 import { Errno } from "../../shared/errors.js";
@@ -38,6 +39,7 @@ import { WindowDma } from "./dma.js";
 import { DeviceFeatures } from "./features.js";
 import { InfoReplies } from "./info-replies.js";
 import { InterruptController } from "./interrupts.js";
+import { FunctionLanes } from "./lane-mirror.js";
 import { FunctionMigration, type FunctionParts } from "./migration.js";
 import { accessFlags, RegionAccesses, type RunState } from "./region-access.js";
 import { Regions } from "./regions.js";
@@ -70,6 +72,7 @@ export class DeviceEndpoint implements Endpoint {
   readonly #sharing: Sharing;
   readonly #mirror: RegisterMirror;
   readonly #link: Link;
+  readonly #lanes: FunctionLanes;
   readonly #features: DeviceFeatures;
   /** Undefined for a device that cannot be migrated. */
   readonly #migration: FunctionMigration | undefined;
@@ -92,7 +95,6 @@ export class DeviceEndpoint implements Endpoint {
 
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
-
   /** @throws DeclarationError or RangeError when the device is none, or contradicts itself: an author's bug */
   constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
     checkDeclaration(device);
@@ -114,13 +116,15 @@ export class DeviceEndpoint implements Endpoint {
     irqCounts[Irq.MSIX] = this.#config.msixVectors;
     irqCounts[Irq.ERR] = 1;
     irqCounts[Irq.REQ] = 1;
-    this.interrupts = new InterruptController(irqCounts, link, this.#config);
+    this.#lanes = new FunctionLanes(link, irqCounts);
+    this.interrupts = new InterruptController(irqCounts, link, this.#config, this.#lanes.vectors);
     this.#msix = layout && new MsixTable(layout, (vector) => this.interrupts.pending(vector));
     this.#sharing = new Sharing(device, layout, log);
     this.#regions = new Regions(device, this.#config, this.#msix, this.#sharing);
     this.#mirror = new RegisterMirror(this.#regions.mirrored);
     this.summary = { regionSizes: this.#regions.sizes, postedRegions: this.#config.memoryBars, irqCounts };
-    this.dma = new WindowDma(link, () => this.#config.busMaster && !this.#state.isStopped && this.#state.resets === 0);
+    const mayMaster = () => this.#config.busMaster && !this.#state.isStopped && this.#state.resets === 0;
+    this.dma = new WindowDma(link, mayMaster, this.#lanes.memory);
     this.#migration = device.migration && new FunctionMigration(this.#migrationParts(), device.migration);
     const regionFlags = accessFlags(this.#regions.sizes, device.regions);
     this.#info = new InfoReplies(this.summary, regionFlags, device.regions ?? [], this.#sharing);
@@ -144,7 +148,7 @@ export class DeviceEndpoint implements Endpoint {
       if (this.#state.resets === 0) this.callbacks.run(job);
     };
     const shared = (bar: number, index = 0) => this.#sharing.shared(bar, index);
-    await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared });
+    await this.#device.start?.({ dma, interrupts, log: this.#log, run, shared, lanes: this.#lanes.access(interrupts) });
   }
 
   /** Ends all DMA and releases what the device holds; the link must be closed already. Never rejects. */
@@ -186,7 +190,10 @@ export class DeviceEndpoint implements Endpoint {
     const log = dirty && this.#features.logOf(address, size, dirty);
     if (!this.dma.unmap(address, size) && dirty === undefined) return undefined;
     // Also of a device that is late: whatever it may still have written to is in the log.
-    const report = () => dirty && log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
+    const report = () => {
+      this.dma.collectWritten();
+      if (dirty !== undefined) log?.report(address, size, dirty.pageSize, dirty.bitmap, "all");
+    };
     const quiesced = this.#quiesce(address, size);
     const isFutile = () => {
       if (!this.dma.clientIsSilent()) return false;
@@ -272,6 +279,7 @@ export class DeviceEndpoint implements Endpoint {
   #replyToWrite(command: PendingCommand, length: number): 0 {
     const wasMaster = this.#wasMaster;
     this.#wasMaster = this.#config.busMaster;
+    this.dma.gateChanged();
     if (this.#resetRequested) this.#replyAfterReset(command, length);
     else if (wasMaster && !this.#wasMaster) void this.#replyAfterDma(command, length);
     else command.reply(length);
@@ -317,6 +325,7 @@ export class DeviceEndpoint implements Endpoint {
   async #reset(): Promise<void> {
     this.#resetRequested = false;
     this.#state.resets++;
+    this.dma.gateChanged();
     this.callbacks.abortJobs();
     this.interrupts.mute();
     this.#sharing.hold();
@@ -330,6 +339,7 @@ export class DeviceEndpoint implements Endpoint {
       this.#sharing.forgetWaiting();
       this.#migration?.reset();
       if (--this.#state.resets === 0) {
+        this.dma.gateChanged();
         this.interrupts.unmute();
         this.#sharing.release();
         this.#mirror.release();
@@ -353,6 +363,7 @@ export class DeviceEndpoint implements Endpoint {
   /** What is the framework's, and so never late. */
   #resetFunction(): void {
     this.#config.reset();
+    this.dma.gateChanged();
     this.#msix?.reset();
     this.interrupts.forgetPending();
     this.#link.functionReset?.();
@@ -380,6 +391,7 @@ export class DeviceEndpoint implements Endpoint {
       mirror: this.#mirror,
       state: this.#state,
       log: this.#log,
+      stateChanged: () => this.dma.gateChanged(),
       pause: () => this.callbacks.inTime("pause", this.#pause(), () => this.dma.clientIsSilent()),
       resume: () => this.callbacks.inTime("resume", this.callbacks.resume()),
       jobsWait: () => this.callbacks.heldJobs > 0,

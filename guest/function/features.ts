@@ -226,6 +226,7 @@ export class DeviceFeatures {
     if (!dirtyLog.covers(iova, length)) refuse(`${range}, which are not logged`);
     if (size > MAX_DIRTY_BITMAP_SIZE) refuse(`a bitmap of ${size} bytes`, Errno.E2BIG);
     const at = this.#replyTo(command, DmaLoggingReport.size + size);
+    this.#parts.dma.collectWritten();
     dirtyLog.settle();
     const isQuiet = await this.#parts.quiesce();
     Object.assign(this.#report.at(command.replyData, at), { iova, length, pageSize });

@@ -12,6 +12,7 @@ import { ProtocolError } from "../../shared/errors.js";
 import { Irq, IrqSetFlags } from "../../shared/spec/vfio-user.js";
 import type { Interrupts } from "../device.js";
 import type { IrqChange, Link } from "../link/link.js";
+import type { LaneVectors } from "./lane-mirror.js";
 
 /** A vector's state, as bits. */
 const BOUND = 1;
@@ -29,6 +30,10 @@ export class InterruptController implements Interrupts {
   count = 0;
   /** By index, a byte of state for each vector. */
   readonly #states: readonly Uint8Array[];
+  readonly #lanes: LaneVectors | undefined;
+  /** By index, a number for each vector's binding; all are different. */
+  readonly #bindings: readonly Float64Array[];
+  #lastBinding = 0;
   #intxEnabled = false;
   /** INTx is a level: up from a trigger until the client has handled it and unmasks. */
   #intxAsserted = false;
@@ -46,8 +51,11 @@ export class InterruptController implements Interrupts {
     irqCounts: readonly number[],
     readonly link: Pick<Link, "trigger" | "doorbellsRung">,
     readonly gate: InterruptGate,
+    lanes?: LaneVectors,
   ) {
     this.#states = irqCounts.map((count) => new Uint8Array(count));
+    this.#bindings = irqCounts.map((count) => new Float64Array(count));
+    this.#lanes = lanes;
   }
 
   trigger(vector: number): void {
@@ -111,20 +119,24 @@ export class InterruptController implements Interrupts {
     for (const index of [Irq.INTX, Irq.MSI]) {
       for (let vector = 0; vector < this.#states[index].length; vector++) this.#deliver(index, vector);
     }
+    this.#showLanes();
   }
 
   /** The function is being reset: until `unmute` the device's interrupts go nowhere. */
   mute(): void {
     this.#muted = true;
+    this.#showLanes();
   }
 
   unmute(): void {
     this.#muted = false;
+    this.#showLanes();
   }
 
   /** The function is stopped: every interrupt waits from now on, until `release`. */
   hold(): void {
     this.#held = true;
+    this.#showLanes();
   }
 
   /** The function runs again: what waited for that goes out. */
@@ -133,6 +145,7 @@ export class InterruptController implements Interrupts {
     for (const [index, states] of this.#states.entries()) {
       for (let vector = 0; vector < states.length; vector++) this.#deliver(index, vector);
     }
+    this.#showLanes();
   }
 
   /**
@@ -165,8 +178,25 @@ export class InterruptController implements Interrupts {
 
   /** Applies a SET_IRQS whose bounds were checked. @throws ProtocolError for a combination that VFIO does not have */
   change(change: IrqChange): void {
-    this.#change(change);
+    try {
+      this.#change(change);
+    } finally {
+      this.#showLanes();
+    }
     this.#showPin();
+  }
+
+  /** Lanes signal by themselves what a trigger would signal at once, and nothing else. */
+  #showLanes(): void {
+    if (this.#lanes === undefined) return;
+    const index = this.#msixEnabled ? Irq.MSIX : Irq.MSI;
+    const count = this.#msixEnabled ? this.#states[index].length : this.#msiVectors;
+    const isOpen = count > 0 && !this.#muted && !this.#held;
+    for (let vector = 0; vector < this.#lanes.count; vector++) {
+      const to = this.#msixEnabled || count === 0 ? vector : vector % count;
+      const isReady = isOpen && to < count && this.#states[index][to] === BOUND && !this.#gated(index, to);
+      this.#lanes.set(vector, index, to, isReady ? this.#bindings[index][to] : -1);
+    }
   }
 
   #change(change: IrqChange): void {
@@ -193,6 +223,7 @@ export class InterruptController implements Interrupts {
   /** The client is gone: nothing is set up, and nothing waits. */
   reset(): void {
     for (const index of this.#states.keys()) this.#disable(index);
+    this.#showLanes();
     this.forgetPending();
   }
 
@@ -271,6 +302,7 @@ export class InterruptController implements Interrupts {
 
   #bind(index: number, vector: number, bound: boolean): void {
     const states = this.#states[index];
+    this.#bindings[index][vector] = ++this.#lastBinding;
     if (bound) states[vector] |= BOUND;
     else states[vector] &= ~BOUND;
     if (bound) this.#deliver(index, vector);

@@ -75,6 +75,8 @@ export interface FunctionParts {
   /** Where it says whether the function stands still: no access to its BARs, no DMA, no interrupts. */
   readonly state: RunState;
   readonly log: Log;
+  /** After a change of it. */
+  stateChanged(): void;
   /** The device's pause and resumption; false when it failed. */
   pause(): Promise<boolean>;
   resume(): Promise<boolean>;
@@ -160,6 +162,7 @@ export class FunctionMigration {
 
   #stop(): void {
     this.#parts.state.isStopped = true;
+    this.#parts.stateChanged();
     this.#parts.mirror.hold();
     this.#parts.interrupts.hold();
     this.#parts.sharing.hold();
@@ -167,6 +170,7 @@ export class FunctionMigration {
 
   #go(): void {
     this.#parts.state.isStopped = false;
+    this.#parts.stateChanged();
     this.#parts.mirror.release();
     this.#parts.interrupts.release();
     this.#parts.sharing.release();

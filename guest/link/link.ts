@@ -3,6 +3,7 @@
  * vfio-user socket) and virtio.ts (the driver VM is reached through the bridge). A device cannot tell them apart.
  */
 import { Errno, ProtocolError } from "../../shared/errors.js";
+import type { DirectTrigger } from "../../shared/lane-access.js";
 import type { Area } from "../../shared/memory-file.js";
 import type { DeviceSummary, DirtyRequest, PendingCommand } from "../../shared/vfio-user/backend.js";
 import type { WordAccesses } from "../../shared/vfio-user/device-access.js";
@@ -124,7 +125,12 @@ export interface Link {
   open(endpoint: Endpoint): Promise<void>;
   /** Rings the doorbell of a vector (index: spec/vfio-user Irq). Nothing happens when none is bound. */
   trigger(index: number, vector: number): void;
-  /** Doorbells rung so far. */
+  /**
+   * How `trigger` would do it, for a loop that calls no JavaScript: good until the vector is bound to something else.
+   * Undefined where that cannot be, or none is bound.
+   */
+  directTrigger?(index: number, vector: number): DirectTrigger | undefined;
+  /** Doorbells rung so far, but for those that others rang directly. */
   readonly doorbellsRung: number;
   /**
    * The function was reset, in whatever way: signals that the client has not taken are not passed on to the vector's

@@ -4,7 +4,6 @@
 import type { Device, DeviceContext, DeviceMethods, PciIdentity } from "../../device.js";
 import { RegisterFile } from "../../pci/registers.js";
 import { AdminCommands, adminOpcodes } from "./commands/admin.js";
-import { DirectIo } from "./commands/direct-io.js";
 import { AsyncEvents } from "./commands/events.js";
 import { Features } from "./commands/features.js";
 import type { Identity } from "./commands/identify.js";
@@ -13,9 +12,9 @@ import { type Counters, LogPages } from "./commands/log-pages.js";
 import { controlMethods } from "./control-methods.js";
 import { type ControllerParts, KeepAlive, Lifecycle } from "./lifecycle.js";
 import type { Command } from "./queues/command.js";
-import type { Polling } from "./queues/doorbell-poll.js";
-import { SharedDoorbells } from "./queues/doorbell-words.js";
+import { Doorbells } from "./queues/doorbells.js";
 import { QueueEngine } from "./queues/engine.js";
+import type { Polling } from "./queues/lanes.js";
 import {
   type BarLayout,
   barLayout,
@@ -46,6 +45,10 @@ export interface ControllerOptions extends Identity {
   readonly deviceId: number;
   /** Doorbells are memory that the driver VM's VMM may map, polled as this says; or undefined. */
   readonly sharedDoorbells: Polling | undefined;
+  /** Threads that serve I/O queues; 0: none, and they are served in the event loop. */
+  readonly lanes: number;
+  /** The CPU of each; undefined: any. */
+  readonly laneCpus: readonly number[] | undefined;
 }
 
 /** Mass storage, non-volatile memory, NVM Express. */
@@ -105,43 +108,35 @@ export class NvmeController implements Device {
   }
 
   start(context: DeviceContext): void {
-    const { mdts, firmware, sharedDoorbells } = this.#options;
+    const { mdts, firmware, sharedDoorbells, lanes, laneCpus } = this.#options;
     const { log } = context;
     const registers = this.registers[0];
     const namespaces = this.#namespaces;
     const features = this.#features;
     const maxTransfer = MINIMUM_PAGE_SIZE * 2 ** mdts;
     const counters: Counters = { bytesRead: 0, bytesWritten: 0, reads: 0, writes: 0, mediaErrors: 0 };
-    const shared =
-      sharedDoorbells === undefined
-        ? undefined
-        : { doorbells: new SharedDoorbells(context.shared(0), this.#layout.stride), polling: sharedDoorbells };
-    const engine = new QueueEngine(
-      context,
-      {
-        direct: new DirectIo(context.dma, namespaces, features, counters, maxTransfer),
-        execute: (command) => this.#execute(command),
-        executePair: (first, second) => this.#executePair(first, second),
-        onError: (command, status) => logPages.recordError(command, status),
-        onInvalidDoorbell: () => this.#onInvalidDoorbell(ErrorEvent.INVALID_DOORBELL_VALUE),
-        onAdminRoom: () => events.deliver(),
-        onFatal: (reason) => lifecycle.fail(`a queue's memory cannot be reached: ${reason}`),
-        onBug: (error) => this.#onBug(error),
-      },
-      shared,
+    const isShared = sharedDoorbells !== undefined;
+    const doorbells = new Doorbells(
+      this.#options.queues,
+      this.#layout.stride,
+      isShared ? context.shared(0) : undefined,
     );
+    const choices = { count: lanes, cpus: laneCpus, polling: sharedDoorbells ?? "adaptive" };
+    const engine = new QueueEngine(context, doorbells, choices, counters, () => this.#turn());
+    if (context.lanes !== undefined) namespaces.giveTo(context.lanes.context);
+    namespaces.faults.onActive = (isActive) => engine.lanes.sendAllUp(isActive);
     const events = new AsyncEvents(engine);
     const io = new IoCommands(namespaces, features, counters, maxTransfer);
     const { inFlight } = engine.commands;
-    const logSources = { counters, inFlight, namespaces, features, firmware, adminOpcodes: adminOpcodes(engine) };
+    const logSources = { counters, inFlight, namespaces, features, firmware, adminOpcodes: adminOpcodes(doorbells) };
     const logPages = new LogPages(logSources);
     const keepAlive = new KeepAlive(() => lifecycle.fail("the Keep Alive Timer expired"));
-    const parts = { context, engine, events, features, keepAlive, logPages, namespaces, registers };
+    const parts = { context, engine, events, features, keepAlive, logPages, maxTransfer, namespaces, registers };
     const lifecycle = new Lifecycle(parts);
-    const admin = new AdminCommands({ ...parts, identity: this.#options, maxTransfer });
+    const admin = new AdminCommands({ ...parts, identity: this.#options });
     this.#started = { ...parts, io, admin, lifecycle, counters };
     log.info(
-      { namespaces: this.#describeNamespaces(), queues: this.#options.queues, sharedDoorbells },
+      { namespaces: this.#describeNamespaces(), queues: this.#options.queues, sharedDoorbells, lanes },
       "NVMe controller",
     );
   }
@@ -188,6 +183,8 @@ export class NvmeController implements Device {
   }
 
   async close(): Promise<void> {
+    this.#started?.engine.close();
+    this.#namespaces.takeBack();
     await this.#namespaces.settled("all");
     await new Promise<void>((resolve) => this.#namespaces.sync(() => resolve()));
     await Promise.all(this.#options.disks.map(({ storage }) => storage.close()));
@@ -213,26 +210,55 @@ export class NvmeController implements Device {
     return this.#started;
   }
 
+  /** A turn of the queues: commands are carried out as far as that goes at once. */
+  #turn(): void {
+    const { engine } = this.#parts;
+    if (!engine.begin()) return;
+    try {
+      this.#takeReports();
+      for (let command = engine.next(); command !== undefined; command = engine.next()) this.#execute(command);
+    } catch (error) {
+      this.#onBug(error);
+    } finally {
+      engine.end();
+      this.#takeReports();
+    }
+  }
+
+  /** What came up at the queues that is for the log, the registers or the driver's events. */
+  #takeReports(): void {
+    const { engine, events, lifecycle, logPages } = this.#parts;
+    const { reports } = engine;
+    for (const failure of reports.failures.splice(0)) logPages.recordError(failure);
+    if (reports.bug !== undefined) {
+      const { bug } = reports;
+      reports.bug = undefined;
+      this.#onBug(bug);
+    }
+    if (reports.fatal !== undefined) lifecycle.fail(`a queue's memory cannot be reached: ${reports.fatal}`);
+    if (reports.invalidDoorbell) this.#onInvalidDoorbell(ErrorEvent.INVALID_DOORBELL_VALUE);
+    if (reports.adminRoom) events.deliver();
+    reports.clear();
+  }
+
   /** Checks what all commands have in common, and hands the command on. */
   #execute(command: Command, isLate = false): void {
     const { admin, io } = this.#parts;
     const { faults } = this.#namespaces;
-    try {
-      const isAdmin = command.queue.id === 0;
-      const mayFail = faults.isActive && !isAdmin && !isLate;
-      if (mayFail && faults.intercept(command, () => this.#execute(command, true))) return;
-      // 4.4: admin commands have no SGLs over PCI Express.
-      if (command.hasInvalidFlags || (isAdmin && command.psdt !== Psdt.PRP)) command.complete(Status.INVALID_FIELD);
-      else if (isAdmin) admin.execute(command);
-      else io.execute(command);
-    } catch (error) {
-      this.#onBug(error);
-    }
+    const isAdmin = command.queue.id === 0;
+    const mayFail = faults.isActive && !isAdmin && !isLate && command.partner === undefined;
+    if (mayFail && faults.intercept(command, () => this.#executeLate(command))) return;
+    if (command.partner !== undefined) io.executePair(command, command.partner);
+    // 4.4: admin commands have no SGLs over PCI Express.
+    else if (command.hasInvalidFlags || (isAdmin && command.psdt !== Psdt.PRP)) command.complete(Status.INVALID_FIELD);
+    else if (isAdmin) admin.execute(command);
+    else io.execute(command);
   }
 
-  #executePair(first: Command, second: Command): void {
+  /** The same of one that was held up, outside of a turn. */
+  #executeLate(command: Command): void {
     try {
-      this.#parts.io.executePair(first, second);
+      this.#execute(command, true);
     } catch (error) {
       this.#onBug(error);
     }

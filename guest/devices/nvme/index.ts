@@ -11,7 +11,7 @@ import { realpath, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { UserError } from "../../../shared/errors.js";
 import { type Disk, NvmeController } from "./controller.js";
-import type { Polling } from "./queues/doorbell-poll.js";
+import type { Polling } from "./queues/lanes.js";
 import { LBA_FORMATS } from "./storage/namespace.js";
 import { CACHES, openMemory, openStorage, type StorageOptions } from "./storage/open-storage.js";
 import type { Storage } from "./storage/storage.js";
@@ -27,6 +27,9 @@ const DEVICE_ID = 0x0001;
 export const DEFAULT_QUEUES = 16;
 export const MAX_QUEUES = 64;
 const MAX_NAMESPACES = 64;
+/** Threads that serve I/O queues when nothing else is asked for, and at most. */
+export const DEFAULT_LANES = 1;
+export const MAX_LANES = 16;
 
 /** 1 MiB for one command. */
 const MDTS = 8;
@@ -46,8 +49,12 @@ export interface ControllerChoices {
   readonly deviceId?: number;
   /** "shared": the driver VM's VMM may map the doorbells, and the device polls them; "trapped" when left out. */
   readonly doorbells?: "trapped" | "shared";
-  /** With shared doorbells: "always" takes a CPU while a driver is there; "adaptive" when left out. */
+  /** With shared doorbells: "always" takes a CPU for each lane while a driver is there; "adaptive" when left out. */
   readonly poll?: Polling;
+  /** Threads that serve I/O queues, 0 (in the event loop) to MAX_LANES; DEFAULT_LANES when left out. */
+  readonly lanes?: number;
+  /** The CPU of each lane; any when left out. */
+  readonly laneCpus?: readonly number[];
 }
 
 /** What `doorbells` and `poll` may be, the usual first. */
@@ -135,7 +142,13 @@ export function createController(storages: readonly NamedStorage[], choices: Con
   if (storages.length < 1 || storages.length > MAX_NAMESPACES) {
     throw new UserError(`an NVMe controller has 1 to ${MAX_NAMESPACES} disks here, not ${storages.length}`, 2);
   }
-  const { doorbells = "trapped", poll } = choices;
+  const { doorbells = "trapped", poll, lanes = DEFAULT_LANES, laneCpus } = choices;
+  if (!Number.isInteger(lanes) || lanes < 0 || lanes > MAX_LANES) {
+    throw new UserError(`an NVMe controller has 0 to ${MAX_LANES} lanes here, not ${lanes}`, 2);
+  }
+  if (laneCpus !== undefined && (lanes === 0 || laneCpus.length !== lanes)) {
+    throw new UserError(`${lanes} lanes need as many CPUs, not ${laneCpus.length}`, 2);
+  }
   if (!DOORBELLS.includes(doorbells)) throw new UserError(`doorbells are trapped or shared, not "${doorbells}"`, 2);
   if (poll !== undefined && !POLLING.includes(poll)) {
     throw new UserError(`doorbells are polled ${POLLING.join(" or ")}, not "${poll}"`, 2);
@@ -154,6 +167,8 @@ export function createController(storages: readonly NamedStorage[], choices: Con
     subsystemVendorId: vendorId,
     mdts: MDTS,
     sharedDoorbells: doorbells === "shared" ? (poll ?? "adaptive") : undefined,
+    lanes,
+    laneCpus,
   });
 }
 

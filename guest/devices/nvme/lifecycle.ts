@@ -30,6 +30,8 @@ export interface ControllerParts {
   readonly features: Features;
   readonly keepAlive: KeepAlive;
   readonly logPages: LogPages;
+  /** Bytes of one command's data (MDTS). */
+  readonly maxTransfer: number;
   readonly namespaces: Namespaces;
   readonly registers: RegisterFile<RegisterName>;
 }
@@ -97,7 +99,7 @@ export class Lifecycle {
       this.fail(queues);
       return;
     }
-    engine.enable(queues);
+    engine.enable(queues, this.#parts.maxTransfer);
     this.#setStatus(Csts.RDY);
     namespaces.watch();
     context.log.info("enabled by the driver");
@@ -174,6 +176,7 @@ export class Lifecycle {
     namespaces.unwatch();
     namespaces.changed.clear();
     features.reset();
+    namespaces.setCache(features.writeCache);
   }
 }
 

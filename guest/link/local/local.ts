@@ -5,6 +5,7 @@
  */
 import { eventfdWrite } from "../../../native/index.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
+import type { DirectTrigger } from "../../../shared/lane-access.js";
 import { DRIVER_VM_MEMORY_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import type { Area } from "../../../shared/memory-file.js";
@@ -115,6 +116,11 @@ export class LocalLink implements Link, Backend {
     if (eventfd === UNBOUND) return;
     this.doorbellsRung++;
     eventfdWrite(eventfd);
+  }
+
+  directTrigger(index: number, vector: number): DirectTrigger | undefined {
+    const eventfd = this.#eventfds[index][vector];
+    return eventfd === UNBOUND ? undefined : { eventfd };
   }
 
   readMemory(address: number, target: Uint8Array, isCopied: boolean): Promise<void> {

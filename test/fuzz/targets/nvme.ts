@@ -92,8 +92,9 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
     serial: "FUZZ",
     blockSize: BLOCK_SIZE,
     queues: QUEUES,
+    lanes: 0,
   });
-  const dma = new FakeDma(new ArrayBuffer(MEMORY_SIZE));
+  const dma = new FakeDma(new ArrayBuffer(MEMORY_SIZE), QUEUES + 1);
   const interrupts = new Interrupts();
   // There from the start, so that buffers which are first needed in a late round are no growth of memory.
   const buffers = pageAligned(BUFFERS_SIZE);
@@ -112,6 +113,7 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
     log,
     run: () => assert.fail("it keeps its own list of jobs"),
     shared: nothingShared,
+    lanes: { context: dma.lanes, interrupted: () => {} },
   });
   const [home] = MAPS;
 
@@ -251,9 +253,11 @@ export async function createTarget({ trace, log }: Context): Promise<Instance> {
         else if (kind === 17 && random.chance(30)) {
           trace.note("maps change");
           storage.release();
-          const [gone] = dma.maps.splice(random.below(dma.maps.length), 1);
+          const gone = random.below(dma.maps.length);
+          const map = dma.maps[gone];
+          dma.maps = dma.maps.filter((_, n) => n !== gone);
           await dma.settled();
-          if (gone) dma.maps.push(gone);
+          dma.maps = [...dma.maps, map];
         } else if (kind === 18 && random.chance(20)) {
           trace.note("reset");
           storage.release();

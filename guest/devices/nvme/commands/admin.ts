@@ -3,14 +3,13 @@
  * cryptographic erase.
  *
  * Of this folder's files admin.ts hands commands on to create-queues.ts, identify.ts, log-pages.ts, features.ts and
- * events.ts, all by the names of what they answer. io.ts is the NVM command set, of which direct-io.ts does at once
- * what need not wait, and transfers.ts the rest; dataset-ranges.ts has what both deallocate.
+ * events.ts, all by the names of what they answer. io.ts is the NVM command set, as far as lanes leave it to us, over
+ * transfers.ts (data) and dataset-ranges.ts (what is deallocated).
  */
 import { isExact } from "../../../../shared/address.js";
 import type { ControllerParts } from "../lifecycle.js";
 import type { Command } from "../queues/command.js";
-import { ShadowDoorbells } from "../queues/doorbell-words.js";
-import type { QueueEngine } from "../queues/engine.js";
+import { type Doorbells, ShadowDoorbells } from "../queues/doorbells.js";
 import { AdminOpcode, Feature, Format, NSID_ALL, Status } from "../spec.js";
 import { LBA_FORMATS } from "../storage/namespace.js";
 import { QueueCommands } from "./create-queues.js";
@@ -20,13 +19,11 @@ import { copyData } from "./transfers.js";
 /** What admin commands work on. */
 export interface AdminSources extends ControllerParts {
   readonly identity: Identity;
-  /** Bytes of one command's data (MDTS). */
-  readonly maxTransfer: number;
 }
 
 /** The admin commands that there are. */
-export function adminOpcodes(engine: QueueEngine): number[] {
-  return Object.values(AdminOpcode).filter((opcode) => opcode !== AdminOpcode.DOORBELL_BUFFER_CONFIG || !engine.shared);
+export function adminOpcodes({ isShared }: Doorbells): number[] {
+  return Object.values(AdminOpcode).filter((opcode) => opcode !== AdminOpcode.DOORBELL_BUFFER_CONFIG || !isShared);
 }
 
 /** Get Log Page, Retain Asynchronous Event. */
@@ -175,6 +172,7 @@ export class AdminCommands {
     }
     const hadCache = features.writeCache;
     const status = features.set(command.cdw10, command.cdw11, this.#queues.hasAny);
+    namespaces.setCache(features.writeCache);
     const identifier = status === Status.SUCCESS ? command.cdw10 & 0xff : undefined;
     if (identifier === Feature.KEEP_ALIVE_TIMER) keepAlive.set(features.keepAliveMs);
     const dataSize = identifier === undefined ? 0 : features.dataSize(identifier);
@@ -211,7 +209,7 @@ export class AdminCommands {
       if (address % pageSize !== 0 || !isExact(address, pageSize)) return Status.INVALID_FIELD;
     }
     const doorbells = new ShadowDoorbells(context.dma, prp1, prp2, features.queues);
-    return engine.shadow.start(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;
+    return engine.useShadow(doorbells) ? Status.SUCCESS : Status.DATA_TRANSFER_ERROR;
   }
 
   /**
@@ -220,7 +218,7 @@ export class AdminCommands {
    */
   get #hasShadowDoorbells(): boolean {
     const { context, engine } = this.#sources;
-    return engine.shared === undefined && !context.interrupts.byPin;
+    return !engine.doorbells.isShared && !context.interrupts.byPin;
   }
 
   /** 5.23: formats one namespace, or all. Resolves to a status; never rejects. */

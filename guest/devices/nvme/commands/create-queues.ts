@@ -64,7 +64,8 @@ export class QueueCommands {
 
   /** 5.3 */
   createCompletion(command: Command): number {
-    const { completionQueues, poll } = this.#sources.engine;
+    const { engine } = this.#sources;
+    const { completionQueues } = engine;
     const id = command.cdw10 & 0xffff;
     const size = (command.cdw10 >>> 16) + 1;
     const vector = command.cdw11 >>> 16;
@@ -74,15 +75,16 @@ export class QueueCommands {
     if (Cc.iocqesOf(this.#sources.registers.get("CC")) !== CQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
-    if (!poll.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
+    if (!engine.prepare(id, "completion")) return Status.DATA_TRANSFER_ERROR;
     const interruptsEnabled = (command.cdw11 & INTERRUPTS_ENABLED) !== 0;
-    completionQueues[id] = new CompletionQueue(id, command.prp1, size, vector, interruptsEnabled);
+    engine.addCompletion(new CompletionQueue(id, command.prp1, size, vector, interruptsEnabled));
     return Status.SUCCESS;
   }
 
   /** 5.4 */
   createSubmission(command: Command): number {
-    const { completionQueues, submissionQueues, poll } = this.#sources.engine;
+    const { engine } = this.#sources;
+    const { completionQueues, submissionQueues } = engine;
     const id = command.cdw10 & 0xffff;
     const size = (command.cdw10 >>> 16) + 1;
     const completionId = command.cdw11 >>> 16;
@@ -94,8 +96,8 @@ export class QueueCommands {
     if (Cc.iosqesOf(this.#sources.registers.get("CC")) !== SQES) return Status.INVALID_FIELD;
     const status = this.#checkBase(command);
     if (status !== Status.SUCCESS) return status;
-    if (!poll.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
-    submissionQueues[id] = new SubmissionQueue(id, command.prp1, size, completionQueue);
+    if (!engine.prepare(id, "submission")) return Status.DATA_TRANSFER_ERROR;
+    engine.addSubmission(new SubmissionQueue(id, command.prp1, size, completionQueue));
     return Status.SUCCESS;
   }
 
@@ -108,29 +110,23 @@ export class QueueCommands {
 
   /** 5.5 */
   deleteCompletion({ cdw10 }: Command): number {
-    const { completionQueues, interrupts } = this.#sources.engine;
+    const { engine } = this.#sources;
     const id = cdw10 & 0xffff;
-    const queue = id === 0 ? undefined : completionQueues[id];
+    const queue = id === 0 ? undefined : engine.completionQueues[id];
     if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
     if (queue.submissionQueues.length > 0) return Status.INVALID_QUEUE_DELETION;
-    queue.alive = false;
-    completionQueues[id] = undefined;
-    interrupts.forget(queue);
+    engine.removeCompletion(queue);
     return Status.SUCCESS;
   }
 
   /** 5.6: the queue's commands end now; those that were not fetched are dropped. */
   deleteSubmission({ cdw10 }: Command): number {
-    const { commands, submissionQueues } = this.#sources.engine;
+    const { engine, namespaces } = this.#sources;
     const id = cdw10 & 0xffff;
-    const queue = id === 0 ? undefined : submissionQueues[id];
+    const queue = id === 0 ? undefined : engine.submissionQueues[id];
     if (queue === undefined) return Status.INVALID_QUEUE_IDENTIFIER;
-    submissionQueues[id] = undefined;
-    commands.cancel((other) => other.queue === queue, Status.ABORTED_SQ_DELETION);
-    this.#sources.namespaces.purge();
-    queue.alive = false;
-    const { submissionQueues: others } = queue.completionQueue;
-    others.splice(others.indexOf(queue), 1);
+    engine.removeSubmission(queue);
+    namespaces.purge();
     return Status.SUCCESS;
   }
 }

@@ -3,7 +3,8 @@
  * Verify; and Copy (NVM command set 1.0, 3.2.2), of blocks of one namespace to others of the same, without the driver
  * VM's memory; and of the fused operations the one that there is, Compare and Write.
  *
- * Data that is not moved at once (direct-io.ts) goes through buffers (transfers.ts). Left out: Write Uncorrectable,
+ * Here is what lanes leave to us (native/lane_nvme_commands.cc): errors of every kind, data that is not in the window,
+ * and what may have to wait for a disk; that data goes through buffers (transfers.ts). Left out: Write Uncorrectable,
  * reservations, protection information.
  */
 import type { Command } from "../queues/command.js";

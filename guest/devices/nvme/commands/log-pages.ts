@@ -1,6 +1,6 @@
 /** NVM Express 1.4, section 5.14: the log pages. Each is made when it is read. Nothing in them outlives the process. */
-import type { Command } from "../queues/command.js";
 import type { InFlight } from "../queues/in-flight.js";
+import type { Failure } from "../queues/reports.js";
 import {
   AdminOpcode,
   CRITICAL_WARNING_RELIABILITY,
@@ -87,17 +87,17 @@ export class LogPages {
   }
 
   /** A command ended with an error. */
-  recordError(command: Command, status: number): void {
-    const isIo = command.queue.id !== 0;
+  recordError({ queueId, commandId, status, namespaceId, lbaLow, lbaHigh }: Failure): void {
+    const isIo = queueId !== 0;
     const entry = ErrorEntry.encode({
       ERROR_COUNT: ++this.#errorCount,
-      SQID: command.queue.id,
-      CID: command.id,
+      SQID: queueId,
+      CID: commandId,
       STATUS: (isFinal(status) ? status | DO_NOT_RETRY : status) << 1,
       PARAMETER_ERROR_LOCATION: ERROR_LOCATIONS.get(status) ?? LOCATION_UNKNOWN,
-      LBA_LOW: isIo ? command.cdw10 : 0,
-      LBA_HIGH: isIo ? command.cdw11 : 0,
-      NSID: command.namespaceId,
+      LBA_LOW: isIo ? lbaLow : 0,
+      LBA_HIGH: isIo ? lbaHigh : 0,
+      NSID: namespaceId,
     });
     this.#errors.unshift(entry);
     if (this.#errors.length > ERROR_ENTRIES) this.#errors.pop();

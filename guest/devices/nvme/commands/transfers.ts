@@ -1,5 +1,5 @@
 /**
- * Data of commands that are not done at once (direct-io.ts): Read, Write, Compare, Verify and Copy, which may have to
+ * Data of commands that no lane does at once: Read, Write, Compare, Verify and Copy, which may have to
  * wait for a disk, through buffers of our own; and what is rare and small. Driver-VM memory is looked up and moved when
  * the disk is done, if the command has not ended by then; so nothing of before a reset lands in it, and memory that is
  * unmapped waits for no disk.

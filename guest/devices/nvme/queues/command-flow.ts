@@ -1,59 +1,34 @@
 /**
- * Commands on their way from a submission queue to a completion queue: fetched in bursts, done at once where that is
- * possible (direct-io.ts), else handed to `execute`, which completes them by `complete`, at once or later.
- *
- * Entries of queues whose memory is not in the window come and go by messages to the driver VM's VMM, in order. Memory
- * of a queue that cannot be reached is fatal for the controller (NVM Express 1.4, section 9.5), unless the queue is
- * gone by then.
+ * Commands on their way out of submission queues, and back by completions.ts or, of a lane's queue, by its lane.
+ * `fetch` takes one out of a queue that is served here: where the queue is in the window at once, otherwise by
+ * messages to the driver VM's VMM, in order. `take` takes one that a lane fetched. Both give what is ready to be
+ * carried out, and whoever asked does that. Memory of a queue that cannot be reached is fatal for the controller (NVM
+ * Express 1.4, section 9.5), unless the queue is gone by then.
  */
-import { KiB, MiB } from "../../../../shared/limits.js";
+import { MiB } from "../../../../shared/limits.js";
 import { isLost } from "../../../../shared/lost-memory.js";
 import type { DeviceContext } from "../../../device.js";
-import type { DirectIo } from "../commands/direct-io.js";
 import { MINIMUM_PAGE_SIZE } from "../registers.js";
 import { Fuse, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
-import { ioBatch } from "../storage/io-batch.js";
-import { Command } from "./command.js";
-import { Completions, FILE_TRUNCATED } from "./completions.js";
+import { Command, NO_SLOT } from "./command.js";
+import { Completions, FILE_TRUNCATED, statusField } from "./completions.js";
 import { InFlight } from "./in-flight.js";
-import type { CompletionQueue, SubmissionQueue } from "./queues.js";
+import type { LaneCommand, Lanes } from "./lanes.js";
+import type { QueueInterrupts } from "./queue-interrupts.js";
+import { type CompletionQueue, NO_LANE, type SubmissionQueue } from "./queues.js";
+import type { Reports } from "./reports.js";
 import { newSegment } from "./segments.js";
 
 /**
- * I/O commands in flight at most; the others stay in their queues. It bounds the memory that a driver can make us keep.
- * Admin commands have room of their own, in number and in bytes of data: I/O that is slow must not keep a Keep Alive
- * from being heard.
+ * I/O commands of queues that no lane serves, in flight at most; the others stay in their queues. It bounds the memory
+ * that a driver can make us keep, as a lane's slots do for its queues. Admin commands have room of their own, in number
+ * and in bytes of data: I/O that is slow must not keep a Keep Alive from being heard.
  */
 const MAX_COMMANDS = 1024;
 const MAX_ADMIN_COMMANDS = 256;
 const MAX_ADMIN_BYTES = 2 * MiB;
-/** Of one queue, before others are served. */
-const BURST = 16;
-const BURST_BYTES = 256 * KiB;
-/** A command counts as one, and as one more for each 16 KiB that were copied for it. */
-const WORK_SHIFT = 14;
-
-export interface CommandFlowHooks {
-  /** Commands that can be done at once. */
-  readonly direct: DirectIo;
-  execute(command: Command): void;
-  /** A fused pair, to be carried out as one; both complete together. */
-  executePair(first: Command, second: Command): void;
-  /** A command ended with an error: for the log pages. */
-  onError(command: Command, status: number): void;
-  /** Queue memory cannot be reached. */
-  onFatal(reason: unknown): void;
-  /** A bug of ours. */
-  onBug(error: unknown): void;
-}
-
-/** What commands want of the engine. */
-export interface CommandEngine {
-  /** Commands can be fetched, perhaps: a turn soon. */
-  serve(queue: SubmissionQueue): void;
-  /** An interrupt is due at the end of the turn. */
-  interrupt(queue: CompletionQueue): void;
-}
+/** Entries that are read by one message. */
+const MAX_FETCHED = 16;
 
 const segment = newSegment();
 
@@ -62,13 +37,14 @@ export class CommandFlow {
   readonly completions: Completions;
   /** CC.MPS in bytes, as it was when the controller was enabled. */
   pageSize = MINIMUM_PAGE_SIZE;
-  /** Commands so far. */
+  /** Commands so far, without those of lanes. */
   count = 0;
   readonly #context: DeviceContext;
-  readonly #hooks: CommandFlowHooks;
-  readonly #engine: CommandEngine;
+  readonly #reports: Reports;
+  readonly #lanes: Lanes;
+  /** Commands can be fetched, perhaps, or something was reported: a turn soon. */
+  readonly #serve: (queue: SubmissionQueue) => void;
   readonly #pool: Command[] = [];
-  /** Those that were not done at once. */
   readonly #active = new Set<Command>();
   /** Of each queue, the first half of a pair, which waits for the second. It is not active. */
   readonly #fused = new Map<SubmissionQueue, Command>();
@@ -76,15 +52,19 @@ export class CommandFlow {
   #adminBytes = 0;
   /** Turns so far, but for 0: where a ring was found in one is good in it. */
   #turn = 1;
-  /** Commands of a burst that `direct` has started. */
-  readonly #started: Command[] = [];
-  #copied = 0;
 
-  constructor(context: DeviceContext, hooks: CommandFlowHooks, engine: CommandEngine) {
+  constructor(
+    context: DeviceContext,
+    reports: Reports,
+    interrupts: QueueInterrupts,
+    lanes: Lanes,
+    serve: (queue?: SubmissionQueue) => void,
+  ) {
     this.#context = context;
-    this.#hooks = hooks;
-    this.#engine = engine;
-    this.completions = new Completions(context.dma, this.inFlight, hooks, engine);
+    this.#reports = reports;
+    this.#lanes = lanes;
+    this.#serve = serve;
+    this.completions = new Completions(context.dma, this.inFlight, reports, interrupts, () => serve());
   }
 
   /** Whether no further command of a queue may begin. The end of one serves its queue again. */
@@ -127,7 +107,9 @@ export class CommandFlow {
    * completion; pairs are left alone.
    */
   abortWaiting(queue: SubmissionQueue | undefined, id: number): boolean {
-    if (queue === undefined || queue.fetching || queue.completionQueue.room < 1) return false;
+    if (queue === undefined) return false;
+    if (queue.completionQueue.lane !== NO_LANE) return this.#lanes.abort(queue, id, Status.ABORT_REQUESTED);
+    if (queue.fetching || queue.fetched !== undefined || queue.completionQueue.room < 1) return false;
     if (!queue.locate(this.#context.dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE)) return false;
     const { data, offset } = queue.segment;
     for (let index = queue.head; index !== queue.tail; index = queue.next(index)) {
@@ -146,77 +128,53 @@ export class CommandFlow {
     this.#turn = (this.#turn + 1) | 0 || 1;
   }
 
-  /** Fetches and starts a burst of commands; returns how much work they were. */
-  fetch(queue: SubmissionQueue): number {
-    ioBatch.cork();
-    try {
-      return this.#fetch(queue);
-    } finally {
-      ioBatch.uncork();
+  /**
+   * The next command of a queue that is ready to be carried out; of a pair the first half, which has its partner then.
+   * Undefined: none now.
+   */
+  fetch(queue: SubmissionQueue): Command | undefined {
+    let ready: Command | undefined;
+    while (ready === undefined && queue.servable && !this.isFull(queue)) {
+      if (queue.skipAborted()) continue;
+      const command = this.#read(queue);
+      if (command === undefined || !this.#hasRoomFor(queue, command)) break;
+      queue.head = queue.next(queue.head);
+      if (queue.wanted > 1) queue.wanted = 1;
+      queue.completionQueue.reserved++;
+      this.count++;
+      ready = this.#admit(command, queue.completionQueue.room > 0);
     }
+    // Both halves come with one doorbell: what is not behind the first one does not come any more.
+    const first = this.#fused.get(queue);
+    if (first !== undefined && queue.head === queue.tail) this.#forgetHalfPair(queue, first, true);
+    return ready;
   }
 
-  #fetch(queue: SubmissionQueue): number {
-    const { dma } = this.#context;
-    const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
-    const ring = isLocated ? queue.segment : segment;
-    this.#copied = 0;
-    let count = 0;
-    let byMessages = false;
-    while (count < BURST && this.#burstBytes < BURST_BYTES && queue.servable && !this.isFull(queue)) {
-      if (queue.skipAborted()) {
-        count++;
-        continue;
-      }
-      const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
-      byMessages =
-        !isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE;
-      if (byMessages) break;
-      const offset = isLocated ? ring.offset + inRing : ring.offset;
-      const command = this.#take(ring.data, offset);
-      // Zeros, of which the opcode is one, are no command there.
-      if (command.opcode === 0 && isLost(ring.bytes, offset, SUBMISSION_ENTRY_SIZE)) {
-        this.#hooks.onFatal(FILE_TRUNCATED);
-        break;
-      }
-      if (!this.#hasRoomFor(queue, command)) break;
-      this.#start(queue, command);
-      count++;
-    }
-    dma.account(count * SUBMISSION_ENTRY_SIZE, 0);
-    this.#finishStarted(queue);
-    if (this.#fused.size > 0) this.#endHalfPair(queue);
-    if (byMessages) void this.#fetchByMessages(queue);
-    return count + (this.#copied >>> WORK_SHIFT);
+  /** The same of a command that a lane fetched. */
+  take({ queue, data, offset, slot, isLast }: LaneCommand): Command | undefined {
+    const command = this.#decode(queue, data, offset);
+    command.slot = slot;
+    return this.#admit(command, !isLast);
   }
 
-  /** Never rejects. */
-  async #fetchByMessages(queue: SubmissionQueue): Promise<void> {
-    const contiguous = (queue.tail > queue.head ? queue.tail : queue.size) - queue.head;
-    const count = Math.min(contiguous, Math.max(queue.completionQueue.room, 1), BURST);
-    const bytes = new Uint8Array(count * SUBMISSION_ENTRY_SIZE);
-    const data = new DataView(bytes.buffer);
-    const group = this.inFlight.begin();
-    queue.fetching = true;
-    try {
-      await this.#context.dma.read(queue.base + queue.head * SUBMISSION_ENTRY_SIZE, bytes);
-      queue.fetching = false;
-      this.beginTurn();
-      // What is no longer wanted stays in the queue and is read again.
-      for (let n = 0; n < count && queue.servable; n++) {
-        if (queue.skipAborted()) continue;
-        const command = this.#take(data, n * SUBMISSION_ENTRY_SIZE);
-        if (!this.#hasRoomFor(queue, command)) break;
-        this.#start(queue, command);
-        this.#finishStarted(queue);
-      }
-      this.#endHalfPair(queue);
-      this.#engine.serve(queue);
-    } catch (error) {
-      queue.fetching = false;
-      if (queue.alive) this.#hooks.onFatal(error);
-    } finally {
-      this.inFlight.end(group);
+  /** A command that `fetch` or `take` gave was carried out as far as that goes at once. */
+  started(command: Command): void {
+    if (command.queue.id !== 0 || command.ended) return;
+    command.adminBytes = command.length;
+    this.#adminBytes += command.length;
+  }
+
+  /** A queue left its lane: its commands in flight are completed here, by entries that are reserved. */
+  takeOver(completionQueue: CompletionQueue): void {
+    for (const command of [...this.#active, ...this.#fused.values()]) {
+      if (command.queue.completionQueue !== completionQueue || command.slot === NO_SLOT || command.ended) continue;
+      command.slot = NO_SLOT;
+      completionQueue.reserved++;
+    }
+    for (const [queue] of this.#fused) {
+      if (queue.completionQueue !== completionQueue) continue;
+      completionQueue.reserved++;
+      queue.wanted = 0;
     }
   }
 
@@ -227,6 +185,60 @@ export class CommandFlow {
     this.#pool.push(command);
   }
 
+  /** The entry at the head; undefined when it has to be read by messages first, or never comes. */
+  #read(queue: SubmissionQueue): Command | undefined {
+    const { dma } = this.#context;
+    if (queue.fetched !== undefined) {
+      const offset = (queue.head - queue.fetchedAt) * SUBMISSION_ENTRY_SIZE;
+      if (offset >= 0 && offset < queue.fetched.byteLength) return this.#decode(queue, queue.fetched, offset);
+      queue.fetched = undefined;
+    }
+    const inRing = queue.head * SUBMISSION_ENTRY_SIZE;
+    const isLocated = queue.locate(dma, this.#turn, "read", SUBMISSION_ENTRY_SIZE);
+    if (!isLocated && dma.locate(queue.base + inRing, SUBMISSION_ENTRY_SIZE, "read", segment) < SUBMISSION_ENTRY_SIZE) {
+      void this.#readByMessages(queue);
+      return undefined;
+    }
+    const { data, bytes } = isLocated ? queue.segment : segment;
+    const offset = isLocated ? queue.segment.offset + inRing : segment.offset;
+    const command = this.#decode(queue, data, offset);
+    dma.account(SUBMISSION_ENTRY_SIZE, 0);
+    // Zeros, of which the opcode is one, are no command there.
+    if (command.opcode !== 0 || !isLost(bytes, offset, SUBMISSION_ENTRY_SIZE)) return command;
+    this.#reports.fatal ??= FILE_TRUNCATED;
+    return undefined;
+  }
+
+  /** Never rejects. */
+  async #readByMessages(queue: SubmissionQueue): Promise<void> {
+    const contiguous = (queue.tail > queue.head ? queue.tail : queue.size) - queue.head;
+    const count = Math.min(contiguous, Math.max(queue.completionQueue.room, 1), MAX_FETCHED);
+    const bytes = new Uint8Array(count * SUBMISSION_ENTRY_SIZE);
+    const group = this.inFlight.begin();
+    queue.fetching = true;
+    try {
+      await this.#context.dma.read(queue.base + queue.head * SUBMISSION_ENTRY_SIZE, bytes);
+      queue.fetched = new DataView(bytes.buffer);
+      queue.fetchedAt = queue.head;
+    } catch (error) {
+      if (queue.alive) this.#reports.fatal ??= error;
+    } finally {
+      queue.fetching = false;
+      this.inFlight.end(group);
+      this.#serve(queue);
+    }
+  }
+
+  #decode(queue: SubmissionQueue, data: DataView, offset: number): Command {
+    const { log } = this.#context;
+    const command = this.#pool.pop() ?? new Command(this.#context.dma, this.#complete);
+    command.decode(data, offset);
+    command.queue = queue;
+    command.pageSize = this.pageSize;
+    if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
+    return command;
+  }
+
   /** Completes a command, unless it has ended. It must not be used afterwards. */
   readonly #complete = (command: Command, status: number): void => {
     if (command.ended) return;
@@ -234,68 +246,27 @@ export class CommandFlow {
       this.#end(command, status);
       this.#pool.push(command);
     } catch (error) {
-      this.#hooks.onBug(error);
+      this.#reports.bug ??= error;
+      this.#serve(command.queue);
     }
   };
 
   /** Posts its completion, unless its queue is gone. */
   #end(command: Command, status: number): void {
-    const { queue } = command;
+    const { queue, id, slot, result } = command;
     command.ended = true;
-    if (queue.alive && status !== Status.SUCCESS) this.#hooks.onError(command, status);
-    if (queue.alive && queue.completionQueue.alive) this.completions.post(queue, command.id, status, command.result);
+    if (queue.alive && status !== Status.SUCCESS) this.#reports.note(command, status);
+    if (queue.alive && queue.completionQueue.alive) {
+      if (slot === NO_SLOT) this.completions.post(queue, id, status, result);
+      else this.#lanes.answer(queue, slot, statusField(status), result);
+    }
     this.#release(command);
-  }
-
-  get #burstBytes(): number {
-    return this.#copied + this.#hooks.direct.pending;
-  }
-
-  #take(data: DataView, offset: number): Command {
-    const command = this.#pool.pop() ?? new Command(this.#context.dma, this.#complete);
-    command.decode(data, offset);
-    return command;
-  }
-
-  #start(queue: SubmissionQueue, command: Command): void {
-    const { log } = this.#context;
-    command.queue = queue;
-    command.pageSize = this.pageSize;
-    queue.head = queue.next(queue.head);
-    if (queue.wanted > 1) queue.wanted = 1;
-    queue.completionQueue.reserved++;
-    this.count++;
-    if (log.isLevelEnabled("trace")) log.trace({ queue: queue.id, id: command.id, opcode: command.opcode }, "command");
-    if (queue.id !== 0 && (this.#fused.size > 0 || command.fuse !== 0) && this.#takeHalfPair(queue, command)) return;
-    if (queue.id !== 0 && this.#hooks.direct.start(command)) {
-      this.#started.push(command);
-      return;
-    }
-    // What a Flush finds in its queue before it is in memory by then.
-    this.#finishStarted(queue);
-    this.#execute(command);
-  }
-
-  #execute(command: Command): void {
-    const isAdmin = command.queue.id === 0;
-    if (!command.queue.alive) {
-      // Its burst was cut short.
-      command.queue.completionQueue.reserved--;
-      return;
-    }
-    this.#activate(command);
-    if (isAdmin) this.#adminCommands++;
-    this.#hooks.execute(command);
-    // What it moves, or is going to.
-    this.#copied += command.length;
-    if (!isAdmin || command.ended) return;
-    command.adminBytes = command.length;
-    this.#adminBytes += command.length;
   }
 
   #activate(command: Command): void {
     command.waitGroup = this.inFlight.begin();
     this.#active.add(command);
+    if (command.queue.id === 0) this.#adminCommands++;
   }
 
   /** A pair begins when both of it can complete: no half waits for room that another half has. */
@@ -309,76 +280,51 @@ export class CommandFlow {
   }
 
   /**
-   * NVM Express 2.0, section 3.4.2: both halves stand side by side in their queue, and are carried out when both are
-   * here. False for a command that is none of a pair.
+   * NVM Express 2.0, section 3.4.2: both halves of a pair stand side by side in their queue, and are carried out when
+   * both are here. `mayPair`: the second one can come, and complete.
    */
-  #takeHalfPair(queue: SubmissionQueue, command: Command): boolean {
+  #admit(command: Command, mayPair: boolean): Command | undefined {
+    const { queue } = command;
     const first = this.#fused.get(queue);
+    if (queue.id === 0 || (first === undefined && command.fuse === 0)) {
+      this.#activate(command);
+      return command;
+    }
     const isPair = first !== undefined && command.fuse === Fuse.SECOND;
     if (first !== undefined) this.#forgetHalfPair(queue, first, !isPair);
-    if (command.fuse !== Fuse.FIRST && command.fuse !== Fuse.SECOND) return false;
-    this.#finishStarted(queue);
-    if (!queue.alive) {
-      queue.completionQueue.reserved--;
-    } else if (command.fuse === Fuse.FIRST && queue.completionQueue.room > 0) {
-      queue.completionQueue.reserved++;
+    if (command.fuse !== Fuse.FIRST && command.fuse !== Fuse.SECOND) {
+      this.#activate(command);
+      return command;
+    }
+    if (command.fuse === Fuse.FIRST && mayPair) {
+      if (command.slot === NO_SLOT) queue.completionQueue.reserved++;
       queue.wanted = 0;
       this.#fused.set(queue, command);
-    } else if (!isPair || first.ended) {
-      this.#activate(command);
-      this.#complete(command, isPair ? Status.ABORTED_FAILED_FUSED : Status.ABORTED_MISSING_FUSED);
-    } else {
-      first.partner = command;
-      command.partner = first;
-      this.#activate(first);
-      this.#activate(command);
-      this.#hooks.executePair(first, command);
-      this.#copied += command.length;
+      return undefined;
     }
-    return true;
-  }
-
-  /** Both come with one doorbell: what is not behind the first half does not come any more. */
-  #endHalfPair(queue: SubmissionQueue): void {
-    const first = this.#fused.get(queue);
-    if (first !== undefined && queue.head === queue.tail) this.#forgetHalfPair(queue, first, true);
+    this.#activate(command);
+    if (!isPair || first.ended) {
+      this.#complete(command, isPair ? Status.ABORTED_FAILED_FUSED : Status.ABORTED_MISSING_FUSED);
+      return undefined;
+    }
+    first.partner = command;
+    command.partner = first;
+    this.#activate(first);
+    return first;
   }
 
   #forgetHalfPair(queue: SubmissionQueue, first: Command, isMissing: boolean): void {
     this.#fused.delete(queue);
     queue.wanted = 1;
-    queue.completionQueue.reserved--;
+    if (queue.completionQueue.lane === NO_LANE) queue.completionQueue.reserved--;
     if (!isMissing || first.ended) return;
     this.#activate(first);
     this.#complete(first, Status.ABORTED_MISSING_FUSED);
   }
 
-  /**
-   * Completes the commands that were started at once, all of them `queue`'s; those that could not be done take the
-   * other way.
-   */
-  #finishStarted(queue: SubmissionQueue): void {
-    const started = this.#started;
-    if (started.length === 0) return;
-    const { direct } = this.#hooks;
-    this.#copied += direct.pending;
-    direct.finish();
-    let posted = 0;
-    for (const command of started) {
-      if (!direct.isDone(command)) {
-        this.#execute(command);
-        continue;
-      }
-      if (this.completions.postSuccess(queue, command.id, this.#turn)) posted++;
-      this.#pool.push(command);
-    }
-    started.length = 0;
-    if (posted > 0) this.completions.posted(queue.completionQueue, posted);
-  }
-
   #release(command: Command): void {
     const { queue, namespace } = command;
-    queue.completionQueue.reserved--;
+    if (command.slot === NO_SLOT) queue.completionQueue.reserved--;
     this.#active.delete(command);
     if (queue.id === 0) {
       this.#adminCommands--;
@@ -389,6 +335,6 @@ export class CommandFlow {
     namespace?.end();
     this.inFlight.end(command.waitGroup);
     // Others may have waited for room, or for MAX_COMMANDS.
-    this.#engine.serve(queue);
+    this.#serve(queue);
   }
 }

@@ -12,6 +12,9 @@ import type { WaitGroup } from "./in-flight.js";
 import type { SubmissionQueue } from "./queues.js";
 import { SegmentList } from "./segments.js";
 
+/** A command of a queue that no lane serves. */
+export const NO_SLOT = -1;
+
 const entry = Entry.view();
 
 export class Command implements Task {
@@ -40,9 +43,8 @@ export class Command implements Task {
   length = 0;
   /** Of an admin command, what it counts for as long as it is in flight. */
   adminBytes = 0;
-  /** The copies that it is, where it is done at once (direct-io.ts). */
-  firstCopy = 0;
-  endCopy = 0;
+  /** Of its lane, where it came from one (lanes.ts); or NO_SLOT. */
+  slot = NO_SLOT;
   /** CC.MPS in bytes. */
   pageSize = 0;
   /** Where the data is in driver-VM memory, after `resolve`. */
@@ -78,6 +80,7 @@ export class Command implements Task {
     this.length = 0;
     this.ended = false;
     this.partner = undefined;
+    this.slot = NO_SLOT;
     if (this.psdt === Psdt.PRP) return;
     const pointer = offset + Entry.offsets.PRP1;
     for (let at = 0; at < SGL_DESCRIPTOR_SIZE; at += 4) {

@@ -76,7 +76,9 @@ abstract class ListReader {
   }
 }
 
-const PRP_SIZE = 8;
+export const PRP_SIZE = 8;
+/** Of where data begins, in bytes. */
+export const PRP_ALIGNMENT = 4;
 
 export class PrpReader extends ListReader {
   #pageSize = 0;
@@ -93,7 +95,7 @@ export class PrpReader extends ListReader {
     this.ranges.clear();
     this.#pageSize = pageSize;
     this.remaining = length;
-    if ((prp1 & 3) !== 0) return Status.PRP_OFFSET_INVALID;
+    if ((prp1 & (PRP_ALIGNMENT - 1)) !== 0) return Status.PRP_OFFSET_INVALID;
     const status = this.add(prp1, Math.min(length, pageSize - (prp1 & (pageSize - 1))));
     if (status !== Status.SUCCESS || this.remaining === 0) return status;
     if (this.remaining > pageSize) return this.#wantList(prp2);
@@ -127,9 +129,11 @@ export class PrpReader extends ListReader {
 }
 
 /** Descriptors of one command, segments and empty data blocks included: four times what 1 MiB in pages takes. */
-const MAX_DESCRIPTORS = 1024;
+export const MAX_DESCRIPTORS = 1024;
 /** Bytes of a segment that are read at once. */
-const MAX_READ = 4096;
+export const MAX_SEGMENT_READ = 4096;
+/** Of addresses and lengths of data, in bytes. */
+export const SGL_ALIGNMENT = 4;
 
 const descriptor = SglDescriptor.view();
 
@@ -188,14 +192,14 @@ export class SglReader extends ListReader {
   }
 
   #takeBlock(address: number, length: number): number {
-    if ((address & 3) !== 0) return Status.SGL_OFFSET_INVALID;
-    if ((length & 3) !== 0 || length > this.remaining) return Status.DATA_SGL_LENGTH_INVALID;
+    if ((address & (SGL_ALIGNMENT - 1)) !== 0) return Status.SGL_OFFSET_INVALID;
+    if ((length & (SGL_ALIGNMENT - 1)) !== 0 || length > this.remaining) return Status.DATA_SGL_LENGTH_INVALID;
     return this.add(address, length);
   }
 
   #wantPart(address: number): number {
     this.listAddress = address;
-    this.listLength = Math.min(this.#segmentLeft, MAX_READ);
+    this.listLength = Math.min(this.#segmentLeft, MAX_SEGMENT_READ);
     return LIST_WANTED;
   }
 }

@@ -1,13 +1,17 @@
 /**
  * NVM Express 1.4, section 4.1: submission and completion queues as the controller sees them. A queue is a ring in
- * driver-VM memory; what is kept of it here is trusted, what the driver writes into it or into a doorbell is not. A
+ * driver-VM memory; what is kept of it here is trusted, what the driver writes into it or into a doorbell is not. Of a
+ * queue that a lane serves (lanes.ts) what is here is only where it was when that was asked for. A
  * command is only fetched when there is an entry for its completion (`CompletionQueue.reserved`), so a completion queue
  * never overflows.
  */
 import { isLost } from "../../../../shared/lost-memory.js";
 import type { Dma } from "../../../device.js";
-import { COMPLETION_ENTRY_SIZE, Completion, Status, SUBMISSION_ENTRY_SIZE } from "../spec.js";
+import { COMPLETION_ENTRY_SIZE, Completion, SUBMISSION_ENTRY_SIZE } from "../spec.js";
 import { newSegment, Words } from "./segments.js";
+
+/** A queue that is in no lane (lanes.ts). */
+export const NO_LANE = -1;
 
 /** CID and STATUS share the last 32-bit word of an entry. */
 const LAST_WORD = Completion.offsets.CID;
@@ -28,7 +32,7 @@ export class Ring {
   tail = 0;
   /** False once deleted or reset: nothing may be posted or fetched any more. */
   alive = true;
-  /** The invalid value that a doorbell in memory had last: reported once. */
+  /** The invalid value that its doorbell had last: reported once, and nothing else until it is another. */
   invalidDoorbell = -1;
   /** Where the ring is in the window; good in the turn in which `locate` was true. */
   readonly segment = newSegment();
@@ -79,6 +83,8 @@ function fill(data: DataView, offset: number, result: number, sqid: number, sqhd
 export class CompletionQueue extends Ring {
   /** Entries reserved for commands in flight. */
   reserved = 0;
+  /** The lane that serves it, and the submission queues that complete here. */
+  lane = NO_LANE;
   /** An interrupt is due at the end of this turn. */
   interrupting = false;
   /** Entries that could not be written at once, as they are not in the window: written in order by messages. */
@@ -136,12 +142,11 @@ export class CompletionQueue extends Ring {
     return false;
   }
 
-  /** The same for a command that went well, after `locate`; entries that are not written yet must be none. */
-  postSuccess(sqid: number, sqhd: number, cid: number): void {
-    const { segment: ring } = this;
-    const offset = this.tail * COMPLETION_ENTRY_SIZE;
-    fill(ring.data, ring.offset + offset, 0, sqid, sqhd);
-    this.#lastWord.at(ring, offset + LAST_WORD).store(0, this.#advance(cid, Status.SUCCESS));
+  /** Where it is, as a lane had it. */
+  restore(head: number, tail: number, phase: number): void {
+    this.head = head;
+    this.tail = tail;
+    this.#phase = phase;
   }
 
   /** Takes the entry at the tail; returns the last word of its entry. */
@@ -158,6 +163,9 @@ export class SubmissionQueue extends Ring {
   ready = false;
   /** Entries are being read by messages. */
   fetching = false;
+  /** Entries that were read by messages, from that of `fetchedAt` on. */
+  fetched: DataView | undefined;
+  fetchedAt = 0;
   /** Entries that the next command wants in the completion queue: two for a pair, none where they are reserved. */
   wanted = 1;
   /** Entries of commands that were aborted before they were fetched, by index. */
@@ -173,9 +181,15 @@ export class SubmissionQueue extends Ring {
     completionQueue.submissionQueues.push(this);
   }
 
-  /** Whether a command can be fetched now. */
+  /** Whether a command can be fetched now, and by whom is not a lane. */
   get servable(): boolean {
-    return this.alive && !this.fetching && this.head !== this.tail && this.completionQueue.room >= this.wanted;
+    return (
+      this.completionQueue.lane === NO_LANE &&
+      this.alive &&
+      !this.fetching &&
+      this.head !== this.tail &&
+      this.completionQueue.room >= this.wanted
+    );
   }
 
   /** Whether the entry at the head is that of a command that was aborted: it is fetched then. */

@@ -7,9 +7,10 @@
  * A transfer whose task has ended goes on when it has begun, as nobody can stop the kernel; so what comes after a reset
  * waits for what it overlaps of before. When it has not begun it never does.
  *
- * What is done at once (direct-io.ts) never overlaps in time with what is done at once, and asks `isFree` about the
- * rest.
+ * Lanes, which move data at once and by themselves, do not see these transfers: they are told of each (lane-disk.ts),
+ * and overlap none.
  */
+import { type LaneDisk, NO_TRANSFER } from "./lane-disk.js";
 import { type Done, NO_PIECES, type Pieces, type Storage, type StorageError, type Task } from "./storage.js";
 
 const CANCELED: StorageError = Object.assign(new Error("the transfer was cancelled"), { code: "ECANCELED" });
@@ -32,6 +33,8 @@ class Transfer {
   number = 0;
   /** Earlier transfers that this one waits for. */
   blockers = 0;
+  /** Lanes' name for it. */
+  laneTransfer = NO_TRANSFER;
   readonly ended: Done;
 
   constructor(onEnd: (transfer: Transfer, error: StorageError | null) => void) {
@@ -53,6 +56,8 @@ export class AtomicIo {
   #waiting = 0;
   #count = 0;
   readonly #onBug: (error: unknown) => void;
+  /** Where lanes hear of transfers, if there are any. */
+  disk: LaneDisk | undefined;
   /** Called when something has ended. */
   readonly #onProgress: (() => void)[] = [];
 
@@ -140,6 +145,7 @@ export class AtomicIo {
       for (const other of this.#transfers) if (conflict(transfer, other)) transfer.blockers++;
     }
     this.#transfers.push(transfer);
+    transfer.laneTransfer = this.disk?.enter(transfer.start, transfer.end, transfer.writes) ?? NO_TRANSFER;
     if (transfer.writes) this.#writes++;
     if (transfer.blockers > 0) this.#waiting++;
     else this.#begin(transfer);
@@ -166,6 +172,7 @@ export class AtomicIo {
     const last = transfers.pop() as Transfer;
     if (last !== ended) transfers[transfers.indexOf(ended)] = last;
     if (ended.writes) this.#writes--;
+    this.disk?.leave(ended.laneTransfer);
     if (this.#waiting > 0) this.#unblock(ended);
     const { done } = ended;
     ended.pieces = NO_PIECES;

@@ -11,15 +11,12 @@ import {
   getAttribute,
   ioctl,
   close as nativeClose,
-  PROT_READ,
-  PROT_WRITE,
-  Reservation,
   RWF_NOWAIT,
   unlockFile,
 } from "../../../../native/index.js";
-import { alignUp, isPowerOfTwo } from "../../../../shared/bits.js";
+import { isPowerOfTwo } from "../../../../shared/bits.js";
 import { UserError } from "../../../../shared/errors.js";
-import { GiB, MiB, PAGE_SIZE } from "../../../../shared/limits.js";
+import { MiB, PAGE_SIZE } from "../../../../shared/limits.js";
 import { getU64 } from "../../../../shared/struct/struct.js";
 import { FileIo } from "./file-io.js";
 import type { DirectAccess, Done, Pieces, Storage, StorageError } from "./storage.js";
@@ -78,8 +75,9 @@ export class FdStorage implements Storage {
     // A write to a file waits for a file system that is frozen (fsfreeze, a snapshot), whatever its flags.
     const mayWrite = !readOnly && (kind !== "file" || inMemory);
     const writeFlags = mayWrite ? flags : undefined;
+    if (kind === "memory") this.direct = { kind, fd, size: fs.fstatSync(fd).size };
     // What the page cache does not have would have to be waited for.
-    if (kind !== "memory" && directSize === undefined) {
+    else if (directSize === undefined) {
       this.direct = { kind: "file", fd, readFlags: flags, writeFlags, mayPunch: inMemory && !readOnly };
     }
     if (kind === "device") {
@@ -176,29 +174,6 @@ export class FdStorage implements Storage {
     this.isRemoved = this.#hadName && nlink === 0;
     this.size = size;
     this.allocated = Math.min(size, blocks * STAT_BLOCK);
-  }
-}
-
-/** One ArrayBuffer of a disk in memory. */
-const PIECE_SIZE = GiB;
-
-export class MemoryStorage extends FdStorage {
-  readonly #reservation: Reservation;
-  override readonly direct: DirectAccess;
-
-  /** @throws SystemError, RangeError */
-  constructor(fd: number, size: number) {
-    super(fd, { kind: "memory" });
-    const mapped = alignUp(Math.max(size, 1), PAGE_SIZE);
-    const reservation = new Reservation(mapped, PIECE_SIZE);
-    reservation.map(0, mapped, fd, 0, PROT_READ | PROT_WRITE);
-    this.#reservation = reservation;
-    this.direct = { kind: "memory", pieceSize: PIECE_SIZE, fd, piece: (index) => reservation.piece(index) };
-  }
-
-  override async close(): Promise<void> {
-    this.#reservation.release();
-    await super.close();
   }
 }
 

@@ -12,6 +12,7 @@ import { pageAligned } from "../../../../shared/page-aligned.js";
 import { Status } from "../spec.js";
 import { AtomicIo } from "./atomic-io.js";
 import { DiskBuffers } from "./buffers.js";
+import type { LaneDisk } from "./lane-disk.js";
 import type { Storage, StorageError, Task } from "./storage.js";
 
 export type StatusDone = (status: number) => void;
@@ -79,8 +80,10 @@ class Coalesced<Result> {
 }
 
 export class Namespace {
-  /** A Format NVM is in progress: nothing else may begin. */
-  formatting = false;
+  #formatting = false;
+  #disk: LaneDisk | undefined;
+  /** What is written may stay in the write cache. */
+  #mayCache = true;
   /** How the storage is read and written. */
   readonly io: AtomicIo;
   readonly buffers = new DiskBuffers();
@@ -113,6 +116,40 @@ export class Namespace {
     this.#blockCount = this.#countBlocks();
     this.#syncs = new Coalesced((done) => storage.sync((error) => done(this.#noteSync(error))), onBug);
     this.#refreshes = new Coalesced((done) => storage.refresh((error) => done(this.#noteSize(error))), onBug);
+  }
+
+  /** Lanes work on it as well, from now on. */
+  giveTo(disk: LaneDisk): void {
+    this.#disk = disk;
+    this.io.disk = disk;
+    this.#showLanes();
+  }
+
+  /** Lanes have ended. */
+  takeBack(): void {
+    this.#disk?.close();
+    this.#disk = this.io.disk = undefined;
+  }
+
+  /** Whether what is written may stay in the write cache, where nothing else was asked for. */
+  setCache(isOn: boolean): void {
+    if (this.#mayCache === isOn) return;
+    this.#mayCache = isOn;
+    this.#showLanes();
+  }
+
+  #showLanes(): void {
+    this.#disk?.set(this.storage, this.#blockSize, this.#blockCount, !this.#formatting, this.#mayCache);
+  }
+
+  /** A Format NVM is in progress: nothing else may begin. */
+  get formatting(): boolean {
+    return this.#formatting;
+  }
+
+  #setFormatting(isFormatting: boolean): void {
+    this.#formatting = isFormatting;
+    this.#showLanes();
   }
 
   /** Bytes. */
@@ -260,11 +297,11 @@ export class Namespace {
    * When the task ends before, the blocks are of the size that they have by then; what was erased is.
    */
   format(blockSize: number, task: Task, done: StatusDone): void {
-    this.formatting = true;
+    this.#setFormatting(true);
     let lost: number = Status.SUCCESS;
     const finish = (status: number): void => {
-      this.formatting = false;
       this.#blockCount = this.#countBlocks();
+      this.#setFormatting(false);
       if (status !== Status.SUCCESS && !this.syncFailed) this.#syncFailure = lost;
       else if (status === Status.SUCCESS && lost !== Status.SUCCESS) this.#events.onSyncFailed(this, null);
       done(status);
@@ -277,7 +314,7 @@ export class Namespace {
       });
     const start = (): void => {
       if (task.ended) {
-        this.formatting = false;
+        this.#setFormatting(false);
         return;
       }
       lost = this.#syncFailure;
@@ -322,7 +359,10 @@ export class Namespace {
     const before = this.#blockCount;
     // A format in progress settles it at its end.
     if (error === null && !this.formatting) this.#blockCount = this.#countBlocks();
-    if (this.#blockCount !== before) this.#events.onResized(this);
+    if (this.#blockCount !== before) {
+      this.#showLanes();
+      this.#events.onResized(this);
+    }
     if (this.storage.isRemoved !== true || this.#isRemoved) return;
     this.#isRemoved = true;
     this.#events.onRemoved(this);

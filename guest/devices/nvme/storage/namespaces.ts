@@ -2,8 +2,10 @@
  * The controller's namespaces: NSID 1 to n, all active, for as long as the controller lives. Their sizes are asked for
  * while a driver is there, so that a file that grows is noticed. Left out: namespace management and attachment.
  */
+import type { LaneContext } from "../../../../native/lane.js";
 import { Faults } from "../faults.js";
 import { Status } from "../spec.js";
+import { LaneDisk } from "./lane-disk.js";
 import type { Namespace, StatusDone } from "./namespace.js";
 
 /** Identify and Get Log Page answer with lists of 4096 bytes: identifiers in ascending order, then zeros. */
@@ -47,6 +49,20 @@ export class Namespaces {
         if (--left === 0) done(worst);
       });
     }
+  }
+
+  /** Lanes work on all of them as well, by their NSIDs, from now on. */
+  giveTo(context: LaneContext): void {
+    for (const namespace of this.all) namespace.giveTo(new LaneDisk(context, namespace.id, namespace.storage.direct));
+  }
+
+  takeBack(): void {
+    for (const namespace of this.all) namespace.takeBack();
+  }
+
+  /** See Namespace.setCache. */
+  setCache(isOn: boolean): void {
+    for (const namespace of this.all) namespace.setCache(isOn);
   }
 
   /** Tasks have ended. */

@@ -8,7 +8,7 @@ import { createMemory, directAlignment, lockFile, close as nativeClose } from ".
 import { UserError } from "../../../../shared/errors.js";
 import { GiB, PAGE_SIZE } from "../../../../shared/limits.js";
 import { pageAligned } from "../../../../shared/page-aligned.js";
-import { FdStorage, isReadOnlyDevice, MemoryStorage, sectorSizes } from "./fd-storage.js";
+import { FdStorage, isReadOnlyDevice, sectorSizes } from "./fd-storage.js";
 import type { Storage, StorageError } from "./storage.js";
 
 export interface StorageOptions {
@@ -108,7 +108,7 @@ export function openMemory(size: number): Storage {
   let fd: number | undefined;
   try {
     fd = createMemory("nvme", size, false);
-    return new MemoryStorage(fd, size);
+    return new FdStorage(fd, { kind: "memory" });
   } catch (error) {
     if (fd !== undefined) nativeClose(fd);
     throw new UserError(`cannot make a disk of ${size} bytes in memory: ${reason(error)}`);

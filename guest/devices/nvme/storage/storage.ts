@@ -3,7 +3,8 @@
  * by tests. Callbacks, not promises, since there is one for each command.
  *
  * Of this folder's files, in the order in which a command meets them: namespaces.ts and namespace.ts, logical blocks
- * and their write cache; buffers.ts, where data waits for a disk; atomic-io.ts, transfers that overlap; this seam, and
+ * and their write cache; lane-disk.ts, the disk as lanes have it; buffers.ts, where data waits for a disk;
+ * atomic-io.ts, transfers that overlap; this seam, and
  * behind it fd-storage.ts, a disk as a file descriptor, file-io.ts, its threads, and io-batch.ts, what goes to them
  * together. open-storage.ts opens one.
  */
@@ -32,13 +33,10 @@ export const NO_PIECES: Pieces = { count: 0, segments: [] };
 /** How the bytes can be moved by whoever does not want to wait; everything else works on the same bytes. */
 export type DirectAccess =
   | {
-      /** A row of ArrayBuffers that stay until the storage is closed. */
+      /** A file that is memory of this process's own, to be mapped; there is no stable storage under it. */
       readonly kind: "memory";
-      /** Bytes of each piece but the last; a power of two. */
-      readonly pieceSize: number;
-      /** The file that they are of, into which holes can be punched; undefined where there is none. */
-      readonly fd?: number;
-      piece(index: number): ArrayBuffer;
+      readonly fd: number;
+      readonly size: number;
     }
   | {
       readonly kind: "file";

@@ -6,6 +6,7 @@
 import { type Dma, DmaError, type Interrupts, type Segment } from "../../../../guest/device.js";
 import type { NvmeController } from "../../../../guest/devices/nvme/controller.js";
 import type { ScatterList } from "../../../../guest/scatter-list.js";
+import { LaneContext } from "../../../../native/lane.js";
 import type { DmaMemory, NvmeTransport } from "../../../../scripts/drivers/nvme-queue.js";
 import { type Log, quietLog } from "../../../../shared/log.js";
 import { pageAligned } from "../../../../shared/page-aligned.js";
@@ -31,7 +32,9 @@ const notUsed = (): never => {
 export class FakeDma implements Dma {
   bytesRead = 0;
   bytesWritten = 0;
-  maps: FakeMap[] = [];
+  /** Has those of the maps that are in the window, as the framework's has. */
+  readonly lanes: LaneContext;
+  #maps: FakeMap[] = [];
   /** DMA done by messages. */
   messages = 0;
   /** What each message waits for. */
@@ -40,9 +43,25 @@ export class FakeDma implements Dma {
   readonly data: DataView;
   readonly #inFlight = new Set<Promise<void>>();
 
-  constructor(readonly memory: ArrayBuffer) {
+  constructor(
+    readonly memory: ArrayBuffer,
+    vectors = 0,
+  ) {
+    this.lanes = new LaneContext(vectors);
     this.bytes = new Uint8Array(memory);
     this.data = new DataView(memory);
+  }
+
+  get maps(): readonly FakeMap[] {
+    return this.#maps;
+  }
+
+  set maps(maps: readonly FakeMap[]) {
+    this.#maps = [...maps];
+    this.lanes.unmapAll();
+    for (const { address, size, offset, readable = true, writable = true, windowed = true } of maps) {
+      if (windowed && size > 0) this.lanes.map(address, size, this.memory, offset, readable, writable);
+    }
   }
 
   locate(address: number, length: number, access: "read" | "write", into: Segment): number {
@@ -228,13 +247,21 @@ export class Machine implements NvmeTransport {
     const parts = device.identity.bars[0]?.shared;
     const part = Array.isArray(parts) ? parts[0] : undefined;
     this.shared = part && { offset: part.offset, words: new Int32Array(part.size / 4) };
-    this.dma = new FakeDma(new ArrayBuffer(size));
+    this.dma = new FakeDma(new ArrayBuffer(size), device.identity.msix?.vectors);
     this.dma.maps = [{ address: MEMORY_ADDRESS, size, offset: 0 }];
     this.memory = { address: MEMORY_ADDRESS, bytes: this.dma.bytes, data: this.dma.data };
   }
 
-  /** Starts the device in a machine with `size` bytes of memory, all of it mapped and in the window. */
-  static async start(device: NvmeController, size = 8 * 1024 * 1024, log: Log = quietLog): Promise<Machine> {
+  /**
+   * Starts the device in a machine with `size` bytes of memory, all of it mapped and in the window. `hasLanes`: loops
+   * in C++ reach it as well.
+   */
+  static async start(
+    device: NvmeController,
+    size = 8 * 1024 * 1024,
+    log: Log = quietLog,
+    hasLanes = true,
+  ): Promise<Machine> {
     const machine = new Machine(device, size);
     const { dma, interrupts } = machine;
     const run = () => {
@@ -242,7 +269,8 @@ export class Machine implements NvmeTransport {
     };
     const { words } = machine.shared ?? {};
     const shared = words === undefined ? nothingShared : () => new Uint8Array(words.buffer);
-    device.start({ dma, interrupts, log, run, shared });
+    const lanes = { context: dma.lanes, interrupted: () => {} };
+    device.start({ dma, interrupts, log, run, shared, ...(hasLanes && { lanes }) });
     return machine;
   }
 

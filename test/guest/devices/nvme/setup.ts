@@ -9,7 +9,7 @@ import { openMemory } from "../../../../guest/devices/nvme/storage/open-storage.
 import type { DirectAccess } from "../../../../guest/devices/nvme/storage/storage.js";
 import { NvmeDriver, type NvmeDriverOptions } from "../../../../scripts/drivers/nvme.js";
 import { type CompletionFields, QueuePair } from "../../../../scripts/drivers/nvme-queue.js";
-import type { Log } from "../../../../shared/log.js";
+import { type Log, quietLog } from "../../../../shared/log.js";
 import { FakeStorage } from "./fake-storage.js";
 import { Machine, MEMORY_ADDRESS } from "./machine.js";
 
@@ -34,12 +34,20 @@ export interface SetupOptions extends Partial<ControllerChoices> {
   readonly log?: Log;
 }
 
+/** Threads do not keep the process from ending, as a device's socket does: until the test ends this does. */
+function stayAlive(t: ExecutionContext): void {
+  const timer = setInterval(() => {}, 1000);
+  t.teardown(() => clearInterval(timer));
+}
+
 /** A controller as after power-on. It is stopped when the test ends. */
 export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): Promise<Setup> {
   const storages = [options.size ?? 1024 * 1024, ...(options.moreSizes ?? [])].map((size) => new FakeStorage(size));
   storages[0].direct = options.direct;
   const named = storages.map((storage) => ({ name: "a disk", storage }));
-  const machine = await Machine.start(createController(named, { serial: "S1", ...options }), undefined, options.log);
+  const device = createController(named, { serial: "S1", lanes: 0, ...options });
+  stayAlive(t);
+  const machine = await Machine.start(device, undefined, options.log);
   t.teardown(async () => {
     for (const storage of storages) storage.release();
     await machine.stop();
@@ -50,12 +58,24 @@ export async function powerOn(t: ExecutionContext, options: SetupOptions = {}): 
 /** A disk that is memory of the process's own, which the controller copies from and to by itself. */
 export async function memoryDisk(
   t: ExecutionContext,
-  options: Partial<ControllerChoices> & NvmeDriverOptions & { readonly size?: number; readonly mapped?: boolean } = {},
+  options: Partial<ControllerChoices> &
+    NvmeDriverOptions & {
+      readonly size?: number;
+      readonly mapped?: boolean;
+      /** Whether lanes reach the driver VM's memory; if not, all queues are TypeScript's. */
+      readonly inLanes?: boolean;
+    } = {},
 ): Promise<{ readonly machine: Machine; readonly driver: NvmeDriver }> {
-  const { size = 1024 * 1024, mapped = false, ...rest } = options;
+  const { size = 1024 * 1024, mapped = false, inLanes = true, ...rest } = options;
   const disk: NamedStorage = { name: "a disk", storage: openMemory(size) };
   const { queues, ...choices } = rest;
-  const machine = await Machine.start(createController([disk], { serial: "S1", ...choices }));
+  stayAlive(t);
+  const machine = await Machine.start(
+    createController([disk], { serial: "S1", lanes: 0, ...choices }),
+    undefined,
+    quietLog,
+    inLanes,
+  );
   t.teardown(() => machine.stop());
   if (mapped) machine.doorbells = machine.shared?.words;
   return { machine, driver: await NvmeDriver.open(machine, { queues: queues ?? 1, ...rest }) };

@@ -172,9 +172,12 @@ test("a disk as large as several ArrayBuffers, at their seam and at its end", as
   t.is((await driver.io({ ...READ, prp1: 0, dwords: [size / 512, 0, 0] })).status, 0x80);
 });
 
-/** An I/O queue of its own, with one command in it; `meddle` is called at each look-up after the entry was read. */
+/**
+ * An I/O queue of its own that no lane serves, with one command in it; `meddle` is called at each look-up after the
+ * entry was read.
+ */
 async function meddling(t: ExecutionContext, fields: CommandFields, meddle: (machine: Machine, entry: number) => void) {
-  const { machine, driver } = await memoryDisk(t, { size: DISK });
+  const { machine, driver } = await memoryDisk(t, { size: DISK, inLanes: false });
   const source = new Random(11).filled(65536);
   await driver.write(0, source);
   const [{ address: completion, offset: completionOffset }, submission] = [scratch(machine, 64), scratch(machine, 65)];
@@ -297,7 +300,7 @@ async function fileDisk(
   const fd = createMemory("disk", size, false);
   const storage = new FakeStorage(DISK);
   storage.direct = { kind: "file", fd, readFlags, writeFlags };
-  const machine = await Machine.start(createController([{ name: "a disk", storage }], { serial: "S" }));
+  const machine = await Machine.start(createController([{ name: "a disk", storage }], { serial: "S", lanes: 0 }));
   t.teardown(async () => {
     await machine.stop();
     close(fd);

@@ -4,7 +4,7 @@
  */
 import test, { type ExecutionContext } from "ava";
 import { createController } from "../../../../../guest/devices/nvme/index.js";
-import type { Polling } from "../../../../../guest/devices/nvme/queues/doorbell-poll.js";
+import type { Polling } from "../../../../../guest/devices/nvme/queues/lanes.js";
 import { writeCommand } from "../../../../../scripts/drivers/nvme-queue.js";
 import { UserError } from "../../../../../shared/errors.js";
 import { FakeStorage } from "../fake-storage.js";

@@ -134,7 +134,8 @@ for (const first of ["pooled", "bounced"] as const) {
         const direct = { kind: "file", fd, readFlags: flags("read"), writeFlags: flags("write") } as const;
         const { machine, storage, driver } = await bringUp(t, { size: DISK, queues: 2, direct });
         t.teardown(() => close(fd));
-        machine.dma.maps.push({ address: OUTSIDE, size: 65536, offset: scratch(machine, 16).offset, windowed: false });
+        const outside = { address: OUTSIDE, size: 65536, offset: scratch(machine, 16).offset, windowed: false };
+        machine.dma.maps = [...machine.dma.maps, outside];
         const prp = (way: string, page: number) =>
           way === "bounced" ? OUTSIDE + page * 4096 : scratch(machine, page).address;
         const send = (what: "read" | "write" | "zero", way: string, page: number, dwords: number[]) =>
