@@ -48,15 +48,16 @@ async function main(program: Program): Promise<number> {
   };
   const end = program.endSignal(isReloadable(options) ? reload : undefined);
   program.showState(log, () => bridge.inspect());
-  const shown = { name: TABLE.name, sessions: () => bridge.shown, log, recent: program.recent };
-  const control = await Control.open(shown, options.control, bridgeMethods(shown));
   const start = open(bridge, options, inherited);
   changes = start.then(
     () => {},
     () => {},
   );
-  await start.catch((error) => {
-    control.close();
+  await start;
+  // Last of all: VMs do not wait for whoever looks at them.
+  const shown = { name: TABLE.name, sessions: () => bridge.shown, log, recent: program.recent };
+  const control = await Control.open(shown, options.control, bridgeMethods(shown)).catch(async (error) => {
+    await bridge.close();
     throw error;
   });
   service.ready(statusOf(bridge));
