@@ -9,6 +9,7 @@ import { booted, type DriverVmChoices, startDriverVm } from "../../scripts/vm/tw
 import { quietLog } from "../../shared/log.js";
 import { Command, Region, RegionAccess } from "../../shared/spec/vfio-user.js";
 import type { PendingCommand } from "../../shared/vfio-user/backend.js";
+import type { WordAccesses } from "../../shared/vfio-user/device-access.js";
 
 /** Counts REGION_READ and REGION_WRITE to BARs. */
 class CountingLink extends LocalLink {
@@ -20,6 +21,31 @@ class CountingLink extends LocalLink {
       if (region <= Region.BAR5) this.accesses++;
     }
     super.handle(command);
+  }
+}
+
+/** Counts those that are no message by the time that they come to the device. */
+class CountingEndpoint extends DeviceEndpoint {
+  link: CountingLink | undefined;
+
+  override get words(): WordAccesses {
+    const words = super.words;
+    const count = (region: number) => {
+      if (this.link !== undefined && region <= Region.BAR5) this.link.accesses++;
+    };
+    const { readable, writable } = words;
+    return {
+      readable,
+      writable,
+      readWord: (region, offset, size) => {
+        count(region);
+        return words.readWord(region, offset, size);
+      },
+      writeWord: (region, offset, size, value) => {
+        count(region);
+        return words.writeWord(region, offset, size, value);
+      },
+    };
   }
 }
 
@@ -45,7 +71,8 @@ export async function startLocalDevice(
   const environment = await prepareVmEnvironment();
   const socket = join(directory, "device.sock");
   const link = new CountingLink({ socket, log: quietLog });
-  const endpoint = new DeviceEndpoint(device, link, quietLog);
+  const endpoint = new CountingEndpoint(device, link, quietLog);
+  endpoint.link = link;
   let vm: Vm | undefined;
   const stop = async () => {
     await vm?.stop();

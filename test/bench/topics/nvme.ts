@@ -138,8 +138,8 @@ export const nvme: Topic<State> = {
   rows: [
     ...(["memory", "file"] as const).flatMap((disk) =>
       (["read", "write"] as const).flatMap((operation) => [
-        row(disk, operation, "shared", 1, disk === "memory" ? { value: 480 } : {}),
-        row(disk, operation, "shared", 32, disk === "memory" ? { value: 800 } : {}),
+        row(disk, operation, "shared", 1, disk === "memory" ? { ratio: 0.6 } : { ratio: 0.35 }),
+        row(disk, operation, "shared", 32, disk === "memory" ? { ratio: 0.6 } : { ratio: 0.35 }),
         row(disk, operation, "sleep", 1, disk === "memory" ? { value: 24 } : {}),
         row(disk, operation, "sleep", 32, disk === "memory" ? { value: 500 } : {}),
       ]),
