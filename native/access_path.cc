@@ -235,7 +235,7 @@ bool AccessPath::PassOn(uint32_t position, const MessageHeader& header, const Re
   std::memcpy(buffer.bytes + sizeof request, message + sizeof header, header.size - sizeof header);
   state_->sent++;
   SentRecord& record = state_->sent_records[used & 1];
-  record = {used, state_->head, 0, position, 0};
+  record = {used, ++state_->sent_count, 0, position, 0};
   record.check = record.Check();
   CrashPoint();
   to_device_.Complete(buffer, header.size);

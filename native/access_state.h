@@ -69,11 +69,12 @@ struct PendingAccess {
 static_assert(sizeof(PendingAccess) == 56);
 
 // How far messages to the device process had come when a used index was stored; the next process finds by the ring's
-// index which of two holds. TypeScript's messages wait in a ring of bytes: `head` is the next one's position, `left`
-// what is left of one that is begun.
+// index which of two holds.
 struct SentRecord {
   uint32_t used;
-  uint32_t head;
+  // Messages so far, whole ones.
+  uint32_t count;
+  // Bytes that were left of one of TypeScript's.
   uint32_t left;
   // Of the client's command that was passed on last.
   uint32_t position;
@@ -82,7 +83,7 @@ struct SentRecord {
   uint32_t Check() const { return CheckOver(this, 0, offsetof(SentRecord, check)); }
 };
 
-// What outlives the process, `pending`, `sent_records` and `head`, is readable after a crash at any instruction: what
+// What outlives the process, `pending` and `sent_records`, is readable after a crash at any instruction: what
 // was done is told by the rings' used indices, which are stored last of all that belongs to a message.
 struct PathState {
   // Few: they are used in turn, and with many sessions each costs a cache line.
@@ -96,8 +97,8 @@ struct PathState {
   // The entry that the client waits for, plus 1.
   uint32_t active;
   uint32_t next_entry;
-  // TypeScript's: the position of the first of its messages that waits for the ring.
-  uint32_t head;
+  // Messages to the device process so far, whoever sent them.
+  uint32_t sent_count;
   // What the last turn that was not a light one cost, in bytes and nanoseconds; TypeScript clears it.
   uint32_t turn_cost;
   uint32_t turn_ns;
@@ -120,7 +121,7 @@ constexpr uint32_t kLayout[] = {
     offsetof(PathState, stopped),
     offsetof(PathState, budget),
     offsetof(PathState, active),
-    offsetof(PathState, head),
+    offsetof(PathState, sent_count),
     offsetof(PathState, turn_cost),
     offsetof(PathState, reads),
     offsetof(PathState, sent_records),

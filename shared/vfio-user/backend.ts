@@ -126,6 +126,10 @@ export interface PendingCommand {
   readonly data: DataView;
   readonly offset: number;
   readonly length: number;
+  /** Where it begins in all that clients sent, modulo 2^32; -1 where nobody counts. */
+  readonly position: number;
+  /** It may have been handed over before, by another process. */
+  readonly isAgain: boolean;
   /** Where the reply's body is to be written: replyBytes from replyOffset on. Call `reserve` first. */
   readonly replyBytes: Uint8Array;
   readonly replyData: DataView;
@@ -174,6 +178,8 @@ export interface DirectAccesses {
 }
 
 export interface Backend {
+  /** It answers posted writes itself, as soon as they are sure to be made. */
+  readonly answersWrites?: boolean;
   /** The device, or undefined while none is there. */
   readonly device: DeviceSummary | undefined;
   /**

@@ -71,12 +71,34 @@ export class RequestTable<Waiter extends object> {
     return id;
   }
 
+  /** In a table that nothing was taken from yet: these ids are taken, for nobody, and are used again last. */
+  restore(taken: readonly { readonly id: number; readonly command: number }[]): void {
+    while (taken.some(({ id }) => id >= this.#commands.length)) this.#grow(2 * this.#commands.length);
+    for (const { id, command } of taken) this.#commands[id] = command;
+    const start = taken.length > 0 ? taken[taken.length - 1].id + 1 : 0;
+    const ids = Array.from(this.#commands, (_, n) => (n + start) % this.#commands.length);
+    const free = ids.filter((id) => this.#commands[id] === FREE);
+    this.#free.set(free);
+    this.#freeHead = 0;
+    this.#freeCount = free.length;
+  }
+
+  /** Somebody waits for the reply to a request whose id is taken for nobody. */
+  adopt(id: number, waiter: Waiter): void {
+    this.#waiters[id] = waiter;
+    this.#waiting++;
+  }
+
   /**
    * Whether a reply to `command` with this `id`, any number, is one to a request. Whoever has dealt with it calls
    * `free`.
    */
   expects(id: number, command: number): boolean {
     return command !== FREE && this.#commands[id] === command;
+  }
+
+  isTaken(id: number): boolean {
+    return (this.#commands[id] ?? FREE) !== FREE;
   }
 
   /** Who waits for the reply; undefined when nobody does any more. */

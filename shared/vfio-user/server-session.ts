@@ -316,7 +316,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       stats.writes++;
       const { region } = access.at(frame.data, frame.offset);
       // A posted write: the client goes on while the device deals with it.
-      if (isPosted(device, region)) {
+      if (isPosted(device, region) && !backend.answersWrites) {
         copyAccess(pending);
         pending.replyEarly(RegionAccess.size);
         if (!pending.active) return;

@@ -254,6 +254,16 @@ export class DeviceQueue {
     this.chain.copyFrom(source, from, length);
   }
 
+  /** Whether there is a current chain. */
+  get hasChain(): boolean {
+    return this.#head >= 0;
+  }
+
+  /** The used index that gives the current chain back. */
+  get nextUsed(): number {
+    return (this.state[NEXT_USED] + 1) & 0xffff;
+  }
+
   /** Gives the chain back with the number of bytes that were written into it. */
   complete(written: number): void {
     if (this.#head < 0) throw new Error("no chain was taken");

@@ -20,6 +20,8 @@ const REPLY_OFFSET = 16;
 const MAX_REPLY = 64;
 
 class Pending implements PendingCommand {
+  readonly position = -1;
+  readonly isAgain = false;
   active = true;
   readonly offset = Header.size;
   readonly data: DataView;

@@ -19,6 +19,8 @@ export class LinkPendingCommand implements PendingCommand {
   data = new DataView(this.bytes.buffer);
   readonly offset = Header.size;
   length = 0;
+  readonly position = -1;
+  readonly isAgain = false;
 
   readonly #messages: Messages;
   readonly #finished: () => void;

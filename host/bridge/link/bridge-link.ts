@@ -57,6 +57,10 @@ export class BridgeLink implements Backend, BackEndDevice {
     state.observe((change) => this.#changed(change));
   }
 
+  get answersWrites(): boolean {
+    return true;
+  }
+
   get path(): AccessPath {
     return this.#parts.path;
   }
@@ -75,7 +79,8 @@ export class BridgeLink implements Backend, BackEndDevice {
     if (this.#isAttached(saved.state.name)) this.#attachDoorbells();
     restoreLink(this.#parts, this.#introduction, saved, client);
     const { state } = this.#parts;
-    if (backEnd && isOpen) channel.start(backEnd);
+    if (backEnd && isOpen) this.#parts.requests.resume(backEnd);
+    client.ends?.accesses.passBy(this.#parts.path);
     if (state.isPaused) {
       channel.halt();
       this.#waitForGrace();

@@ -7,24 +7,19 @@
  * broken ring or a malformed message stops the channel, and is reported once.
  */
 import * as native from "../../../native/index.js";
-import { KiB, MAX_MESSAGE_SIZE, MiB } from "../../../shared/limits.js";
+import { KiB, MAX_MESSAGE_SIZE } from "../../../shared/limits.js";
 import { Queue } from "../../../shared/spec/link.js";
 import { Header } from "../../../shared/spec/vfio-user.js";
 import { Rest, type Share, Turn } from "../../../shared/turn.js";
 import { type AccessPath, Stop } from "../../../shared/vfio-user/socket/access-path.js";
 import { DeviceQueue, QueueBroken } from "../../../shared/virtqueue/device.js";
-import { copyBytes } from "../../../shared/virtqueue/memory.js";
+import { StateError } from "../state/state-bytes.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { DeviceState } from "./device-state.js";
+import { Outgoing } from "./outgoing.js";
 
 /** Waiting bytes above which producers hold back. */
 const CONGESTION_MARK = 256 * KiB;
-/**
- * Waiting bytes that no well-behaved producer reaches: one largest message on top of the mark, and control messages.
- */
-const BACKLOG_LIMIT = 4 * MiB;
-const INITIAL_BACKLOG = 16 * KiB;
-
 /** A whole message, in bytes[0, length); both views are of the same bytes, which are reused afterwards. */
 export type MessageListener = (bytes: Uint8Array, data: DataView, length: number) => void;
 
@@ -39,14 +34,7 @@ export class Channel {
   readonly #state: DeviceState;
   #listener: MessageListener = () => {};
   readonly #drained: (() => void)[] = [];
-  /** Messages that wait: #out[#head, #tail), back to back. */
-  #out = new Uint8Array(INITIAL_BACKLOG);
-  #outData = new DataView(this.#out.buffer);
-  readonly #outHeader = Header.view();
-  #head = 0;
-  #tail = 0;
-  /** Bytes of the message at #head that have not been written yet; 0 at a message's start. */
-  #left = 0;
+  readonly #out = new Outgoing();
   readonly #in = new Uint8Array(MAX_MESSAGE_SIZE);
   readonly #inData = new DataView(this.#in.buffer);
   readonly #inHeader = Header.view(this.#inData);
@@ -76,7 +64,7 @@ export class Channel {
     this.#listener = listener;
   }
 
-  /** Calls `listener` whenever what waits fell below the mark. */
+  /** Calls `listener` whenever what waits fell below the mark, and when nothing does any more. */
   onDrained(listener: () => void): void {
     this.#drained.push(listener);
   }
@@ -91,13 +79,18 @@ export class Channel {
     };
   }
 
+  /** Messages that were sent or wait, modulo 2^32; of those another process had, the ones that it sent. */
+  get queuedCount(): number {
+    return (this.#path.sentCount + this.#out.count) >>> 0;
+  }
+
   get open(): boolean {
     return this.#backEnd !== undefined;
   }
 
   /** Bytes that wait for the driver to offer space. */
   get backlog(): number {
-    return this.#tail - this.#head;
+    return this.#out.backlog;
   }
 
   get congested(): boolean {
@@ -109,12 +102,19 @@ export class Channel {
     return this.#halted;
   }
 
-  /** Starts on a device whose message queues run. @throws SystemError; it is not open then */
-  start(backEnd: BackEnd): void {
-    this.stop();
+  /**
+   * Starts on a device whose message queues run; `isResumed`: another process sent and received there. What that had
+   * not sent is not sent. @throws SystemError; it is not open then
+   */
+  start(backEnd: BackEnd, isResumed = false): void {
+    if (!isResumed) this.stop();
     this.#backEnd = backEnd;
     this.#toDevice = backEnd.queue(Queue.TO_DEVICE) ?? idleQueue;
     this.#fromDevice = backEnd.queue(Queue.FROM_DEVICE) ?? idleQueue;
+    if (!isResumed) this.#path.beginSending();
+    else if (!this.#path.restore((this.#toDevice.nextUsed - 1) & 0xffff)) {
+      throw new StateError("what the device process was sent is damaged, or a message is not whole");
+    }
     try {
       this.#watchKicks(backEnd);
     } catch (error) {
@@ -155,18 +155,8 @@ export class Channel {
    * flags, whether it stays.
    */
   withdraw(isWanted: (id: number, command: number, flags: number) => boolean): void {
-    let from = this.#head + this.#left;
-    let to = from;
-    while (from < this.#tail) {
-      const { id, command, flags, size } = this.#outHeader.at(this.#outData, from);
-      if (isWanted(id, command, flags)) {
-        this.#out.copyWithin(to, from, from + size);
-        to += size;
-      }
-      from += size;
-    }
     const wasCongested = this.congested;
-    this.#tail = to;
+    this.#out.withdraw(isWanted);
     this.#updatePath();
     if (wasCongested && !this.congested) this.#reportDrained();
   }
@@ -177,9 +167,7 @@ export class Channel {
     this.#backEnd = undefined;
     this.#toDevice = idleQueue;
     this.#fromDevice = idleQueue;
-    this.#head = 0;
-    this.#tail = 0;
-    this.#left = 0;
+    this.#out.clear();
     this.#have = 0;
     this.#paused = false;
     this.#halted = false;
@@ -189,8 +177,8 @@ export class Channel {
   }
 
   /**
-   * Sends a message with the body bytes[offset, offset + length), which are copied. Nothing happens when stopped. False
-   * when it was dropped, because too much waits.
+   * Sends a message with the body bytes[offset, offset + length), which are copied; it is the client's command at
+   * `position`. Nothing happens when stopped. False when it was dropped, because too much waits.
    */
   send(
     id: number,
@@ -200,24 +188,16 @@ export class Channel {
     bytes: Uint8Array,
     offset = 0,
     length = bytes.length,
+    position = -1,
   ): boolean {
     if (!this.#backEnd) return true;
-    const size = Header.size + length;
-    if (!this.#makeRoom(size)) {
+    if (!this.#out.push(id, command, flags, errno, bytes, offset, length, position)) {
       this.#state.raise("silent", "it takes no messages");
       return false;
     }
-    const header = this.#outHeader.at(this.#outData, this.#tail);
-    header.id = id;
-    header.command = command;
-    header.size = size;
-    header.flags = flags;
-    header.errno = errno;
-    copyBytes(bytes, offset, this.#out, this.#tail + Header.size, length);
-    this.#tail += size;
     this.#sent++;
     this.#flush();
-    if (this.#head !== this.#tail) this.#updatePath();
+    if (this.backlog > 0) this.#updatePath();
     return true;
   }
 
@@ -268,48 +248,23 @@ export class Channel {
 
   /** Accesses may go by the path while none can overtake anything here. */
   #updatePath(): void {
-    const mayRun = this.open && !this.#halted && !this.#paused && this.#have === 0 && this.#head === this.#tail;
+    const mayRun = this.open && !this.#halted && !this.#paused && this.#have === 0 && this.backlog === 0;
     if (mayRun) this.#path.start(Stop.CHANNEL);
     else this.#path.stop(Stop.CHANNEL);
-  }
-
-  /** Makes room for `size` more bytes behind #tail; false when that is too much. */
-  #makeRoom(size: number): boolean {
-    if (this.#tail + size <= this.#out.length) return true;
-    const backlog = this.backlog;
-    if (backlog + size > BACKLOG_LIMIT) return false;
-    let length = this.#out.length;
-    while (length < backlog + size) length *= 2;
-    if (length > this.#out.length) {
-      const larger = new Uint8Array(length);
-      larger.set(this.#out.subarray(this.#head, this.#tail));
-      this.#out = larger;
-      this.#outData = new DataView(larger.buffer);
-    } else {
-      this.#out.copyWithin(0, this.#head, this.#tail);
-    }
-    this.#head = 0;
-    this.#tail = backlog;
-    return true;
   }
 
   /** Writes what waits into the buffers that the driver offers. */
   #flush(): void {
     const turn = this.#sending;
-    if (this.#halted || this.#head === this.#tail || !turn.begin()) return;
+    if (this.#halted || this.backlog === 0 || !turn.begin()) return;
     const queue = this.#toDevice;
     const wasCongested = this.congested;
     let wrote = false;
     let goesOn = true;
     try {
-      while (goesOn && this.#head < this.#tail && queue.next()) {
+      while (goesOn && this.backlog > 0 && queue.next()) {
         if (queue.writable === 0 || queue.readable > 0) throw new QueueBroken("a buffer that cannot take a message");
-        if (this.#left === 0) this.#left = this.#outHeader.at(this.#outData, this.#head).size;
-        const count = Math.min(this.#left, queue.writable);
-        queue.write(0, this.#out, this.#head, count);
-        queue.complete(count);
-        this.#head += count;
-        this.#left -= count;
+        const count = this.#out.writeTo(queue, this.#path);
         wrote = true;
         goesOn = turn.spend(queue.chain.cost + count);
       }
@@ -317,14 +272,10 @@ export class Channel {
       this.#fail(error, Queue.TO_DEVICE);
       return;
     }
-    if (this.#head === this.#tail) {
-      this.#head = 0;
-      this.#tail = 0;
-    }
     this.#updatePath();
     turn.end(!goesOn);
     if (wrote) this.#call();
-    if (wasCongested && !this.congested) this.#reportDrained();
+    if ((wasCongested && !this.congested) || this.backlog === 0) this.#reportDrained();
   }
 
   #call(): void {
@@ -349,6 +300,8 @@ export class Channel {
           this.#received++;
           this.#listener(this.#in, this.#inData, length);
         }
+        // Last: what is given back nobody is told again.
+        if (queue.hasChain) queue.complete(0);
       }
     } catch (error) {
       this.#fail(error, Queue.FROM_DEVICE);
@@ -375,7 +328,6 @@ export class Channel {
     if (isFirst && (size < count || size > MAX_MESSAGE_SIZE)) {
       throw new QueueBroken(`a message that says ${size} bytes, in a buffer of ${count}`);
     }
-    queue.complete(0);
   }
 
   #fail(error: unknown, queue: number): void {

@@ -37,7 +37,7 @@ export class CommandRelay {
   readonly #requests: RequestChannel;
   readonly #process: DeviceProcess;
   readonly #access = RegionAccess.view();
-  /** Posted writes that are queued, and whose clients are held back until the device process has taken some. */
+  /** Posted writes that wait for the ring, and whose clients do so, too: until then nobody else knows of them. */
   readonly #heldBack: PendingCommand[] = [];
   /** Commands that came while the device process was being told of their client, or its VM was paused. */
   readonly #early: PendingCommand[] = [];
@@ -62,6 +62,14 @@ export class CommandRelay {
   }
 
   handle(command: PendingCommand): void {
+    if (command.isAgain) {
+      const was = this.#requests.resumed(command);
+      if (was === "in flight") return;
+      if (was === "passed on" && isWrite(command.command)) {
+        replyToWrite(command);
+        return;
+      }
+    }
     const { summary } = this.#process;
     switch (this.#state.command) {
       case "passed on":
@@ -95,7 +103,7 @@ export class CommandRelay {
     if (isWrite(command.command)) this.#process.registers?.writeSent();
     if (!posted) return;
     this.#postedWrites++;
-    if (this.#requests.channel.congested) this.#heldBack.push(command);
+    if (this.#requests.channel.backlog > 0) this.#heldBack.push(command);
     else replyToWrite(command);
   }
 

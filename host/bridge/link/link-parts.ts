@@ -63,8 +63,8 @@ export class LinkParts {
     this.control = stateMemory.control;
     this.config = new ConfigSpace(window.size, uuid, name);
     this.changes = new Changes(state, log);
-    this.path = new AccessPath(share);
-    this.requests = new RequestChannel(state, share, this.path);
+    this.path = new AccessPath(share, stateMemory.path);
+    this.requests = new RequestChannel(state, share, this.path, stateMemory.pendingIds);
     this.allocation = new WindowAllocation(window, log, this.control);
     this.maps = new ClientMaps(state, this.changes, this.requests, this.allocation, stateMemory, log);
     this.sharing = new Sharing(this.allocation, this.requests, stateMemory);

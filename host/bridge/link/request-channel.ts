@@ -13,6 +13,9 @@ import type { PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { RequestTable } from "../../../shared/vfio-user/request-table.js";
 import type { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
 import { copyBytes } from "../../../shared/virtqueue/memory.js";
+import { MAX_PENDING_IDS, type PendingId, PendingIds } from "../state/pending-ids.js";
+import { StateError } from "../state/state-bytes.js";
+import type { BackEnd } from "../vhost-user/back-end.js";
 import { Channel } from "./channel.js";
 import type { DeviceState } from "./device-state.js";
 import { checkReply, hasHandles } from "./replies.js";
@@ -27,7 +30,7 @@ export interface DeviceMessages {
 
 const ERRNO_MAX = 4095;
 /** Commands without a reply. More than a session ever has: one at a time, and those that were abandoned. */
-const MAX_REQUESTS = 256;
+const MAX_REQUESTS = MAX_PENDING_IDS;
 /**
  * Of them, what is left to the bridge's own: that a process is to release a client whose commands it has not answered.
  */
@@ -54,9 +57,16 @@ export class RequestChannel {
   readonly #path: AccessPath;
   #messages: DeviceMessages | undefined;
 
-  constructor(state: DeviceState, share: Share, path: AccessPath) {
+  readonly #ids: PendingIds;
+  /** Ids that another process took, and whose replies have not come. */
+  #restored: readonly PendingId[] = [];
+  /** The next message may be one that another process dealt with. */
+  #isFirst = false;
+
+  constructor(state: DeviceState, share: Share, path: AccessPath, ids = new PendingIds()) {
     this.#state = state;
     this.#path = path;
+    this.#ids = ids;
     this.channel = new Channel(state, share, path);
     this.channel.listen((bytes, data, length) => this.#receive(bytes, data, length));
   }
@@ -66,15 +76,47 @@ export class RequestChannel {
     this.#messages = messages;
   }
 
+  /** Goes on where another process was: see Channel. @throws SystemError, StateError */
+  resume(backEnd: BackEnd): void {
+    const restored = this.#ids.load();
+    if (restored === undefined) throw new StateError("the ids of commands are damaged");
+    this.#requests.restore(restored);
+    this.#restored = restored;
+    this.#isFirst = true;
+    this.channel.start(backEnd, true);
+  }
+
+  /**
+   * A command that another process may have passed on: "in flight" when its reply is waited for now, "passed on" when
+   * it wants none; undefined when it was not.
+   */
+  resumed(command: PendingCommand): "in flight" | "passed on" | undefined {
+    const entry = this.#restored.find(({ position }) => position === command.position);
+    const wasPassed = this.#path.wasPassed(command.position);
+    if (entry !== undefined && wasPassed) {
+      this.#requests.adopt(entry.id, command);
+      return "in flight";
+    }
+    if (entry !== undefined) this.#free(entry.id);
+    return wasPassed ? "passed on" : undefined;
+  }
+
+  #free(id: number): void {
+    this.#requests.free(id);
+    this.#ids.free(id);
+  }
+
   /** Passes a command of the client's on; `posted`: no reply is wanted. False when too many have no reply. */
   relay(command: PendingCommand, posted: boolean): boolean {
     const id = posted ? 0 : this.#requests.take(command.command, command);
     if (id < 0) return false;
     const flags = HeaderFlags.TYPE_COMMAND | (posted ? HeaderFlags.NO_REPLY : 0);
-    const isSent = this.channel.send(id, command.command, flags, 0, command.bytes, command.offset, command.length);
+    const { bytes, offset, length, position } = command;
+    if (!posted) this.#ids.add(id, command.command, position);
+    const isSent = this.channel.send(id, command.command, flags, 0, bytes, offset, length, position);
     if (!isSent && !posted) {
       const waits = this.#requests.waiterOf(id) === command;
-      this.#requests.free(id);
+      this.#free(id);
       if (waits) answerWithoutDevice(command);
     }
     return true;
@@ -109,8 +151,9 @@ export class RequestChannel {
         this.#state.raise("silent", "it answers nothing");
         return;
       }
+      this.#ids.add(id, command, -1);
       if (this.channel.send(id, command, HeaderFlags.TYPE_COMMAND, 0, body)) return;
-      this.#requests.free(id);
+      this.#free(id);
       reject(new PeerGone("the device process takes no messages"));
     });
   }
@@ -129,6 +172,7 @@ export class RequestChannel {
    * the channel stays, and with it what the process may still answer.
    */
   drop(reason: string, mayCome: boolean): void {
+    if (!mayCome) for (let id = 0; id < MAX_REQUESTS; id++) if (this.#requests.isTaken(id)) this.#ids.free(id);
     end(mayCome ? this.#requests.abandon() : this.#requests.dropAll(), reason);
   }
 
@@ -136,7 +180,7 @@ export class RequestChannel {
   abandon(reason: string): void {
     const ids = this.#withdraw(() => true);
     const waiters = this.#requests.abandon();
-    for (const id of ids) this.#requests.free(id);
+    for (const id of ids) this.#free(id);
     end(waiters, reason);
   }
 
@@ -145,7 +189,7 @@ export class RequestChannel {
     const ids = this.#withdraw((id) => isRelayed(this.#requests.waiterOf(id)));
     const unsent = new Set(ids.map((id) => this.#requests.waiterOf(id)));
     const relayed = this.#requests.abandon(isRelayed);
-    for (const id of ids) this.#requests.free(id);
+    for (const id of ids) this.#free(id);
     for (const command of relayed) if (isRelayed(command)) answer(command, !unsent.has(command));
   }
 
@@ -173,6 +217,8 @@ export class RequestChannel {
   #receive(bytes: Uint8Array, data: DataView, length: number): void {
     const { id, command, flags, errno } = this.#inHeader.at(data);
     const type = flags & HeaderFlags.TYPE_MASK;
+    const mayBeAgain = this.#isFirst && type === HeaderFlags.TYPE_REPLY;
+    this.#isFirst = false;
     try {
       if (type === HeaderFlags.TYPE_REPLY && this.#path.has(id)) this.#replyToAccess(bytes, length, command, id);
       else if (type === HeaderFlags.TYPE_REPLY) this.#reply(id, command, flags, errno, bytes, data, length);
@@ -180,7 +226,7 @@ export class RequestChannel {
       else throw new ProtocolError(`a message of type ${type}`);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
-      this.#state.raise("violated", error.message);
+      if (!mayBeAgain) this.#state.raise("violated", error.message);
     }
   }
 
@@ -195,10 +241,10 @@ export class RequestChannel {
     const request = this.#requests.waiterOf(id);
     const failed = (flags & HeaderFlags.ERROR) !== 0;
     const code = errno > 0 && errno <= ERRNO_MAX ? errno : Errno.EIO;
-    if (request === undefined) {
-      this.#requests.free(id);
+    if (request === undefined || (isRelayed(request) && !request.active)) {
+      this.#free(id);
     } else if (request instanceof OwnRequest) {
-      this.#requests.free(id);
+      this.#free(id);
       if (failed) request.reject(new ProtocolError(`the device refused command ${number}`, code, number));
       else request.resolve(bytes.slice(Header.size, length));
     } else {
@@ -206,7 +252,6 @@ export class RequestChannel {
       const bodyEnd = length - 4 * handles;
       const body = failed ? 0 : checkReply(request, data, bodyEnd - Header.size, handles);
       if (body < 0) throw new ProtocolError(`a reply of ${length} bytes that does not fit command ${number}`);
-      this.#requests.free(id);
       if (failed) {
         request.fail(code);
       } else if (hasHandles(number, body, handles)) {
@@ -217,6 +262,8 @@ export class RequestChannel {
         copyBytes(bytes, Header.size, request.replyBytes, request.replyOffset, body);
         request.reply(body);
       }
+      // Last: until the client's reply is there, this one is wanted.
+      this.#free(id);
     }
   }
 }

@@ -23,7 +23,9 @@
  */
 import { MAX_DMA_MAPS, MAX_PENDING_COMMANDS, MiB, PAGE_SIZE } from "../../../shared/limits.js";
 import { struct } from "../../../shared/struct/struct.js";
+import { PATH_STATE_SIZE } from "../../../shared/vfio-user/socket/access-path.js";
 import { STREAM_SIZE } from "../../../shared/vfio-user/socket/stream-memory.js";
+import { PENDING_IDS_SIZE } from "./pending-ids.js";
 import { hashText } from "./state-bytes.js";
 
 /** "VVUSTATE". */
@@ -191,6 +193,9 @@ interface SessionLayout {
   readonly control: number;
   readonly controlCopies: readonly [number, number];
   readonly slots: Readonly<Record<SlotsName, number>>;
+  /** The access path's, and the ids of commands that the device process has not answered. */
+  readonly path: number;
+  readonly pendingIds: number;
   readonly streams: Readonly<Record<StreamName, number>>;
   readonly size: number;
 }
@@ -217,6 +222,8 @@ function layOut(): SessionLayout {
     control: take(8),
     controlCopies: [take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE), take(Control.size + MAX_CONTROL_SIZE, PAGE_SIZE)],
     slots: map(slots, (name) => take(slotSize(name) * SLOTS[name].count, PAGE_SIZE)),
+    path: take(PATH_STATE_SIZE, PAGE_SIZE),
+    pendingIds: take(PENDING_IDS_SIZE),
     streams: map(STREAMS, () => take(STREAM_SIZE, PAGE_SIZE)),
     size: take(0, PAGE_SIZE),
   };

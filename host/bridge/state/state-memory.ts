@@ -6,6 +6,7 @@
  */
 import { close, createMemory, fileStatus, mapFile, PROT_READ, PROT_WRITE } from "../../../native/index.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
+import { PATH_STATE_SIZE } from "../../../shared/vfio-user/socket/access-path.js";
 import { StreamMemory } from "../../../shared/vfio-user/socket/stream-memory.js";
 import { ControlState } from "./control-state.js";
 import { FdKeeper, type Store } from "./fd-keeper.js";
@@ -26,6 +27,7 @@ import {
   VERSION,
   type WordName,
 } from "./layout.js";
+import { PENDING_IDS_SIZE, PendingIds } from "./pending-ids.js";
 import { readState, type SavedState } from "./read-state.js";
 import { checkOf, hashText, StateBytes } from "./state-bytes.js";
 import { Pair, Slots } from "./tables.js";
@@ -126,6 +128,16 @@ export class StateMemory {
       this.#streams.set(name, stream);
     }
     return stream;
+  }
+
+  /** The access path's part. */
+  get path(): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(this.bytes.buffer, LAYOUT.path, PATH_STATE_SIZE);
+  }
+
+  /** Ids of commands that the device process has not answered. */
+  get pendingIds(): PendingIds {
+    return new PendingIds(new Uint8Array(this.bytes.buffer, LAYOUT.pendingIds, PENDING_IDS_SIZE));
   }
 
   word(name: WordName): number {

@@ -9,6 +9,7 @@
  * an access that is not waited for any longer is taken, and answered.
  */
 import * as native from "../../../native/index.js";
+import { crashPoint } from "../../../native/supervision.js";
 import { TICKS_PER_DEADLINE } from "../../deadline.js";
 import type { Latencies } from "../../histogram.js";
 import { MAX_REGIONS } from "../../limits.js";
@@ -48,11 +49,10 @@ const PendingAccess = struct({
 
 /**
  * How far messages to the device process had come when a used index was stored. There are two, and the ring's index
- * says which of them holds: that with its `used`. `head` and `left` are the channel's (host/bridge/link/channel.ts):
- * its first message that waits, and what is left of one that is begun. `position` is that of the client's command that
- * was passed on last.
+ * says which of them holds: that with its `used`. `count` whole messages were sent so far, and `left` bytes of one
+ * were not. `position` is that of the client's command that was passed on last.
  */
-const SentRecord = struct({ used: "u32", head: "u32", left: "u32", position: "u32", check: "u32" });
+const SentRecord = struct({ used: "u32", count: "u32", left: "u32", position: "u32", check: "u32" });
 const SENT_WORDS = SentRecord.size / 4;
 
 /** See native/access_path.h. */
@@ -66,7 +66,7 @@ const PathState = struct({
   mostNs: "u32",
   active: "u32",
   nextEntry: "u32",
-  head: "u32",
+  sentCount: "u32",
   turnCost: "u32",
   turnNs: "u32",
   reads: "u32",
@@ -90,7 +90,7 @@ const LAYOUT = Uint32Array.of(
   PathState.offsets.stopped,
   PathState.offsets.leastCost,
   PathState.offsets.active,
-  PathState.offsets.head,
+  PathState.offsets.sentCount,
   PathState.offsets.turnCost,
   PathState.offsets.reads,
   PathState.offsets.sentRecords,
@@ -131,6 +131,8 @@ function checkWords(words: Uint32Array, from: number, count: number): number {
 
 /** What the client's connection has to do for the path. */
 export interface PathClient {
+  /** Where the first command begins that was not dealt with. */
+  readonly handled: number;
   /** Sends what the socket did not take at once. */
   attend(): void;
   /** It waits for no access any more: its next command may be handed over. */
@@ -149,8 +151,10 @@ export class AccessPath {
   readonly #words: Uint32Array;
   readonly #fields: ReturnType<typeof PathState.view>;
   readonly #entry = PendingAccess.view();
-  /** Its state as another process left it, until that was settled. */
+  /** Its state is as another process left it, until a client goes on with it. */
   #isRestored = false;
+  /** Where that passed on a command last, -1 when it did not. */
+  #sent = -1;
   readonly #counts = { ...NO_COUNTS };
   #client: PathClient | undefined;
   /** The rings run: replies to what the device was asked may come. */
@@ -176,8 +180,9 @@ export class AccessPath {
 
   /** Whose accesses go by the path; undefined: nobody's. What was under way for the one before is nobody's any more. */
   set client(client: PathClient | undefined) {
-    if (this.#isRestored) this.#isRestored = false;
+    if (this.#isRestored && client) this.#goOnWith(client.handled);
     else this.abandon();
+    this.#isRestored = false;
     this.#client = client;
   }
 
@@ -306,27 +311,76 @@ export class AccessPath {
     return counts;
   }
 
-  /** A ring to the device begins, or none is there any more: nothing was given to it. */
+  /** The ring to the device process begins: nothing was given to it. */
   beginSending(): void {
     this.#words.fill(0, SENT_AT, SENT_AT + 2 * SENT_WORDS);
-    this.#fields.head = 0;
+    this.#sent = -1;
   }
 
-  /** Where the channel's messages that wait begin. */
-  set head(position: number) {
-    this.#fields.head = position;
+  /** Messages that the device process was given so far, modulo 2^32; it goes on from process to process. */
+  get sentCount(): number {
+    return this.#fields.sentCount;
   }
 
-  /** Before a used index is stored that gives the device process something of the channel's: how far that will be. */
-  noteSent(used: number, head: number, left: number): void {
+  /**
+   * Before a used index is stored that gives the device process something of the channel's: `left` bytes of the message
+   * are left then, and it is the client's command at `position`, -1 for others.
+   */
+  noteSent(used: number, left: number, position: number): void {
     const other = SENT_AT + ((used + 1) & 1) * SENT_WORDS;
     const at = SENT_AT + (used & 1) * SENT_WORDS;
     const words = this.#words;
+    if (left === 0) this.#fields.sentCount = (this.#fields.sentCount + 1) >>> 0;
     words[at] = used;
-    words[at + 1] = head;
+    words[at + 1] = this.#fields.sentCount;
     words[at + 2] = left;
-    words[at + 3] = words[other + 3];
+    words[at + 3] = left === 0 && position >= 0 ? position : words[other + 3];
     words[at + 4] = checkWords(words, at, SENT_WORDS - 1);
+    crashPoint?.();
+  }
+
+  /**
+   * Goes on with what another process left, the ring to the device process having this used index. Accesses that it was
+   * asked for are the client's that comes by `client` next. False when that cannot be: a message was begun and not
+   * sent, or the state is damaged.
+   */
+  restore(used: number): boolean {
+    const at = SENT_AT + (used & 1) * SENT_WORDS;
+    const [itsUsed, count, left, position, check] = this.#words.subarray(at, at + SENT_WORDS);
+    const isNew = this.#words.subarray(SENT_AT, SENT_AT + 2 * SENT_WORDS).every((word) => word === 0);
+    if (!isNew) {
+      if (itsUsed !== used || check !== checkWords(this.#words, at, SENT_WORDS - 1) || left > 0) return false;
+      this.#fields.sentCount = count;
+      this.#sent = position;
+    }
+    for (let n = 0; n < MAX_ACCESSES; n++) {
+      const entry = this.#entry.at(this.#data, this.#entryAt(n));
+      if (entry.state === AccessState.FREE) continue;
+      const words = (this.#entryAt(n) + PendingAccess.offsets.clientId) / 4;
+      const length = (PendingAccess.offsets.check - PendingAccess.offsets.clientId) / 4;
+      if (entry.check !== checkWords(this.#words, words, length)) return false;
+      // Given to the ring is what the index says.
+      if (entry.used === ((used + 1) & 0xffff)) entry.state = AccessState.FREE;
+      else if (entry.state !== AccessState.WAITS && entry.state !== AccessState.ABANDONED) return false;
+      entry.startedAt = 0;
+    }
+    this.#isRestored = true;
+    return true;
+  }
+
+  /** Whether another process passed on the client's command at that position, or one behind it. */
+  wasPassed(position: number): boolean {
+    return this.#sent >= 0 && ((position - this.#sent) | 0) <= 0;
+  }
+
+  /** The access that the client's first command is, which another process passed on, is in flight. */
+  #goOnWith(handled: number): void {
+    for (let n = 0; n < MAX_ACCESSES; n++) {
+      const entry = this.#entry.at(this.#data, this.#entryAt(n));
+      if (entry.state !== AccessState.WAITS) continue;
+      if (entry.position === handled) this.#fields.active = n + 1;
+      else entry.state = AccessState.ABANDONED;
+    }
   }
 
   #active() {

@@ -98,6 +98,11 @@ export class Connection {
     this.#flush();
   }
 
+  /** See PathClient. */
+  get handled(): number {
+    return this.#words[StreamWord.HANDLED] >>> 0;
+  }
+
   get closed(): boolean {
     return this.#isClosed;
   }

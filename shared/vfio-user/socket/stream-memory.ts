@@ -6,6 +6,7 @@
  * they are looked at first, given to it, and received then; a table says which message each belongs to.
  */
 import * as native from "../../../native/index.js";
+import { crashPoint } from "../../../native/supervision.js";
 import { PeerGone } from "../../errors.js";
 import { MAX_MESSAGE_FDS } from "../../limits.js";
 import { closePeerFd } from "../../peer-fds.js";
@@ -182,6 +183,7 @@ export class StreamMemory {
 
   #store(at: number, state: number): void {
     Atomics.store(this.#table, at, state);
+    crashPoint?.();
   }
 }
 

@@ -40,6 +40,8 @@ const MAX_ERRNO = 4095;
 
 /** A command whose reply has to keep to what was reserved, and to come once. */
 class Pending implements PendingCommand {
+  readonly position = -1;
+  readonly isAgain = false;
   readonly data: DataView;
   readonly length: number;
   replyBytes: Uint8Array<ArrayBuffer> = new Uint8Array(2 * GUARD).fill(CANARY);
