@@ -193,6 +193,8 @@ bool StreamMemory::LoadSent() {
     start += size;
   }
   Store(&state.boundary, start == sent ? kNoBoundary : Checked(start));
+  // What is left of it.
+  words_[kReplied] = start == sent ? 0 : static_cast<int32_t>(SizeAt(Unsent(start)) - (sent - start));
   Store(&state.sent, Checked(sent));
   words_[kSent] = static_cast<int32_t>(sent);
   return true;
@@ -363,8 +365,7 @@ Napi::Value StreamMemory::Queue(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value StreamMemory::CommitMethod(const Napi::CallbackInfo& info) {
-  uint32_t handled = static_cast<uint32_t>(Integer(info[0], "handled", 0, UINT32_MAX));
-  Commit(handled, Position(kQueued));
+  Commit(static_cast<uint32_t>(Integer(info[0], "handled")), Position(kQueued));
   return info.Env().Undefined();
 }
 
@@ -393,8 +394,7 @@ Napi::Value StreamMemory::Retract(const Napi::CallbackInfo& info) {
 
 // What the message's header says that begins at a position of what is to be sent.
 Napi::Value StreamMemory::UnsentSize(const Napi::CallbackInfo& info) {
-  uint32_t position = static_cast<uint32_t>(Integer(info[0], "position", 0, UINT32_MAX));
-  return Napi::Number::New(info.Env(), SizeAt(Unsent(position)));
+  return Napi::Number::New(info.Env(), SizeAt(Unsent(static_cast<uint32_t>(Integer(info[0], "position")))));
 }
 
 void InitStreamMemory(Napi::Env env, Napi::Object exports) { StreamMemory::Init(env, exports); }

@@ -1,7 +1,7 @@
 /**
  * The ids of commands that the device process was sent and has not answered, so that the next bridge takes none of them
- * for another command, and knows which of the client's each is. An entry for each id: a state, which is stored last, the
- * command, where the client's message is in what it sent, and a check.
+ * for another command, and knows which of the client's each is. An entry for each id: a state, which is stored last,
+ * the command, where the client's message is in what it sent, and a check.
  */
 import { crashPoint } from "../../../native/supervision.js";
 

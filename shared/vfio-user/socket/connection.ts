@@ -6,7 +6,6 @@
  * are handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could
  * never end. While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So
  * does what is more than a turn's worth of messages (turn.ts), and no more is received meanwhile.
- *
  * All that came and was not dealt with, and all that is to be sent, is in the stream's memory (stream-memory.ts). A
  * connection that another process had goes on from there: the command that was in flight is handed over again.
  * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
@@ -52,7 +51,6 @@ export class Connection {
   #isAgain = false;
   /** Nothing is received until the commands that wait are served. */
   #paused = false;
-  /** Conditions that are polled for. */
   #polled = 0;
   #isClosed = false;
   #path: AccessPath | undefined;
@@ -91,14 +89,12 @@ export class Connection {
   goOn(): void {
     if (!this.#waits || this.#isClosed) return;
     this.#waits = false;
-    const { SCAN, HANDLED } = StreamWord;
-    const isByPath = this.#path?.isBusy === true && this.#path.position === this.#words[HANDLED] >>> 0;
-    if (isByPath) this.#words[SCAN] = this.#path?.end ?? 0;
+    const isByPath = this.#path?.isBusy === true && this.#path.position === this.handled;
+    if (isByPath) this.#words[StreamWord.SCAN] = this.#path?.end ?? 0;
     this.#isAgain = !isByPath && this.#buffer.hasPartial;
     this.#flush();
   }
 
-  /** See PathClient. */
   get handled(): number {
     return this.#words[StreamWord.HANDLED] >>> 0;
   }
@@ -129,8 +125,7 @@ export class Connection {
 
   /**
    * Sends the reply to the command in flight, bytes[0, length), which are to be left alone until the next command; with
-   * `fds`, which stay the caller's. Where it spares a system call, that is when the callback ends. From then on the
-   * command is dealt with, whatever becomes of this process.
+   * `fds`, which stay the caller's. From then on the command is dealt with, whatever becomes of this process.
    */
   answer(bytes: Uint8Array<ArrayBuffer>, length: number, fds?: readonly number[]): void {
     if (this.#isClosed) return;
