@@ -92,6 +92,8 @@ export class RequestChannel {
    */
   resumed(command: PendingCommand): "in flight" | "passed on" | undefined {
     const entry = this.#restored.find(({ position }) => position === command.position);
+    // Once: the command may be handed over again when it has waited here, and its id be another's then.
+    this.#restored = this.#restored.filter((each) => each !== entry);
     const wasPassed = this.#path.wasPassed(command.position);
     if (entry !== undefined && wasPassed) {
       this.#requests.adopt(entry.id, command);
