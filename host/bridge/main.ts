@@ -21,7 +21,7 @@ import type { SessionSettings } from "./session-settings.js";
 const TEXTS = { capabilities: capabilitiesText, help: helpText, version: () => versionText(TABLE.name) };
 
 /** A bridge that lives so long does not die of the state that it took over. */
-const SERVES_AFTER_MS = 250;
+const SERVES_AFTER_MS = 30;
 
 async function main(program: Program): Promise<number> {
   const args = process.argv.slice(2);

@@ -44,6 +44,8 @@ export function clientKeeper(state: StateMemory): ClientKeeper {
     client: state.stream("client"),
     twin: state.stream("twin"),
     commit: () => control.commit(),
+    accepted: (fd) => state.accepted("client", fd),
+    known: () => state.known("client"),
     keep: (fd) => fds.keep(fd),
     take: (id) => fds.take(id, FD_KIND.SOCKET),
     touch: () => control.touch(),

@@ -61,6 +61,8 @@ export class Session {
   readonly #state: StateMemory;
   #listener: Listener | undefined;
   #backEnd: BackEnd | undefined;
+  /** Of the last front-end. */
+  #frontEndFd = -1;
 
   constructor(options: SessionOptions) {
     this.#options = options;
@@ -148,6 +150,10 @@ export class Session {
       throw error;
     }
     this.#state.control.begin(() => this.#save());
+    const frontEnd = this.#state.takeAccepted("front-end", this.#frontEndFd);
+    if (frontEnd !== undefined) this.#connected(frontEnd);
+    const client = this.#state.takeAccepted("client", this.#server.clientFd);
+    if (client !== undefined) this.#server.accept(client);
   }
 
   #save(): SavedSession {
@@ -195,14 +201,16 @@ export class Session {
       closePeerSocket(fd, this.#deviceVmFds);
       return;
     }
+    this.#state.accepted("front-end", fd);
     this.#log.info("front-end connected");
     const backEnd = this.#newBackEnd(fd);
     this.#backEnd = backEnd;
     this.#link.attach(backEnd);
-    this.#state.control.touch();
+    this.#state.known("front-end");
   }
 
   #newBackEnd(fd: number, resumes = false): BackEnd {
+    this.#frontEndFd = fd;
     return new BackEnd(fd, {
       window: this.#window,
       memory: this.#memory,

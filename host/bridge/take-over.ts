@@ -52,14 +52,10 @@ export class TakeOver {
     for (const [number, kept] of this.#kept) {
       if (!StateMemory.isOf(kept, identity)) continue;
       this.#kept.delete(number);
-      try {
-        return this.#open(number, kept, identity);
-      } catch (error) {
-        if (!(error instanceof StateError || isSystemError(error))) throw error;
-        log.error({ reason: error.message }, "cannot go on where the bridge before was, and begins anew");
-        this.#drop(number, kept);
-        return undefined;
-      }
+      const taken = this.#open(number, kept, identity);
+      if (!(taken instanceof Error)) return taken;
+      log.error({ reason: taken.message }, "cannot go on where the bridge before was, and begins anew");
+      return undefined;
     }
     return undefined;
   }
@@ -80,8 +76,22 @@ export class TakeOver {
     this.#kept.clear();
   }
 
-  #open(number: number, kept: ReadonlyMap<string, number>, identity: SessionIdentity): TakenState {
-    const { state, saved } = StateMemory.open(number, kept, identity, this.#store);
+  /** Why it cannot be gone on with, in its place: all of it is closed then. */
+  #open(number: number, kept: ReadonlyMap<string, number>, identity: SessionIdentity): TakenState | Error {
+    let state: StateMemory | undefined;
+    try {
+      const opened = StateMemory.open(number, kept, identity, this.#store);
+      state = opened.state;
+      return this.#begun(opened.state, opened.saved);
+    } catch (error) {
+      if (!(error instanceof StateError || isSystemError(error))) throw error;
+      if (state === undefined) this.#drop(number, kept);
+      else state.close();
+      return error;
+    }
+  }
+
+  #begun(state: StateMemory, saved: SavedState): TakenState {
     if (saved.attempts >= MAX_ATTEMPTS) throw new StateError(`${saved.attempts} bridges have died of it`);
     state.countAttempt();
     const [vfioUser, vhostUser] = savedSession(saved.control)?.listeners ?? [0, 0];

@@ -14,7 +14,7 @@ export const VFIO_USER_NAME = "vfio-user";
 export const VHOST_USER_NAME = "vhost-user";
 
 /** Names of what a process puts into the store itself. */
-const KEPT_NAME = /^\d{1,6}\.(state|\d{1,10})$/;
+const KEPT_NAME = /^\d{1,6}\.(state|client|front-end|\d{1,10})$/;
 
 /** A socket of a session: to be made at a path, or handed down. */
 export type SocketSource = { readonly path: string } | { readonly fd: number };

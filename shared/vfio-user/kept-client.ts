@@ -16,6 +16,9 @@ export interface ClientKeeper {
   /** Another process's descriptor, by number. */
   take(id: number): number;
   touch(): void;
+  /** A client's socket was just accepted, and then: it is known. */
+  accepted(fd: number): void;
+  known(): void;
   /** What has changed is to be known from now on. */
   commit(): void;
   /** Where the bytes are of the client's socket, and of its twin. */

@@ -61,7 +61,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   #device: DeviceAccess | undefined;
   readonly #dma: ClientDma;
   #state: "new" | "connecting" | "ready" | "gone" = "new";
-  readonly #fd: number;
+  readonly fd: number;
   #now = 0;
   /** Ends the wait for VERSION, and then for a device. */
   #stopWaiting: () => void;
@@ -71,7 +71,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   /** `resumes`: it goes on where another process was, after `goOn`. */
   constructor(fd: number, options: ServerSessionOptions, resumes?: readonly Arrival[]) {
     this.#options = options;
-    this.#fd = fd;
+    this.fd = fd;
     options.keeper?.keep(fd);
     this.ended = new Promise((resolve) => {
       this.#end = resolve;
@@ -95,7 +95,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   save(): SavedClient | undefined {
     const { keeper } = this.#options;
     if (this.#state === "gone" || keeper === undefined) return undefined;
-    return { socket: keeper.keep(this.#fd), isReady: this.#state === "ready", ...this.#dma.save() };
+    return { socket: keeper.keep(this.fd), isReady: this.#state === "ready", ...this.#dma.save() };
   }
 
   /** Goes on with a client that another process served, and gives its maps. @throws ProtocolError */

@@ -118,6 +118,11 @@ export class Server {
     return this.#listener?.fd ?? -1;
   }
 
+  /** The client's socket; -1 when there is none. */
+  get clientFd(): number {
+    return this.#session?.fd ?? -1;
+  }
+
   /** What the next process has to know of the client. */
   save(): SavedClient | undefined {
     return this.#session?.save();
@@ -147,7 +152,7 @@ export class Server {
       share: this.#share,
       fds: this.#fds,
       waits: () => this.#session?.isEnding === true,
-      connected: (fd) => this.#connected(fd),
+      connected: (fd) => this.accept(fd),
     });
   }
 
@@ -159,7 +164,8 @@ export class Server {
     await this.#serving;
   }
 
-  #connected(fd: number): void {
+  /** A client has connected, whose socket is the server's from now on. */
+  accept(fd: number): void {
     if (this.#session !== undefined) {
       this.#log.warn("refused a second client: one at a time");
       closePeerSocket(fd, this.#fds);
@@ -170,8 +176,10 @@ export class Server {
       closePeerSocket(fd, this.#fds);
       return;
     }
+    this.#options.keeper?.accepted(fd);
     this.#session = this.#begin(fd);
     this.#serving = this.#serve(this.#session);
+    this.#options.keeper?.known();
   }
 
   #begin(fd: number, resumes?: readonly Arrival[]): ServerSession {

@@ -232,7 +232,10 @@ function layOut(): SessionLayout {
 /** Names in the store, of a session's state and of its descriptors. */
 export const stateName = (session: number) => `${session}.state`;
 export const fdName = (session: number, id: number) => `${session}.${id}`;
-export const KEPT_NAME = /^(\d{1,6})\.(state|[1-9]\d{0,9})$/;
+export const KEPT_NAME = /^(\d{1,6})\.(state|client|front-end|[1-9]\d{0,9})$/;
+/** A connection that was accepted, and of which the state does not know yet. */
+export const ACCEPTED = ["client", "front-end"] as const;
+export type Accepted = (typeof ACCEPTED)[number];
 
 /** The number for `Header.layout`. */
 export const LAYOUT_NUMBER = hashText(

@@ -9,6 +9,7 @@ import { checkSlots, type Saved, type SavedSlots } from "./check-slots.js";
 import { controlCheck } from "./control-state.js";
 import type { FdDescription } from "./fd-kinds.js";
 import {
+  ACCEPTED,
   Control,
   Header,
   Identity,
@@ -70,8 +71,8 @@ export function readState(
     (Object.keys(SLOTS) as SlotsName[]).map((table) => [table, readSlots(bytes, table)]),
   ) as unknown as SavedSlots;
   checkSlots(slots, identity.windowSize, kept);
-  const known = new Set(slots.fds.map(({ values }) => String(values.id)));
-  const stranger = [...kept.keys()].find((name) => name !== "state" && !known.has(name));
+  const known = new Set(["state", ...ACCEPTED, ...slots.fds.map(({ values }) => String(values.id))]);
+  const stranger = [...kept.keys()].find((name) => !known.has(name));
   if (stranger !== undefined) throw new StateError(`it knows nothing of the file descriptor ${stranger} that came`);
   const windowRequests = readPair(bytes, "windowRequests");
   const unmapped = readPair(bytes, "unmapped");

@@ -12,6 +12,8 @@ import { ControlState } from "./control-state.js";
 import { FdKeeper, type Store } from "./fd-keeper.js";
 import { describeFd, type FdDescription } from "./fd-kinds.js";
 import {
+  ACCEPTED,
+  type Accepted,
   Header,
   Identity,
   LAYOUT,
@@ -55,6 +57,7 @@ export class StateMemory {
   readonly #pairs: Pairs;
   readonly #slots: AllSlots;
   readonly #store: Store | undefined;
+  readonly #accepted = new Map<Accepted, number | undefined>();
   readonly #streams = new Map<StreamName, StreamMemory>();
 
   private constructor(fd: number, number: number, store: Store | undefined) {
@@ -98,6 +101,7 @@ export class StateMemory {
     const { fd, saved } = readKept(number, kept, identity);
     const state = new StateMemory(fd, number, store);
     state.fds.adopt(saved.slots.fds, kept);
+    for (const which of ACCEPTED) state.#accepted.set(which, kept.get(which));
     return { state, saved };
   }
 
@@ -144,6 +148,31 @@ export class StateMemory {
     return this.bytes.word(LAYOUT.words[name]) ?? 0;
   }
 
+  /**
+   * A connection was just accepted: it outlives the process from now on. `known` is to be called when the state knows
+   * of it.
+   */
+  accepted(which: Accepted, fd: number): void {
+    this.#store?.store(`${this.number}.${which}`, fd);
+  }
+
+  known(which: Accepted): void {
+    this.control.touch();
+    this.control.commit();
+    this.#store?.remove(`${this.number}.${which}`);
+  }
+
+  /** A connection that another bridge accepted, unless it is the one that the state knows: `known`. */
+  takeAccepted(which: Accepted, known: number): number | undefined {
+    const fd = this.#accepted.get(which);
+    this.#accepted.delete(which);
+    if (fd === undefined) return undefined;
+    if (known < 0 || fileStatus(fd).inode !== fileStatus(known).inode) return fd;
+    this.#store?.remove(`${this.number}.${which}`);
+    close(fd);
+    return undefined;
+  }
+
   /** Something of it found no room: the next bridge does not go on with it. */
   countLost(): void {
     this.bytes.setWord(LAYOUT.words.unkept, this.word("unkept") + 1);
@@ -163,6 +192,12 @@ export class StateMemory {
   close(): void {
     this.control.end();
     this.fds.end();
+    for (const [which, fd] of this.#accepted) {
+      if (fd === undefined) continue;
+      this.#store?.remove(`${this.number}.${which}`);
+      close(fd);
+    }
+    this.#accepted.clear();
     this.#store?.remove(stateName(this.number));
     close(this.#fd);
   }
