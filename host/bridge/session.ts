@@ -129,7 +129,7 @@ export class Session {
     fds.sweep();
     this.#backEnd?.goOn();
     this.#window.goOn();
-    this.#server.goOn();
+    this.#link.onceSettled(() => this.#server.goOn());
   }
 
   /** Listens on both sockets. @throws UserError when one of them cannot be had; nothing is left open then */

@@ -34,10 +34,17 @@ import type {
 import type { AccessPath } from "../../../shared/vfio-user/socket/access-path.js";
 import type { BackEnd } from "../vhost-user/back-end.js";
 import type { BackEndDevice } from "../vhost-user/back-end-device.js";
-import type { Change, State } from "./device-state.js";
+import type { Change } from "./device-state.js";
 import { Introduction } from "./introduction.js";
 import { type LinkOptions, LinkParts } from "./link-parts.js";
-import { type RestoredClient, restoreLink, type SavedLink, saveLink } from "./saved-link.js";
+import {
+  hasDoorbells,
+  type RestoredClient,
+  repairWindow,
+  restoreLink,
+  type SavedLink,
+  saveLink,
+} from "./saved-link.js";
 
 export class BridgeLink implements Backend, BackEndDevice {
   readonly #parts: LinkParts;
@@ -46,6 +53,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   readonly inspectDevice = () => this.#parts.process.inspection.ask(this.#backEnd?.features ?? 0n);
   #backEnd: BackEnd | undefined;
   #stopGrace = () => {};
+  #settled: (() => void) | undefined;
   #retry: NodeJS.Timeout | undefined;
 
   constructor(options: LinkOptions) {
@@ -59,6 +67,19 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   get answersWrites(): boolean {
     return true;
+  }
+
+  /** After a take-over: calls back when the client's commands may come, as the device process is sure of it, or left. */
+  onceSettled(settled: () => void): void {
+    this.#settled = settled;
+    this.#checkSettled();
+  }
+
+  #checkSettled(): void {
+    const { state } = this.#parts;
+    if (state.name === "ready" && this.#introduction.client) return;
+    this.#settled?.();
+    this.#settled = undefined;
   }
 
   get path(): AccessPath {
@@ -76,7 +97,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#backEnd = backEnd;
     const { channel } = this.#parts.requests;
     const isOpen = backEnd?.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running;
-    if (this.#isAttached(saved.state.name)) this.#attachDoorbells();
+    if (hasDoorbells(saved.state.name)) this.#attachDoorbells();
     restoreLink(this.#parts, this.#introduction, saved, client);
     const { state } = this.#parts;
     if (backEnd && isOpen) this.#parts.requests.resume(backEnd);
@@ -88,7 +109,7 @@ export class BridgeLink implements Backend, BackEndDevice {
       this.#startRings();
       this.#callDevice(backEnd);
     }
-    this.#parts.changes.background(() => this.#repair());
+    this.#parts.changes.background(() => repairWindow(this.#parts));
     if (state.cause === "violated") this.#demandReset("the bridge was started again");
     else if (state.cause !== undefined) this.#introduction.gaveUp(state.cause, "the bridge was started again");
     this.#introduction.update();
@@ -227,6 +248,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   // What follows from a transition.
 
   #changed(change: Change): void {
+    queueMicrotask(() => this.#checkSettled());
     if (change.to !== "connected") this.#parts.relay.stopPath();
     if (change.from === "paused" && change.to !== "paused") this.#stopGrace();
     switch (change.event) {
@@ -303,14 +325,6 @@ export class BridgeLink implements Backend, BackEndDevice {
     for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) backEnd.call(queue);
   }
 
-  /** After a take-over: what is in the window is as it is known. */
-  async #repair(): Promise<void> {
-    const { window, maps, sharing } = this.#parts;
-    await window.restored;
-    maps.placement.freeUnmapped();
-    await sharing.memories.repair();
-  }
-
   /** The rings go on where they were. */
   #resume({ to }: Change): void {
     this.#parts.log.info({ state: to }, "the device VM goes on");
@@ -381,11 +395,6 @@ export class BridgeLink implements Backend, BackEndDevice {
   /** Doorbell queues of the device. */
   get #doorbellQueues(): number {
     return Math.max(0, (this.#backEnd?.queues ?? 0) - Queue.FIRST_DOORBELL);
-  }
-
-  /** Whether a device in that state has doorbells. */
-  #isAttached(state: State): boolean {
-    return state === "ready" || state === "connected" || state === "paused";
   }
 
   #attachDoorbells(): void {

@@ -1,7 +1,7 @@
 /** The bridge's half of a link as the state keeps it, and how another bridge goes on with it. */
 
 import type { SavedProcess } from "./device-process.js";
-import type { SavedDeviceState } from "./device-state.js";
+import type { SavedDeviceState, State } from "./device-state.js";
 import type { RestoredMap } from "./dma-maps.js";
 import type { SavedDoorbells } from "./doorbells.js";
 import type { SavedInterrupts } from "./interrupts.js";
@@ -58,4 +58,16 @@ export function restoreLink(
   interrupts.restore(saved.interrupts);
   introduction.restore(saved.introduction, client.ends);
   process.restore(saved.process);
+}
+
+/** Whether a device in that state has doorbells. */
+export function hasDoorbells(state: State): boolean {
+  return state === "ready" || state === "connected" || state === "paused";
+}
+
+/** What is in the window becomes as it is known, when the front-end has answered what the bridge before asked it. */
+export async function repairWindow({ window, maps, sharing }: LinkParts): Promise<void> {
+  await window.restored;
+  maps.placement.freeUnmapped();
+  await sharing.memories.repair();
 }

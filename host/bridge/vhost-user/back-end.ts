@@ -166,7 +166,6 @@ export class BackEnd {
     this.#gone("the front-end closed the connection");
   }
 
-  /** Ends the connection. `gone` is not called. */
   close(): void {
     this.#connection.close();
     this.#release("the bridge closes");
@@ -225,9 +224,9 @@ export class BackEnd {
       this.#log.warn({ request, reason: (error as Error).message }, "refused a vhost-user request");
       failure = 1;
     }
-    if (needsAck && !handler?.replies) this.#replyU64(request, failure);
-    // Behind the acknowledgement, without which QEMU does not go on.
-    if (request === Request.SET_MEM_TABLE) this.#window.afterTable(this.#memory.regions);
+    const acknowledge = () => (needsAck && !handler?.replies ? this.#replyU64(request, failure) : undefined);
+    if (request === Request.SET_MEM_TABLE) this.#window.afterTable(this.#memory.regions, acknowledge);
+    else acknowledge();
   }
 
   #reply(request: number, size: number): void {

@@ -242,13 +242,14 @@ export class Window {
     this.#channel?.drain(this.#abandoned + 1);
   }
 
-  /** To be called when the reply to SET_MEM_TABLE, which has that many regions, was sent. */
-  afterTable(regions: number): void {
+  /** SET_MEM_TABLE, which has that many regions, was handled; `acknowledge` sends the reply. */
+  afterTable(regions: number, acknowledge = () => {}): void {
     this.#regions = regions;
-    if (!this.#committing) return;
-    this.#tablesCome = true;
+    const isAwaited = this.#committing !== undefined;
+    this.#tablesCome ||= isAwaited;
     this.#committed();
-    this.#next();
+    acknowledge();
+    if (isAwaited) this.#next();
   }
 
   #request(request: number, fd: number, fdOffset: number, offset: number, size: number): Promise<void> {
