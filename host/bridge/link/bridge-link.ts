@@ -69,7 +69,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     return true;
   }
 
-  /** After a take-over: calls back when the client's commands may come, as the device process is sure of it, or left. */
+  /** After a take-over: calls back when the client's commands may come: the device process is sure of it, or left. */
   onceSettled(settled: () => void): void {
     this.#settled = settled;
     this.#checkSettled();
