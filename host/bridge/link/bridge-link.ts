@@ -76,8 +76,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   }
 
   #checkSettled(): void {
-    const { state } = this.#parts;
-    if (state.name === "ready" && this.#introduction.client) return;
+    if (this.#parts.state.name === "ready" && this.#introduction.client) return;
     this.#settled?.();
     this.#settled = undefined;
   }
@@ -90,9 +89,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     return saveLink(this.#parts, this.#introduction);
   }
 
-  /**
-   * Goes on where another bridge was, the back-end and the client being there as far as they were. @throws StateError
-   */
+  /** Goes on where another bridge was; the back-end and the client are there if they were. @throws StateError */
   restore(saved: SavedLink, backEnd: BackEnd | undefined, client: RestoredClient): void {
     this.#backEnd = backEnd;
     const { channel } = this.#parts.requests;
@@ -130,13 +127,12 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   /** What the link did so far. */
   get statistics() {
-    const { channel } = this.#parts.requests;
     return {
       hellos: this.#parts.process.hellos,
       ...this.#parts.relay.statistics,
       doorbells: this.#parts.doorbells.relayed,
       ioEvents: this.#parts.sharing.events.forwarded,
-      ...channel.statistics,
+      ...this.#parts.requests.channel.statistics,
       dmaMessages: this.#parts.dma.transfers,
       copies: this.#parts.copies.copies,
       copiedBytes: this.#parts.copies.bytes,
