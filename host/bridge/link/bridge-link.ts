@@ -39,6 +39,7 @@ import { Introduction } from "./introduction.js";
 import { type LinkOptions, LinkParts } from "./link-parts.js";
 import {
   hasDoorbells,
+  kickAll,
   type RestoredClient,
   repairWindow,
   restoreLink,
@@ -92,7 +93,6 @@ export class BridgeLink implements Backend, BackEndDevice {
   /** Goes on where another bridge was; the back-end and the client are there if they were. @throws StateError */
   restore(saved: SavedLink, backEnd: BackEnd | undefined, client: RestoredClient): void {
     this.#backEnd = backEnd;
-    const { channel } = this.#parts.requests;
     const isOpen = backEnd?.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running;
     if (hasDoorbells(saved.state.name)) this.#attachDoorbells();
     restoreLink(this.#parts, this.#introduction, saved, client);
@@ -100,11 +100,12 @@ export class BridgeLink implements Backend, BackEndDevice {
     if (backEnd && isOpen) this.#parts.requests.resume(backEnd);
     client.ends?.accesses.passBy(this.#parts.path);
     if (state.isPaused) {
-      channel.halt();
+      this.#parts.requests.channel.halt();
       this.#waitForGrace();
     } else if (backEnd) {
       this.#startRings();
       this.#callDevice(backEnd);
+      kickAll(backEnd);
     }
     this.#parts.changes.background(() => repairWindow(this.#parts));
     if (state.cause === "violated") this.#demandReset("the bridge was started again");

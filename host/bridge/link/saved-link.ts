@@ -1,5 +1,8 @@
 /** The bridge's half of a link as the state keeps it, and how another bridge goes on with it. */
 
+import { eventfdWrite } from "../../../native/index.js";
+import { Queue } from "../../../shared/spec/link.js";
+import type { BackEnd } from "../vhost-user/back-end.js";
 import type { SavedProcess } from "./device-process.js";
 import type { SavedDeviceState, State } from "./device-state.js";
 import type { RestoredMap } from "./dma-maps.js";
@@ -70,4 +73,12 @@ export async function repairWindow({ window, maps, sharing }: LinkParts): Promis
   await window.restored;
   maps.placement.freeUnmapped();
   await sharing.memories.repair();
+}
+
+/** What the driver kicked for, and the bridge before had begun to look at, is looked at. */
+export function kickAll(backEnd: BackEnd): void {
+  for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) {
+    const kick = backEnd.kickFd(queue);
+    if (kick >= 0) eventfdWrite(kick);
+  }
 }
