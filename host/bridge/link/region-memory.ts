@@ -127,7 +127,7 @@ export class RegionMemories {
     if (!areas.some(({ windowOffset }) => windowOffset === offset)) return false;
     if (isDone && request === BackendRequest.SHMEM_MAP) this.#mapped.add(offset);
     else if (isDone) this.#mapped.delete(offset);
-    this.#state.control.touch();
+    this.#state.control.commitNow();
     return true;
   }
 

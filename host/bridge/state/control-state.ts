@@ -58,6 +58,11 @@ export class ControlState {
     this.commit();
   }
 
+  /** Writes what is the case now, whether or not it is held: before something else is noted that relies on it. */
+  commitNow(): void {
+    this.#write();
+  }
+
   readonly #later = (): void => {
     this.#isQueued = false;
     this.commit();
