@@ -18,6 +18,7 @@ import { Session } from "./session.js";
 import { isSame, type SessionSettings } from "./session-settings.js";
 import { showSession } from "./shown-session.js";
 import type { SavedState } from "./state/read-state.js";
+import type { SessionIdentity } from "./state/state-memory.js";
 import { type TakenState, TakeOver } from "./take-over.js";
 
 /** A device of some queues, vectors and maps takes as many. */
@@ -62,6 +63,7 @@ export class Bridge {
   /** Listens on all sockets. @throws UserError when one of them cannot be had; nothing is left open then */
   async open(sessions: readonly SessionSettings[]): Promise<void> {
     startCopyThreads();
+    this.#takeOver.keepOnly(sessions.map(identityOf));
     await this.change(sessions);
     this.#takeOver.end();
   }
@@ -149,18 +151,18 @@ export class Bridge {
 
   async #start(settings: SessionSettings): Promise<Running> {
     const { name, vfioUser, vhostUser, windowSize, trustUnsealedMemory, access } = settings;
-    const sockets = [keyOf(vfioUser), keyOf(vhostUser)] as const;
+    const identity = identityOf(settings);
     const log = this.#log.child({ session: name });
-    const taken = this.#takeOver.take({ sockets, windowSize }, log);
+    const taken = this.#takeOver.take(identity, log);
     const socketOf = (source: SocketSource) => ("path" in source ? source.path : this.#inherited.open(source.fd));
     const make = ({ state, uuid, listening }: Omit<TakenState, "saved">) => {
       const [socket, vhostUserSocket] = [socketOf(vfioUser), socketOf(vhostUser)];
       const options = { socket, vhostUserSocket, name, windowSize, trustUnsealedMemory, state, uuid, listening, log };
       return { socket, session: new Session({ ...options, fds: () => this.#fds() }) };
     };
-    let { socket, session } = make(taken ?? this.#takeOver.begin({ sockets, windowSize }));
+    let { socket, session } = make(taken ?? this.#takeOver.begin(identity));
     if (taken && !(await goesOn(session, taken.saved, log))) {
-      ({ socket, session } = make(this.#takeOver.begin({ sockets, windowSize })));
+      ({ socket, session } = make(this.#takeOver.begin(identity)));
     }
     try {
       await session.open();
@@ -194,6 +196,10 @@ async function goesOn(session: Session, saved: SavedState, log: Log): Promise<bo
     await session.close();
     return false;
   }
+}
+
+function identityOf({ vfioUser, vhostUser, windowSize }: SessionSettings): SessionIdentity {
+  return { sockets: [keyOf(vfioUser), keyOf(vhostUser)], windowSize };
 }
 
 function socketsOf({ vfioUser, vhostUser }: SessionSettings): string[] {

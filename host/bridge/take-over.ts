@@ -67,13 +67,21 @@ export class TakeOver {
     return { state, uuid, listening: undefined };
   }
 
-  /** All sessions have begun: what is left is of none of them. */
-  end(): void {
+  /**
+   * What is of none of these sessions ends, before they begin: a listening socket of it would be in the way of theirs.
+   */
+  keepOnly(identities: readonly SessionIdentity[]): void {
     for (const [number, kept] of this.#kept) {
+      if (identities.some((identity) => StateMemory.isOf(kept, identity))) continue;
       this.#log.warn({ fds: kept.size }, "a session of the bridge before is served no more, and ends");
       this.#drop(number, kept);
+      this.#kept.delete(number);
     }
-    this.#kept.clear();
+  }
+
+  /** All sessions have begun: what is left is of none of them. */
+  end(): void {
+    this.keepOnly([]);
   }
 
   /** Why it cannot be gone on with, in its place: all of it is closed then. */
