@@ -67,7 +67,11 @@ def end(number):
     if child == 0:
         return None
     os.kill(child, number)
-    _, status = os.waitpid(child, 0)
+    ended = 0
+    while ended == 0:
+        if select.select([inbox], [], [], 0.005)[0]:
+            take()
+        ended, status = os.waitpid(child, os.WNOHANG)
     child = 0
     take_all()
     return os.waitstatus_to_exitcode(status)

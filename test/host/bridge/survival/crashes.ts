@@ -5,6 +5,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { ExecutionContext } from "ava";
 import type { BridgeProcessOptions } from "../../../fakes/front-end-bridge.js";
+import type { Random } from "../../../guest/devices/nvme/random.js";
 import type { Part } from "./parts.js";
 import { check, checkEqual, Peers } from "./peers.js";
 import { SupervisedBridge } from "./supervised-bridge.js";
@@ -29,6 +30,8 @@ export class Crashes {
   readonly #supervised: SupervisedBridge;
   /** What is open when nobody is connected. */
   readonly #idle: Idle;
+  /** Places that had been passed where the part began. */
+  #armedAt = 0;
 
   private constructor(supervised: SupervisedBridge, idle: Idle) {
     this.#supervised = supervised;
@@ -54,6 +57,19 @@ export class Crashes {
     return this.#supervised;
   }
 
+  /** How many places to die at the part has, about. */
+  async places(part: Part): Promise<number> {
+    await this.play(part);
+    return this.#supervised.passed - this.#armedAt;
+  }
+
+  /** How many places the life behind a death has more than there would be without one: those of its take-over. */
+  async takeOver(part: Part, point: number): Promise<number> {
+    const places = await this.places(part);
+    await this.play(part, { point });
+    return Math.max(1, this.#supervised.passed - this.#armedAt - places);
+  }
+
   /** Plays the part while the bridge dies so; whether it died. Rejects when anything was not as without a death. */
   async play(part: Part, deaths: Deaths = NONE): Promise<boolean> {
     const { bridge } = this.#supervised;
@@ -69,16 +85,16 @@ export class Crashes {
     return this.#supervised.deaths > before;
   }
 
-  async #play(part: Part, { point, next }: Deaths): Promise<void> {
+  async #play(part: Part, { point, next = 0 }: Deaths): Promise<void> {
     const supervised = this.#supervised;
     const { bridge } = supervised;
     const from = bridge.log.length;
-    if (part.fromStart) supervised.arm(point, next);
+    if (part.fromStart) this.#arm(point, next);
     const peers = new Peers(bridge, part);
     try {
       await peers.share();
       await peers.connect(part.twin);
-      if (!part.fromStart) supervised.arm(point, next);
+      if (!part.fromStart) this.#arm(point, next);
       await part.run(peers);
       await peers.disconnect();
     } finally {
@@ -95,6 +111,11 @@ export class Crashes {
       [],
       "the bridge complained",
     );
+  }
+
+  #arm(point: number, next: number): void {
+    this.#armedAt = this.#supervised.passed;
+    this.#supervised.arm(point, next);
   }
 
   /** Waits until as much is open as at first. */
@@ -117,14 +138,48 @@ function isIdle({ bridge, kept }: Idle, idle: Idle): boolean {
 }
 
 /** Plays the parts with the bridge dying at every place in turn. */
-export async function playAll(t: ExecutionContext, parts: readonly Part[]): Promise<void> {
+export async function playEverywhere(t: ExecutionContext, parts: readonly Part[]): Promise<void> {
   const crashes = await Crashes.start(t);
   for (const part of parts) {
-    await crashes.play(part);
+    const places = await crashes.places(part);
     let point = 1;
-    while (await crashes.play(part, { point })) point++;
+    // Not the same number each time: what comes together is dealt with together.
+    while ((await crashes.play(part, { point })) || point < places) point++;
     t.log(`${part.name}: ${point - 1} places`);
     t.true(point > 1, `${part.name}: no place to die at`);
+  }
+}
+
+/** Plays a part so many times, with the bridge dying at any place of it. */
+export async function playAnywhere(t: ExecutionContext, part: Part, count: number, random: Random): Promise<void> {
+  const crashes = await Crashes.start(t);
+  const places = await crashes.places(part);
+  for (let n = 0; n < count; n++) await crashes.play(part, { point: 1 + random.below(places) });
+  t.log(`${part.name}: ${count} of ${places} places`);
+  t.true(crashes.supervised.deaths > count / 2);
+}
+
+/**
+ * Plays the parts in turn with two deaths: at any place, and then at the n-th place of the next life, which has its
+ * take-over first, for every `step`-th n that a take-over has.
+ */
+export async function playTakeOvers(
+  t: ExecutionContext,
+  parts: readonly Part[],
+  random: Random,
+  step = 1,
+): Promise<void> {
+  const crashes = await Crashes.start(t);
+  const places = new Map<Part, number>();
+  for (const part of parts) places.set(part, await crashes.places(part));
+  for (const part of parts) {
+    // In the middle of the part much is open, and much in flight.
+    const most = places.get(part) ?? 1;
+    const takeOver = await crashes.takeOver(part, Math.ceil(most / 2));
+    for (let next = 1 + random.below(step); next <= takeOver; next += step) {
+      await crashes.play(part, { point: 1 + random.below(most), next });
+    }
+    t.log(`${part.name}: ${Math.ceil(takeOver / step)} of ${takeOver} places of a take-over`);
   }
 }
 

@@ -26,6 +26,8 @@ export interface Part {
   readonly isolated?: boolean;
   /** Counted from where the front-end connects, and not from where the client is served. */
   readonly fromStart?: boolean;
+  /** It is about what clients ask for, and not about who comes and goes. */
+  readonly isOfCommands?: boolean;
   run(peers: Peers): Promise<void>;
 }
 
@@ -328,6 +330,50 @@ async function copies(peers: Peers): Promise<void> {
   checkEqual(device.rings[Queue.COPY].take(), undefined, "copies that nobody asked for");
 }
 
+/** Much of everything at once: what is received, sent, relayed and asked for in the middle of what else is. */
+async function everything(peers: Peers): Promise<void> {
+  const { client, device, shared, signals, memory } = peers;
+  const size = 50_000;
+  const wanted = pattern(size);
+  await client.mapMemory({ address: BY_MESSAGES, size: MiB });
+  const bytes = pattern(MiB);
+  client.registerMemory(BY_MESSAGES, bytes);
+  await client.setIrqs({ index: Irq.MSIX, start: 0, eventfds: [signals[0].fd, signals[1].fd] });
+  const io = await client.getRegionIoFds(Region.BAR0);
+  const work: Promise<unknown>[] = [];
+  for (let n = 0; n < 60; n++) {
+    const value = Uint8Array.of(n, n >> 8, 1, 2);
+    work.push(peers.write(at(n % 8), value, Region.BAR0, n % 3 === 0));
+    work.push(peers.read(at(n % 8), 4).then((read) => checkEqual(read, Buffer.from(value).toString("hex"), "a read")));
+    if (n % 10 === 0)
+      work.push(peers.write(0x1800, pattern(0x1800, n)), peers.writeMulti([at(9), value], [at(9), value]));
+    if (n % 16 === 0) {
+      const address = HIGH + n * MiB;
+      work.push(client.mapMemory({ address, size: MiB, fd: memory.fd }), client.unmapMemory(address, MiB));
+    }
+    if (n % 20 === 0) {
+      const access = DmaAccess.encode({ address: BY_MESSAGES, count: size });
+      const read = device.request(Command.DMA_READ, access);
+      work.push(
+        read.then(({ body, errno }) => {
+          const difference = body.subarray(DmaAccess.size).findIndex((byte, at) => byte !== wanted[at]);
+          checkEqual([errno, body.length - DmaAccess.size, difference], [0, size, -1], "a DMA_READ");
+        }),
+      );
+      work.push(device.request(Command.DMA_WRITE, Uint8Array.from([...access, ...pattern(size)])));
+    }
+    if (n % 5 === 0) work.push(rings(peers, (n / 5) % 2));
+    if (n % 7 === 0) native.eventfdWrite(io.fds[io.events[0].fd]);
+  }
+  await Promise.all(work);
+  for (const fd of io.fds) native.close(fd);
+  await device.waitFor(LinkCommand.IO_EVENT);
+  checkEqual(shared.head.writesSent, shared.head.writesDone, "writes by register memory's counts");
+}
+
+/** Too long for every place in turn. */
+export const EVERYTHING: Part = { name: "everything at once", run: everything };
+
 export const PARTS: readonly Part[] = [
   {
     name: "a front-end, a device process and a client come and go",
@@ -337,11 +383,11 @@ export const PARTS: readonly Part[] = [
       await peers.read(at(0), 4);
     },
   },
-  { name: "register accesses", run: accesses },
-  { name: "DMA maps", run: maps },
-  { name: "DMA by messages", run: messages },
-  { name: "DMA by messages over the twin socket", twin: true, run: messages },
-  { name: "interrupts", run: interrupts },
+  { name: "register accesses", isOfCommands: true, run: accesses },
+  { name: "DMA maps", isOfCommands: true, run: maps },
+  { name: "DMA by messages", isOfCommands: true, run: messages },
+  { name: "DMA by messages over the twin socket", isOfCommands: true, twin: true, run: messages },
+  { name: "interrupts", isOfCommands: true, run: interrupts },
   { name: "shared memory, registers and eventfds", run: sharing },
   { name: "a device process again", run: deviceAgain },
   { name: "pauses", run: pauses },

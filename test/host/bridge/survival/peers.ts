@@ -49,9 +49,9 @@ export class Signal {
   count = 0;
   readonly #poll = new native.Poll(this.fd, () => {
     this.count += native.eventfdRead(this.fd);
-    this.#heard?.();
+    for (const heard of this.#waiting.splice(0)) heard();
   });
-  #heard: (() => void) | undefined;
+  readonly #waiting: (() => void)[] = [];
 
   constructor() {
     this.#poll.start(native.POLL_READABLE);
@@ -60,9 +60,7 @@ export class Signal {
   /** Waits for at least one more signal than `before`. */
   async after(before: number): Promise<void> {
     while (this.count <= before) {
-      await new Promise<void>((resolve) => {
-        this.#heard = resolve;
-      });
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
   }
 
@@ -117,6 +115,7 @@ export class Peers {
   readonly #bridge: BridgeSockets;
   readonly #session: number;
   #client: Client | undefined;
+  #isClosed = false;
   readonly #clients: Client[] = [];
   #shared: Shared | undefined;
   /** Writes that were sent, and reads that a device process has to have seen, as `asText` has them. */
@@ -214,8 +213,10 @@ export class Peers {
     checkEqual(this.frontEnd.complaints, [], "QEMU complained");
   }
 
-  /** Everything goes. */
+  /** Everything goes; once more is nothing. */
   close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     this.#client?.close();
     this.frontEnd.quit();
     for (const signal of this.signals) signal.close();

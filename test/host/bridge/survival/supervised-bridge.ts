@@ -86,6 +86,11 @@ export class SupervisedBridge {
     return child === "" ? undefined : Number(child);
   }
 
+  /** The program's one file, which the next life is started from. */
+  get program(): string {
+    return this.#paths[1];
+  }
+
   /** Ends this life. */
   kill(): void {
     const { pid } = this;
