@@ -13,14 +13,17 @@ import { enhancedPacket, interfaceDescription, interfaceStatistics, sectionHeade
 
 /** Bytes of a message that are kept. */
 const SNAP_LENGTH = 64 * KiB;
-/** Bytes that may wait for the disk. */
+/** Bytes that may wait for the disk, and that are written at once. */
 const MAX_WAITING = 16 * MiB;
+const MAX_WRITE = MiB;
+/** A half has room for its head and for any packet. */
+const MIN_SIZE = MiB;
 const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = constants;
 const MODE = 0o600;
 
 export interface CaptureOptions {
   readonly path: string;
-  /** Bytes that both halves may have together. */
+  /** Bytes that both halves may have together; at least 1 MiB. */
   readonly size: number;
   readonly log: Log;
 }
@@ -71,7 +74,8 @@ export class Capture {
 
   /** @throws UserError when the file cannot be had */
   static async open(options: CaptureOptions): Promise<Capture> {
-    return new Capture(options, await openFile(options.path));
+    const size = Math.max(options.size, MIN_SIZE);
+    return new Capture({ ...options, size }, await openFile(options.path));
   }
 
   /** What records a session's client, or its device process, from now on. */
@@ -112,10 +116,12 @@ export class Capture {
       // What comes in this turn of the event loop goes in one call.
       await null;
       while (this.#waiting.length > 0) {
-        const blocks = this.#waiting;
-        const bytes = this.#waitingBytes;
-        this.#waiting = [];
-        if (this.#written + bytes > this.#options.size / 2) await this.#turnOver();
+        const room = this.#options.size / 2 - this.#written;
+        const { blocks, bytes } = takeUpTo(this.#waiting, Math.min(room, MAX_WRITE));
+        if (blocks.length === 0) {
+          await this.#turnOver();
+          continue;
+        }
         await this.#file.appendFile(Buffer.concat(blocks));
         this.#written += bytes;
         this.#waitingBytes -= bytes;
@@ -129,7 +135,6 @@ export class Capture {
 
   /** The half that is full takes the place of the one before. */
   async #turnOver(): Promise<void> {
-    if (this.#written === 0) return;
     const { path } = this.#options;
     await this.#file.close();
     await rename(path, `${path}.1`);
@@ -138,6 +143,14 @@ export class Capture {
     await this.#file.appendFile(Buffer.concat(head));
     this.#written = head.reduce((sum, { length }) => sum + length, 0);
   }
+}
+
+/** The first blocks that have no more bytes together; they are taken off. */
+function takeUpTo(waiting: Buffer[], most: number): { blocks: Buffer[]; bytes: number } {
+  let bytes = 0;
+  let count = 0;
+  while (count < waiting.length && bytes + waiting[count].length <= most) bytes += waiting[count++].length;
+  return { blocks: waiting.splice(0, count), bytes };
 }
 
 const describe = ({ name, linkType }: CaptureInterface) =>
