@@ -113,3 +113,18 @@ test.serial("a state that is cut short, or damaged", async (t) => {
   for (const offset of [0, 8, 12, 24, 41, 50])
     await refuses(t, held, (kept) => [["byte", stateOf(kept)[0], offset, 0x10]]);
 });
+
+test.serial("what is of no session costs none anything", async (t) => {
+  const held = await start(t);
+  const peers = await busyPeers(held, 0);
+  for (const name of ["stranger", "1.", ".state", "99.state", "1.2.3", "-1.5"]) {
+    const from = held.log.length;
+    await held.restart([["add", name]]);
+    await held.logged(SERVED, 2, from);
+    await peers.read(0x20, 4);
+  }
+  await peers.disconnect();
+  peers.checkSoFar();
+  peers.close();
+  t.pass();
+});
