@@ -20,6 +20,7 @@ export interface Window {
    * next.
    */
   readonly pieceSize: number;
+  /** The same buffer each time: it stays mapped as long as the window lives, whoever has its address. */
   piece(index: number): ArrayBuffer;
 }
 

@@ -69,6 +69,7 @@ export async function createVirtioLink(
 /** The window as pieces of the shared memory region, each mapped when it is first used. */
 class BarWindow implements Window {
   readonly pieceSize = WINDOW_PIECE_SIZE;
+  readonly #pieces: ArrayBuffer[] = [];
 
   constructor(
     readonly pci: PciFunction,
@@ -77,6 +78,11 @@ class BarWindow implements Window {
   ) {}
 
   piece(index: number): ArrayBuffer {
+    this.#pieces[index] ??= this.#map(index);
+    return this.#pieces[index];
+  }
+
+  #map(index: number): ArrayBuffer {
     const start = index * this.pieceSize;
     const length = Math.min(this.pieceSize, this.size - start);
     return this.pci.memory(this.region.bar, this.region.offset + start, length);

@@ -52,6 +52,20 @@ test("a device that is not ours, or contradicts itself, is refused with a senten
   await refused(/not a VIRTIO device/, (bridge) => bridge.configBytes.fill(0xff, 0, 4));
 });
 
+test("a piece of the window is mapped once, and stays where it is", async (t) => {
+  const bridge = new PciBridge();
+  const { memory } = bridge;
+  let mapped = 0;
+  bridge.memory = (bar, offset, length) => {
+    mapped++;
+    return memory.call(bridge, bar, offset, length).slice(0);
+  };
+  const { window } = await createVirtioLink(bridge, quietLog);
+  const before = mapped;
+  t.is(window.piece(0), window.piece(0));
+  t.is(mapped, before + 1);
+});
+
 test("start: every queue is set up, HELLO says what the device is; close: QUIESCE, then reset", async (t) => {
   const { bridge, hello, link } = await setUp(t);
   t.true(bridge.queues.every(({ enabled }) => enabled));
