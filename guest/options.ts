@@ -120,7 +120,8 @@ export function tableOf(devices: Devices): ProgramTable {
         "driver VM's QEMU connects to the program's own socket, by -device vfio-user-pci.",
       "The socket may be handed down by a service manager, as the only one or as the one that is named vfio-user " +
         "(FileDescriptorName= of a socket unit). Then no socket is given on the command line.",
-      "The process stays in the foreground. With --pci it needs root.",
+      "The process stays in the foreground. With --pci it runs as a user who owns the device's VFIO group, if that " +
+        "is bound to vfio-pci and its VM was started with iommu_platform=on; otherwise it needs root, and huge pages.",
     ],
     groups: [...OWN, ...groups],
     exitCodes: [

@@ -329,6 +329,8 @@ interface Addon {
    * reads as zeros, as in a Reservation.
    */
   mapFile(fd: number, offset: number, length: number, protection: number): ArrayBuffer;
+  /** Zeros, a multiple of 2 MiB long and aligned to it, in large pages where the kernel has some; not for children. */
+  allocateAligned(length: number): ArrayBuffer;
   /** [0]: 1 once this process found mapped memory to be gone, else 0. To be read by Atomics. */
   anyLost: Uint32Array;
   /**
@@ -390,7 +392,7 @@ interface Addon {
 export const { listen, connect, isListener, accept, isHungUp, socketPair, receive, send } = addon;
 export const { duplicate, close, discard, takeDiscarded, fileStatus, addSeals, isEventfd } = addon;
 export const { memoryStatus, createMemory, lockFile, unlockFile, directAlignment, getAttribute } = addon;
-export const { Reservation, mapFile, anyLost, isLost, addressOf } = addon;
+export const { Reservation, mapFile, allocateAligned, anyLost, isLost, addressOf } = addon;
 export const { eventfd, eventfdRead, eventfdSignalled, eventfdWrite, Poll, eventsWait, Stream } = addon;
 export const { StreamMemory, AccessPath, DeviceAccess, DevicePath, Relay } = addon;
 export const { createCopyList, createIoPool, LineWriter, ioctl } = addon;

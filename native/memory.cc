@@ -265,6 +265,24 @@ Napi::Value MapFile(const Napi::CallbackInfo& info) {
   return buffer;
 }
 
+// Memory of this process alone, at an address that large pages want: it is made of such where the kernel has some. A
+// child process does not get it: what a device writes to must not be copied when either of them writes.
+Napi::Value AllocateAligned(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  size_t length = Integer(info[0], "length", 1, kMaxBuffer);
+  if (length % kLargePage != 0) throw Napi::RangeError::New(env, "length must be a multiple of a large page");
+  void* base = ReserveAligned(length, kLargePage);
+  if (base == MAP_FAILED) throw SystemError(env, errno, "mmap");
+  auto region = std::make_unique<Region>(static_cast<uint8_t*>(base), length);
+  if (mprotect(base, length, PROT_READ | PROT_WRITE) != 0) throw SystemError(env, errno, "mprotect");
+  madvise(base, length, MADV_HUGEPAGE);
+  madvise(base, length, MADV_DONTFORK);
+  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(
+      env, base, length, [](Napi::Env, void*, Region* one) { delete one; }, region.get());
+  region.release();
+  return buffer;
+}
+
 Napi::Value FindLost(const Napi::CallbackInfo& info) {
   Bytes bytes = Slice(info[0], info[1], info[2]);
   return Napi::Boolean::New(info.Env(), IsLost(bytes.data, bytes.length));
@@ -279,4 +297,5 @@ void InitMemory(Napi::Env env, Napi::Object exports) {
   exports.Set("anyLost", Napi::Uint32Array::New(env, 1, count, 0));
   Export<FindLost>(env, exports, "isLost");
   Export<MapFile>(env, exports, "mapFile");
+  Export<AllocateAligned>(env, exports, "allocateAligned");
 }

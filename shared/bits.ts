@@ -12,6 +12,11 @@ export function alignUp(value: number, alignment: number): number {
   return Math.ceil(value / alignment) * alignment;
 }
 
+/** Rounds down to one. */
+export function alignDown(value: number, alignment: number): number {
+  return Math.floor(value / alignment) * alignment;
+}
+
 export function isAligned(value: number, alignment: number): boolean {
   return value % alignment === 0;
 }

@@ -71,6 +71,12 @@ export const MAX_VHOST_USER_MESSAGE_SIZE = 4 * KiB;
 export const MAX_VHOST_USER_REGIONS = 8;
 /** The most memory of a device VM; all regions of SET_MEM_TABLE must fit. */
 export const DEVICE_VM_MEMORY_SIZE = 1024 * GiB;
+/**
+ * Memory of a device VM behind a virtual IOMMU: GiB of its addresses that can be in use at a time, and ranges of them,
+ * each of which may be a map of this process.
+ */
+export const MAX_IOTLB_PARTS = 64;
+export const MAX_IOTLB_RANGES = 2048;
 /** Requests for the window that may wait for the one in flight. */
 export const MAX_WINDOW_REQUESTS = 4 * KiB;
 /** Queues of the virtio-vfio-user device: three for messages and copies, the rest are doorbells. */

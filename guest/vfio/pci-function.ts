@@ -19,20 +19,29 @@ export interface Registers {
   readonly kicks?: Int32Array;
 }
 
-/** Memory that the device can reach by DMA: one ArrayBuffer, contiguous for the device from `address` on. */
+/**
+ * Memory that the device can reach by DMA: from byte `start` of an ArrayBuffer on, of which others may have parts, too.
+ * It is contiguous for the device, for which the ArrayBuffer begins at `address`.
+ */
 export interface DmaMemory {
   readonly buffer: ArrayBuffer;
   readonly address: number;
+  readonly start: number;
 }
 
 export interface PciFunction {
   readonly config: Registers;
+  /**
+   * The device may be given any memory, at addresses of the IOMMU's (VIRTIO_F_ACCESS_PLATFORM); else physical ones. To
+   * be said before anything is allocated.
+   */
+  translated?: boolean;
   registers(bar: number): Registers;
   /** A memory BAR mapped piece by piece: [offset, offset + length). */
   memory(bar: number, offset: number, length: number): ArrayBuffer;
   /** Bytes; 0 where there is no BAR. */
   barSize(bar: number): number;
-  /** Zeroed, page-aligned. */
+  /** Zeroed, page-aligned. @throws UserError */
   allocate(bytes: number): DmaMemory;
   /** Enables MSI-X vector 0 and calls back on each interrupt that `task` does not deal with. */
   interrupt(callback: () => void, task?: DevicePath): void;

@@ -2,10 +2,6 @@
  * A PCI function by Linux's VFIO (<linux/vfio.h>): container, group and type 1 IOMMU, BARs, MSI-X vector 0. Left out:
  * noiommu mode and iommufd, which no Debian kernel has switched on, and everything that a virtio device does not need.
  *
- * A virtio device without VIRTIO_F_ACCESS_PLATFORM bypasses the (virtual) IOMMU: it is given physical addresses. DMA
- * memory is mapped in the IOMMU too, at the address that it has physically: that pins it, and also serves a device that
- * does go through the IOMMU.
- *
  * pci-function.ts is what the links see of it; uapi.ts has Linux's interface, registers.ts accesses to it,
  * dma-memory.ts the memory, and bind.ts gives the function to vfio-pci.
  */
@@ -23,11 +19,10 @@ import {
   PROT_WRITE,
 } from "../../native/index.js";
 import { isSystemError, UserError } from "../../shared/errors.js";
-import { LARGE_PAGE_SIZE } from "../../shared/limits.js";
 import { CommandBits, Header, NUM_BARS } from "../../shared/spec/pci.js";
 import { Irq, IrqInfo, IrqSet, IrqSetFlags, Region, RegionInfo, RegionInfoFlags } from "../../shared/spec/vfio-user.js";
 import { bindToVfio } from "./bind.js";
-import { allocateHugePage } from "./dma-memory.js";
+import { DmaAllocator } from "./dma-memory.js";
 import type { DmaMemory, PciFunction, Registers } from "./pci-function.js";
 import { FileRegisters, MappedRegisters } from "./registers.js";
 import { GroupStatus, GroupStatusFlags, IommuMap, IommuMapFlags, IommuType, Request } from "./uapi.js";
@@ -43,13 +38,13 @@ interface Bar {
 
 export class VfioFunction implements PciFunction {
   readonly config: Registers;
+  translated = false;
   readonly #container: number;
   readonly #group: number;
   readonly #device: number;
   readonly #bars: readonly Bar[];
   readonly #registers = new Map<number, Registers>();
-  /** Kept from the garbage collector: the device writes to it. */
-  readonly #memory: DmaMemory[] = [];
+  readonly #memory: DmaAllocator;
   #eventfd = -1;
   #poll: Poll | undefined;
 
@@ -57,6 +52,7 @@ export class VfioFunction implements PciFunction {
     this.#container = container;
     this.#group = group;
     this.#device = device;
+    this.#memory = new DmaAllocator((buffer, start, size, iova) => mapInIommu(container, buffer, start, size, iova));
     this.#bars = Array.from({ length: NUM_BARS }, (_, index) => regionInfo(device, index));
     this.config = new FileRegisters(device, regionInfo(device, Region.CONFIG).offset);
     const command = this.config.read16(Header.COMMAND);
@@ -68,7 +64,6 @@ export class VfioFunction implements PciFunction {
    * @throws UserError that says what the machine lacks
    */
   static open(address: string): VfioFunction {
-    if (process.getuid?.() !== 0) throw new UserError("only root can use VFIO and physical addresses: run as root");
     const groupNumber = bindToVfio(address);
     const opened: number[] = [];
     const keep = (fd: number) => {
@@ -113,23 +108,7 @@ export class VfioFunction implements PciFunction {
   }
 
   allocate(bytes: number): DmaMemory {
-    if (bytes > LARGE_PAGE_SIZE) throw new UserError(`${bytes} bytes of DMA memory are more than one huge page`);
-    const memory = allocateHugePage();
-    const map = IommuMap.encode({
-      argsz: IommuMap.size,
-      flags: IommuMapFlags.READ | IommuMapFlags.WRITE,
-      address: addressOf(memory.buffer),
-      iova: memory.address,
-      size: LARGE_PAGE_SIZE,
-    });
-    try {
-      ioctl(this.#container, Request.IOMMU_MAP_DMA, map);
-    } catch (error) {
-      if (!isSystemError(error)) throw error;
-      throw new UserError(`the IOMMU does not take a huge page (${error.message}): raise "ulimit -l"`);
-    }
-    this.#memory.push(memory);
-    return memory;
+    return this.#memory.allocate(bytes, this.translated);
   }
 
   interrupt(callback: () => void, task: DevicePath | "eventfd" = "eventfd"): void {
@@ -164,13 +143,20 @@ export class VfioFunction implements PciFunction {
   }
 }
 
+function mapInIommu(container: number, buffer: ArrayBuffer, start: number, size: number, iova: number): void {
+  const flags = IommuMapFlags.READ | IommuMapFlags.WRITE;
+  const map = IommuMap.encode({ argsz: IommuMap.size, flags, address: addressOf(buffer) + start, iova, size });
+  ioctl(container, Request.IOMMU_MAP_DMA, map);
+}
+
 function openGroup(number: string): number {
   try {
     return openSync(`/dev/vfio/${number}`, "r+");
   } catch (error) {
     if (!isSystemError(error)) throw error;
     if (error.code === "EBUSY") throw new UserError(`IOMMU group ${number} is in use: end the process that uses it`);
-    throw new UserError(`cannot open /dev/vfio/${number}: ${error.message}`);
+    const owner = error.code === "EACCES" ? `: as root, "chown USER /dev/vfio/${number}" gives it to a user` : "";
+    throw new UserError(`cannot open /dev/vfio/${number}: ${error.message}${owner}`);
   }
 }
 

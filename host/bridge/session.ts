@@ -8,6 +8,7 @@ import { Listener } from "../../shared/listener.js";
 import type { Log } from "../../shared/log.js";
 import { LimitedLog } from "../../shared/log.js";
 import { closePeerSocket, FdShare } from "../../shared/peer-fds.js";
+import { Feature } from "../../shared/spec/virtio.js";
 import { Share } from "../../shared/turn.js";
 import { awaitsVersion } from "../../shared/vfio-user/kept-client.js";
 import { Server } from "../../shared/vfio-user/server.js";
@@ -101,12 +102,13 @@ export class Session {
     if (restored === undefined) return;
     const { frontEnd, server, link } = restored;
     const { fds } = this.#state;
-    this.#memory.restore(restored.memory);
+    this.#memory.restore(restored.memory, (BigInt(frontEnd?.features ?? 0) & Feature.ACCESS_PLATFORM) !== 0n);
     if (frontEnd) {
       this.#backEnd = this.#newBackEnd(fds.take(frontEnd.socket, FD_KIND.SOCKET), true);
       this.#backEnd.restore(frontEnd);
     }
     this.#window.restore(restored.window, saved.windowRequests, this.#backEnd?.isStopped ?? false);
+    this.#backEnd?.askForMemory();
     const maps = restoredMaps(saved, fds);
     const isReady = server?.isReady === true && !awaitsVersion(this.#state.stream("client"));
     const there = maps.filter(({ isThere }) => isThere);

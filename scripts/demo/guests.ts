@@ -8,7 +8,7 @@ import { join, resolve } from "node:path";
 import { UserError } from "../../shared/errors.js";
 import { type Command, prepareVmEnvironment } from "../vm/environment.js";
 import { initScript } from "../vm/init.js";
-import { deviceVmBase, driverVmBase, projectEntries, writeInitrd } from "../vm/initramfs.js";
+import { deviceVmBase, driverVmBase, projectEntries, userEntries, writeInitrd } from "../vm/initramfs.js";
 import { failed, table } from "./report.js";
 
 const USAGE = `Usage: npm run guests -- DIRECTORY
@@ -24,7 +24,8 @@ async function main(args: readonly string[]): Promise<void> {
   const path = (name: string) => join(directory, name);
   await writeFile(path("qemu"), launcher(environment.qemu), { mode: 0o755 });
   await copyFile(environment.kernel, path("vmlinuz"));
-  const device = [...(await projectEntries()), ...initScript({ afterwards: "shell", hostname: "device-vm" })];
+  const shell = initScript({ afterwards: "shell", hostname: "device-vm" });
+  const device = [...(await projectEntries()), ...userEntries(), ...shell];
   await writeInitrd(await deviceVmBase(environment), device, path("device.cpio"));
   const driver = initScript({ afterwards: "shell", hostname: "driver-vm" });
   await writeInitrd(await driverVmBase(environment), driver, path("driver.cpio"));

@@ -38,7 +38,12 @@ interface DeviceVmOptions extends MachineOptions {
   readonly virtioId?: number;
   /** Bytes of the device's config space, at most 256. */
   readonly configSize?: number;
-  /** 2 MiB pages set aside at boot. */
+  /**
+   * Whether the devices' addresses are the IOMMU's, so that their processes need no privilege; true when left out.
+   * Otherwise they are physical ones.
+   */
+  readonly iommuPlatform?: boolean;
+  /** 2 MiB pages set aside at boot, for physical addresses; none when left out. */
   readonly hugePages?: number;
   readonly drive?: Drive | undefined;
 }
@@ -72,8 +77,9 @@ const ROOT_PORT_ID = "port0";
 
 export function deviceVmArguments(options: DeviceVmOptions): string[] {
   const { vhostUserSocket, moreVhostUserSockets = [], drive } = options;
-  const { queues = 4, virtioId = 39, configSize = 256, hugePages = 16 } = options;
-  const append = `intel_iommu=on hugepages=${hugePages} ${options.append ?? ""}`;
+  const { queues = 4, virtioId = 39, configSize = 256, hugePages = 0, iommuPlatform = true } = options;
+  const reserved = hugePages > 0 ? ` hugepages=${hugePages}` : "";
+  const append = `intel_iommu=on${reserved} ${options.append ?? ""}`;
   const args = machineArguments({ ...options, append }, ["-device", "intel-iommu"]);
   if (drive !== undefined) {
     const sizes = `logical_block_size=${drive.sector},physical_block_size=${drive.sector}`;
@@ -84,7 +90,8 @@ export function deviceVmArguments(options: DeviceVmOptions): string[] {
   sockets.forEach((socket, n) => {
     if (n > 0) args.push("-device", rootPort(n));
     args.push("-chardev", `socket,id=vhost${n},path=${escapeCommas(socket)}`);
-    args.push("-device", JSON.stringify(vhostUserDevice(virtioId, queues, configSize, n)));
+    const device = vhostUserDevice(virtioId, queues, configSize, n);
+    args.push("-device", JSON.stringify({ ...device, iommu_platform: iommuPlatform }));
   });
   return args;
 }

@@ -19,6 +19,8 @@ const RECIPE = 3;
 const DMSETUP = "/opt/dmsetup";
 /** Where the project is in the device VM. */
 export const GUEST_PROJECT = "/project";
+/** A user of the device VM's who has no privileges, for the device process. */
+export const DEVICE_USER = "device";
 const DRIVER_VM_TOOLS = ["sbin/mkfs.ext4", "sbin/e2fsck", "bin/lspci", "bin/setpci", "sbin/nvme"];
 const EXTRA_TOOLS = ["bin/fio", "sbin/mkfs.xfs", "sbin/xfs_repair"];
 
@@ -109,6 +111,15 @@ export async function projectEntries(): Promise<Entry[]> {
     entries.push(...(await Promise.all(extra.map((path) => file({ from: path, to: path })))));
   }
   return entries;
+}
+
+/** Who is who in the device VM. */
+export function userEntries(): Entry[] {
+  const users = `root:x:0:0:root:/root:/bin/sh\n${DEVICE_USER}:x:1000:1000:${DEVICE_USER}:/tmp:/bin/sh\n`;
+  return [
+    { path: "/etc/passwd", data: users },
+    { path: "/etc/group", data: `root:x:0:\n${DEVICE_USER}:x:1000:\n` },
+  ];
 }
 
 /** The packages that the project needs to run, and theirs. */

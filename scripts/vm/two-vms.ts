@@ -13,7 +13,15 @@ import { type LogLine, parseLogLine } from "./bridge-process.js";
 import type { Entry } from "./cpio.js";
 import type { GuestKernel, VmEnvironment } from "./environment.js";
 import { initScript } from "./init.js";
-import { deviceVmBase, driverVmBase, GUEST_PROJECT, projectEntries, writeInitrd } from "./initramfs.js";
+import {
+  DEVICE_USER,
+  deviceVmBase,
+  driverVmBase,
+  GUEST_PROJECT,
+  projectEntries,
+  userEntries,
+  writeInitrd,
+} from "./initramfs.js";
 import { Vm } from "./qemu.js";
 
 export const BOOT_MS = 180_000;
@@ -47,6 +55,12 @@ export function disk(n: number): Disk {
 }
 
 /**
+ * Who the device process runs as: a user who owns the VFIO group, and whose addresses are those of the device VM's
+ * IOMMU; or root, with physical addresses and huge pages.
+ */
+export type DeviceUser = "user" | "root";
+
+/**
  * Starts the device VM, with a device for each socket; `booted` waits for its shell. `entries` are more files in it.
  */
 export async function startDeviceVm(
@@ -56,23 +70,48 @@ export async function startDeviceVm(
   moreVhostUserSockets: readonly string[] = [],
   entries: readonly Entry[] = [],
   drive?: Drive,
+  user: DeviceUser = "user",
 ): Promise<Vm> {
   const initrd = join(directory, "device.cpio");
-  const own = [...(await projectEntries()), ...initScript({ afterwards: "commands" })];
+  const own = [...(await projectEntries()), ...userEntries(), ...initScript({ afterwards: "commands" })];
   await writeInitrd(await deviceVmBase(environment), [...own, ...entries], initrd);
   const queues = 3 + DOORBELLS;
-  const hugePages = 8 * (1 + moreVhostUserSockets.length);
-  const machine = { kernel: environment.kernel, initrd, memoryMiB: 1536, hugePages };
+  const iommuPlatform = user === "user";
+  const hugePages = iommuPlatform ? 0 : 8 * (1 + moreVhostUserSockets.length);
+  const machine = { kernel: environment.kernel, initrd, memoryMiB: 1536, hugePages, iommuPlatform };
   const devices = { vhostUserSocket, moreVhostUserSockets, queues, drive };
   return new Vm(environment, "device VM", deviceVmArguments({ ...machine, ...devices }));
 }
 
+/** Gives the device VM's function at `pci` to vfio-pci, and its IOMMU group to the user: all that takes root. */
+function giveToUser(pci: string): string {
+  const device = `/sys/bus/pci/devices/${pci}`;
+  return `
+if [ "$(basename $(readlink ${device}/driver) 2>/dev/null)" != vfio-pci ]; then
+  echo vfio-pci >${device}/driver_override
+  [ ! -e ${device}/driver ] || echo ${pci} >${device}/driver/unbind
+  echo ${pci} >/sys/bus/pci/drivers_probe
+fi
+chown ${DEVICE_USER} /dev/vfio/$(basename $(readlink ${device}/iommu_group))`;
+}
+
 /** Makes the disk, starts the NVMe controller on it in the background of the device VM, and waits until it is ready. */
-export async function startNvme(vm: Vm, diskMiB: number, options = "", disk = FIRST): Promise<void> {
+export async function startNvme(
+  vm: Vm,
+  diskMiB: number,
+  options = "",
+  disk = FIRST,
+  user: DeviceUser = "user",
+): Promise<void> {
   const { pci, file, log, pid } = disk;
   await vm.check(`[ -e ${file} ] || truncate -s ${diskMiB}M ${file}`, COMMAND_MS);
   const main = `${GUEST_PROJECT}/build/guest/main.js`;
-  const command = `node ${main} run nvme --pci ${pci} --file ${file} ${options}`;
+  let command = `node ${main} run nvme --pci ${pci} --file ${file} ${options}`;
+  if (user === "user") {
+    const files = [file, ...[...options.matchAll(/--file[= ](\S+)/g)].map(([, path]) => path)];
+    await vm.check(`${giveToUser(pci)}\nchown ${DEVICE_USER} ${files.join(" ")}`, COMMAND_MS);
+    command = `su ${DEVICE_USER} -c 'exec ${command}'`;
+  }
   // What an earlier process said stays in the log, but is not taken for this one's word.
   const lines = Number(await vm.check(`touch ${log}; wc -l <${log}`, COMMAND_MS));
   await vm.check(`${command} 2>>${log} & echo $! >${pid}`, COMMAND_MS);

@@ -93,6 +93,21 @@ export const MAX_CONFIG_SIZE = 256;
 /** GET_SHMEM_CONFIG's reply: `regions` u64 sizes follow, by shared memory id. */
 export const ShmemConfig = struct({ regions: "u32", padding: 4 });
 
+/**
+ * IOTLB_MSG of either side: a miss of the back-end's, with the access that it wants; an update or an invalidation of
+ * the front-end's. `userAddress` is one of the front-end's own, as in the memory table.
+ */
+export const IotlbMessage = struct({
+  iova: "u64",
+  size: "u64",
+  userAddress: "u64",
+  access: "u8",
+  type: "u8",
+  padding: 6,
+});
+export const IotlbAccess = { READ_WRITE: 3 } as const;
+export const IotlbType = { MISS: 1, UPDATE: 2, INVALIDATE: 3 } as const;
+
 /** SHMEM_MAP (with one fd) and SHMEM_UNMAP. */
 export const ShmemMap = struct({
   shmid: "u8",

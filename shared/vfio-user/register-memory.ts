@@ -35,6 +35,10 @@ export class RegisterMemory {
   readonly areas: Uint32Array;
   readonly #head: Int32Array;
   readonly #registers: readonly RegisterArea[];
+  /** While the memory is not here: writes since then, or since a client came then. */
+  #isHeld = false;
+  #begins = false;
+  #writes = 0;
 
   /** `bytes`: RegisterMemoryHead, and all areas. */
   constructor(
@@ -51,19 +55,43 @@ export class RegisterMemory {
     return this.#registers.every(({ region, offset, size }) => offset + size <= (regionSizes[region] ?? 0));
   }
 
+  get held(): boolean {
+    return this.#isHeld;
+  }
+
+  /** The memory is not here for now: it is not touched, and has no values, until `release`. */
+  hold(): void {
+    this.#isHeld = true;
+  }
+
+  /** The memory is where it was, and has what it had and what the device did meanwhile. */
+  release(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    if (this.#begins) this.begin();
+    Atomics.add(this.#head, WRITES_SENT, this.#writes);
+    this.#begins = false;
+    this.#writes = 0;
+  }
+
   /** A client comes; the device has dealt with all that it was passed. */
   begin(): void {
-    Atomics.store(this.#head, WRITES_SENT, Atomics.load(this.#head, WRITES_DONE));
+    if (this.#isHeld) {
+      this.#begins = true;
+      this.#writes = 0;
+    } else Atomics.store(this.#head, WRITES_SENT, Atomics.load(this.#head, WRITES_DONE));
   }
 
   /** A write is passed on to the device. */
   writeSent(): void {
-    this.#head[WRITES_SENT]++;
+    if (this.#isHeld) this.#writes++;
+    else this.#head[WRITES_SENT]++;
   }
 
   /** A write that was counted is not passed on after all. */
   writeWithdrawn(): void {
-    this.#head[WRITES_SENT]--;
+    if (this.#isHeld) this.#writes--;
+    else this.#head[WRITES_SENT]--;
   }
 
   /**
@@ -71,7 +99,7 @@ export class RegisterMemory {
    * where they are not, or are not valid.
    */
   find(region: number, offset: number, size: number): number {
-    if (Atomics.load(this.#head, VALID) !== 1) return -1;
+    if (this.#isHeld || Atomics.load(this.#head, VALID) !== 1) return -1;
     const found = this.#registers.find(
       (area) => area.region === region && inBounds(offset - area.offset, size, area.size),
     );

@@ -28,7 +28,7 @@ import {
 import { struct } from "../struct/struct.js";
 import { Chain } from "./chain.js";
 import { passed } from "./event-index.js";
-import type { RingMemory } from "./memory.js";
+import { MISSING, type RingMemory } from "./memory.js";
 
 /** The driver broke the ring; the device needs a reset. */
 export class QueueBroken extends Error {
@@ -95,6 +95,7 @@ export class DeviceQueue {
   #availableEvent = 0;
   /** The current chain: its head, or -1. */
   #head = -1;
+  #isHeld = false;
 
   constructor(
     readonly memory: RingMemory,
@@ -119,11 +120,17 @@ export class DeviceQueue {
     return [bytes(this.#descriptors), bytes(this.#available), bytes(this.#used)];
   }
 
+  /** It has started, and stands still for now: see `hold`. */
+  get held(): boolean {
+    return this.#isHeld;
+  }
+
   /** Where the ring is, for diagnostics. */
   inspect(): object {
     const waiting = this.running ? (Atomics.load(this.#available, INDEX) - this.state[NEXT_AVAILABLE]) & 0xffff : 0;
     return {
       running: this.running,
+      held: this.#isHeld,
       size: this.#size,
       available: this.state[NEXT_AVAILABLE],
       used: this.state[NEXT_USED],
@@ -183,10 +190,25 @@ export class DeviceQueue {
     return descriptors === layout.descriptors && available === layout.available && used === layout.used;
   }
 
+  /** Its memory is not here for now: until `goOn` nothing is touched. No chain may be in flight. */
+  hold(): void {
+    if (!this.running) return;
+    this.#isHeld = true;
+    this.state[RUNNING] = 0;
+  }
+
+  /** Its memory is where it was. */
+  goOn(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    this.state[RUNNING] = 1;
+  }
+
   /** Stops, and returns the available index at which a new start is to go on. A current chain counts as not taken. */
   stop(): number {
     const base = this.#head < 0 ? this.state[NEXT_AVAILABLE] : (this.state[NEXT_AVAILABLE] - 1) & 0xffff;
     this.state[RUNNING] = 0;
+    this.#isHeld = false;
     this.#head = -1;
     return base;
   }
@@ -201,7 +223,7 @@ export class DeviceQueue {
 
   /**
    * Takes the next chain: `readable` and `writable` tell its sizes. False when none waits: of the next one the driver
-   * will notify. @throws QueueBroken
+   * will notify. Also false where memory of the next one is MISSING. @throws QueueBroken
    */
   next(): boolean {
     if (this.#head >= 0) throw new Error("the previous chain was not completed");
@@ -225,6 +247,8 @@ export class DeviceQueue {
       index = descriptor.next;
       if (flags & DescriptorFlags.INDIRECT) this.#break("an indirect descriptor, which is not negotiated");
       const offset = this.memory.locate(address, length);
+      // It stays in the ring, and whoever has the queue comes back for it.
+      if (offset === MISSING) return false;
       if (offset < 0) this.#break(`a buffer at 0x${address.toString(16)} of ${length} bytes is not in mapped memory`);
       if (!chain.add(offset, length, (flags & DescriptorFlags.WRITE) !== 0)) {
         this.#break("a readable descriptor follows a writable one");

@@ -4,13 +4,16 @@
  */
 import { inBounds } from "../bits.js";
 
+/** What `locate` says of an address that is not known yet: it is asked for, and the queue's owner is called then. */
+export const MISSING = -2;
+
 /** Guest memory as one flat range of offsets, cut into pieces of one ArrayBuffer each. */
 export interface RingMemory {
   /** Bytes of each piece but the last; a power of two. */
   readonly pieceSize: number;
   /**
-   * The flat offset of `address` when [address, address + length) lies in one mapped region, else -1. Any numbers are
-   * safe.
+   * The flat offset of `address` when [address, address + length) lies in one mapped region, MISSING where that is not
+   * known yet, else -1. Any numbers are safe.
    */
   locate(address: number, length: number): number;
   bytes(piece: number): Uint8Array;

@@ -6,6 +6,7 @@ import { closeSync } from "node:fs";
 import * as native from "../../native/index.js";
 import { inBounds } from "../../shared/bits.js";
 import { BackendRequest, HeaderFlags, ShmemMap, U64 } from "../../shared/spec/vhost-user.js";
+import type { FakeIommu } from "./front-end-iommu.js";
 import type { FakeWindow } from "./front-end-window.js";
 import { Wire, type WireMessage } from "./front-end-wire.js";
 
@@ -16,6 +17,7 @@ export interface ChannelOwner {
   /** QEMU's main loop is busy elsewhere. */
   readonly busy: boolean;
   readonly window: FakeWindow;
+  readonly iommu: FakeIommu | undefined;
   configChanged(): void;
   /** The memory has changed. */
   commit(): void;
@@ -61,6 +63,10 @@ export class BackendChannel {
   #request(message: WireMessage): void {
     const owner = this.#owner;
     const { request, flags } = message;
+    if (request === BackendRequest.IOTLB_MSG) {
+      this.#missed(message);
+      return;
+    }
     const name = Object.entries(BackendRequest).find(([, number]) => number === request)?.[0] ?? String(request);
     if (!owner.takesRequests) {
       owner.die(`the backend request ${name} came while the device was stopped`);
@@ -78,6 +84,13 @@ export class BackendChannel {
     if (typeof work !== "function") return;
     work();
     owner.commit();
+  }
+
+  #missed({ request, data }: WireMessage): void {
+    const { iommu, takesRequests } = this.#owner;
+    if (!takesRequests) this.#owner.complain("Unexpected IOTLB message when virtio device is stopped");
+    const value = takesRequests ? iommu?.missed(data) : 1;
+    if (value !== undefined) this.#wire.send(request, HeaderFlags.REPLY, U64.encode({ value }));
   }
 
   /** What is to be done to the window, or why not. */

@@ -100,11 +100,14 @@ export class TestDevice {
     let status = Status.ACKNOWLEDGE | Status.DRIVER;
     registers.write8(offsets.deviceStatus, status);
     registers.write32(offsets.driverFeatureSelect, 1);
-    registers.write32(offsets.driverFeature, Number(Feature.VERSION_1 >> 32n));
+    registers.write32(offsets.deviceFeatureSelect, 1);
+    const offered = BigInt(registers.read32(offsets.deviceFeature)) << 32n;
+    const upper = Feature.VERSION_1 | (offered & Feature.ACCESS_PLATFORM);
+    registers.write32(offsets.driverFeature, Number(upper >> 32n));
     registers.write32(offsets.driverFeatureSelect, 0);
     const { eventIndex, inspectable } = this.#options;
-    const features = (eventIndex ? Feature.RING_EVENT_IDX : 0n) | (inspectable ? LinkFeature.INSPECT : 0n);
-    registers.write32(offsets.driverFeature, Number(features));
+    const lower = (eventIndex ? Feature.RING_EVENT_IDX : 0n) | (inspectable ? LinkFeature.INSPECT : 0n);
+    registers.write32(offsets.driverFeature, Number(lower));
     status |= Status.FEATURES_OK;
     registers.write8(offsets.deviceStatus, status);
     if (!(registers.read8(offsets.deviceStatus) & Status.FEATURES_OK)) throw new Error("no FEATURES_OK");

@@ -4,6 +4,8 @@
  */
 import { closeSync } from "node:fs";
 import * as native from "../../native/index.js";
+import { alignDown } from "../../shared/bits.js";
+import { PAGE_SIZE } from "../../shared/limits.js";
 import {
   DeviceConfig,
   F_PROTOCOL_FEATURES,
@@ -20,6 +22,7 @@ import {
 } from "../../shared/spec/vhost-user.js";
 import { getU64 } from "../../shared/struct/struct.js";
 import type { VirtQueue } from "./front-end-common.js";
+import { type FakeIommu, userAddress } from "./front-end-iommu.js";
 import { Wire, type WireMessage } from "./front-end-wire.js";
 
 /** What QEMU 11.1 asks for; not CONFIGURE_MEM_SLOTS, since what offers it kills QEMU. */
@@ -30,10 +33,6 @@ const PROTOCOL_FEATURES =
   ProtocolFeature.CONFIG |
   ProtocolFeature.BACKEND_SEND_FD |
   ProtocolFeature.SHMEM;
-const RAM_USER_ADDRESS = 0x7f12_0000_0000;
-
-/** Where QEMU itself has a guest-physical address of RAM. */
-const userAddress = (guestAddress: number) => RAM_USER_ADDRESS + guestAddress;
 
 /** RAM is two regions, as in a PC: below the legacy hole, and from 1 MiB on. */
 const LOW_RAM = 0xa0000;
@@ -112,14 +111,16 @@ export class Vhost {
     this.#send(Request.SET_FEATURES, Features.encode({ value: driverFeatures | F_PROTOCOL_FEATURES }));
   }
 
-  start(driverFeatures: bigint, table: readonly TableEntry[]): void {
+  /** `iommu`: addresses of rings are its own. */
+  start(driverFeatures: bigint, table: readonly TableEntry[], iommu?: FakeIommu): void {
     this.setFeatures(driverFeatures);
     this.setMemTable(table);
     this.#queues.forEach((queue, index) => {
       if (!queue.enabled) return;
       this.#send(Request.SET_VRING_NUM, VringState.encode({ index, num: queue.size }));
       this.#send(Request.SET_VRING_BASE, VringState.encode({ index, num: queue.base }));
-      const [descriptors, available, used] = [queue.descriptors, queue.available, queue.used].map(userAddress);
+      const parts = [queue.descriptors, queue.available, queue.used];
+      const [descriptors, available, used] = iommu ? parts : parts.map(userAddress);
       this.#send(Request.SET_VRING_ADDR, VringAddr.encode({ index, descriptors, available, used }));
       if (queue.kick < 0) queue.kick = native.eventfd(1);
       this.#sendFd(Request.SET_VRING_KICK, index, queue.kick);
@@ -128,6 +129,10 @@ export class Vhost {
     this.#queues.forEach((_, index) => {
       this.#send(Request.SET_VRING_ENABLE, VringState.encode({ index, num: 1 }), [], true);
     });
+    for (const { enabled, used } of this.#queues) {
+      const page = alignDown(used, PAGE_SIZE);
+      if (enabled && iommu?.find(page) !== undefined) iommu.update(page);
+    }
   }
 
   /** The last step of a start, when the device counts as started already. */

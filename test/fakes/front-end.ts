@@ -6,11 +6,11 @@
  *
  * What would kill stock QEMU 11.1 is recorded in `fatal`, which tests must find undefined.
  *
- * Its parts: front-end-wire, front-end-vhost and front-end-channel speak vhost-user, front-end-window keeps the shared
- * memory region; front-end-registers, front-end-config and front-end-common are the guest's view, front-end-ring a
- * queue as its driver has it, front-end-device a device process on it, front-end-bridge the real bridge in front.
- * Devices for tests: register-device, copy-device and migratable-device, sharing-device, regions-device,
- * every-kind-device. pci-bridge plays the bridge instead.
+ * Its parts: front-end-wire, front-end-vhost and front-end-channel speak vhost-user, front-end-iommu is the guest's
+ * IOMMU, front-end-window keeps the shared memory region; front-end-registers, front-end-config and front-end-common
+ * are the guest's view, front-end-ring a queue as its driver has it, front-end-device a device process on it,
+ * front-end-bridge the real bridge in front. Devices for tests: register-device, copy-device and migratable-device,
+ * sharing-device, regions-device, every-kind-device. pci-bridge plays the bridge instead.
  */
 import { closeSync } from "node:fs";
 import type { DmaMemory, PciFunction, Registers } from "../../guest/vfio/pci-function.js";
@@ -24,6 +24,7 @@ import { getUint } from "../../shared/struct/struct.js";
 import { BackendChannel } from "./front-end-channel.js";
 import { CommonRegisters, VirtQueue } from "./front-end-common.js";
 import { Layout, MSIX_BAR, makeConfigSpace, REGISTER_BAR, WINDOW_BAR } from "./front-end-config.js";
+import { FakeIommu } from "./front-end-iommu.js";
 import { bytesAsRegisters, VirtioRegisters } from "./front-end-registers.js";
 import { HIGH_RAM, ramRegions, type TableEntry, Vhost } from "./front-end-vhost.js";
 import { FakeWindow, type Mapping } from "./front-end-window.js";
@@ -33,6 +34,7 @@ const MAX_REGIONS = 8;
 const WINDOW_USER_ADDRESS = 0x7e00_0000_0000;
 const WINDOW_GUEST_ADDRESS = 0x40_0000_0000;
 const BUS_MASTER = 4;
+const IOVA_BASE = 0x8000_0000;
 
 export interface FrontEndOptions {
   /** num_vqs: all queues, doorbells included. */
@@ -43,6 +45,8 @@ export interface FrontEndOptions {
   readonly virtioId?: number;
   /** QEMU's property event_idx: whether VIRTIO_F_EVENT_IDX is passed on to the guest. */
   readonly eventIndex?: boolean;
+  /** iommu_platform=on, and a virtual IOMMU: what is allocated has addresses of its own there, page by page. */
+  readonly iommu?: boolean;
 }
 
 export class FrontEnd implements PciFunction {
@@ -56,6 +60,8 @@ export class FrontEnd implements PciFunction {
   /** The eventfd that a notification of each queue signals, while the device runs; -1 otherwise. */
   readonly kicks: Int32Array;
   readonly window: FakeWindow;
+  readonly iommu: FakeIommu | undefined;
+  translated = false;
   /** Answers no backend request while set: QEMU's main loop is busy elsewhere. */
   busy = false;
   /** Counts changes of the config space, as the guest sees it. */
@@ -75,6 +81,7 @@ export class FrontEnd implements PciFunction {
   #isDecoding = true;
   #interrupt: (() => void) | undefined;
   #open = true;
+  readonly #reservations: native.Reservation[] = [];
 
   /** Connects to the back-end at `path` and realizes the device. The back-end has to be another process. */
   constructor(path: string, options: FrontEndOptions = {}) {
@@ -85,6 +92,7 @@ export class FrontEnd implements PciFunction {
       ramSize: 64 * MiB,
       virtioId: 39,
       eventIndex: true,
+      iommu: false,
       ...options,
     };
     const { queues, queueSize, configSize, ramSize, virtioId } = this.#options;
@@ -92,6 +100,7 @@ export class FrontEnd implements PciFunction {
     this.kicks = new Int32Array(queues).fill(-1);
     this.queues = Array.from({ length: queues }, (_, index) => new VirtQueue(queueSize, this.kicks, index));
     this.#vhost = new Vhost(path, this.queues);
+    if (this.#options.iommu) this.iommu = new FakeIommu(this.wire);
     const { windowSize } = this;
     if (this.protocolFeatures & ProtocolFeature.CONFIGURE_MEM_SLOTS) this.die("CONFIGURE_MEM_SLOTS was offered");
     if (!isPowerOfTwo(windowSize) || windowSize % PAGE_SIZE !== 0) {
@@ -107,7 +116,9 @@ export class FrontEnd implements PciFunction {
   }
 
   get features(): bigint {
-    return this.#options.eventIndex ? this.#vhost.features : this.#vhost.features & ~Feature.RING_EVENT_IDX;
+    const { eventIndex, iommu } = this.#options;
+    const absent = (eventIndex ? 0n : Feature.RING_EVENT_IDX) | (iommu ? 0n : Feature.ACCESS_PLATFORM);
+    return this.#vhost.features & ~absent;
   }
 
   get protocolFeatures(): bigint {
@@ -165,7 +176,26 @@ export class FrontEnd implements PciFunction {
     const address = this.#ramUsed;
     if (!inBounds(address, length, this.#options.ramSize)) throw new RangeError("the device VM has no more memory");
     this.#ramUsed += length;
-    return { buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE), address };
+    if (this.iommu) return this.#allocateByPages(this.iommu, address, length);
+    return {
+      buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE),
+      address,
+      start: 0,
+    };
+  }
+
+  /** Pages in the wrong order, which their addresses in the IOMMU put right. */
+  #allocateByPages(iommu: FakeIommu, address: number, length: number): DmaMemory {
+    const iova = IOVA_BASE + address;
+    const reservation = new native.Reservation(length, length);
+    for (let at = 0; at < length; at += PAGE_SIZE) {
+      const page = address + length - PAGE_SIZE - at;
+      iommu.map(iova + at, page);
+      reservation.map(at, PAGE_SIZE, this.#ram, page, native.PROT_READ | native.PROT_WRITE);
+    }
+    const buffer = reservation.piece(0);
+    this.#reservations.push(reservation);
+    return { buffer, address: iova, start: 0 };
   }
 
   interrupt(callback: () => void, task?: native.PollTask): void {
@@ -204,6 +234,7 @@ export class FrontEnd implements PciFunction {
       if (queue.kick >= 0) closeSync(queue.kick);
     }
     this.window.release();
+    for (const reservation of this.#reservations) reservation.release();
     closeSync(this.#ram);
   }
 
@@ -258,8 +289,10 @@ export class FrontEnd implements PciFunction {
       this.reset();
       return;
     }
-    // A driver that asks for what was not offered does not get FEATURES_OK.
-    if (value & Status.FEATURES_OK && this.common.driverFeatures & ~this.features) value &= ~Status.FEATURES_OK;
+    // A driver that asks for what was not offered does not get FEATURES_OK, nor does one that goes around the IOMMU.
+    const { driverFeatures } = this.common;
+    const isRefused = driverFeatures & ~this.features || (this.iommu && !(driverFeatures & Feature.ACCESS_PLATFORM));
+    if (value & Status.FEATURES_OK && isRefused) value &= ~Status.FEATURES_OK;
     this.#status = value;
     if (value & Status.DRIVER_OK) this.#start();
     else this.#stop();
@@ -317,7 +350,7 @@ export class FrontEnd implements PciFunction {
       this.complain("vhost_set_mem_table failed: No buffer space available (105)");
       return;
     }
-    this.#vhost.start(this.common.driverFeatures, table);
+    this.#vhost.start(this.common.driverFeatures, table, this.iommu);
     this.#started = true;
     this.#vhost.started();
   }

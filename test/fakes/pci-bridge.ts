@@ -103,7 +103,7 @@ export class PciBridge implements PciFunction {
     const start = this.#allocated;
     this.#allocated += Math.ceil(bytes / PAGE_SIZE) * PAGE_SIZE;
     if (this.#allocated > RAM_SIZE) throw new RangeError("no more memory");
-    const memory = { buffer: new ArrayBuffer(bytes), address: RAM_ADDRESS + start };
+    const memory = { buffer: new ArrayBuffer(bytes), address: RAM_ADDRESS + start, start: 0 };
     this.#pieces.push(memory);
     return memory;
   }

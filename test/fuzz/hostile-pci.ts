@@ -46,7 +46,7 @@ class Memory implements RingMemory {
     assert.ok(length <= STRIDE && this.pieces.length < 16, `an allocation of ${bytes} bytes`);
     const piece = new Uint8Array(length);
     this.pieces.push(piece);
-    return { buffer: piece.buffer, address: FIRST_ADDRESS + (this.pieces.length - 1) * STRIDE };
+    return { buffer: piece.buffer, address: FIRST_ADDRESS + (this.pieces.length - 1) * STRIDE, start: 0 };
   }
 
   locate(address: number, length: number): number {

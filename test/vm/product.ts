@@ -23,6 +23,8 @@ export interface ProductOptions {
   readonly disks?: number;
   /** What is on the first disk. */
   readonly image?: Buffer;
+  /** Who the disks' processes run as; "user" when left out. */
+  readonly user?: vms.DeviceUser;
   /** A block device of the device VM's own, /dev/vda there: its size, and that of its sectors in bytes. */
   readonly drive?: { readonly sizeMiB: number; readonly sector: number };
 }
@@ -38,7 +40,7 @@ export class Product {
   /**
    * Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection.
    */
-  static async start({ diskMiB, disks = 1, image, drive }: ProductOptions): Promise<Product> {
+  static async start({ diskMiB, disks = 1, image, drive, user = "user" }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
     const bridge = new BridgeProcess(directory, disks);
@@ -53,11 +55,11 @@ export class Product {
         await truncate(file, drive.sizeMiB * MiB);
       }
       const own = drive && { file, sector: drive.sector };
-      const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries, own);
+      const deviceVm = await vms.startDeviceVm(environment, directory, first, more, entries, own, user);
       product = new Product(environment, directory, bridge, deviceVm);
       await vms.booted(deviceVm);
       if (image !== undefined) await deviceVm.check(`mv /disk.img ${vms.disk(0).file}`, vms.COMMAND_MS);
-      for (let n = 0; n < disks; n++) await vms.startNvme(deviceVm, diskMiB, "", vms.disk(n));
+      for (let n = 0; n < disks; n++) await vms.startNvme(deviceVm, diskMiB, "", vms.disk(n), user);
       return product;
     } catch (error) {
       if (product !== undefined) await product.stop();

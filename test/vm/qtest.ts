@@ -137,7 +137,11 @@ export class QtestVm implements PciFunction {
     const address = this.#ramUsed;
     const length = Math.ceil(bytes / 4096) * 4096;
     this.#ramUsed += length;
-    return { buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE), address };
+    return {
+      buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE),
+      address,
+      start: 0,
+    };
   }
 
   /** No interrupts in here: the callback is called now and then. */

@@ -29,9 +29,10 @@ export class Buffers {
   constructor(pci: PciFunction, maxQueueSize: number, eventIndex: boolean) {
     const count = 2 ** Math.floor(Math.log2(Math.max(1, Math.min(maxQueueSize, MAX_BUFFERS))));
     this.size = Math.floor(BUFFER_SPACE / count / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
-    this.#start = Math.ceil(ringBytes(count) / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
-    this.#memory = pci.allocate(this.#start + count * this.size);
-    this.queue = new DriverQueue(count, this.#memory, 0, eventIndex);
+    const ring = Math.ceil(ringBytes(count) / BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT;
+    this.#memory = pci.allocate(ring + count * this.size);
+    this.#start = this.#memory.start + ring;
+    this.queue = new DriverQueue(count, this.#memory, this.#memory.start, eventIndex);
     this.bytes = new Uint8Array(this.#memory.buffer);
     this.data = new DataView(this.#memory.buffer);
   }
@@ -60,25 +61,27 @@ export class SmallMemory {
   constructor(pci: PciFunction, count: number) {
     const stride = Math.ceil(ringBytes(EMPTY_QUEUE_SIZE) / RING_ALIGNMENT) * RING_ALIGNMENT;
     const memory = pci.allocate(MAX_REGISTER_MEMORY + count * stride);
-    this.registers = new Uint8Array(memory.buffer, 0, MAX_REGISTER_MEMORY);
-    this.registersAddress = memory.address;
+    this.registers = new Uint8Array(memory.buffer, memory.start, MAX_REGISTER_MEMORY);
+    this.registersAddress = memory.address + memory.start;
     this.queues = Array.from({ length: count }, (_, index) => {
-      return new DriverQueue(EMPTY_QUEUE_SIZE, memory, MAX_REGISTER_MEMORY + index * stride);
+      return new DriverQueue(EMPTY_QUEUE_SIZE, memory, memory.start + MAX_REGISTER_MEMORY + index * stride);
     });
   }
 }
 
 /**
- * Memory that the bridge can reach, for data that it copies: parts of huge pages, handed out permanently. Where no huge
- * page is left it is ordinary memory, which works as well and costs one more copy.
+ * Memory that the bridge can reach, for data that it copies, handed out permanently. Where there is no more of it, as
+ * no huge page is left or no more may be locked, it is other memory, which works as well and costs one more copy.
  */
 export class DmaBuffers {
   readonly #pci: PciFunction;
   readonly #log: Log;
-  /** Where each huge page is for the bridge. */
+  /** Where each buffer is for the bridge. */
   readonly #addresses = new WeakMap<ArrayBufferLike, number>();
-  #page: DmaMemory | undefined;
+  /** What is handed out now: a part of a buffer, from `#used` to `#end`. */
+  #buffer = new ArrayBuffer(0);
   #used = 0;
+  #end = 0;
   #isOut = false;
 
   constructor(pci: PciFunction, log: Log) {
@@ -87,16 +90,14 @@ export class DmaBuffers {
   }
 
   /**
-   * `length` bytes of zeros; from a page's size on they begin at a page. Never more than a huge page of the bridge's
-   * reach.
+   * `length` bytes of zeros; from a page's size on they begin at a page. Never more than 2 MiB of the bridge's reach.
    */
   allocate(length: number): Uint8Array<ArrayBuffer> {
     const alignment = length >= PAGE_SIZE ? PAGE_SIZE : DATA_ALIGNMENT;
     const start = Math.ceil(this.#used / alignment) * alignment;
-    const page = this.#page;
-    if (page !== undefined && start + length <= page.buffer.byteLength) {
+    if (start + length <= this.#end) {
       this.#used = start + length;
-      return new Uint8Array(page.buffer, start, length);
+      return new Uint8Array(this.#buffer, start, length);
     }
     if (length > LARGE_PAGE_SIZE || !this.#takePage()) return pageAligned(length);
     return this.allocate(length);
@@ -110,8 +111,9 @@ export class DmaBuffers {
 
   #takePage(): boolean {
     if (this.#isOut) return false;
+    let memory: DmaMemory;
     try {
-      this.#page = this.#pci.allocate(LARGE_PAGE_SIZE);
+      memory = this.#pci.allocate(LARGE_PAGE_SIZE);
     } catch (error) {
       this.#isOut = true;
       this.#log.warn(
@@ -120,8 +122,10 @@ export class DmaBuffers {
       );
       return false;
     }
-    this.#used = 0;
-    this.#addresses.set(this.#page.buffer, this.#page.address);
+    this.#buffer = memory.buffer;
+    this.#used = memory.start;
+    this.#end = memory.start + LARGE_PAGE_SIZE;
+    this.#addresses.set(memory.buffer, memory.address);
     return true;
   }
 }

@@ -6,6 +6,7 @@
  * A bridge that breaks the ring, or finishes nothing, is reported by what is thrown; nobody is kept waiting for it
  * then.
  */
+import { alignUp } from "../../../shared/bits.js";
 import { startTicks, TICKS_PER_DEADLINE } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { KiB, MAX_COPY_SIZE, PAGE_SIZE, REPLY_DEADLINE_MS } from "../../../shared/limits.js";
@@ -18,7 +19,7 @@ import type { DmaBuffers } from "./buffers.js";
 
 /** A request is three descriptors: what is asked, its status, the data. */
 const DESCRIPTORS = 3;
-/** Descriptors of the ring. With the buffers of its slots it fits a huge page. */
+/** Descriptors of the ring. With the buffers of its slots it fits 2 MiB. */
 const MAX_QUEUE_SIZE = 64;
 const BOUNCE_SIZE = 64 * KiB;
 /** Of the fixed parts of a slot: CopyRequest, and a CopyStatus behind it. */
@@ -83,11 +84,12 @@ export class Copies {
     const size = 2 ** Math.floor(Math.log2(Math.max(1, most)));
     const slots = Math.floor(size / DESCRIPTORS);
     if (slots === 0) throw new UserError(`the VIRTIO device's copy queue has ${most} descriptors`);
-    this.#fixed = ringBytes(size) + (-ringBytes(size) & (FIXED_SIZE - 1));
-    const fixedEnd = this.#fixed + slots * FIXED_SIZE;
-    this.#bounce = fixedEnd + (-fixedEnd & (PAGE_SIZE - 1));
-    this.#memory = pci.allocate(this.#bounce + slots * BOUNCE_SIZE);
-    this.queue = new DriverQueue(size, this.#memory, 0, eventIndex);
+    const fixed = alignUp(ringBytes(size), FIXED_SIZE);
+    const bounce = alignUp(fixed + slots * FIXED_SIZE, PAGE_SIZE);
+    this.#memory = pci.allocate(bounce + slots * BOUNCE_SIZE);
+    this.#fixed = this.#memory.start + fixed;
+    this.#bounce = this.#memory.start + bounce;
+    this.queue = new DriverQueue(size, this.#memory, this.#memory.start, eventIndex);
     this.#bytes = new Uint8Array(this.#memory.buffer);
     this.#data = new DataView(this.#memory.buffer);
     this.#slots = Array.from({ length: slots }, () => ({ transfer: undefined, start: 0, length: 0 }));

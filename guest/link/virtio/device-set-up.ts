@@ -5,7 +5,7 @@
  * device is.
  */
 import { inBounds, isAligned } from "../../../shared/bits.js";
-import { PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
+import { Errno, PeerGone, ProtocolError, UserError } from "../../../shared/errors.js";
 import { PAGE_SIZE } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
 import type { Area } from "../../../shared/memory-file.js";
@@ -109,7 +109,11 @@ export class DeviceSetUp {
     try {
       await this.#requests.send(LinkCommand.HELLO, encodeHello(summary, this.#isolated));
     } catch (error) {
-      throw new UserError(`the bridge does not take the device: ${error instanceof Error ? error.message : error}`);
+      const reason = error instanceof Error ? error.message : error;
+      const isLate = error instanceof ProtocolError && error.errno === Errno.ETIMEDOUT;
+      // The device VM's VMM does not start a device then whose driver has addresses of the IOMMU's.
+      const hint = isLate ? ': is "iommu_platform=on" missing for the device in the device VM\'s command line?' : "";
+      throw new UserError(`the bridge does not take the device: ${reason}${hint}`);
     }
   }
 

@@ -31,7 +31,9 @@ export async function createVirtioLink(
 ): Promise<VirtioLink> {
   const transport = new VirtioPci(pci);
   await transport.reset();
-  const features = transport.negotiate(Feature.VERSION_1, Feature.RING_EVENT_IDX | LinkFeature.INSPECT);
+  const optional = Feature.RING_EVENT_IDX | Feature.ACCESS_PLATFORM | LinkFeature.INSPECT;
+  const features = transport.negotiate(Feature.VERSION_1, optional);
+  pci.translated = (features & Feature.ACCESS_PLATFORM) !== 0n;
   const config = Config.view(new DataView(transport.readConfig(Config.size).buffer));
   const { magic, abiVersion, windowSize, maxMessageSize, doorbells } = config;
   if (magic !== MAGIC) throw new UserError("it is a VIRTIO device, but no virtio-vfio-user device");

@@ -8,12 +8,10 @@
  * - introduction.ts: clients and device processes come and go, and each device process is made to know of the client,
  *   one step after the other (changes.ts). So the driver VM lives on whatever becomes of the device process.
  * - channel.ts, request-channel.ts: rings, messages, commands and replies. bodies.ts and replies.ts: what is in them.
- * - command-relay.ts: the client's commands. device-process.ts, inspection.ts: the device process's. dma-relay.ts: its
- *   DMA by messages.
- * - dma-maps.ts, window-allocation.ts: the client's memory. copies.ts, copy-threads.ts: what of it is copied.
- * - interrupts.ts, doorbells.ts: the client's interrupts.
+ * - command-relay.ts: the client's commands; device-process.ts, inspection.ts, dma-relay.ts: the device process's.
+ * - dma-maps.ts, window-allocation.ts: the client's memory; copies.ts, copy-threads.ts: what of it is copied.
+ * - interrupts.ts, doorbells.ts: the client's interrupts. config-space.ts: the device's, as the device VM sees it.
  * - sharing.ts, region-memory.ts, io-events.ts, handle-table.ts: the device's memory and eventfds that the client has.
- * - config-space.ts: the device's config space, as the device VM sees it.
  */
 import { startDeadline } from "../../../shared/deadline.js";
 import { isSystemError } from "../../../shared/errors.js";
@@ -93,7 +91,7 @@ export class BridgeLink implements Backend, BackEndDevice {
   /** Goes on where another bridge was; the back-end and the client are there if they were. @throws StateError */
   restore(saved: SavedLink, backEnd: BackEnd | undefined, client: RestoredClient): void {
     this.#backEnd = backEnd;
-    const isOpen = backEnd?.queue(Queue.TO_DEVICE)?.running && backEnd.queue(Queue.FROM_DEVICE)?.running;
+    const isOpen = backEnd?.runs(Queue.TO_DEVICE) && backEnd.runs(Queue.FROM_DEVICE);
     if (hasDoorbells(saved.state.name)) this.#attachDoorbells();
     restoreLink(this.#parts, this.#introduction, saved, client);
     const { state } = this.#parts;
@@ -126,7 +124,6 @@ export class BridgeLink implements Backend, BackEndDevice {
     };
   }
 
-  /** What the link did so far. */
   get statistics() {
     return {
       hellos: this.#parts.process.hellos,
@@ -139,8 +136,6 @@ export class BridgeLink implements Backend, BackEndDevice {
       copiedBytes: this.#parts.copies.bytes,
     };
   }
-
-  // The device VM's side, as the vhost-user back-end reports it: BackEndDevice.
 
   config(): Uint8Array {
     this.#parts.config.doorbells = this.#doorbellQueues;
@@ -174,6 +169,12 @@ export class BridgeLink implements Backend, BackEndDevice {
 
   reset(reason: string): void {
     this.#parts.state.raise("reset", reason);
+  }
+
+  memoryChanged(): void {
+    this.#parts.relay.memoryChanged();
+    this.#parts.requests.channel.poll();
+    this.#parts.copies.memoryChanged();
   }
 
   /** Ends everything; `disconnect` is not waited for. */
@@ -242,8 +243,7 @@ export class BridgeLink implements Backend, BackEndDevice {
     this.#parts.requests.channel.hold(now);
   }
 
-  // What follows from a transition.
-
+  /** What follows from a transition. */
   #changed(change: Change): void {
     queueMicrotask(() => this.#checkSettled());
     if (change.to !== "connected") this.#parts.relay.stopPath();

@@ -146,6 +146,13 @@ export class Channel {
     }
     this.#halted = false;
     this.#updatePath();
+    this.poll();
+  }
+
+  /** Looks at both rings again, when memory has come that they may have waited for. */
+  poll(): void {
+    if (!this.#backEnd || this.#halted) return;
+    if (!this.#path.hasRings) this.#path.rings(this.#toDevice, this.#fromDevice);
     this.#flush();
     this.#receiving.goOn();
   }
@@ -342,8 +349,4 @@ export class Channel {
   }
 }
 
-const idleQueue = new DeviceQueue({
-  pieceSize: 1,
-  locate: () => -1,
-  bytes: () => new Uint8Array(0),
-});
+const idleQueue = new DeviceQueue({ pieceSize: 1, locate: () => -1, bytes: () => new Uint8Array(0) });

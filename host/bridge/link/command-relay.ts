@@ -112,6 +112,8 @@ export class CommandRelay {
     const { summary, registers } = this.#process;
     if (summary) this.#path.setDevice(summary.regionSizes, summary.postedRegions);
     this.#path.native.registers(registers?.bytes);
+    if (registers?.held) this.#path.stop(Stop.REGISTERS);
+    else this.#path.start(Stop.REGISTERS);
     this.#path.start(Stop.DEVICE);
     this.#accesses = accesses;
     accesses.passBy(this.#path);
@@ -126,6 +128,22 @@ export class CommandRelay {
     }
     // What was answered meanwhile is not to be carried out any more.
     for (const command of this.#early.splice(0)) if (command.active) this.handle(command);
+  }
+
+  /** Memory of the device VM's has come or gone, and register memory may be in it. */
+  memoryChanged(): void {
+    this.#process.memoryChanged();
+    const { registers } = this.#process;
+    if (registers === undefined || registers.held !== this.#process.hasRegisters) return;
+    if (registers.held) {
+      registers.release();
+      this.#path.start(Stop.REGISTERS);
+    } else {
+      registers.hold();
+      this.#path.stop(Stop.REGISTERS);
+    }
+    const isRead = !registers.held && this.#state.name === "connected";
+    this.#accesses?.readFrom(isRead ? registers : undefined);
   }
 
   /** The device process is not to be asked for the time being. */

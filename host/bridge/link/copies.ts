@@ -128,6 +128,11 @@ export class Copies {
     this.#backEnd = undefined;
   }
 
+  /** Memory has come that the ring, or a buffer in it, may have waited for. */
+  memoryChanged(): void {
+    if (this.#queue) this.#turn.goOn();
+  }
+
   get #threads(): CopyThreads {
     return copyThreads();
   }

@@ -9,9 +9,10 @@ import { LinkCommand } from "../../../shared/spec/link.js";
 import { Command, Header } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory, ClientVersion, DeviceSummary, PendingCommand } from "../../../shared/vfio-user/backend.js";
 import { type RegisterArea, RegisterMemory } from "../../../shared/vfio-user/register-memory.js";
-import { bytesAt, copyBytes, type RingMemory } from "../../../shared/virtqueue/memory.js";
+import { bytesAt, copyBytes, MISSING } from "../../../shared/virtqueue/memory.js";
 import type { ControlState } from "../state/control-state.js";
 import { StateError } from "../state/state-bytes.js";
+import type { DeviceVmMemory } from "../vhost-user/memory.js";
 import { parseHello, parseShareRegisters } from "./bodies.js";
 import type { Changes } from "./changes.js";
 import type { DeviceState } from "./device-state.js";
@@ -56,7 +57,7 @@ export interface DeviceProcessParts {
   readonly sharing: Sharing;
   readonly dma: DmaRelay;
   /** The device VM's. */
-  readonly memory: RingMemory;
+  readonly memory: DeviceVmMemory;
   readonly control: ControlState;
   readonly log: Log;
 }
@@ -75,6 +76,8 @@ export class DeviceProcess implements DeviceMessages {
   readonly inspection: Inspection;
   /** The generation whose ALLOCATE_* is not answered yet. */
   #allocating = -1;
+  /** SHARE_REGISTERS whose memory is being asked for. */
+  #sharing: { id: number; generation: number; registers: NonNullable<SavedProcess["registers"]> } | undefined;
   /** Where its registers are. */
   #shared: SavedProcess["registers"] = null;
   #owed: OwedReply | null = null;
@@ -99,9 +102,11 @@ export class DeviceProcess implements DeviceMessages {
     this.hellos = hellos;
     this.#parts.maps.placement.isolated = isolated;
     if (registers !== null) {
-      const bytes = bytesAt(this.#parts.memory, registers.address, registers.size);
-      if (bytes === undefined) throw new StateError("the device's registers are not in memory");
-      this.#share(registers, bytes);
+      const { memory } = this.#parts;
+      const bytes = bytesAt(memory, registers.address, registers.size);
+      // Behind an IOMMU it would have to be asked for: reads go to the process, until it starts again.
+      if (bytes === undefined && !memory.translates) throw new StateError("the device's registers are not in memory");
+      if (bytes !== undefined) this.#share(registers, bytes);
     }
     if (owed === null) return;
     const body = Uint8Array.from(owed.body);
@@ -112,6 +117,7 @@ export class DeviceProcess implements DeviceMessages {
   #share(registers: NonNullable<SavedProcess["registers"]>, bytes: Uint8Array): void {
     this.#shared = registers;
     this.registers = new RegisterMemory(bytes, registers.areas);
+    this.#parts.memory.iotlb.keep(this, [{ address: registers.address, length: registers.size }]);
   }
 
   /** See DeviceMessages. */
@@ -177,14 +183,33 @@ export class DeviceProcess implements DeviceMessages {
   #shareRegisters(id: number, data: DataView, length: number): void {
     if (!this.#state.accepts("hello") && this.#state.name !== "quiescing")
       throw new ProtocolError("SHARE_REGISTERS after HELLO");
-    const { address, size, areas } = parseShareRegisters(data, Header.size, length - Header.size);
-    const bytes = bytesAt(this.#parts.memory, address, size);
+    const registers = parseShareRegisters(data, Header.size, length - Header.size);
+    this.#sharing = { id, generation: this.#state.generation, registers };
+    this.memoryChanged();
+  }
+
+  /** Memory of the device VM's has come or gone: what SHARE_REGISTERS waited for may be there. */
+  memoryChanged(): void {
+    if (this.#sharing === undefined) return;
+    const { memory } = this.#parts;
+    const { id, generation, registers } = this.#sharing;
+    const { address, size } = registers;
+    if (generation === this.#state.generation && memory.locate(address, size) === MISSING) return;
+    this.#sharing = undefined;
+    if (generation !== this.#state.generation) return;
+    this.#parts.control.touch();
+    const bytes = bytesAt(memory, address, size);
     if (bytes === undefined) {
       this.#requests.refuse(id, LinkCommand.SHARE_REGISTERS, Errno.EFAULT);
       return;
     }
-    this.#share({ address, size, areas }, bytes);
+    this.#share(registers, bytes);
     this.#requests.answer(id, LinkCommand.SHARE_REGISTERS);
+  }
+
+  /** Whether the register memory is where it was shared; what is not is asked for. */
+  get hasRegisters(): boolean {
+    return this.#shared !== null && this.#parts.memory.locate(this.#shared.address, this.#shared.size) >= 0;
   }
 
   /** Begins with what takes a while, now or for another bridge, whose reply was not sent. */
@@ -235,6 +260,8 @@ export class DeviceProcess implements DeviceMessages {
 
   #hello(id: number, data: DataView, length: number): void {
     this.#check("hello", "HELLO");
+    if (this.#sharing?.generation === this.#state.generation)
+      throw new ProtocolError("HELLO before the reply to SHARE_REGISTERS");
     try {
       const { summary, isolated } = parseHello(data, Header.size, length - Header.size);
       this.summary = summary;

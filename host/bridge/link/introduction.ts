@@ -230,7 +230,7 @@ export class Introduction {
     this.#gaveUpFor = undefined;
     if (isNew) process.registers?.begin();
     sharing.events.start();
-    client.accesses.readFrom(process.registers);
+    if (!process.registers?.held) client.accesses.readFrom(process.registers);
     this.#log.info({ generation: client.generation, maps: maps.size }, "the device has the client");
     client.isServed = true;
     this.#parts.control.touch();

@@ -1,4 +1,5 @@
 /** What stands behind a vhost-user back-end, and what it is made with. */
+import { startDeadline } from "../../../shared/deadline.js";
 import type { Log } from "../../../shared/log.js";
 import type { FdShare } from "../../../shared/peer-fds.js";
 import { LinkFeature } from "../../../shared/spec/link.js";
@@ -11,7 +12,8 @@ import type { SavedVrings } from "./vrings.js";
 import type { Window } from "./window.js";
 
 /** What a back-end offers. */
-export const FEATURES = Feature.VERSION_1 | Feature.RING_EVENT_IDX | LinkFeature.INSPECT | F_PROTOCOL_FEATURES;
+const { VERSION_1, RING_EVENT_IDX, ACCESS_PLATFORM } = Feature;
+export const FEATURES = VERSION_1 | RING_EVENT_IDX | ACCESS_PLATFORM | LinkFeature.INSPECT | F_PROTOCOL_FEATURES;
 export const PROTOCOL_FEATURES =
   ProtocolFeature.MQ |
   ProtocolFeature.REPLY_ACK |
@@ -37,6 +39,8 @@ export interface BackEndDevice {
    * same.
    */
   failed(reason: string): void;
+  /** Memory of the device VM's has come or gone: chains that waited for it may be there now. */
+  memoryChanged(): void;
   /** The device was reset, or the front-end is gone: nothing of before goes on. */
   reset(reason: string): void;
 }
@@ -58,6 +62,41 @@ export interface BackEndOptions {
   readonly resumes?: boolean;
 }
 
+/**
+ * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
+ * once.
+ */
+const TABLE_DEADLINE_MS = 500;
+
+/** The memory table of a start. */
+export class AwaitedTable {
+  #stop: (() => void) | undefined;
+  readonly #changed: () => void;
+
+  constructor(changed: () => void) {
+    this.#changed = changed;
+  }
+
+  get isAwaited(): boolean {
+    return this.#stop !== undefined;
+  }
+
+  /** Calls `late` when it does not come in time. */
+  wait(late: () => void): void {
+    this.came();
+    this.#stop = startDeadline(TABLE_DEADLINE_MS, () => {
+      this.came();
+      late();
+    });
+  }
+
+  came(): void {
+    this.#stop?.();
+    this.#stop = undefined;
+    this.#changed();
+  }
+}
+
 /** A front-end as the state keeps it. */
 export interface SavedBackEnd {
   /** The number of its socket's descriptor. */
@@ -69,9 +108,3 @@ export interface SavedBackEnd {
   readonly awaitsTable: boolean;
   readonly vrings: SavedVrings;
 }
-
-/**
- * How long after SET_FEATURES a front-end that starts the device may take to send its memory table, which follows it at
- * once.
- */
-export const TABLE_DEADLINE_MS = 500;

@@ -8,11 +8,10 @@
  *
  * The other files of this folder: back-end-device.ts, what stands behind a back-end; connection.ts, the messages and
  * their fds; vrings.ts and vring.ts, the virtqueues, and whether they were paused or reset; memory.ts, the device VM's
- * memory; window.ts and window-request.ts, driver-VM memory put into the device VM.
+ * memory, and iotlb.ts and iotlb-misses.ts, where it is behind a virtual IOMMU; window.ts and window-request.ts,
+ * driver-VM memory put into the device VM.
  */
-
 import * as native from "../../../native/index.js";
-import { startDeadline } from "../../../shared/deadline.js";
 import { Errno, PeerGone, ProtocolError } from "../../../shared/errors.js";
 import { MAX_QUEUES } from "../../../shared/limits.js";
 import type { Log } from "../../../shared/log.js";
@@ -21,6 +20,7 @@ import {
   DeviceConfig,
   Features,
   HeaderFlags,
+  IotlbMessage,
   MAX_CONFIG_SIZE,
   ProtocolFeature,
   Request,
@@ -33,15 +33,10 @@ import { Feature } from "../../../shared/spec/virtio.js";
 import { Share } from "../../../shared/turn.js";
 import type { DeviceQueue } from "../../../shared/virtqueue/device.js";
 import { StateMemory } from "../state/state-memory.js";
-import {
-  type BackEndDevice,
-  type BackEndOptions,
-  FEATURES,
-  PROTOCOL_FEATURES,
-  type SavedBackEnd,
-  TABLE_DEADLINE_MS,
-} from "./back-end-device.js";
+import type { BackEndDevice, BackEndOptions, SavedBackEnd } from "./back-end-device.js";
+import { AwaitedTable, FEATURES, PROTOCOL_FEATURES } from "./back-end-device.js";
 import { Connection, type Message, takeFd } from "./connection.js";
+import { IotlbMisses } from "./iotlb-misses.js";
 import { type DeviceVmMemory, parseMemTable } from "./memory.js";
 import { Vrings } from "./vrings.js";
 import type { Window } from "./window.js";
@@ -62,12 +57,12 @@ export class BackEnd {
   readonly #reportGone: (reason: string) => void;
   readonly #log: Log;
   readonly #vrings: Vrings;
+  readonly #misses: IotlbMisses;
   /** Since the device was started, until it is reset. */
   #started = false;
   /** VIRTIO's, and the device's own, that the driver has taken. */
   features = 0n;
-  /** Takes back the deadline for the memory table of a start, which is awaited. */
-  #stopAwaiting: (() => void) | undefined;
+  readonly #table = new AwaitedTable(() => this.#state.control.touch());
   #replyAck = false;
   readonly #out = new Uint8Array(DeviceConfig.size + MAX_CONFIG_SIZE);
   readonly #outView = new DataView(this.#out.buffer);
@@ -85,23 +80,17 @@ export class BackEnd {
     this.#reportGone = options.gone;
     this.#log = options.log;
     this.#vrings = new Vrings(options.memory, options.log, this.#state.fds);
+    this.#misses = new IotlbMisses(options.memory, options.window, options.log, () => this.#memoryChanged());
     const { share = new Share(), fds, resumes = false } = options;
-    const events = {
-      message: (message: Message) => this.#handle(message),
-      gone: (reason: string) => this.#gone(reason),
-    };
+    const message = (received: Message) => this.#handle(received);
+    const events = { message, gone: (reason: string) => this.#gone(reason) };
     this.#connection = new Connection(fd, events, { share, fds, memory: this.#state.stream("frontEnd"), resumes });
   }
 
   save(): SavedBackEnd {
-    return {
-      socket: this.#state.fds.idOf(this.#fd),
-      started: this.#started,
-      replyAck: this.#replyAck,
-      features: String(this.features),
-      awaitsTable: this.#stopAwaiting !== undefined,
-      vrings: this.#vrings.save(),
-    };
+    const negotiated = { replyAck: this.#replyAck, features: String(this.features) };
+    const started = { started: this.#started, awaitsTable: this.#table.isAwaited };
+    return { socket: this.#state.fds.idOf(this.#fd), ...negotiated, ...started, vrings: this.#vrings.save() };
   }
 
   /** Goes on where another bridge was, the memory being there. @throws StateError, or another Error */
@@ -110,7 +99,19 @@ export class BackEnd {
     this.#replyAck = saved.replyAck;
     this.features = BigInt(saved.features);
     this.#vrings.restore(saved.vrings);
-    if (saved.awaitsTable) this.#awaitTable();
+    if (saved.awaitsTable) this.#table.wait(() => this.#failed());
+  }
+
+  /** Whether a queue runs, or would if its memory were here. */
+  runs(index: number): boolean {
+    return this.#vrings.at(index)?.isToRun === true;
+  }
+
+  /** After `restore`, and the window's: behind an IOMMU, what the bridge before knew is asked for again. */
+  askForMemory(): void {
+    if (!this.#memory.translates || this.#vrings.stopped) return;
+    this.#misses.start();
+    this.#vrings.memoryChanged(() => {});
   }
 
   /** Everything that it has to do with is restored, too. */
@@ -123,12 +124,12 @@ export class BackEnd {
     return this.#vrings.stopped;
   }
 
-  /** For people. */
   inspect(): object {
     return {
       running: this.#started && !this.#vrings.stopped,
       eventIndex: this.#vrings.eventIndex,
       memoryRegions: this.#memory.regions,
+      iotlb: this.#memory.translates ? this.#misses.inspect() : undefined,
       queues: this.#vrings.inspect(),
     };
   }
@@ -177,7 +178,7 @@ export class BackEnd {
   }
 
   #release(reason: string): void {
-    this.#tableCame();
+    this.#table.came();
     this.#state.control.touch();
     this.#reset(reason);
     this.#window.detach(reason);
@@ -248,29 +249,18 @@ export class BackEnd {
     const { value } = Features.view(message.data);
     if ((value & ~FEATURES) !== 0n) throw new ProtocolError(`features 0x${value.toString(16)} were not offered`);
     this.features = value;
-    this.#vrings.eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
-    this.#log.info({ eventIndex: this.#vrings.eventIndex }, "features negotiated");
+    const eventIndex = (value & Feature.RING_EVENT_IDX) !== 0n;
+    this.#vrings.eventIndex = eventIndex;
+    this.#memory.translates = (value & Feature.ACCESS_PLATFORM) !== 0n;
+    this.#log.info({ eventIndex, iommu: this.#memory.translates }, "features negotiated");
     if (!this.#vrings.stopped) return;
     // QEMU begins a start with the features, and sends no memory table when that has too many regions. Then it does not
     // start.
-    this.#awaitTable();
-  }
-
-  #awaitTable(): void {
-    this.#tableCame();
-    this.#stopAwaiting = startDeadline(TABLE_DEADLINE_MS, () => {
-      this.#tableCame();
-      if (this.#vrings.stopped) this.#failed();
-    });
-  }
-
-  #tableCame(): void {
-    this.#stopAwaiting?.();
-    this.#stopAwaiting = undefined;
-    this.#state.control.touch();
+    this.#table.wait(() => this.#failed());
   }
 
   #failed(): void {
+    if (!this.#vrings.stopped) return;
     const reason = "the front-end did not start the device again: its memory has more regions than fit into one table";
     this.#device.failed(reason);
     this.#window.release();
@@ -300,14 +290,20 @@ export class BackEnd {
   }
 
   #setMemTable(message: Message): void {
-    this.#tableCame();
+    this.#table.came();
     this.#window.beforeTable();
     const entries = parseMemTable(message);
     try {
       this.#memory.set(entries);
     } finally {
-      this.#vrings.stopUnmapped();
+      this.#memoryChanged();
     }
+  }
+
+  #memoryChanged(): void {
+    this.#vrings.memoryChanged((index) => this.#enabled(index));
+    this.#haveResumed();
+    this.#device.memoryChanged();
   }
 
   #setVringEnable(message: Message): void {
@@ -319,9 +315,15 @@ export class BackEnd {
       return;
     }
     if (vring.enabled) return;
+    const { isStarting } = this.#vrings;
     if (this.#vrings.wasReset()) this.#reset("the device was reset");
+    if (isStarting) this.#misses.start();
     this.#vrings.enable(index);
     this.#enabled(index);
+    this.#haveResumed();
+  }
+
+  #haveResumed(): void {
     if (!this.#vrings.haveResumed()) return;
     this.#device.resumed();
     this.#window.release();
@@ -340,6 +342,7 @@ export class BackEnd {
   /** Before a queue stops. */
   #pause(): void {
     if (!this.#vrings.pause()) return;
+    this.#misses.stop();
     this.#window.hold();
     this.#device.pausing();
   }
@@ -373,11 +376,7 @@ export class BackEnd {
     [Request.RESET_OWNER, { size: 0, run: () => {} }],
     [
       Request.GET_PROTOCOL_FEATURES,
-      {
-        size: 0,
-        replies: true,
-        run: (b) => b.#replyFeatures(Request.GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES),
-      },
+      { size: 0, replies: true, run: (b) => b.#replyFeatures(Request.GET_PROTOCOL_FEATURES, PROTOCOL_FEATURES) },
     ],
     [Request.SET_PROTOCOL_FEATURES, { size: Features.size, run: (b, m) => b.#setProtocolFeatures(m) }],
     [Request.GET_QUEUE_NUM, { size: 0, replies: true, run: (b) => b.#replyU64(Request.GET_QUEUE_NUM, MAX_QUEUES) }],
@@ -391,6 +390,7 @@ export class BackEnd {
     [Request.SET_VRING_CALL, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "call") }],
     [Request.SET_VRING_ERR, { size: U64.size, run: (b, m) => b.#vrings.setFd(m, "error") }],
     [Request.SET_VRING_ENABLE, { size: VringState.size, run: (b, m) => b.#setVringEnable(m) }],
+    [Request.IOTLB_MSG, { size: IotlbMessage.size, run: (b, m) => b.#misses.handle(m) }],
     [Request.GET_CONFIG, { size: -1, replies: true, run: (b, m) => b.#getConfig(m) }],
     // All fields are read-only for the driver: a write is ignored.
     [Request.SET_CONFIG, { size: -1, run: () => {} }],

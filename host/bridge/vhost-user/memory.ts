@@ -2,6 +2,9 @@
  * The device VM's memory, as SET_MEM_TABLE hands it over: each region's file is mapped into one Reservation that lasts
  * as long as the bridge, so that no table brings new ArrayBuffers. A table comes with every map and unmap in the
  * window, and nearly all of its regions are the ones of the table before: those stay as they are.
+ *
+ * Behind a virtual IOMMU, addresses in rings are its own, and what is mapped is what the IOTLB has (iotlb.ts); of the
+ * table only the files are kept.
  */
 import * as native from "../../../native/index.js";
 import { reserveAddressSpace } from "../../../shared/address-space.js";
@@ -15,6 +18,7 @@ import type { FdKeeper } from "../state/fd-keeper.js";
 import { FD_KIND } from "../state/layout.js";
 import { StateMemory } from "../state/state-memory.js";
 import type { Message } from "./connection.js";
+import { Iotlb } from "./iotlb.js";
 
 /** One region as the table has it; the fd stays the caller's. */
 export interface RegionEntry {
@@ -32,9 +36,11 @@ export type SavedRegion = RegionEntry;
 interface Region extends RegionEntry {
   readonly device: number;
   readonly inode: number;
-  /** Where it is in the reservation. */
+  /** Where it is in the reservation; -1 behind an IOMMU. */
   readonly offset: number;
 }
+
+const fileOf = ({ device, inode }: Region) => `${device}:${inode}`;
 
 export class DeviceVmMemory implements RingMemory {
   readonly pieceSize = WINDOW_PIECE_SIZE;
@@ -42,6 +48,10 @@ export class DeviceVmMemory implements RingMemory {
   /** Called when `pieces` are others. */
   onChange: (() => void) | undefined;
   readonly #reservation = reserveAddressSpace("the device VM's memory", DEVICE_VM_MEMORY_SIZE);
+  readonly iotlb = new Iotlb(this.#reservation);
+  /** Asks for what is not in the IOTLB; the result is what `locate` is to say of it. */
+  ask: (iova: number, length: number) => number = () => -1;
+  #translates = false;
   #regions: Region[] = [];
   readonly #takesFiles: boolean;
   readonly #fds: FdKeeper;
@@ -51,6 +61,25 @@ export class DeviceVmMemory implements RingMemory {
   constructor(takesFiles = false, { fds } = StateMemory.temporary()) {
     this.#takesFiles = takesFiles;
     this.#fds = fds;
+    this.iotlb.beforeUnmap = () => this.beforeUnmap?.();
+    this.iotlb.onChange = () => {
+      for (const { start, end, offset } of this.iotlb.runs) {
+        const last = offset + (end - start) - 1;
+        for (let n = Math.floor(offset / this.pieceSize); n <= last / this.pieceSize; n++) this.bytes(n);
+      }
+      this.onChange?.();
+    };
+  }
+
+  /** Whether addresses are those of a virtual IOMMU. */
+  get translates(): boolean {
+    return this.#translates;
+  }
+
+  set translates(translates: boolean) {
+    if (translates === this.#translates) return;
+    this.clear();
+    this.#translates = translates;
   }
 
   save(): SavedRegion[] {
@@ -60,7 +89,8 @@ export class DeviceVmMemory implements RingMemory {
   }
 
   /** @throws StateError, ProtocolError or SystemError */
-  restore(saved: readonly SavedRegion[]): void {
+  restore(saved: readonly SavedRegion[], translates: boolean): void {
+    this.translates = translates;
     const entries = saved.map((region) => ({ ...region, fd: this.#fds.take(region.fd, FD_KIND.MEMORY) }));
     this.set(entries);
     for (const { fd } of entries) closePeerFd(fd);
@@ -71,6 +101,7 @@ export class DeviceVmMemory implements RingMemory {
   }
 
   locate(address: number, length: number): number {
+    if (this.#translates) return this.#locateIova(address, length);
     for (const region of this.#regions) {
       const offset = address - region.guestAddress;
       if (inBounds(offset, length, region.size)) return region.offset + offset;
@@ -78,13 +109,29 @@ export class DeviceVmMemory implements RingMemory {
     return -1;
   }
 
-  /** As `locate`, for an address of the front-end's own, as rings have them. */
-  locateUser(address: number, length: number): number {
+  /** As `locate`, for a ring: without an IOMMU its address is one of the front-end's own. */
+  locateRing(address: number, length: number): number {
+    if (this.#translates) return this.#locateIova(address, length);
     for (const region of this.#regions) {
       const offset = address - region.userAddress;
       if (inBounds(offset, length, region.size)) return region.offset + offset;
     }
     return -1;
+  }
+
+  #locateIova(address: number, length: number): number {
+    const offset = this.iotlb.locate(address, length);
+    return offset >= 0 ? offset : this.ask(address, length);
+  }
+
+  /**
+   * What the IOMMU has at `iova`: memory that the front-end has at `userAddress`. @throws ProtocolError, SystemError
+   */
+  translate(iova: number, size: number, userAddress: number): void {
+    const region = this.#regions.find((one) => inBounds(userAddress - one.userAddress, size, one.size));
+    if (region === undefined) throw new ProtocolError("an IOTLB entry outside of the memory table");
+    const fileOffset = region.mmapOffset + (userAddress - region.userAddress);
+    this.iotlb.add(iova, size, { fd: region.fd, file: fileOf(region), fileOffset });
   }
 
   bytes(piece: number): Uint8Array {
@@ -130,6 +177,9 @@ export class DeviceVmMemory implements RingMemory {
     const gone = this.#regions.filter((region) => !regions.includes(region));
     this.#regions = regions;
     for (const region of gone) this.#unmap(region);
+    this.iotlb.retain(({ file, fileOffset, size }) =>
+      regions.some((one) => fileOf(one) === file && inBounds(fileOffset - one.mmapOffset, size, one.size)),
+    );
     this.onChange?.();
   }
 
@@ -140,7 +190,10 @@ export class DeviceVmMemory implements RingMemory {
   get pieces(): { readonly addresses: Float64Array; readonly bytes: readonly Uint8Array[] } {
     const addresses: number[] = [];
     const bytes: Uint8Array[] = [];
-    for (const { guestAddress, size, offset } of this.#regions) {
+    const runs = this.#translates
+      ? this.iotlb.runs.map(({ start, end, offset }) => ({ guestAddress: start, size: end - start, offset }))
+      : this.#regions;
+    for (const { guestAddress, size, offset } of runs) {
       for (let at = 0; at < size; ) {
         const start = (offset + at) % this.pieceSize;
         const length = Math.min(size - at, this.pieceSize - start);
@@ -158,16 +211,17 @@ export class DeviceVmMemory implements RingMemory {
   clear(): void {
     this.beforeUnmap?.();
     for (const region of this.#regions.splice(0)) this.#unmap(region);
+    this.iotlb.clear();
     this.onChange?.();
   }
 
   #map(entry: RegionEntry, file: native.FileStatus, others: readonly Region[]): Region {
     const { guestAddress, size, userAddress, mmapOffset } = entry;
-    const offset = this.#place(size, others);
+    const offset = this.#translates ? -1 : this.#place(size, others);
     const fd = duplicatePeerFd(entry.fd);
     if (fd < 0) throw new ProtocolError("no file descriptors are left for the device VM's memory", Errno.EMFILE);
     try {
-      this.#reservation.map(offset, size, fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
+      if (offset >= 0) this.#reservation.map(offset, size, fd, mmapOffset, native.PROT_READ | native.PROT_WRITE);
       this.#fds.keep(fd);
     } catch (error) {
       closePeerFd(fd);
@@ -179,8 +233,8 @@ export class DeviceVmMemory implements RingMemory {
 
   #unmap({ offset, size, fd }: Region): void {
     // Held by the map.
-    closePeerFd(fd, true);
-    this.#reservation.unmap(offset, size);
+    closePeerFd(fd, offset >= 0);
+    if (offset >= 0) this.#reservation.unmap(offset, size);
   }
 
   /** The first free place, at a piece's start: a region of at most one piece then lies in one ArrayBuffer. */

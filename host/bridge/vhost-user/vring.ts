@@ -9,14 +9,16 @@ import { MAX_QUEUE_SIZE } from "../../../shared/limits.js";
 import { closePeerFd } from "../../../shared/peer-fds.js";
 import { availableRingBytes, descriptorTableBytes, usedRingBytes } from "../../../shared/spec/virtio.js";
 import { passOn } from "../../../shared/vfio-user/irqs/untaken-signals.js";
-import { DeviceQueue, RingState } from "../../../shared/virtqueue/device.js";
+import { DeviceQueue, type QueueLayout, RingState } from "../../../shared/virtqueue/device.js";
+import { MISSING } from "../../../shared/virtqueue/memory.js";
 import type { FdKeeper } from "../state/fd-keeper.js";
 import { FD_KIND } from "../state/layout.js";
+import type { Extent } from "./iotlb.js";
 import type { DeviceVmMemory } from "./memory.js";
 
 export type VringFd = "kick" | "call" | "error";
 
-/** Addresses of the front-end's own; 0 is what QEMU never uses. */
+/** Addresses of the front-end's own, or of the device VM's IOMMU; 0 is what QEMU never uses. */
 export interface VringAddresses {
   readonly descriptors: number;
   readonly available: number;
@@ -51,6 +53,10 @@ export class Vring {
   readonly queue: DeviceQueue;
   enabled = false;
   addresses = NOWHERE;
+  /** It would run if its memory were here. */
+  awaitsMemory = false;
+  /** It ran under another bridge, and is to go on where its used ring ends. */
+  #goesOn = false;
   readonly #memory: DeviceVmMemory;
   readonly #keeper: FdKeeper;
   readonly #fds: Record<VringFd, number> = { kick: -1, call: -1, error: -1 };
@@ -117,7 +123,7 @@ export class Vring {
     const fds = { kick: id("kick"), call: id("call"), error: id("error") };
     const { enabled, addresses } = this;
     const stopped = this.#stopped ?? null;
-    const { running } = this.queue;
+    const running = this.hasStarted || this.#goesOn;
     return { enabled, running, ...addresses, size: this.#size, base: this.#base, ...fds, stopped };
   }
 
@@ -133,26 +139,53 @@ export class Vring {
     this.queue.state[CALL] = this.#fds.call;
     // It may have wanted one.
     this.queue.state[OWES_CALL] = 1;
-    if (running) this.queue.start({ ...this.#layout(undefined), eventIndex });
+    this.#goesOn = running;
+    if (running) this.start(eventIndex);
   }
 
   /**
    * Starts the ring if it can, with event indices or without: a queue that the driver did not set up is enabled all the
-   * same, and has no kick. @throws Error
+   * same, and has no kick; and its memory may have to be asked for first. @throws Error
    */
   start(eventIndex: boolean): void {
-    if (this.kick < 0 || this.addresses.descriptors === 0 || this.queue.running) return;
-    this.queue.start({ ...this.#layout(this.#base), eventIndex });
+    if (this.kick < 0 || this.addresses.descriptors === 0 || this.hasStarted) return;
+    if (this.#memory.translates) this.#memory.iotlb.keep(this, this.#extents());
+    const layout = this.#layout(this.#goesOn ? undefined : this.#base);
+    this.awaitsMemory = !isHere(layout);
+    if (this.awaitsMemory) return;
+    this.#goesOn = false;
+    this.queue.start({ ...layout, eventIndex });
   }
 
-  /** Whether a running ring is still where it was started, after a new memory table. */
-  get isMapped(): boolean {
-    return this.queue.isAt(this.#layout(0));
+  get isToRun(): boolean {
+    return this.hasStarted || this.awaitsMemory;
+  }
+
+  /** It runs, or is held. */
+  get hasStarted(): boolean {
+    return this.queue.running || this.queue.held;
+  }
+
+  /** After a change of memory a ring that has started is held, or goes on, by whether it is here. False: it is lost. */
+  follow(): boolean {
+    if (!this.hasStarted) return true;
+    const layout = this.#layout(0);
+    if (!isHere(layout)) this.queue.hold();
+    else if (this.queue.isAt(layout)) this.queue.goOn();
+    else return false;
+    return true;
+  }
+
+  /** What it is to do is over. */
+  #leaveMemory(): void {
+    this.#memory.iotlb.release(this);
+    this.awaitsMemory = false;
+    this.#goesOn = false;
   }
 
   /** Stops the ring, but leaves what was said of it. */
   halt(): void {
-    if (this.queue.running) this.#base = this.queue.stop();
+    if (this.hasStarted) this.#base = this.queue.stop();
   }
 
   /**
@@ -160,10 +193,11 @@ export class Vring {
    * a queue that has none.
    */
   stop(token?: number): number {
-    const ran = this.queue.running;
+    const ran = this.hasStarted;
     // Asked once more, as nobody saw the answer.
     if (!ran && this.#stopped && this.kick < 0 && this.addresses.descriptors === 0) return this.#stopped.base;
     this.halt();
+    this.#leaveMemory();
     const base = token ?? this.#base;
     if (ran) this.#stopped = { ...this.addresses, size: this.#size, base };
     this.enabled = false;
@@ -221,20 +255,32 @@ export class Vring {
   /** The front-end is gone. */
   release(): void {
     this.queue.stop();
+    this.#leaveMemory();
     this.#stopped = undefined;
     this.enabled = false;
     this.queue.state[OWES_CALL] = 0;
     for (const name of ["kick", "call", "error"] as const) this.setFd(name, -1);
   }
 
-  #layout(base: number | undefined) {
-    const { descriptors, available, used } = this.addresses;
-    return {
-      size: this.#size,
-      base,
-      descriptors: this.#memory.locateUser(descriptors, descriptorTableBytes(this.#size)),
-      available: this.#memory.locateUser(available, availableRingBytes(this.#size)),
-      used: this.#memory.locateUser(used, usedRingBytes(this.#size)),
-    };
+  #layout(base: number | undefined): QueueLayout {
+    const [descriptors, available, used] = this.#extents().map(({ address, length }) => {
+      return this.#memory.locateRing(address, length);
+    });
+    return { size: this.#size, base, descriptors, available, used };
   }
+
+  #extents(): Extent[] {
+    const { descriptors, available, used } = this.addresses;
+    return [
+      { address: descriptors, length: descriptorTableBytes(this.#size) },
+      { address: available, length: availableRingBytes(this.#size) },
+      { address: used, length: usedRingBytes(this.#size) },
+    ];
+  }
+}
+
+/** Nothing of it has to be waited for: it is all there, or never will be. */
+function isHere({ descriptors, available, used }: QueueLayout): boolean {
+  const parts = [descriptors, available, used];
+  return !parts.includes(MISSING) || parts.includes(-1);
 }

@@ -83,14 +83,26 @@ export class Vrings {
     this.#state = "idle";
   }
 
-  /** Stops rings whose memory the new table unmapped. */
-  stopUnmapped(): void {
+  /**
+   * Memory has come, or gone. Stops rings whose memory the new table unmapped; those behind an IOMMU stand still while
+   * some of theirs is not here, and start or go on when all is. Calls `started` for each that starts.
+   */
+  memoryChanged(started: (index: number) => void): void {
     this.#vrings.forEach((vring, index) => {
-      if (!vring.queue.running || vring.isMapped) return;
-      this.#log.warn({ queue: index }, "the memory of a running queue went away");
-      vring.halt();
-      vring.reportBroken();
+      if (!vring.follow()) {
+        this.#log.warn({ queue: index }, "the memory of a running queue went away");
+        vring.halt();
+        vring.reportBroken();
+      } else if (vring.awaitsMemory) {
+        this.#start(index, vring);
+        if (vring.queue.running) started(index);
+      }
     });
+  }
+
+  /** Queues are being set up, and none is enabled yet. */
+  get isStarting(): boolean {
+    return this.#state === "idle" || this.#state === "stopped";
   }
 
   setNum(message: Message): void {
@@ -179,7 +191,7 @@ export class Vrings {
     const { index } = VringState.view(message.data);
     const vring = this.mention(index);
     const isDoorbell = index >= Queue.FIRST_DOORBELL;
-    return { index, num: isDoorbell && vring.queue.running ? vring.stop(this.#token) : vring.stop() };
+    return { index, num: isDoorbell && vring.hasStarted ? vring.stop(this.#token) : vring.stop() };
   }
 
   /** The vring of that index, made on first mention: the front-end never says how many there are. */

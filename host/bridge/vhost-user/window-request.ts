@@ -29,6 +29,29 @@ export interface WindowRequest {
   reject(error: Error): void;
 }
 
+/** Who sends requests of another kind by the same channel, at any time: QEMU survives them. */
+export interface ChannelUser {
+  /** Those without a reply. */
+  readonly inFlight: number;
+  /** Their replies, in order. */
+  replied(value: number): void;
+  /** There will be none. */
+  reset(): void;
+}
+
+/** Those who wait until nothing is on its way. */
+export class Idlers {
+  readonly #waiting: (() => void)[] = [];
+
+  wait(): Promise<void> {
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  release(): void {
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+}
+
 /** Never mapped, since it is not page-aligned. */
 export const probe: WindowRequest = madeRequest(BackendRequest.SHMEM_UNMAP, 1, 1);
 

@@ -21,8 +21,10 @@ import { FD_KIND } from "../state/layout.js";
 import { StateMemory } from "../state/state-memory.js";
 import { Connection, type Message } from "./connection.js";
 import {
+  type ChannelUser,
   closeCopy,
   encodeRequest,
+  Idlers,
   probe,
   rejectAll,
   restoredRequests,
@@ -70,9 +72,9 @@ export class Window {
   #isLate = false;
   /** Ends the deadline that is in flight. */
   #stopWaiting = () => {};
-  /** Resolve when nothing is on its way. */
-  readonly #idlers: (() => void)[] = [];
+  readonly #idlers = new Idlers();
   readonly #reply = U64.view();
+  misses: ChannelUser | undefined;
 
   /** `size` in bytes; stock QEMU aborts when it is not a power of two. */
   constructor(
@@ -107,6 +109,7 @@ export class Window {
     this.#channel?.close();
     this.#channel = undefined;
     this.#channelFd = -1;
+    this.misses?.reset();
     this.#abandoned = 0;
     this.#regions = MAX_VHOST_USER_REGIONS;
     this.#held = false;
@@ -145,16 +148,10 @@ export class Window {
   }
   /** For people. */
   inspect(): object {
-    return {
-      size: this.size,
-      channel: this.#channel !== undefined,
-      permitted: this.#permitted,
-      maps: this.maps,
-      unmaps: this.unmaps,
-      sent: this.#sent !== undefined,
-      committing: this.#committing !== undefined,
-      waiting: this.#waiting.length,
-    };
+    const { size, maps, unmaps } = this;
+    const state = { channel: this.#channel !== undefined, permitted: this.#permitted };
+    const requests = { sent: this.#sent !== undefined, committing: this.#committing !== undefined };
+    return { size, ...state, maps, unmaps, ...requests, waiting: this.#waiting.length };
   }
 
   /** From now on requests may be sent: the device runs. */
@@ -178,7 +175,7 @@ export class Window {
     this.#waiting.length = 0;
     this.#noteRequests();
     rejectAll(given, new PeerGone(reason));
-    this.#sentNothing();
+    this.#idlers.release();
   }
 
   /** The device VM is paused: nothing is sent until `release`, and no deadline counts. */
@@ -202,10 +199,7 @@ export class Window {
    * that somebody waits for: a request that QEMU finds after it is its end.
    */
   idle(): Promise<void> {
-    return new Promise((resolve) => {
-      this.#idlers.push(resolve);
-      if (!this.#sent) this.#sentNothing();
-    });
+    return this.#sent ? this.#idlers.wait() : Promise.resolve();
   }
 
   /**
@@ -217,17 +211,12 @@ export class Window {
     return this.#request(BackendRequest.SHMEM_MAP, fd, fdOffset, offset, size);
   }
 
-  /**
-   * Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it any more. Rejects as `map` does.
-   */
+  /** Unmaps exactly what one `map` mapped; resolves when the device VM cannot reach it. Rejects as `map` does. */
   unmap(offset: number, size: number): Promise<void> {
     return this.#request(BackendRequest.SHMEM_UNMAP, -1, 0, offset, size);
   }
 
-  /**
-   * Interrupts the driver: the device's config space has changed. Resolves when QEMU has done that, or does not; never
-   * rejects.
-   */
+  /** Interrupts the driver: the config space has changed. Resolves when QEMU has done that, or does not. */
   async configChanged(): Promise<void> {
     try {
       await this.#request(BackendRequest.CONFIG_CHANGE_MSG, -1, 0, 0, PAGE_SIZE);
@@ -237,9 +226,14 @@ export class Window {
     }
   }
 
+  /** For `misses`, which gets the replies to its IOTLB_MSG. */
+  get channel(): Connection | undefined {
+    return this.#channel;
+  }
+
   /** To be called before a SET_MEM_TABLE is handled: a reply that QEMU sent before it is seen before it, too. */
   beforeTable(): void {
-    this.#channel?.drain(this.#abandoned + 1);
+    this.#channel?.drain(this.#abandoned + 1 + (this.misses?.inFlight ?? 0));
   }
 
   /** SET_MEM_TABLE, which has that many regions, was handled; `acknowledge` sends the reply. */
@@ -326,6 +320,10 @@ export class Window {
     if (!(message.flags & HeaderFlags.REPLY) || message.size !== U64.size) {
       throw new PeerGone(`message ${message.request} is not a reply`);
     }
+    if (message.request === BackendRequest.IOTLB_MSG && this.misses) {
+      this.misses.replied(this.#reply.at(message.data).value);
+      return;
+    }
     if (this.#abandoned > 0) {
       this.#abandoned--;
       this.#state.control.touch();
@@ -349,7 +347,7 @@ export class Window {
       if (request.request === BackendRequest.SHMEM_MAP && request === this.#committing) this.#undo(request);
     }
     this.#next();
-    if (!this.#sent) this.#sentNothing();
+    if (!this.#sent) this.#idlers.release();
   }
 
   #undo(undone: WindowRequest): void {
@@ -392,9 +390,5 @@ export class Window {
   #wait(milliseconds: number, late: () => void): void {
     this.#stopWaiting();
     this.#stopWaiting = startDeadline(milliseconds, late);
-  }
-
-  #sentNothing(): void {
-    for (const resolve of this.#idlers.splice(0)) resolve();
   }
 }

@@ -117,6 +117,8 @@ export const Stop = {
   DEVICE: 1,
   /** Messages of TypeScript's wait for the ring, or one that came by it is not complete. */
   CHANNEL: 2,
+  /** Register memory, in which writes are counted, is not here. */
+  REGISTERS: 4,
 } as const;
 
 /** The check over words, as C++ has it. */
@@ -211,6 +213,11 @@ export class AccessPath {
   /** Latencies are noted there from now on, or nowhere any more. */
   measure(latencies: Latencies | undefined): void {
     this.native.measure(latencies?.words);
+  }
+
+  /** Those that `rings` was given last ran. */
+  get hasRings(): boolean {
+    return this.#mayReply;
   }
 
   stop(reasons: number): void {

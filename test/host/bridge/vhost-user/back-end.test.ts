@@ -37,6 +37,7 @@ const noDevice: BackEndDevice = {
   pausing() {},
   resumed() {},
   failed() {},
+  memoryChanged() {},
   reset() {},
 };
 
@@ -55,6 +56,7 @@ function setUp(t: ExecutionContext) {
       pausing: () => events.push(`pausing, queue 0 ${backEnd.queue(0)?.running ? "running" : "stopped"}`),
       resumed: () => events.push("resumed"),
       failed: () => events.push("failed"),
+      memoryChanged() {},
       reset: () => events.push(`reset, queue 0 ${backEnd.queue(0)?.running ? "running" : "stopped"}`),
     },
     gone: () => events.push("gone"),
@@ -107,8 +109,8 @@ serial("answers of known bytes", async (t) => {
   };
   t.deepEqual(
     await bytes(Request.GET_FEATURES),
-    [1, 0, 0, 0x60, 1, 0, 0, 0],
-    "INSPECT, VERSION_1, event indices, protocol features",
+    [1, 0, 0, 0x60, 3, 0, 0, 0],
+    "INSPECT, VERSION_1, ACCESS_PLATFORM, event indices, protocol features",
   );
   t.deepEqual(
     await bytes(Request.GET_PROTOCOL_FEATURES),
