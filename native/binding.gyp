@@ -15,6 +15,7 @@
         "poll.cc",
         "linger.cc",
         "stream.cc",
+        "stream_mapping.cc",
         "stream_memory.cc",
         "register_memory.cc",
         "access_path.cc",

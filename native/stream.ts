@@ -73,6 +73,11 @@ export interface StreamMemory {
   retract(position: number): void;
   /** What the message's header says that begins there, of what is to be sent. */
   unsentSize(position: number): number;
+  /**
+   * Unmaps it, at once; its buffers are empty then, and everything else throws. Not in the callback of a Poll that it
+   * belongs to.
+   */
+  release(): void;
 }
 
 /**

@@ -1,7 +1,5 @@
 #include "stream_memory.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -30,21 +28,20 @@ Napi::Value CountOrThrow(Napi::Env env, ssize_t count) {
 
 }  // namespace
 
-struct StreamMemory::Mapping {
-  void* base;
-  size_t size;
-  ~Mapping() { munmap(base, size); }
-};
-
 void StreamMemory::Init(Napi::Env env, Napi::Object exports) {
   using Self = StreamMemory;
   exports.Set("StreamMemory",
               DefineClass(env, "StreamMemory",
-                          {InstanceMethod<&Self::Begin>("begin"), InstanceMethod<&Self::Load>("load"),
-                           InstanceMethod<&Self::PeekMethod>("peek"), InstanceMethod<&Self::ReceiveMethod>("receive"),
-                           InstanceMethod<&Self::Queue>("queue"), InstanceMethod<&Self::CommitMethod>("commit"),
-                           InstanceMethod<&Self::SendMethod>("send"), InstanceMethod<&Self::Retract>("retract"),
-                           InstanceMethod<&Self::UnsentSize>("unsentSize")}));
+                          {InstanceMethod<&Self::Held<&Self::Begin>>("begin"),
+                           InstanceMethod<&Self::Held<&Self::Load>>("load"),
+                           InstanceMethod<&Self::Held<&Self::PeekMethod>>("peek"),
+                           InstanceMethod<&Self::Held<&Self::ReceiveMethod>>("receive"),
+                           InstanceMethod<&Self::Held<&Self::Queue>>("queue"),
+                           InstanceMethod<&Self::Held<&Self::CommitMethod>>("commit"),
+                           InstanceMethod<&Self::Held<&Self::SendMethod>>("send"),
+                           InstanceMethod<&Self::Held<&Self::Retract>>("retract"),
+                           InstanceMethod<&Self::Held<&Self::UnsentSize>>("unsentSize"),
+                           InstanceMethod<&Self::Release>("release")}));
 }
 
 // The words; a file and an offset in it, or -1 for memory of its own; the sizes of the rings, powers of two.
@@ -56,32 +53,18 @@ StreamMemory::StreamMemory(const Napi::CallbackInfo& info) : Napi::ObjectWrap<St
   size_t offset = static_cast<size_t>(Integer(info[2], "offset"));
   received_size_ = static_cast<uint32_t>(Integer(info[3], "receivedSize", kPage, 1 << 30));
   unsent_size_ = static_cast<uint32_t>(Integer(info[4], "unsentSize", kPage, 1 << 30));
-  size_t sizes[] = {kControlSize, received_size_, unsent_size_};
   if ((received_size_ & (received_size_ - 1)) != 0 || (unsent_size_ & (unsent_size_ - 1)) != 0) {
     throw Napi::RangeError::New(env, "a ring's size must be a power of two");
   }
-  size_t whole = kControlSize + 2 * size_t{received_size_} + 2 * size_t{unsent_size_};
-  void* base = mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) throw SystemError(env, errno, "mmap");
-  mapping_ = std::make_shared<Mapping>(base, whole);
-  uint8_t* place = static_cast<uint8_t*>(base);
-  for (size_t n = 0; n < 3; n++) {
-    int flags = MAP_SHARED | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS | MAP_NORESERVE : 0);
-    void* first = mmap(place, sizes[n], PROT_READ | PROT_WRITE, flags, fd, fd < 0 ? 0 : static_cast<off_t>(offset));
-    if (first == MAP_FAILED) throw SystemError(env, errno, "mmap");
-    offset += sizes[n];
-    place += sizes[n];
-    if (n == 0) continue;
-    // With an old size of 0 the pages of a shared map are mapped once more.
-    void* second = mremap(first, 0, sizes[n], MREMAP_MAYMOVE | MREMAP_FIXED, place);
-    if (second == MAP_FAILED) throw SystemError(env, errno, "mremap");
-    place += sizes[n];
+  mapping_ = std::make_shared<StreamMapping>();
+  if (const char* failed = mapping_->Map(fd, offset, {kControlSize, received_size_, unsent_size_}); failed != nullptr) {
+    throw SystemError(env, errno, failed);
   }
   static_assert(sizeof(StreamState) <= kPage);
-  state_ = static_cast<StreamState*>(base);
-  received_ = static_cast<uint8_t*>(base) + kControlSize;
+  state_ = reinterpret_cast<StreamState*>(mapping_->base());
+  received_ = mapping_->base() + kControlSize;
   unsent_ = received_ + 2 * size_t{received_size_};
-  using Kept = std::shared_ptr<Mapping>;
+  using Kept = std::shared_ptr<StreamMapping>;
   auto part = [&](const char* name, void* data, size_t size) {
     info.This().As<Napi::Object>().Set(
         name,
@@ -395,6 +378,23 @@ Napi::Value StreamMemory::Retract(const Napi::CallbackInfo& info) {
 // What the message's header says that begins at a position of what is to be sent.
 Napi::Value StreamMemory::UnsentSize(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), SizeAt(Unsent(static_cast<uint32_t>(Integer(info[0], "position")))));
+}
+
+// Unmaps it at a connection's end, whoever still refers to it: a collection of garbage may be far away. Its buffers are
+// empty then. Not while a Stream that has it is called by the event loop.
+Napi::Value StreamMemory::Release(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  if (mapping_ == nullptr) return env.Undefined();
+  for (const char* name : {"control", "received"}) {
+    Napi::Value part = info.This().As<Napi::Object>().Get(name);
+    if (!part.IsArrayBuffer()) throw Napi::Error::New(env, "a StreamMemory without its buffers");
+    part.As<Napi::ArrayBuffer>().Detach();
+  }
+  mapping_->End();
+  mapping_.reset();
+  state_ = nullptr;
+  received_ = unsent_ = nullptr;
+  return env.Undefined();
 }
 
 void InitStreamMemory(Napi::Env env, Napi::Object exports) { StreamMemory::Init(env, exports); }

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "arguments.h"
+#include "stream_mapping.h"
 #include "stream_state.h"
 
 class StreamMemory : public Napi::ObjectWrap<StreamMemory> {
@@ -65,8 +66,6 @@ class StreamMemory : public Napi::ObjectWrap<StreamMemory> {
   int32_t Send(int fd, size_t length, msghdr* control = nullptr);
 
  private:
-  struct Mapping;
-
   Napi::Value Begin(const Napi::CallbackInfo& info);
   Napi::Value Load(const Napi::CallbackInfo& info);
   Napi::Value PeekMethod(const Napi::CallbackInfo& info);
@@ -76,7 +75,14 @@ class StreamMemory : public Napi::ObjectWrap<StreamMemory> {
   Napi::Value SendMethod(const Napi::CallbackInfo& info);
   Napi::Value Retract(const Napi::CallbackInfo& info);
   Napi::Value UnsentSize(const Napi::CallbackInfo& info);
+  Napi::Value Release(const Napi::CallbackInfo& info);
 
+  // A method that is not there after `release`.
+  template <Napi::Value (StreamMemory::*method)(const Napi::CallbackInfo&)>
+  Napi::Value Held(const Napi::CallbackInfo& info) {
+    if (mapping_ == nullptr) throw Napi::Error::New(info.Env(), "the stream's memory was released");
+    return (this->*method)(info);
+  }
   uint8_t* Unsent(uint32_t position) const { return unsent_ + ((position - unsent_base_) & (unsent_size_ - 1)); }
   uint32_t SizeAt(const uint8_t* message) const;
   size_t Room() const;
@@ -87,7 +93,7 @@ class StreamMemory : public Napi::ObjectWrap<StreamMemory> {
   bool LoadReceived(uint32_t handled);
   bool LoadSent();
 
-  std::shared_ptr<Mapping> mapping_;
+  std::shared_ptr<StreamMapping> mapping_;
   StreamState* state_;
   uint8_t* received_;
   uint8_t* unsent_;

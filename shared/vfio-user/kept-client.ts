@@ -7,10 +7,41 @@ import { StreamWord } from "../../native/index.js";
 import { ProtocolError } from "../errors.js";
 import { Command, Header } from "../spec/vfio-user.js";
 import type { DmaMaps } from "./dma/dma-maps.js";
-import type { Arrival, StreamMemory } from "./socket/stream-memory.js";
+import { type Arrival, StreamMemory } from "./socket/stream-memory.js";
+
+/** Where the bytes are of a client's socket, and of its twin: one after the other uses them. */
+export interface ClientStreams {
+  readonly client: StreamMemory;
+  readonly twin: StreamMemory;
+}
+
+/** Those of a server whose clients end with the process; each is made when it is first needed. */
+export class OwnStreams implements ClientStreams {
+  #client: StreamMemory | undefined;
+  #twin: StreamMemory | undefined;
+
+  /** @throws SystemError */
+  get client(): StreamMemory {
+    this.#client ??= new StreamMemory();
+    return this.#client;
+  }
+
+  /** @throws SystemError */
+  get twin(): StreamMemory {
+    this.#twin ??= new StreamMemory();
+    return this.#twin;
+  }
+
+  /** No client uses them. */
+  release(): void {
+    this.#client?.release();
+    this.#twin?.release();
+    this.#client = this.#twin = undefined;
+  }
+}
 
 /** Where file descriptors outlive the process, and who hears that what is to be known has changed. */
-export interface ClientKeeper {
+export interface ClientKeeper extends ClientStreams {
   /** Keeps a descriptor until it is closed, and gives its number. */
   keep(fd: number): number;
   /** Another process's descriptor, by number. */
@@ -21,9 +52,6 @@ export interface ClientKeeper {
   known(): void;
   /** What has changed is to be known from now on. */
   commit(): void;
-  /** Where the bytes are of the client's socket, and of its twin. */
-  readonly client: StreamMemory;
-  readonly twin: StreamMemory;
 }
 
 export interface SavedClient {
@@ -41,9 +69,9 @@ export interface RestoredClient extends SavedClient {
   readonly unmapped: Parameters<DmaMaps["restore"]>[1];
 }
 
-/** Options of a connection whose bytes are there. */
-export function streamOptions(memory: StreamMemory, { commit }: ClientKeeper, resumes: readonly Arrival[] | undefined) {
-  return { memory, commit, ...(resumes && { resumes }) };
+/** Options of a connection whose bytes are there; without a keeper they end with the process. */
+export function streamOptions(memory: StreamMemory, keeper: ClientKeeper | undefined, resumes?: readonly Arrival[]) {
+  return { memory, ...(keeper && { commit: keeper.commit }), ...(resumes && { resumes }) };
 }
 
 /** Of messages that another process did not deal with, the fds. @throws ProtocolError when nobody can go on there */

@@ -6,10 +6,7 @@
 import { startDeadline, TICKS_PER_DEADLINE } from "../deadline.js";
 import { Errno, isSystemError, PeerGone, ProtocolError } from "../errors.js";
 import { MAX_MESSAGE_FDS } from "../limits.js";
-import type { Log } from "../log.js";
-import type { FdShare } from "../peer-fds.js";
 import { Command, HeaderFlags, RegionAccess } from "../spec/vfio-user.js";
-import type { Share } from "../turn.js";
 import { answerWithoutDevice, copyAccess, replyAllOnes } from "./absent-device.js";
 import {
   type Backend,
@@ -21,10 +18,10 @@ import {
 } from "./backend.js";
 import { checkBody, checkRequest } from "./checks.js";
 import type { DeviceAccess } from "./device-access.js";
-import { ClientDma } from "./dma/client-dma.js";
+import { ClientDma, type ClientSocketOptions } from "./dma/client-dma.js";
 import { DmaMaps, replyUnmapped } from "./dma/dma-maps.js";
 import { parseIrqSet } from "./irqs/irq-set.js";
-import { type ClientKeeper, type RestoredClient, type SavedClient, streamOptions } from "./kept-client.js";
+import { type RestoredClient, type SavedClient, streamOptions } from "./kept-client.js";
 import { Pending } from "./pending.js";
 import type { RegisterMemory } from "./register-memory.js";
 import type { SessionStats } from "./session-stats.js";
@@ -34,19 +31,12 @@ import { LOST } from "./socket/receive-buffer.js";
 import type { Arrival } from "./socket/stream-memory.js";
 import { encodeVersionReply, parseVersion } from "./version.js";
 
-interface ServerSessionOptions {
+interface ServerSessionOptions extends ClientSocketOptions {
   readonly backend: Backend;
-  readonly log: Log;
   readonly stats: SessionStats;
   readonly trustUnsealedMemory: boolean;
   readonly deviceWaitMs: number;
   readonly versionWaitMs: number;
-  /** Open a twin socket for a client that can have one. */
-  readonly twinSocket: boolean;
-  readonly share: Share;
-  /** Where the client's fds are counted. */
-  readonly fds: FdShare;
-  readonly keeper?: ClientKeeper | undefined;
 }
 
 const access = RegionAccess.view();
@@ -81,7 +71,7 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
       share: options.share,
       fds: options.fds,
       receiving: (now) => options.backend.receiving?.(now),
-      ...(options.keeper && streamOptions(options.keeper.client, options.keeper, resumes)),
+      ...streamOptions(options.streams.client, options.keeper, resumes),
     });
     this.#dma = new ClientDma(this.#connection, (frame) => this.reply(frame), options);
     this.#pending = new Pending(this.#connection, options.stats);
@@ -223,6 +213,8 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
     this.#state = "gone";
     this.count();
     this.#stopWaiting();
+    // The next client's commands are going to be where this one's are.
+    if (this.#pending.active) this.#pending.keepBody();
     this.#pending.active = false;
     this.#maps.end();
     this.#options.log.info({ reason: reason.message }, "client gone");

@@ -27,7 +27,7 @@ import { type Log, quietLog } from "../log.js";
 import { closePeerSocket, FdShare } from "../peer-fds.js";
 import { Share } from "../turn.js";
 import type { Backend, MemoryMap } from "./backend.js";
-import { type ClientKeeper, loadStream, type RestoredClient, type SavedClient } from "./kept-client.js";
+import { type ClientKeeper, loadStream, OwnStreams, type RestoredClient, type SavedClient } from "./kept-client.js";
 import { ServerSession } from "./server-session.js";
 import { SessionStats } from "./session-stats.js";
 import type { Arrival } from "./socket/stream-memory.js";
@@ -76,6 +76,7 @@ export class Server {
   #session: ServerSession | undefined;
   #serving: Promise<void> = Promise.resolve();
   readonly #options: ServerOptions;
+  readonly #streams = new OwnStreams();
 
   constructor(options: ServerOptions) {
     this.#options = options;
@@ -162,6 +163,7 @@ export class Server {
     this.#listener = undefined;
     this.#session?.close("the server ends");
     await this.#serving;
+    this.#streams.release();
   }
 
   /** A client has connected, whose socket is the server's from now on. */
@@ -194,6 +196,7 @@ export class Server {
       share: this.#share,
       fds: this.#fds,
       keeper: this.#options.keeper,
+      streams: this.#options.keeper ?? this.#streams,
     };
     return new ServerSession(fd, options, resumes);
   }

@@ -171,6 +171,11 @@ export class FrontEnd implements PciFunction {
     return bar === WINDOW_BAR ? this.windowSize : 0;
   }
 
+  /** The device process that allocated memory has ended. */
+  freeAll(): void {
+    this.#ramUsed = HIGH_RAM;
+  }
+
   allocate(bytes: number): DmaMemory {
     const length = Math.ceil(bytes / PAGE_SIZE) * PAGE_SIZE;
     const address = this.#ramUsed;

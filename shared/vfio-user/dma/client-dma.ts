@@ -6,19 +6,22 @@ import { Errno, isSystemError, type PeerGone, ProtocolError } from "../../errors
 import type { Log } from "../../log.js";
 import type { FdShare } from "../../peer-fds.js";
 import type { Share } from "../../turn.js";
-import { type ClientKeeper, loadStream, streamOptions } from "../kept-client.js";
+import { type ClientKeeper, type ClientStreams, loadStream, streamOptions } from "../kept-client.js";
 import type { Connection, Frame } from "../socket/connection.js";
 import type { Arrival } from "../socket/stream-memory.js";
 import { TwinSocket } from "../socket/twin-socket.js";
 import type { Capabilities } from "../version.js";
 import { DmaMessages } from "./dma-messages.js";
 
-interface ClientDmaOptions {
+/** What a client's sockets are made with. */
+export interface ClientSocketOptions {
   /** Open a twin socket for a client that can have one. */
   readonly twinSocket: boolean;
   readonly share: Share;
+  /** Where the client's fds are counted. */
   readonly fds: FdShare;
   readonly log: Log;
+  readonly streams: ClientStreams;
   readonly keeper?: ClientKeeper | undefined;
 }
 
@@ -29,10 +32,10 @@ export class ClientDma {
   #maxDataXferSize = 0;
   readonly #connection: Connection;
   readonly #reply: (frame: Frame) => void;
-  readonly #options: ClientDmaOptions;
+  readonly #options: ClientSocketOptions;
 
   /** `reply`: what to do with a reply that comes over the twin socket. */
-  constructor(connection: Connection, reply: (frame: Frame) => void, options: ClientDmaOptions) {
+  constructor(connection: Connection, reply: (frame: Frame) => void, options: ClientSocketOptions) {
     this.#connection = connection;
     this.#reply = reply;
     this.#options = options;
@@ -86,13 +89,13 @@ export class ClientDma {
   }
 
   #makeTwin(ends?: readonly [near: number, far: number], resumes?: readonly Arrival[]): TwinSocket {
-    const { share, fds, keeper, log } = this.#options;
+    const { share, fds, keeper, streams, log } = this.#options;
     const gone = (reason: PeerGone) => {
       log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
       this.messages?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
       keeper?.touch();
     };
-    const options = { share, fds, ...(keeper && streamOptions(keeper.twin, keeper, resumes)) };
+    const options = { share, fds, ...streamOptions(streams.twin, keeper, resumes) };
     const twin = new TwinSocket(this.#reply, gone, options, ends);
     keeper?.keep(twin.near);
     if (twin.clientEnd >= 0) keeper?.keep(twin.clientEnd);

@@ -86,6 +86,8 @@ export class MessageSocket implements SocketIo {
   /** In the callback, after which the stream sends. */
   isCalled = false;
   readonly #memory: StreamMemory;
+  /** It goes with the socket. */
+  readonly #isOwn: boolean;
   readonly #stream: Stream;
   readonly #pollHandle: Poll;
   /** The buffer that the stream has. */
@@ -94,17 +96,23 @@ export class MessageSocket implements SocketIo {
   readonly #callback: (events: number) => void;
 
   /** @throws SystemError */
-  constructor(fd: number, callback: (events: number) => void, memory = ownMemory()) {
+  constructor(fd: number, callback: (events: number) => void, memory?: StreamMemory) {
     this.#fd = fd;
     this.#callback = callback;
-    this.#memory = memory;
-    this.words = memory.words;
-    this.bytes = memory.bytes;
+    this.#isOwn = memory === undefined;
+    this.#memory = memory ?? ownMemory();
+    this.words = this.#memory.words;
+    this.bytes = this.#memory.bytes;
     this.words[StreamWord.RECEIVED] = NOTHING_RECEIVED;
     this.words[StreamWord.REPLY] = 0;
     this.words[StreamWord.READS] = 0;
-    this.#stream = new Stream(fd, memory.native, this.fds);
-    this.#pollHandle = new Poll(fd, (events) => this.#ready(events), this.#stream);
+    try {
+      this.#stream = new Stream(fd, this.#memory.native, this.fds);
+      this.#pollHandle = new Poll(fd, (events) => this.#ready(events), this.#stream);
+    } catch (error) {
+      if (this.#isOwn) this.#memory.release();
+      throw error;
+    }
   }
 
   at(position: number): number {
@@ -177,6 +185,7 @@ export class MessageSocket implements SocketIo {
     this.words[StreamWord.READS] = 0;
     this.#pollHandle.close();
     this.#memory.close();
+    if (this.#isOwn) this.#memory.release();
   }
 
   #ready(events: number): void {

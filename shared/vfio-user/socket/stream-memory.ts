@@ -146,6 +146,14 @@ export class StreamMemory {
     for (const at of this.#comingAt.splice(0)) this.#store(at, FREE);
   }
 
+  /**
+   * Nobody needs it any more: it is unmapped as soon as no callback is running that may still use it. The garbage
+   * collector would do so much later, and dozens of them would be there for each that is in use.
+   */
+  release(): void {
+    setImmediate(() => this.native.release());
+  }
+
   /** Keeps fds that were looked at, unless they were seen before. */
   #keep(fds: Int32Array, end: number): void {
     const seen = [...fds.subarray(1, 1 + fds[0])];

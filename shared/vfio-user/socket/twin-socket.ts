@@ -38,7 +38,12 @@ export class TwinSocket {
         if (!this.#closing) gone(reason);
       },
     };
-    this.connection = new Connection(near, handler, options);
+    try {
+      this.connection = new Connection(near, handler, options);
+    } catch (error) {
+      for (const fd of [near, far]) if (fd >= 0) closePeerFd(fd, true);
+      throw error;
+    }
   }
 
   get isOpen(): boolean {
