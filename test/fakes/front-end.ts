@@ -72,6 +72,8 @@ export class FrontEnd implements PciFunction {
   readonly #options: Required<FrontEndOptions>;
   readonly #ram: number;
   #ramUsed = HIGH_RAM;
+  /** Memory in front of it was used before. */
+  #ramDirty = 0;
   readonly #configSpace: Uint8Array<ArrayBuffer>;
   readonly #registers: Registers;
   #status = 0;
@@ -173,6 +175,7 @@ export class FrontEnd implements PciFunction {
 
   /** The device process that allocated memory has ended. */
   freeAll(): void {
+    this.#ramDirty = Math.max(this.#ramDirty, this.#ramUsed);
     this.#ramUsed = HIGH_RAM;
   }
 
@@ -182,11 +185,9 @@ export class FrontEnd implements PciFunction {
     if (!inBounds(address, length, this.#options.ramSize)) throw new RangeError("the device VM has no more memory");
     this.#ramUsed += length;
     if (this.iommu) return this.#allocateByPages(this.iommu, address, length);
-    return {
-      buffer: native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE),
-      address,
-      start: 0,
-    };
+    const buffer = native.mapFile(this.#ram, address, length, native.PROT_READ | native.PROT_WRITE);
+    new Uint8Array(buffer, 0, Math.min(length, Math.max(0, this.#ramDirty - address))).fill(0);
+    return { buffer, address, start: 0 };
   }
 
   /** Pages in the wrong order, which their addresses in the IOMMU put right. */
