@@ -91,7 +91,9 @@ export class ClientDma {
   #makeTwin(ends?: readonly [near: number, far: number], resumes?: readonly Arrival[]): TwinSocket {
     const { share, fds, keeper, streams, log } = this.#options;
     const gone = (reason: PeerGone) => {
-      log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
+      // A client that leaves closes both.
+      if (!this.#connection.isHungUp)
+        log.warn({ reason: reason.message }, "the twin socket is gone: no more DMA by message");
       this.messages?.close(new ProtocolError("the twin socket is gone", Errno.ENOTCONN));
       keeper?.touch();
     };
