@@ -61,6 +61,8 @@ export interface SavedClient {
   /** VERSION is dealt with. */
   readonly isReady: boolean;
   readonly maxDataXferSize: number;
+  /** How many processes had it before the one that saved this. */
+  readonly life: number;
 }
 
 /** What a server goes on with. */

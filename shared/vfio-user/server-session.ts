@@ -89,13 +89,13 @@ export class ServerSession implements ConnectionHandler, DirectAccesses {
   }
 
   /** Goes on with a client that another process served, and gives its maps. @throws ProtocolError */
-  restore({ twin, isReady, maxDataXferSize, maps, unmapped }: RestoredClient): MemoryMap[] {
-    if (!isReady) return [];
+  restore(client: RestoredClient): MemoryMap[] {
+    if (!client.isReady) return [];
     this.#stopWaiting();
     this.#options.stats.clients++;
     this.#state = "ready";
-    this.#dma.restore(twin, maxDataXferSize);
-    return this.#maps.restore(maps, unmapped);
+    this.#dma.restore(client);
+    return this.#maps.restore(client.maps, client.unmapped);
   }
 
   goOn(): void {

@@ -6,7 +6,7 @@ import { Errno, isSystemError, type PeerGone, ProtocolError } from "../../errors
 import type { Log } from "../../log.js";
 import type { FdShare } from "../../peer-fds.js";
 import type { Share } from "../../turn.js";
-import { type ClientKeeper, type ClientStreams, loadStream, streamOptions } from "../kept-client.js";
+import { type ClientKeeper, type ClientStreams, loadStream, type SavedClient, streamOptions } from "../kept-client.js";
 import type { Connection, Frame } from "../socket/connection.js";
 import type { Arrival } from "../socket/stream-memory.js";
 import { TwinSocket } from "../socket/twin-socket.js";
@@ -30,6 +30,8 @@ export class ClientDma {
   messages: DmaMessages | undefined;
   twin: TwinSocket | undefined;
   #maxDataXferSize = 0;
+  /** How many processes had the client before this one. */
+  #life = 0;
   readonly #connection: Connection;
   readonly #reply: (frame: Frame) => void;
   readonly #options: ClientSocketOptions;
@@ -47,14 +49,15 @@ export class ClientDma {
     return this.#begin(capabilities.maxDataXferSize);
   }
 
-  /** The number of the twin socket's descriptor, 0 for none, and what VERSION said. */
-  save(): { readonly twin: number; readonly maxDataXferSize: number } {
+  /** `twin` is the number of the twin socket's descriptor, 0 for none. */
+  save(): Pick<SavedClient, "twin" | "maxDataXferSize" | "life"> {
     const near = this.twin?.isOpen ? this.#options.keeper?.keep(this.twin.near) : undefined;
-    return { twin: near ?? 0, maxDataXferSize: this.#maxDataXferSize };
+    return { twin: near ?? 0, maxDataXferSize: this.#maxDataXferSize, life: this.#life };
   }
 
-  restore(twin: number, maxDataXferSize: number): void {
+  restore({ twin, maxDataXferSize, life }: SavedClient): void {
     const { keeper } = this.#options;
+    this.#life = life + 1;
     if (twin !== 0 && keeper) {
       this.twin = this.#makeTwin([keeper.take(twin), -1], loadStream(keeper.twin));
       this.twin.connection.goOn();
@@ -69,7 +72,7 @@ export class ClientDma {
 
   #begin(maxDataXferSize: number): DmaMessages {
     this.#maxDataXferSize = maxDataXferSize;
-    const messages = new DmaMessages(this.twin?.connection ?? this.#connection, maxDataXferSize);
+    const messages = new DmaMessages(this.twin?.connection ?? this.#connection, maxDataXferSize, this.#life);
     this.messages = messages;
     return messages;
   }

@@ -28,6 +28,8 @@ import { type Connection, type Frame, putHeader } from "../socket/connection.js"
 const PROBE_COUNT = 0x1_0000_0000;
 /** Requests that the client has not answered, abandoned ones included; the others wait here: no client is flooded. */
 const MAX_SENT = 1024;
+/** Ids that a client can be sent. */
+const IDS = 0x1_0000;
 /**
  * The most that one DMA_READ asks for. QEMU (11.1 at least) loses the stream when its socket takes a part of a reply;
  * what fits into one of the kernel's socket buffers is taken whole or not at all.
@@ -73,10 +75,16 @@ export class DmaMessages implements ClientMemory {
   readonly #connection: Connection;
   /** The most that one message carries. */
   readonly #maxDataXferSize: number;
+  /** Of the ids on the wire; those of the table begin with 0. */
+  readonly #firstId: number;
+  readonly #life: number;
 
-  constructor(connection: Connection, maxDataXferSize: number) {
+  /** `life`: how many processes had the client before this one. Each has ids of its own. */
+  constructor(connection: Connection, maxDataXferSize: number, life = 0) {
     this.#connection = connection;
     this.#maxDataXferSize = maxDataXferSize;
+    this.#life = life;
+    this.#firstId = (life * MAX_SENT) % IDS;
   }
 
   read(address: number, target: Uint8Array): Promise<void> {
@@ -87,11 +95,14 @@ export class DmaMessages implements ClientMemory {
     return this.#transfer(Command.DMA_WRITE, address, source);
   }
 
-  /** A reply of the client's. False when nothing waits for it (it was never asked for). */
+  /** A reply of the client's. False when it is one to nothing. */
   handleReply(frame: Frame): boolean {
-    if (!this.#sent.expects(frame.id, frame.command)) return false;
-    const request = this.#sent.waiterOf(frame.id);
-    this.#sent.free(frame.id);
+    const id = frame.id - this.#firstId;
+    // One that another process waited for is late, and nobody's.
+    if (id < 0 || id >= MAX_SENT) return this.#life > 0;
+    if (!this.#sent.expects(id, frame.command)) return false;
+    const request = this.#sent.waiterOf(id);
+    this.#sent.free(id);
     if (request !== undefined) {
       const wrong = this.#finish(request, frame);
       if (wrong === undefined) request.resolve();
@@ -219,7 +230,7 @@ export class DmaMessages implements ClientMemory {
       this.#out = new Uint8Array(size);
       this.#outData = new DataView(this.#out.buffer);
     }
-    putHeader(this.#outData, 0, id, command, size, HeaderFlags.TYPE_COMMAND);
+    putHeader(this.#outData, 0, this.#firstId + id, command, size, HeaderFlags.TYPE_COMMAND);
     view.at(this.#outData, Header.size);
     view.address = address;
     view.count = count;

@@ -1,14 +1,13 @@
 /**
- * One end of a vfio-user connection: messages over a connected AF_UNIX stream socket (vfio-user, "Header", "Command
- * Concurrency").
+ * One end of a vfio-user connection: messages over an AF_UNIX stream socket ("Header", "Command Concurrency").
  *
  * Commands are handed over one at a time, in order: the next one waits in the receive buffer until `finish`. Replies
  * are handed over at once, also when commands wait in front of them; otherwise a command that needs a DMA_READ could
  * never end. While the peer does not read what it was sent, its commands wait: it is slowed down and not cut off. So
- * does what is more than a turn's worth of messages (turn.ts), and no more is received meanwhile.
- * All that came and was not dealt with, and all that is to be sent, is in the stream's memory (stream-memory.ts). A
- * connection that another process had goes on from there: the command that was in flight is handed over again.
- * What bodies mean is not known here. An unusable header ends the connection: the stream cannot be resynchronised.
+ * does what is more than a turn's worth of messages (turn.ts), and no more is received meanwhile. All that came and
+ * was not dealt with, and all that is to be sent, is in the stream's memory (stream-memory.ts). A connection that
+ * another process had goes on from there: the command that was in flight is handed over again. What bodies mean is not
+ * known here. An unusable header ends the connection: the stream cannot be resynchronised.
  */
 import * as native from "../../../native/index.js";
 import { Errno, isSystemError, PeerGone } from "../../errors.js";
@@ -90,7 +89,8 @@ export class Connection {
     if (!this.#waits || this.#isClosed) return;
     this.#waits = false;
     const isByPath = this.#path?.isBusy === true && this.#path.position === this.handled;
-    if (isByPath) this.#words[StreamWord.SCAN] = this.#path?.end ?? 0;
+    // The reply to an access in flight may have come since `resumes`, and then that is dealt with.
+    this.#words[StreamWord.SCAN] = isByPath ? (this.#path?.end ?? 0) : this.#words[StreamWord.HANDLED];
     this.#isAgain = !isByPath && this.#buffer.hasPartial;
     this.#flush();
   }

@@ -2,9 +2,11 @@
 import test, { type ExecutionContext } from "ava";
 import { Errno, ProtocolError } from "../../../../shared/errors.js";
 import { KiB, MAX_PENDING_COMMANDS, MiB } from "../../../../shared/limits.js";
-import { Command, DmaAccess, HeaderFlags, RegionAccess } from "../../../../shared/spec/vfio-user.js";
+import { Command, DmaAccess, Header, HeaderFlags, RegionAccess } from "../../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../../shared/vfio-user/backend.js";
+import { DmaMessages } from "../../../../shared/vfio-user/dma/dma-messages.js";
 import type { ServerOptions } from "../../../../shared/vfio-user/server.js";
+import type { Connection } from "../../../../shared/vfio-user/socket/connection.js";
 import { readThroughDma } from "../fake-backend.js";
 import { Fixture } from "../fixture.js";
 import { message, RawClient, type RawMessage, versionBody } from "../raw-client.js";
@@ -197,4 +199,35 @@ test("a client that did not answer the question for its layout is asked again", 
   const second = memory.read(0, target);
   second.catch(() => {});
   t.true(isProbe(await raw.receive()));
+});
+
+test("a process that goes on with a client has other ids, and a reply to the one before is nobody's", async (t) => {
+  const sent: { id: number; command: number; body: Uint8Array }[] = [];
+  const connection = {
+    send(bytes: Uint8Array, offset: number, length: number) {
+      const data = new DataView(bytes.buffer, bytes.byteOffset + offset, length);
+      const { id, command } = Header.view(data);
+      sent.push({ id, command, body: bytes.slice(offset + Header.size, offset + length) });
+    },
+  } as unknown as Connection;
+  const reply = (id: number, flags: number = HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR) => {
+    const bytes = new Uint8Array(0);
+    const body = { bytes, data: new DataView(bytes.buffer), offset: 0, length: 0, fds: [] };
+    return { id, command: Command.DMA_READ, flags, errno: Errno.EINVAL, position: 0, isAgain: false, ...body };
+  };
+  const ids = new Set<number>();
+  for (const life of [0, 1, 2, 63]) {
+    const messages = new DmaMessages(connection, MiB, life);
+    const read = messages.read(0, new Uint8Array(1));
+    const { id } = sent[sent.length - 1];
+    t.false(ids.has(id), `id ${id} in life ${life}`);
+    for (const other of ids) t.true(messages.handleReply(reply(other)), "a late reply");
+    t.is(sent.length, ids.size + 1, "nothing follows from a late reply");
+    ids.add(id);
+    // The layout is known then, and a reply to nothing is still one.
+    t.true(messages.handleReply(reply(id)));
+    t.false(messages.handleReply(reply(id)));
+    messages.close(new Error("over"));
+    await t.throwsAsync(read, { message: "over" });
+  }
 });
