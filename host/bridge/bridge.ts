@@ -23,6 +23,8 @@ import { type TakenState, TakeOver } from "./take-over.js";
 
 /** A device of some queues, vectors and maps takes as many. */
 const FEW_FDS = 256;
+/** The front-end's sockets, its memory, and two eventfds for each of a few queues. */
+const LEAST_FDS = 12;
 /** How often it is looked whether all clients have gone. */
 const ONCE_MS = 100;
 
@@ -144,7 +146,9 @@ export class Bridge {
 
   #share(sessions: number): void {
     this.#shares = Math.max(1, sessions);
-    if (this.#fds() < FEW_FDS) {
+    if (this.#fds() < LEAST_FDS) {
+      this.#log.error({ fds: this.#fds() }, "too few file descriptors for any session to begin: raise LimitNOFILE");
+    } else if (this.#fds() < FEW_FDS) {
       this.#log.warn({ fds: this.#fds() }, "few file descriptors for each session: raise LimitNOFILE");
     }
   }

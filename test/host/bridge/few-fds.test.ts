@@ -51,3 +51,10 @@ test.serial("a client that maps all it can fails alone, and goes on when it unma
   await other.mapMemory({ address: BASE, size: 8 << 20, fd: ram.fd, fdOffset: 0 });
   t.true(bridge.alive);
 });
+
+test.serial("with too few for any session to begin, the operator is told at the start", async (t) => {
+  const bridge = await BridgeProcess.start({ sessions: 2, maxFds: 64 });
+  t.teardown(() => bridge.stop());
+  const error = /"level":50.*"msg":"too few file descriptors for any session to begin: raise LimitNOFILE"/;
+  await t.notThrowsAsync(bridge.logged(error));
+});
