@@ -1,13 +1,14 @@
 /**
  * All targets by name, each loaded when it is wanted. The protocol's ends, vfio-user-server, vfio-user-client,
  * vhost-user, virtqueue-device, virtqueue-driver, access-path and device-access; the link's, link and guest-virtio;
- * what is behind them, endpoint and nvme; and planted, whose bugs must be found.
+ * what is behind them, endpoint, nvme and nvme-lanes; and planted, whose bugs must be found.
  */
 import type { Target } from "../target.js";
 import type { Bug } from "./planted.js";
 
 const load = (module: () => Promise<{ createTarget: Target }>) => async () => (await module()).createTarget;
 const endpoint = (only: "all" | "config") => async () => (await import("./endpoint.js")).endpointTarget(only);
+const nvme = (lanes: number) => async () => (await import("./nvme.js")).nvmeTarget(lanes);
 const bug = (kind: Bug) => async () => (await import("./planted.js")).planted(kind);
 
 const real = {
@@ -22,7 +23,8 @@ const real = {
   "vhost-user": load(() => import("./vhost-user.js")),
   link: load(() => import("./link.js")),
   "guest-virtio": load(() => import("./guest-virtio.js")),
-  nvme: load(() => import("./nvme.js")),
+  nvme: nvme(0),
+  "nvme-lanes": nvme(1),
 };
 
 /** What is fuzzed when no target is named. */
