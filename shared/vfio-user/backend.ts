@@ -157,7 +157,10 @@ export interface ClientVersion {
 /** Sends DMA_READ and DMA_WRITE to the client; rejects with ProtocolError (its errno) or PeerGone. */
 export interface ClientMemory {
   read(address: number, target: Uint8Array): Promise<void>;
-  write(address: number, source: Uint8Array): Promise<void>;
+  /** `sent` is called when all of it was sent. */
+  write(address: number, source: Uint8Array, sent?: () => void): Promise<void>;
+  /** Resolves when the client has dealt with the writes that another process sent it. */
+  settled(): Promise<void>;
   /**
    * Gives up what was not answered and concerns the range, or all: it rejects with ECANCELED, and a late answer changes
    * nothing. A write that was sent may still be carried out.

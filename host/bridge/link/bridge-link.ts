@@ -37,12 +37,12 @@ import { Introduction } from "./introduction.js";
 import { type LinkOptions, LinkParts } from "./link-parts.js";
 import {
   hasDoorbells,
-  kickAll,
   type RestoredClient,
   repairWindow,
   restoreLink,
   type SavedLink,
   saveLink,
+  signalAll,
 } from "./saved-link.js";
 
 export class BridgeLink implements Backend, BackEndDevice {
@@ -97,13 +97,13 @@ export class BridgeLink implements Backend, BackEndDevice {
     const { state } = this.#parts;
     if (backEnd && isOpen) this.#parts.requests.resume(backEnd);
     client.ends?.accesses.passBy(this.#parts.path);
+    this.#parts.dma.restore(client.ends?.memory);
     if (state.isPaused) {
       this.#parts.requests.channel.halt();
       this.#waitForGrace();
     } else if (backEnd) {
       this.#startRings();
-      this.#callDevice(backEnd);
-      kickAll(backEnd);
+      signalAll(backEnd);
     }
     this.#parts.changes.background(() => repairWindow(this.#parts));
     if (state.cause === "violated") this.#demandReset("the bridge was started again");

@@ -1,34 +1,59 @@
 /**
  * DMA by messages: DMA_READ and DMA_WRITE of the device process, passed on to the client and answered; for memory that
  * is not in the window. Only so many are in flight at once; then the device process's next messages wait in their
- * queue.
+ * queue. What is in flight when the bridge dies the next one goes on with: a write is sent once, a read made again.
  */
 import { isAddressRange } from "../../../shared/address.js";
 import { Errno, isSystemError, ProtocolError } from "../../../shared/errors.js";
 import { Command, DmaAccess, Header, HeaderFlags } from "../../../shared/spec/vfio-user.js";
 import type { ClientMemory } from "../../../shared/vfio-user/backend.js";
+import { StateError } from "../state/state-bytes.js";
+import { MAX_TRANSFERS, type Transfer, Transfers } from "../state/transfers.js";
 import type { Channel } from "./channel.js";
 
-/** Transfers in flight; each holds at most one largest transfer in memory. */
-const MAX_TRANSFERS = 16;
+const NOTHING = new Uint8Array(0);
 
 export class DmaRelay {
   /** Transfers so far. */
   transfers = 0;
   readonly #channel: Channel;
   readonly #access = DmaAccess.view();
-  #inFlight = 0;
+  readonly #table: Transfers;
+  /** Of another bridge's. */
+  #restored: Transfer[] = [];
+  /** Slots whose replies wait in the channel. */
+  #replies: number[] = [];
   /** Changes when the client does, or the device process: what comes back later is nobody's. */
   #generation = 0;
 
-  constructor(channel: Channel) {
+  constructor(channel: Channel, table = new Transfers()) {
     this.#channel = channel;
-    channel.onDrained(() => this.#resume());
+    this.#table = table;
+    channel.onDrained(() => this.#drained());
+  }
+
+  /**
+   * Goes on with what another bridge had in flight; the channel is open, or the device process gone. @throws StateError
+   */
+  restore(memory: ClientMemory | undefined): void {
+    const all = this.#table.load();
+    if (all === undefined) throw new StateError("its DMA by messages is damaged");
+    const { open, queuedCount } = this.#channel;
+    for (const transfer of all) {
+      const { slot, reply } = transfer;
+      const isAnswered = reply !== undefined && ((queuedCount - reply) | 0) >= 0;
+      if (isAnswered || !memory || !open) this.#table.release(slot);
+      else this.#restored.push(transfer);
+    }
+    if (memory) for (const transfer of this.#restored) this.#carryOut(transfer, memory);
   }
 
   /** The client is gone, or the device process is. */
   drop(): void {
     this.#generation++;
+    for (let slot = 0; slot < MAX_TRANSFERS; slot++) this.#table.forget(slot);
+    for (const slot of this.#replies.splice(0)) this.#table.release(slot);
+    this.#restored = [];
   }
 
   /**
@@ -52,15 +77,16 @@ export class DmaRelay {
     if (length !== fixed + (isWrite ? count : 0)) throw new ProtocolError(`a DMA of ${count} bytes in ${length}`);
     const silent = (flags & HeaderFlags.NO_REPLY) !== 0;
     const refuse = (errno: number) => {
-      if (!silent)
-        this.#channel.send(id, command, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno, new Uint8Array(0));
+      if (!silent) this.#channel.send(id, command, HeaderFlags.TYPE_REPLY | HeaderFlags.ERROR, errno, NOTHING);
     };
+    // The message that another bridge dealt with last may come again.
+    if (this.#restored.some((each) => each.id === id && each.command === command)) return;
     if (!memory) {
       refuse(Errno.ENODEV);
       return;
     }
     // Transfers of before a reset, which the client has not answered: nothing more is kept until it does.
-    if (this.#inFlight >= MAX_TRANSFERS) {
+    if (this.#table.areFull) {
       refuse(Errno.EAGAIN);
       return;
     }
@@ -68,35 +94,56 @@ export class DmaRelay {
       refuse(Errno.EINVAL);
       return;
     }
-
-    const body = new Uint8Array(DmaAccess.size + count);
-    body.set(bytes.subarray(Header.size, length));
-    const payload = body.subarray(DmaAccess.size);
-    const generation = this.#generation;
     this.transfers++;
-    if (++this.#inFlight >= MAX_TRANSFERS) this.#channel.pause();
-    const transfer = isWrite ? memory.write(address, payload) : memory.read(address, payload);
-    void transfer
-      .then(
-        () => {
-          if (silent || generation !== this.#generation) return;
-          const size = isWrite ? DmaAccess.size : body.length;
-          this.#channel.send(id, command, HeaderFlags.TYPE_REPLY, 0, body, 0, size);
-        },
-        (error) => {
-          if (generation === this.#generation)
-            refuse(error instanceof ProtocolError || isSystemError(error) ? error.errno : Errno.EIO);
-        },
-      )
-      .finally(() => {
-        this.#inFlight--;
-        this.#resume();
-      });
+    const payload = isWrite ? bytes.subarray(fixed, length) : undefined;
+    const slot = this.#table.begin(id, command, flags, address, count, payload);
+    if (this.#table.areFull) this.#channel.pause();
+    this.#carryOut({ slot, serial: 0, id, command, flags, address, count, isSent: false, reply: undefined }, memory);
+  }
+
+  #carryOut(transfer: Transfer, memory: ClientMemory): void {
+    const { slot, address, count } = transfer;
+    const isWrite = transfer.command === Command.DMA_WRITE;
+    const body = new Uint8Array(DmaAccess.size + (isWrite ? 0 : count));
+    this.#access.at(new DataView(body.buffer), 0);
+    this.#access.address = address;
+    this.#access.count = count;
+    let work: Promise<void>;
+    if (!isWrite) work = memory.read(address, body.subarray(DmaAccess.size));
+    else if (transfer.isSent) work = memory.settled();
+    else work = memory.write(address, this.#table.bytes(slot, count), () => this.#table.sent(slot));
+    const generation = this.#generation;
+    void work.then(
+      () => this.#answer(transfer, generation, 0, body),
+      (error) => {
+        const errno = error instanceof ProtocolError || isSystemError(error) ? error.errno : Errno.EIO;
+        this.#answer(transfer, generation, errno, NOTHING);
+      },
+    );
+  }
+
+  #answer({ slot, id, command, flags }: Transfer, generation: number, errno: number, body: Uint8Array): void {
+    const isWanted = generation === this.#generation && (flags & HeaderFlags.NO_REPLY) === 0;
+    if (isWanted) {
+      const type = HeaderFlags.TYPE_REPLY | (errno > 0 ? HeaderFlags.ERROR : 0);
+      this.#table.answering(slot, (this.#channel.queuedCount + 1) >>> 0);
+      this.#channel.send(id, command, type, errno, body);
+    }
+    if (this.#restored.length > 0) this.#restored = this.#restored.filter((each) => each.slot !== slot);
+    // Until the device process has the reply.
+    if (isWanted && this.#channel.backlog > 0) this.#replies.push(slot);
+    else this.#table.release(slot);
+    this.#resume();
+  }
+
+  #drained(): void {
+    if (this.#channel.backlog === 0) for (const slot of this.#replies.splice(0)) this.#table.release(slot);
+    this.#resume();
   }
 
   /** Lets the device process go on, if there is room for what it may ask. */
   #resume(): void {
     if (this.#channel.congested) this.#channel.pause();
-    else if (this.#inFlight < MAX_TRANSFERS) this.#channel.resume();
+    else if (!this.#table.areFull) this.#channel.resume();
   }
 }

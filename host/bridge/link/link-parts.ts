@@ -68,7 +68,7 @@ export class LinkParts {
     this.allocation = new WindowAllocation(window, log, this.control);
     this.maps = new ClientMaps(state, this.changes, this.requests, this.allocation, stateMemory, log);
     this.sharing = new Sharing(this.allocation, this.requests, stateMemory);
-    this.dma = new DmaRelay(this.requests.channel);
+    this.dma = new DmaRelay(this.requests.channel, stateMemory.transfers);
     this.doorbells = new Doorbells(fds, stateMemory.fds);
     this.interrupts = new ClientInterrupts(state, this.changes, this.requests, this.doorbells, stateMemory, log);
     this.process = new DeviceProcess(this);

@@ -75,9 +75,10 @@ export async function repairWindow({ window, maps, sharing }: LinkParts): Promis
   await sharing.memories.repair();
 }
 
-/** What the driver kicked for, and the bridge before had begun to look at, is looked at. */
-export function kickAll(backEnd: BackEnd): void {
+/** What the driver kicked for, and the bridge before had begun to look at, is looked at; and the driver looks, too. */
+export function signalAll(backEnd: BackEnd): void {
   for (const queue of [Queue.TO_DEVICE, Queue.FROM_DEVICE, Queue.COPY]) {
+    backEnd.call(queue);
     const kick = backEnd.kickFd(queue);
     if (kick >= 0) eventfdWrite(kick);
   }

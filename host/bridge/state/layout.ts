@@ -27,6 +27,7 @@ import { PATH_STATE_SIZE } from "../../../shared/vfio-user/socket/access-path.js
 import { STREAM_SIZE } from "../../../shared/vfio-user/socket/stream-memory.js";
 import { PENDING_IDS_SIZE } from "./pending-ids.js";
 import { hashText } from "./state-bytes.js";
+import { TRANSFERS_SIZE } from "./transfers.js";
 
 /** "VVUSTATE". */
 export const MAGIC_LOW = 0x53555656;
@@ -196,6 +197,8 @@ interface SessionLayout {
   /** The access path's, and the ids of commands that the device process has not answered. */
   readonly path: number;
   readonly pendingIds: number;
+  /** DMA by messages that the device process waits for. */
+  readonly transfers: number;
   readonly streams: Readonly<Record<StreamName, number>>;
   readonly size: number;
 }
@@ -224,6 +227,7 @@ function layOut(): SessionLayout {
     slots: map(slots, (name) => take(slotSize(name) * SLOTS[name].count, PAGE_SIZE)),
     path: take(PATH_STATE_SIZE, PAGE_SIZE),
     pendingIds: take(PENDING_IDS_SIZE),
+    transfers: take(TRANSFERS_SIZE, PAGE_SIZE),
     streams: map(STREAMS, () => take(STREAM_SIZE, PAGE_SIZE)),
     size: take(0, PAGE_SIZE),
   };

@@ -33,6 +33,7 @@ import { PENDING_IDS_SIZE, PendingIds } from "./pending-ids.js";
 import { readState, type SavedState } from "./read-state.js";
 import { checkOf, hashText, StateBytes } from "./state-bytes.js";
 import { Pair, Slots } from "./tables.js";
+import { TRANSFERS_SIZE, Transfers } from "./transfers.js";
 
 /** What a session is. */
 export interface SessionIdentity {
@@ -142,6 +143,11 @@ export class StateMemory {
   /** Ids of commands that the device process has not answered. */
   get pendingIds(): PendingIds {
     return new PendingIds(new Uint8Array(this.bytes.buffer, LAYOUT.pendingIds, PENDING_IDS_SIZE));
+  }
+
+  /** DMA by messages that the device process waits for. */
+  get transfers(): Transfers {
+    return new Transfers(new Uint8Array(this.bytes.buffer, LAYOUT.transfers, TRANSFERS_SIZE));
   }
 
   word(name: WordName): number {

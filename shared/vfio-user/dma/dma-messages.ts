@@ -54,6 +54,7 @@ interface Request extends Range {
   readonly bytes: Uint8Array;
   /** In ticks of the table: a request that waits to be sent is as old as one that was. */
   readonly startedAt: number;
+  readonly sent: (() => void) | undefined;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
 }
@@ -91,8 +92,13 @@ export class DmaMessages implements ClientMemory {
     return this.#transfer(Command.DMA_READ, address, target);
   }
 
-  write(address: number, source: Uint8Array): Promise<void> {
-    return this.#transfer(Command.DMA_WRITE, address, source);
+  write(address: number, source: Uint8Array, sent?: () => void): Promise<void> {
+    return this.#transfer(Command.DMA_WRITE, address, source, sent);
+  }
+
+  /** A client deals with one after the other, and the first DMA asks it something. */
+  settled(): Promise<void> {
+    return this.#layout === undefined ? this.#probed(Command.DMA_READ, 0, 1) : Promise.resolve();
   }
 
   /** A reply of the client's. False when it is one to nothing. */
@@ -152,7 +158,7 @@ export class DmaMessages implements ClientMemory {
     for (const request of [...this.#sent.dropAll(), ...this.#waiting.splice(0)]) request.reject(reason);
   }
 
-  async #transfer(command: number, address: number, bytes: Uint8Array): Promise<void> {
+  async #transfer(command: number, address: number, bytes: Uint8Array, sent?: () => void): Promise<void> {
     if (bytes.length === 0) return;
     if (!isAddressRange(address, bytes.length)) {
       throw new ProtocolError(`no DMA address: ${formatAddress(address)}`, Errno.EINVAL, command);
@@ -161,7 +167,7 @@ export class DmaMessages implements ClientMemory {
       await this.#probed(command, address, bytes.length);
     }
     const most = command === Command.DMA_READ ? Math.min(this.#maxDataXferSize, MAX_READ_COUNT) : this.#maxDataXferSize;
-    if (bytes.length <= most) return this.#request(command, address, bytes.length, bytes);
+    if (bytes.length <= most) return this.#request(command, address, bytes.length, bytes, sent);
     if (bytes.length > most * MAX_DMA_REQUESTS) {
       throw new ProtocolError(`a DMA of ${bytes.length} bytes in parts of ${most}`, Errno.EBUSY, command);
     }
@@ -201,12 +207,12 @@ export class DmaMessages implements ClientMemory {
     }
   }
 
-  #request(command: number, address: number, count: number, bytes: Uint8Array): Promise<void> {
+  #request(command: number, address: number, count: number, bytes: Uint8Array, sent?: () => void): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.#gone !== undefined) return reject(this.#gone);
       if (this.#waiting.length >= MAX_DMA_REQUESTS)
         return reject(new ProtocolError("too many DMAs at once", Errno.EBUSY, command));
-      this.#waiting.push({ command, address, count, bytes, startedAt: this.#sent.now, resolve, reject });
+      this.#waiting.push({ command, address, count, bytes, startedAt: this.#sent.now, sent, resolve, reject });
       this.#sendWaiting();
     });
   }
@@ -221,6 +227,7 @@ export class DmaMessages implements ClientMemory {
       if (isWrite) this.#writeBytes += request.count;
       const id = this.#sent.take(request.command, request, false, request.startedAt);
       this.#send(id, request, isWrite ? request.bytes : NO_BYTES);
+      request.sent?.();
     }
   }
 

@@ -12,6 +12,8 @@ test("transfers of before a reset count as long as the client has not answered t
   const errnos: number[] = [];
   const channel = {
     congested: false,
+    backlog: 0,
+    queuedCount: 0,
     onDrained: () => {},
     pause: () => {
       isPaused = true;
@@ -25,7 +27,7 @@ test("transfers of before a reset count as long as the client has not answered t
   };
   const unanswered: (() => void)[] = [];
   const never = () => new Promise<void>((resolve) => unanswered.push(resolve));
-  const memory: ClientMemory = { read: never, write: never, abandon: () => {} };
+  const memory: ClientMemory = { read: never, write: never, abandon: () => {}, settled: never };
   const relay = new DmaRelay(channel as unknown as Channel);
   const bytes = message(1, Command.DMA_READ, 0, DmaAccess.encode({ address: 0x1000, count: 64 }));
   const data = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
