@@ -60,9 +60,10 @@ export class ClientDma {
     this.#life = life + 1;
     if (twin !== 0 && keeper) {
       this.twin = this.#makeTwin([keeper.take(twin), -1], loadStream(keeper.twin));
-      this.twin.connection.goOn();
     }
     this.#begin(maxDataXferSize);
+    // Replies to the process before may be here already.
+    this.twin?.connection.goOn();
   }
 
   close(reason: PeerGone): void {
