@@ -22,6 +22,7 @@ type Outcome = "done" | "late" | "futile";
 export class DeviceCallbacks {
   readonly #device: Device;
   readonly #deadlineMs: number;
+  readonly #answerMs: number;
   readonly #log: Log;
   readonly #jobs = new Set<Promise<void>>();
   /** From a pause on until the device is resumed; and until it has resumed. */
@@ -36,9 +37,11 @@ export class DeviceCallbacks {
   /** What exceeded its deadline and has not finished. */
   readonly #late = new Set<Promise<void>>();
 
-  constructor(device: Device, deadlineMs: number, log: Log) {
+  /** `answerMs`: how long a client that is asked for its memory may say nothing before it is not waited for. */
+  constructor(device: Device, deadlineMs: number, log: Log, answerMs = DMA_ANSWER_MS) {
     this.#device = device;
     this.#deadlineMs = deadlineMs;
+    this.#answerMs = answerMs;
     this.#log = log;
   }
 
@@ -192,11 +195,11 @@ export class DeviceCallbacks {
       };
       const check = () => {
         if (isFutile?.()) end("futile");
-        else stopChecks = startDeadline(DMA_ANSWER_MS, check);
+        else stopChecks = startDeadline(this.#answerMs, check);
       };
       const deadlineMs = this.#late.size > 0 ? 0 : this.#deadlineMs;
       const stop = startDeadline(deadlineMs, () => end(isFutile?.() ? "futile" : "late"));
-      if (isFutile !== undefined) stopChecks = startDeadline(DMA_ANSWER_MS, check);
+      if (isFutile !== undefined) stopChecks = startDeadline(this.#answerMs, check);
       void finished.then(() => end("done"));
     });
   }

@@ -96,12 +96,12 @@ export class DeviceEndpoint implements Endpoint {
   readonly #info: InfoReplies;
   readonly #accesses: RegionAccesses;
   /** @throws DeclarationError or RangeError when the device is none, or contradicts itself: an author's bug */
-  constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS) {
+  constructor(device: Device, link: Link, log: Log, quiesceDeadlineMs = QUIESCE_DEADLINE_MS, dmaAnswerMs?: number) {
     checkDeclaration(device);
     this.#device = device;
     this.#link = link;
     this.#log = log;
-    this.callbacks = new DeviceCallbacks(device, quiesceDeadlineMs, log);
+    this.callbacks = new DeviceCallbacks(device, quiesceDeadlineMs, log, dmaAnswerMs);
     const requestReset = () => {
       this.#resetRequested = true;
     };

@@ -32,8 +32,12 @@ const log: Log = pino(
 
 const ownFds = () => readdirSync("/proc/self/fd").length;
 
-function ownMemory(): number {
-  for (let n = 0; n < 3; n++) globalThis.gc?.();
+async function ownMemory(): Promise<number> {
+  for (let n = 0; n < 5; n++) {
+    globalThis.gc?.();
+    // What is the addon's is given back behind a collection, in a turn of its own.
+    await delay(SETTLE_MS);
+  }
   const { heapUsed, external } = process.memoryUsage();
   return heapUsed + external;
 }
@@ -58,7 +62,7 @@ async function main(): Promise<void> {
   const target = await targets[name]?.();
   if (target === undefined) throw new Error(`no target ${name}: there are ${Object.keys(targets).join(", ")}`);
   const instance = await target({ trace, log });
-  const measure = () => [ownMemory(), instance.memory?.() ?? 0];
+  const measure = async () => [await ownMemory(), instance.memory?.() ?? 0];
   const end = Date.now() + Number(seconds) * 1000;
   // Twice, so that what is opened once for all is there.
   for (let n = 0; n < 2; n++) await instance.probe();
@@ -73,10 +77,10 @@ async function main(): Promise<void> {
     trace.note("probe");
     await check(instance, fds);
     trace.done();
-    if (rounds === WARM_UP_ROUNDS) before = measure();
+    if (rounds === WARM_UP_ROUNDS) before = await measure();
   }
   if (before !== undefined) {
-    const after = measure();
+    const after = await measure();
     const measured = rounds - WARM_UP_ROUNDS;
     for (const [index, slack] of [MEMORY_SLACK, MEMORY_SLACK_ELSEWHERE].entries()) {
       const growth = after[index] - before[index];

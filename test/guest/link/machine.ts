@@ -107,6 +107,8 @@ async function virtioTransport(options: FrontEndOptions, isolated: boolean): Pro
 export interface MachineOptions extends FrontEndOptions {
   readonly capabilities?: PciCapabilities;
   readonly quiesceDeadlineMs?: number;
+  /** How long the client may be busy with something else. */
+  readonly dmaAnswerMs?: number;
   readonly client?: ClientOptions;
   /** Over the virtio link without event indices, too. */
   readonly withFlags?: boolean;
@@ -116,7 +118,7 @@ export interface MachineOptions extends FrontEndOptions {
 export async function connectDevice<D extends Device>(kind: Kind, device: D, options: MachineOptions = {}) {
   const transport = kind === "local" ? localTransport() : await virtioTransport(options, kind === "isolated");
   const { link, socket, close: closeLink } = transport;
-  const endpoint = new DeviceEndpoint(device, link, quietLog, options.quiesceDeadlineMs);
+  const endpoint = new DeviceEndpoint(device, link, quietLog, options.quiesceDeadlineMs, options.dmaAnswerMs);
   await endpoint.start();
   await link.open(endpoint);
   const client = await Client.connect(socket, options.client);

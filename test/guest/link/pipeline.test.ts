@@ -175,7 +175,8 @@ for (const dmaLayout of ["specification", "qemu"] as const) {
         }
         t.true(device.events.includes("quiesce"));
       },
-      { client: { dmaLayout, capabilities: { twinSocket } }, withFlags: true },
+      // The client is in this process, which may be slow.
+      { client: { dmaLayout, capabilities: { twinSocket } }, withFlags: true, dmaAnswerMs: 1500 },
     );
   }
 }
