@@ -1,6 +1,7 @@
 /** The bridge as its users start it: a process, its sockets, and its log as lines to wait for. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { PROJECT_ROOT } from "./environment.js";
@@ -27,8 +28,8 @@ export class BridgeProcess {
   readonly #exited: Promise<unknown>;
   readonly #wakeUps = new WakeUps();
 
-  /** The sockets are made in `directory`, which stays the caller's. */
-  constructor(directory: string, devices = 1) {
+  /** The sockets are made in `directory`, which stays the caller's. `args` are more for its command line. */
+  constructor(directory: string, devices = 1, args: readonly string[] = []) {
     this.sockets = Array.from({ length: devices }, (_, n) => ({
       vfioUser: join(directory, `vfio-user${n || ""}.sock`),
       vhostUser: join(directory, `vhost-user${n || ""}.sock`),
@@ -39,7 +40,7 @@ export class BridgeProcess {
       ...["--socket-path", vfioUser],
       ...["--vhost-user-socket-path", vhostUser],
     ]);
-    const node = [process.execPath, main, ...pairs, "--control", this.control, "--log-level", "debug"];
+    const node = [process.execPath, main, ...pairs, "--control", this.control, "--log-level", "debug", ...args];
     this.#child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...node], { stdio: ["ignore", "inherit", "pipe"] });
     this.#exited = once(this.#child, "close").finally(() => this.#wakeUps.wake());
     const reader = createInterface({ input: this.#child.stderr as NonNullable<ChildProcess["stderr"]> });
@@ -77,6 +78,12 @@ export class BridgeProcess {
 
   get pid(): number | undefined {
     return this.#child.pid;
+  }
+
+  /** With --supervised, the process below that is the bridge for now; undefined between two. */
+  get supervisedPid(): number | undefined {
+    const [child] = readFileSync(`/proc/${this.pid}/task/${this.pid}/children`, "utf8").split(" ");
+    return child === "" ? undefined : Number(child);
   }
 
   get alive(): boolean {

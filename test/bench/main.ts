@@ -13,6 +13,7 @@ import { keep, load, type Report, table } from "./report.js";
 import type { Topic } from "./row.js";
 import { type Result, runTopic } from "./run.js";
 import { access } from "./topics/access.js";
+import { deaths } from "./topics/deaths.js";
 import { dma } from "./topics/dma.js";
 import { doorbells } from "./topics/doorbells.js";
 import { floods } from "./topics/floods.js";
@@ -82,6 +83,7 @@ async function main(): Promise<void> {
       await measure(holes);
       await measure(sessions);
       await measure(floods);
+      await measure(deaths);
       await measure(heap);
     }
     progress("");

@@ -27,6 +27,8 @@ export interface ProductOptions {
   readonly user?: vms.DeviceUser;
   /** A block device of the device VM's own, /dev/vda there: its size, and that of its sectors in bytes. */
   readonly drive?: { readonly sizeMiB: number; readonly sector: number };
+  /** The bridge has its supervisor. */
+  readonly supervised?: boolean;
 }
 
 export class Product {
@@ -40,10 +42,17 @@ export class Product {
   /**
    * Starts it all and waits for the disks. Whatever comes of it, nothing is left behind after `stop` or a rejection.
    */
-  static async start({ diskMiB, disks = 1, image, drive, user = "user" }: ProductOptions): Promise<Product> {
+  static async start({
+    diskMiB,
+    disks = 1,
+    image,
+    drive,
+    user = "user",
+    supervised = false,
+  }: ProductOptions): Promise<Product> {
     const environment = await prepareVmEnvironment();
     const directory = await mkdtemp(join(tmpdir(), "vfio-user-vm-"));
-    const bridge = new BridgeProcess(directory, disks);
+    const bridge = new BridgeProcess(directory, disks, supervised ? ["--supervised"] : []);
     let product: Product | undefined;
     try {
       await bridge.listening();
