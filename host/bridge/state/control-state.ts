@@ -16,8 +16,12 @@ export class ControlState {
   /** It did not fit the last time. */
   isTooLarge = false;
 
-  constructor(bytes: StateBytes) {
+  readonly #written: () => void;
+
+  /** `written`: called when no state before the one that is the case now counts any more. */
+  constructor(bytes: StateBytes, written: () => void = () => {}) {
     this.#bytes = bytes;
+    this.#written = written;
   }
 
   /** From now on the state is what `save` returns. */
@@ -69,12 +73,15 @@ export class ControlState {
   };
 
   #write(): void {
-    if (this.#save === undefined) return;
     this.#isDirty = false;
-    const bytes = this.#bytes;
-    const text = Buffer.from(JSON.stringify(this.#save()));
+    if (this.#save !== undefined) this.#store(Buffer.from(JSON.stringify(this.#save())));
+    this.#written();
+  }
+
+  #store(text: Buffer): void {
     this.isTooLarge = text.length > MAX_CONTROL_SIZE;
     if (this.isTooLarge) return;
+    const bytes = this.#bytes;
     const which = bytes.word(LAYOUT.control) === 1 ? 2 : 1;
     const at = LAYOUT.controlCopies[which - 1];
     const end = at + Control.size + text.length;

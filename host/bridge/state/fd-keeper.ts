@@ -39,14 +39,25 @@ export class FdKeeper {
   readonly #byFd = new Map<number, Entry>();
   readonly #byId = new Map<number, Entry>();
   readonly #byFile = new Map<string, Entry>();
+  /** Closed here, and still in the store: what is written of the control state may name them. */
+  readonly #ended: Entry[] = [];
+  readonly #noteEnd: () => void;
   /** What came back, and nobody has taken yet. */
   readonly #untaken = new Map<number, number>();
 
-  constructor(bytes: StateBytes, slots: Slots<"fds">, session: number, store: Store | undefined) {
+  /** `noteEnd`: called when one was closed; `removeEnded` is to follow when the control state was written. */
+  constructor(
+    bytes: StateBytes,
+    slots: Slots<"fds">,
+    session: number,
+    store: Store | undefined,
+    noteEnd: () => void = () => this.removeEnded(),
+  ) {
     this.#bytes = bytes;
     this.#slots = slots;
     this.#session = session;
     this.#store = store;
+    this.#noteEnd = noteEnd;
   }
 
   /**
@@ -88,7 +99,13 @@ export class FdKeeper {
     if (entry.fds.size > 0) return;
     this.#byId.delete(entry.id);
     if (entry.file !== undefined) this.#byFile.delete(entry.file);
-    this.#remove(entry.id, entry.slot);
+    this.#ended.push(entry);
+    this.#noteEnd();
+  }
+
+  /** Nothing that is written names those that were closed. */
+  removeEnded(): void {
+    for (const { id, slot } of this.#ended.splice(0)) this.#remove(id, slot);
   }
 
   /** Closes a descriptor that this process made. */
@@ -157,6 +174,7 @@ export class FdKeeper {
   end(): void {
     this.sweep();
     for (const fd of [...this.#byFd.keys()]) closePeerFd(fd);
+    this.removeEnded();
   }
 
   #refer(entry: Entry, fd: number): void {

@@ -71,8 +71,8 @@ export class StateMemory {
       Object.fromEntries(Object.keys(names).map((name) => [name, make(name as Name)]));
     this.#pairs = entries(PAIRS, (name: PairName) => new Pair(bytes, name)) as unknown as Pairs;
     this.#slots = entries(SLOTS, (name: SlotsName) => new Slots(bytes, name)) as unknown as AllSlots;
-    this.control = new ControlState(bytes);
-    this.fds = new FdKeeper(bytes, this.slots("fds"), number, store);
+    this.control = new ControlState(bytes, () => this.fds.removeEnded());
+    this.fds = new FdKeeper(bytes, this.slots("fds"), number, store, () => this.control.touch());
   }
 
   /** One that nobody goes on with: for what has no session. */
