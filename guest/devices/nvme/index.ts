@@ -28,7 +28,8 @@ export const DEFAULT_QUEUES = 16;
 export const MAX_QUEUES = 64;
 const MAX_NAMESPACES = 64;
 /** Threads that serve I/O queues when nothing else is asked for, and at most. */
-export const DEFAULT_LANES = 1;
+/** None: a thread may sleep through the answer to a command that it had sent up. */
+export const DEFAULT_LANES = 0;
 export const MAX_LANES = 16;
 
 /** 1 MiB for one command. */
