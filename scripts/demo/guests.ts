@@ -9,6 +9,7 @@ import { UserError } from "../../shared/errors.js";
 import { type Command, prepareVmEnvironment } from "../vm/environment.js";
 import { initScript } from "../vm/init.js";
 import { deviceVmBase, driverVmBase, projectEntries, userEntries, writeInitrd } from "../vm/initramfs.js";
+import { quote } from "../vm/quote.js";
 import { failed, table } from "./report.js";
 
 const USAGE = `Usage: npm run guests -- DIRECTORY
@@ -41,11 +42,6 @@ async function main(args: readonly string[]): Promise<void> {
 function launcher({ program, args, environment }: Command): string {
   const variables = Object.entries(environment).map(([name, value]) => `export ${name}=${quote(value)}\n`);
   return `#!/bin/sh\n${variables.join("")}exec ${[program, ...args].map(quote).join(" ")} "$@"\n`;
-}
-
-/** One word of a shell. */
-function quote(text: string): string {
-  return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 try {

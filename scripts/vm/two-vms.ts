@@ -23,6 +23,7 @@ import {
   writeInitrd,
 } from "./initramfs.js";
 import { Vm } from "./qemu.js";
+import { quote } from "./quote.js";
 
 export const BOOT_MS = 180_000;
 export const COMMAND_MS = 120_000;
@@ -110,7 +111,7 @@ export async function startNvme(
   if (user === "user") {
     const files = [file, ...[...options.matchAll(/--file[= ](\S+)/g)].map(([, path]) => path)];
     await vm.check(`${giveToUser(pci)}\nchown ${DEVICE_USER} ${files.join(" ")}`, COMMAND_MS);
-    command = `su ${DEVICE_USER} -c 'exec ${command}'`;
+    command = `su ${DEVICE_USER} -c ${quote(`exec ${command}`)}`;
   }
   // What an earlier process said stays in the log, but is not taken for this one's word.
   const lines = Number(await vm.check(`touch ${log}; wc -l <${log}`, COMMAND_MS));
