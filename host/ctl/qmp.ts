@@ -30,6 +30,7 @@ export const PLUG: CommandRow = {
     { name: "id", value: "NAME", summary: "the device's name in QEMU (default: vfio-user)" },
     { name: "bus", value: "NAME", summary: "a PCI Express root port (default: the first that has nothing behind it)" },
     { name: "queues", value: "N", summary: "queues of a device VM's device: 6 more than the NVMe's (default: 22)" },
+    { name: "physical", summary: "a device VM without an IOMMU: its process is root, and has huge pages" },
   ],
 };
 
@@ -133,7 +134,8 @@ async function plug(qmp: QmpClient, given: Given, id: string): Promise<string> {
   await qmp.execute("chardev-add", { id: chardev, backend: { type: "socket", data } });
   try {
     const own = { "virtio-id": VIRTIO_ID, num_vqs: queues, config_size: CONFIG_SIZE };
-    await qmp.execute("device_add", { driver: DEVICE_VM_DEVICE, id, bus, chardev, ...own });
+    const iommu_platform = !given.has("physical");
+    await qmp.execute("device_add", { driver: DEVICE_VM_DEVICE, id, bus, chardev, iommu_platform, ...own });
   } catch (error) {
     await qmp.execute("chardev-remove", { id: chardev }).catch(() => {});
     throw error;
