@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ring_layout.h"
+
 // Where a ring stands. TypeScript owns the memory and has the same table (DriverState).
 struct DriverState {
   uint32_t next_available;
@@ -19,7 +21,7 @@ struct DriverState {
   uint32_t in_flight;
 };
 
-class DriverRing {
+class DriverRing : private RingLayout {
  public:
   struct Used {
     uint32_t id;
@@ -113,28 +115,9 @@ class DriverRing {
   }
 
  private:
-  static constexpr uint32_t kDescriptorSize = 16;
-  static constexpr uint32_t kUsedEntrySize = 8;
-  static constexpr uint32_t kEntriesOffset = 4;
-  // Of both rings, in words of 16 bits.
-  static constexpr uint32_t kFlags = 0;
-  static constexpr uint32_t kIndex = 1;
-  static constexpr uint32_t kEntries = 2;
-  static constexpr uint16_t kWrite = 2;
-  static constexpr uint16_t kNoNotify = 1;
-  static constexpr uint16_t kNoInterrupt = 1;
   // In place of the length of a buffer that the device may write.
   static constexpr double kReadOnly = -1;
   static constexpr double kNotInFlight = -2;
-
-  template <typename Word>
-  static Word Load(const Word* from) {
-    return __atomic_load_n(from, __ATOMIC_RELAXED);
-  }
-  template <typename Word>
-  static void Store(Word* to, Word value) {
-    __atomic_store_n(to, value, __ATOMIC_RELAXED);
-  }
 
   uint16_t* UsedWord(uint32_t index) const { return reinterpret_cast<uint16_t*>(used_) + index; }
 

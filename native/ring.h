@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "ring_layout.h"
+
 // Where a ring stands. TypeScript owns the memory and has the same table (shared/virtqueue/device.ts, RingState).
 struct RingState {
   uint32_t running;
@@ -63,7 +65,7 @@ class GuestMemory {
   size_t last_ = 0;
 };
 
-class DeviceRing {
+class DeviceRing : private RingLayout {
  public:
   struct Buffer {
     uint8_t* bytes;
@@ -143,26 +145,6 @@ class DeviceRing {
   uint32_t NextUsed() const { return (state_->next_used + 1) & 0xffff; }
 
  private:
-  static constexpr uint32_t kDescriptorSize = 16;
-  static constexpr uint32_t kUsedEntrySize = 8;
-  static constexpr uint32_t kEntriesOffset = 4;
-  // Of both rings, in words of 16 bits.
-  static constexpr uint32_t kFlags = 0;
-  static constexpr uint32_t kIndex = 1;
-  static constexpr uint32_t kEntries = 2;
-  static constexpr uint16_t kWrite = 2;
-  static constexpr uint16_t kNoNotify = 1;
-  static constexpr uint16_t kNoInterrupt = 1;
-
-  template <typename Word>
-  static Word Load(const Word* from) {
-    return __atomic_load_n(from, __ATOMIC_RELAXED);
-  }
-  template <typename Word>
-  static void Store(Word* to, Word value) {
-    __atomic_store_n(to, value, __ATOMIC_RELAXED);
-  }
-
   uint16_t* UsedWord(uint32_t index) { return reinterpret_cast<uint16_t*>(used_) + index; }
 
   uint16_t Waiting() const {
