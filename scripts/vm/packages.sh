@@ -67,6 +67,19 @@ Dir::Etc::preferencesparts "/dev/null";
 CONF
 }
 
+# For a tree that is complete when it is there: says where it is and ends then; otherwise begins it, with $1 MiB.
+begin_own_tree() {
+  if [[ -d $tree ]]; then report_tree; fi
+  take_lock
+  if [[ -d $tree ]]; then report_tree; fi
+  begin_tree "$1"
+}
+
+report_tree() {
+  printf 'tree=%s\n' "$tree"
+  exit 0
+}
+
 finish_tree() {
   rm -rf "$tree"
   mv -T "$work/tree" "$tree"

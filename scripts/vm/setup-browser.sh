@@ -12,17 +12,7 @@ recipe=1 # one more whenever the tree's contents change
 suite=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-stable}")
 tree=$prefix/browser-$recipe
 
-report() {
-  printf 'tree=%s\n' "$tree"
-  exit 0
-}
-
-is_complete() { [[ -d $tree ]]; }
-
-if is_complete; then report; fi
-take_lock
-if is_complete; then report; fi
-begin_tree 900
+begin_own_tree 900
 
 read_lists "$suite"
 say "downloading Chromium, its libraries and promtool (about 200 MB)"
@@ -35,4 +25,4 @@ cat >"$work/tree/fonts.conf" <<CONF
 <fontconfig><dir>$tree/root/usr/share/fonts</dir></fontconfig>
 CONF
 finish_tree
-report
+report_tree

@@ -12,18 +12,8 @@ recipe=1 # one more whenever the tree's contents change
 packages=(systemd-sysv udev dbus kmod procps iproute2 psmisc lintian libvirt-clients libxml2-utils)
 tree=$prefix/debian-$recipe
 
-report() {
-  printf 'tree=%s\n' "$tree"
-  exit 0
-}
-
-is_complete() { [[ -d $tree ]]; }
-
-if is_complete; then report; fi
-[[ $(id -u) == 0 ]] || fail "only root can make systems of Debian: run it as root."
-take_lock
-if is_complete; then report; fi
-begin_tree 1500
+[[ -d $tree || $(id -u) == 0 ]] || fail "only root can make systems of Debian: run it as root."
+begin_own_tree 1500
 rmdir "$work/tree/root"
 
 read_lists bookworm
@@ -46,4 +36,4 @@ bootstrap() {
 bootstrap fresh ca-certificates
 bootstrap system "${packages[@]}"
 finish_tree
-report
+report_tree

@@ -16,17 +16,7 @@ modules=(xfs virtio_mem virtio_balloon)
 newer_modules=(virtio_iommu)
 tree=$prefix/vm-extra-$recipe
 
-report() {
-  printf 'tree=%s\n' "$tree"
-  exit 0
-}
-
-is_complete() { [[ -d $tree ]]; }
-
-if is_complete; then report; fi
-take_lock
-if is_complete; then report; fi
-begin_tree 1200
+begin_own_tree 1200
 
 read_lists "${suites[@]}"
 say "downloading the long tests' guest programs (about 60 MB, 150 packages)"
@@ -37,4 +27,4 @@ for suite in "${suites[@]}"; do
   fetch_kernel "$suite" "$work/tree/kernels/$suite" "${wanted[@]}"
 done
 finish_tree
-report
+report_tree

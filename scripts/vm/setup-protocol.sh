@@ -10,17 +10,7 @@ recipe=1 # one more whenever the tree's contents change
 suite=trixie
 tree=$prefix/protocol-$recipe
 
-report() {
-  printf 'tree=%s\n' "$tree"
-  exit 0
-}
-
-is_complete() { [[ -d $tree ]]; }
-
-if is_complete; then report; fi
-take_lock
-if is_complete; then report; fi
-begin_tree 700
+begin_own_tree 700
 
 read_lists "$suite"
 say "downloading tshark (about 60 MB, 100 packages)"
@@ -30,4 +20,4 @@ unpack_packages "$suite" tshark python3-kaitaistruct
 mkdir "$work/tree/root/usr/lib/x86_64-linux-gnu/plugins"
 echo 'run_user_scripts_when_superuser = true' >"$work/tree/root/usr/lib/x86_64-linux-gnu/plugins/init.lua"
 finish_tree
-report
+report_tree
