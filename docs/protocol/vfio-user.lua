@@ -1,4 +1,4 @@
--- A Wireshark dissector for what --pcap records: vfio-user and virtio-vfio-user. Copy it into Wireshark's folder of
+-- A Wireshark dissector for recorded messages of vfio-user and virtio-vfio-user. Copy it into Wireshark's folder of
 -- personal Lua plugins, or name it: tshark -X lua_script:vfio-user.lua -r FILE
 --
 -- Made by `npm run protocol` from shared/spec: not to be edited.

@@ -5,7 +5,7 @@ meta:
   license: Apache-2.0
   ks-version: "0.10"
   endian: le
-doc: A packet of a file that --pcap wrote. The link type of its interface says whose the message is.
+doc: A packet of a recording. The link type of its interface says whose the message is.
 seq:
   - id: head
     type: capture_head

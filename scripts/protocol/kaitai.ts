@@ -56,11 +56,11 @@ export function kaitai(protocol: Protocol): string {
   return print({ meta: meta(id, title), doc, seq, instances, types, enums: enums(protocol) });
 }
 
-/** What `--pcap` puts in front of each message. */
+/** What stands in front of each recorded message. */
 export function kaitaiCapture(): string {
   return print({
     meta: meta("vfio_user_capture", "A recorded message of vfio-user or of virtio-vfio-user"),
-    doc: "A packet of a file that --pcap wrote. The link type of its interface says whose the message is.",
+    doc: "A packet of a recording. The link type of its interface says whose the message is.",
     seq: [
       { id: "head", type: "capture_head" },
       { id: "message", "size-eos": true },

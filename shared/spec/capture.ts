@@ -1,5 +1,5 @@
 /**
- * A recorded message (`--pcap`): what stands in front of it in each packet of a pcapng file. The interface that a
+ * A recorded message: what stands in front of it in each packet of a pcapng file. The interface that a
  * packet belongs to says which session it is of, and by its link type, which protocol.
  */
 import { struct } from "../struct/struct.js";
